@@ -1,0 +1,1 @@
+"""Kata Containers in Python: containers that run in a lightweight virtual machine of their own."""
