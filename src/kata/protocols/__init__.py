@@ -1,0 +1,1 @@
+"""Messages and services that cross a process boundary: .proto sources and the modules generated from them."""
