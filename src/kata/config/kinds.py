@@ -1,0 +1,214 @@
+"""The kinds of value that a setting can have: how each is checked, read from an annotation, described and written.
+
+A kind knows nothing of the setting that uses it. `check` and `parse` raise a plain ValueError; who calls them knows the
+file, the section and the key, and puts `expected` into the sentence that the user reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
+_PATH_MAX = 4096
+
+
+class Kind(Protocol):
+    """What a setting's value may be."""
+
+    @property
+    def name(self) -> str:
+        """One word for tables: integer, path, ..."""
+
+    @property
+    def expected(self) -> str:
+        """What goes after "expected" in an error message."""
+
+    def check(self, value: object) -> object:
+        """The typed value of what TOML gave; ValueError if it is not of this kind."""
+
+    def parse(self, text: str) -> object:
+        """The typed value of an annotation's text; ValueError if it is not of this kind."""
+
+    def toml(self, value: object) -> str:
+        """The value as TOML writes it."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    name: str = "boolean"
+    expected: str = "true or false"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def parse(self, text: str) -> bool:
+        # What Go's strconv.ParseBool takes, because that is what pods are written for.
+        if text in ("1", "t", "T", "true", "TRUE", "True"):
+            return True
+        if text in ("0", "f", "F", "false", "FALSE", "False"):
+            return False
+        raise ValueError
+
+    def toml(self, value: object) -> str:
+        return "true" if value else "false"
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number in a range; `round_up` also takes a fraction and makes it whole (vCPUs in Kata's files)."""
+
+    minimum: int
+    maximum: int
+    unit: str = ""
+    round_up: bool = False
+    name: str = "integer"
+
+    @property
+    def expected(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{'a number' if self.round_up else 'an integer'} from {self.minimum} to {self.maximum}{unit}"
+
+    def check(self, value: object) -> int:
+        if self.round_up and isinstance(value, float) and math.isfinite(value):
+            value = math.ceil(value)
+        # bool is an int to Python and not to the user.
+        if not isinstance(value, int) or isinstance(value, bool) or not self.minimum <= value <= self.maximum:
+            raise ValueError
+        return value
+
+    def parse(self, text: str) -> int:
+        if _WHOLE_NUMBER.fullmatch(text):
+            return self.check(int(text))
+        if self.round_up and _DECIMAL_NUMBER.fullmatch(text):
+            return self.check(float(text))
+        raise ValueError
+
+    def toml(self, value: object) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text: one of `choices`, or matching `pattern` (fully), or anything."""
+
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    description: str = "a string on one line"
+    maximum: int = 4096
+    name: str = "string"
+
+    @property
+    def expected(self) -> str:
+        if self.choices:
+            return " or ".join(quoted(choice) for choice in self.choices)
+        return self.description
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or len(value) > self.maximum or _CONTROL.search(value):
+            raise ValueError
+        if self.choices and value not in self.choices:
+            raise ValueError
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            raise ValueError
+        return value
+
+    def parse(self, text: str) -> str:
+        return self.check(text)
+
+    def toml(self, value: object) -> str:
+        return quoted(str(value))
+
+
+@dataclass(frozen=True)
+class FilePath:
+    """An absolute path without `..`; `glob` says that it may hold wildcards."""
+
+    glob: bool = False
+
+    @property
+    def name(self) -> str:
+        return "glob" if self.glob else "path"
+
+    @property
+    def expected(self) -> str:
+        return f'an absolute {self.name} without ".."'
+
+    def check(self, value: object) -> Path:
+        if not isinstance(value, str) or not value.startswith("/") or len(value) > _PATH_MAX or _CONTROL.search(value):
+            raise ValueError
+        path = Path(value)
+        if ".." in path.parts:
+            raise ValueError
+        return path
+
+    def parse(self, text: str) -> Path:
+        return self.check(text)
+
+    def toml(self, value: object) -> str:
+        return quoted(str(value))
+
+
+@dataclass(frozen=True)
+class Regex:
+    """A regular expression, kept as its text."""
+
+    name: str = "regular expression"
+    expected: str = "a regular expression"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or len(value) > 1024:
+            raise ValueError
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError from error
+        return value
+
+    def parse(self, text: str) -> str:
+        return self.check(text)
+
+    def toml(self, value: object) -> str:
+        return quoted(str(value))
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list whose items are all of one kind; an annotation separates them by `;`, as Kata's do."""
+
+    item: Kind
+    plural: str
+
+    @property
+    def name(self) -> str:
+        return f"list of {self.plural}"
+
+    @property
+    def expected(self) -> str:
+        return f"a list of at most 256 {self.plural}"
+
+    def check(self, value: object) -> tuple[object, ...]:
+        if not isinstance(value, list) or len(value) > 256:
+            raise ValueError
+        return tuple(self.item.check(entry) for entry in value)
+
+    def parse(self, text: str) -> tuple[object, ...]:
+        return self.check([part.strip() for part in text.split(";") if part.strip()])
+
+    def toml(self, value: object) -> str:
+        assert isinstance(value, tuple)
+        return "[" + ", ".join(self.item.toml(entry) for entry in value) + "]"
+
+
+def quoted(text: str) -> str:
+    """`text` as a TOML basic string (`check` keeps control characters out of what comes here)."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,347 @@
+"""The settings, once: the fields of these classes are the TOML keys, with type, default, check and documentation.
+
+Names, sections and meanings are Kata Containers'; a setting of our own says so. A default that differs from Kata's says
+why. Everything else about settings (reading, annotations, documentation, the shipped file) is derived from this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kata.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Regex, Text
+
+IMAGES = Path("/var/lib/kata/images")
+ANNOTATION_PREFIX = "io.katacontainers.config."
+
+_DAY = 86400
+_MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, the interrupt controller's default is 255.
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        key: the TOML key and the name of the field.
+        annotation: the short name by which a pod may set it, or None.
+        valid: the key of the list of globs that a path from an annotation must match, or None.
+    """
+
+    key: str
+    kind: Kind
+    default: object
+    doc: str
+    annotation: str | None
+    valid: str | None
+
+
+def _row(kind: Kind, doc: str, *, annotation: str | None = None, valid: str | None = None) -> dict[str, Any]:
+    return {"kind": kind, "doc": doc, "annotation": annotation, "valid": valid}
+
+
+@dataclass(frozen=True)
+class HypervisorConfig:
+    """[hypervisor.qemu]: the virtual machine."""
+
+    path: Path = field(
+        default=Path("/usr/bin/qemu-system-x86_64"),
+        metadata=_row(
+            FilePath(),
+            "The QEMU to run.",
+            annotation="path",
+            valid="valid_hypervisor_paths",
+        ),
+    )
+    valid_hypervisor_paths: tuple[Path, ...] = field(
+        default=(Path("/usr/bin/qemu-system-x86_64"),),
+        metadata=_row(
+            ListOf(FilePath(glob=True), "globs"),
+            "What the annotation `path` may name.",
+        ),
+    )
+    kernel: Path = field(
+        default=IMAGES / "current/vmlinux",
+        metadata=_row(
+            FilePath(),
+            "The guest kernel, an uncompressed ELF file: unpacking a compressed one costs seconds without KVM.",
+            annotation="kernel",
+            valid="valid_guest_paths",
+        ),
+    )
+    initrd: Path = field(
+        default=IMAGES / "current/initrd",
+        metadata=_row(
+            FilePath(),
+            "The initial file system that loads modules and switches to `image`. Unlike in Kata it comes with an "
+            "image, not in place of one.",
+            annotation="initrd",
+            valid="valid_guest_paths",
+        ),
+    )
+    image: Path = field(
+        default=IMAGES / "current/root.erofs",
+        metadata=_row(
+            FilePath(),
+            "The guest's root file system, attached read-only.",
+            annotation="image",
+            valid="valid_guest_paths",
+        ),
+    )
+    valid_guest_paths: tuple[Path, ...] = field(
+        default=(IMAGES / "*/*",),
+        metadata=_row(
+            ListOf(FilePath(glob=True), "globs"),
+            "What the annotations `kernel`, `initrd` and `image` may name. (Not in Kata.)",
+        ),
+    )
+    machine_type: str = field(
+        default="q35",
+        metadata=_row(
+            Text(choices=("q35",)),
+            "The machine that QEMU emulates.",
+            annotation="machine_type",
+        ),
+    )
+    accelerator: str = field(
+        default="auto",
+        metadata=_row(
+            Text(choices=("auto", "kvm", "tcg")),
+            "How the guest's instructions run: `kvm` uses the processor, `tcg` emulates it, `auto` takes KVM where it "
+            "really runs a guest. Emulation is slow and, by QEMU's own security policy, no security boundary. "
+            "(Not in Kata.)",
+        ),
+    )
+    require_kvm: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Refuse to start a sandbox without KVM. Set it where the virtual machine has to keep tenants apart. "
+            "(Not in Kata.)",
+        ),
+    )
+    kernel_params: str = field(
+        default="",
+        metadata=_row(
+            Text(),
+            "Added to the guest's kernel command line, last, so that it wins.",
+            annotation="kernel_params",
+        ),
+    )
+    default_vcpus: int = field(
+        default=1,
+        metadata=_row(
+            Integer(-1, _MAX_VCPUS, round_up=True),
+            "Virtual CPUs of a sandbox before its containers' limits are added; 0 means 1, -1 means as many as the "
+            "host has. More than the host has is cut to that.",
+            annotation="default_vcpus",
+        ),
+    )
+    default_maxvcpus: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, _MAX_VCPUS),
+            "The most virtual CPUs that a sandbox may get; 0 means as many as the host has.",
+            annotation="default_max_vcpus",
+        ),
+    )
+    default_memory: int = field(
+        default=2048,
+        metadata=_row(
+            Integer(128, 16 * 1024 * 1024, unit="MiB"),
+            "Memory of a sandbox before its containers' limits are added. The host gives a page when the guest first "
+            "touches it, so a large value costs little until it is used.",
+            annotation="default_memory",
+        ),
+    )
+    cpu_features: str = field(
+        default="",
+        metadata=_row(
+            Text(
+                pattern=r"([+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?(,[+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?)*)?",
+                description='CPU features separated by commas, such as "pmu=off,-avx512f"',
+            ),
+            "Added to the CPU model on QEMU's command line.",
+            annotation="cpu_features",
+        ),
+    )
+    shared_fs: str = field(
+        default="virtio-9p",
+        metadata=_row(
+            Text(choices=("virtio-9p",)),
+            "How the sandbox's directory on the host is shared with the guest. Kata's default is virtio-fs, whose "
+            "daemon and shared guest memory cost more than 100 MB for each sandbox.",
+            annotation="shared_fs",
+        ),
+    )
+    msize_9p: int = field(
+        # 125 pages of 4 KiB is what the guest kernel's virtio transport can carry in one message.
+        default=512000,
+        metadata=_row(
+            Integer(4096, 512000, unit="bytes"),
+            "The largest 9p message. Kata's default is 8192; the largest that the guest kernel takes is faster.",
+            annotation="msize_9p",
+        ),
+    )
+    seccompsandbox: str = field(
+        default="on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        metadata=_row(
+            Text(
+                pattern=r"(off|on(,(obsolete|elevateprivileges|spawn|resourcecontrol)=(allow|deny|children))*)?",
+                description='a value for QEMU\'s -sandbox option, such as "on,spawn=deny", or "off"',
+            ),
+            "The system calls that QEMU may not make, as QEMU's option `-sandbox` takes it; empty or `off` allows all. "
+            "Kata's default is off; QEMU is where a hostile guest attacks first, so it is on here.",
+        ),
+    )
+    enable_annotations: tuple[str, ...] = field(
+        default=(),
+        metadata=_row(
+            ListOf(Regex(), "regular expressions"),
+            "Which settings a pod may change by annotation: each entry must match the annotation's short name (what "
+            "follows `io.katacontainers.config.hypervisor.`, `.runtime.` or `.agent.`) from end to end. Kata matches "
+            "any part of the name and does not ask for `.runtime.` and `.agent.`.",
+        ),
+    )
+    enable_debug: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "The guest kernel and QEMU say more.",
+        ),
+    )
+
+    def vcpus(self, host_cpus: int) -> int:
+        """The virtual CPUs to start with on a host of `host_cpus`, at least 1."""
+        wanted = host_cpus if self.default_vcpus < 0 else max(self.default_vcpus, 1)
+        return min(wanted, self.max_vcpus(host_cpus))
+
+    def max_vcpus(self, host_cpus: int) -> int:
+        """The most virtual CPUs on a host of `host_cpus`, at least 1."""
+        return max(1, min(self.default_maxvcpus or host_cpus, host_cpus, _MAX_VCPUS))
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """[agent.kata]: the agent in the guest."""
+
+    enable_debug: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "The agent says more.",
+        ),
+    )
+    debug_console_enabled: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Offer a shell in the guest. Whoever may use the sandbox's sockets on the host can then enter the guest.",
+        ),
+    )
+    kernel_modules: tuple[str, ...] = field(
+        default=(),
+        metadata=_row(
+            ListOf(
+                Text(pattern=r"[A-Za-z0-9_-]+( .*)?", description="a module and its parameters"),
+                "modules with their parameters",
+            ),
+            "Kernel modules to load in the guest, each with its parameters: "
+            '`"e1000e InterruptThrottleRate=3000 EEE=1"`. An annotation separates them by `;`.',
+            annotation="kernel_modules",
+        ),
+    )
+    dial_timeout: int = field(
+        default=45,
+        metadata=_row(
+            Integer(1, _DAY, unit="seconds"),
+            "How long a new virtual machine's agent may take to answer.",
+        ),
+    )
+    container_pipe_size: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, 2**30, unit="bytes"),
+            "The size of the pipes that carry a container's stdin, stdout and stderr in the guest; 0 leaves it to the "
+            "guest's kernel.",
+            annotation="container_pipe_size",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """[runtime]: what runs on the host."""
+
+    enable_debug: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "The runtime says more.",
+        ),
+    )
+    create_container_timeout: int = field(
+        default=60,
+        metadata=_row(
+            Integer(1, _DAY, unit="seconds"),
+            "How long the guest may take to create a container.",
+            annotation="create_container_timeout",
+        ),
+    )
+    disable_guest_seccomp: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Leave the containers' seccomp profiles out. Kata's default is true; here they are applied in the guest, "
+            "where they keep a container from the guest's kernel and so from its neighbours in the pod.",
+            annotation="disable_guest_seccomp",
+        ),
+    )
+    sandbox_cgroup_only: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Put the shim and QEMU into the sandbox's cgroup, so that what they use counts against the pod's limits. "
+            "The limits then need room for them (RuntimeClass `overhead`).",
+            annotation="sandbox_cgroup_only",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be configured. `Config()` is the built-in defaults."""
+
+    hypervisor: HypervisorConfig = field(default_factory=HypervisorConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the file.
+
+    Attributes:
+        name: as TOML writes it, without brackets.
+        attribute: the field of `Config`, and what follows `io.katacontainers.config.` in annotations.
+        settings: its rows by key, in the order of the documentation.
+    """
+
+    name: str
+    attribute: str
+    title: str
+    settings: dict[str, Setting]
+
+
+def _section(name: str, attribute: str, kind: type[HypervisorConfig | AgentConfig | RuntimeConfig]) -> Section:
+    rows = {f.name: Setting(key=f.name, default=f.default, **f.metadata) for f in fields(kind)}
+    assert kind.__doc__ is not None
+    return Section(name, attribute, kind.__doc__.partition(": ")[2].rstrip("."), rows)
+
+
+SECTIONS = (
+    _section("hypervisor.qemu", "hypervisor", HypervisorConfig),
+    _section("agent.kata", "agent", AgentConfig),
+    _section("runtime", "runtime", RuntimeConfig),
+)
