@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kata.config import known
 from kata.config.settings import SECTIONS, Config, Section
-from kata.errors import InvalidArgument, NotFound, PermissionDenied
+from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
 
 SYSTEM_PATHS = (
     Path("/etc/kata-containers/configuration.toml"),
@@ -56,7 +56,7 @@ def load(
 
     Raises:
         NotFound, PermissionDenied: the file that was asked for cannot be read.
-        InvalidArgument: not TOML, or a value is wrong; names file, section, key, value and what is expected.
+        InvalidArgument: not a file, not TOML, or a wrong value; names file, section, key, value and what is expected.
     """
     config = _defaults(environ)
     warnings: list[str] = []
@@ -102,40 +102,44 @@ def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Pat
         path = next((candidate for candidate in system_paths if os.path.lexists(candidate)), None)
     if path is None:
         return ()
-    try:
-        main = Path(os.path.realpath(path, strict=True))
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    main = _real(path)
     drop_in_dir = main.parent / "config.d"
     try:
         names = sorted(name for name in os.listdir(drop_in_dir) if name.endswith(".toml") and name[0] != ".")
-        drop_ins = [Path(os.path.realpath(drop_in_dir / name, strict=True)) for name in names]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.isdir(drop_in_dir):
-            raise _unreadable(Path(error.filename), error) from error
-        drop_ins = []
+    except FileNotFoundError:
+        names = []
     except OSError as error:
         raise _unreadable(drop_in_dir, error) from error
-    return (main, *drop_ins)
+    return (main, *(_real(drop_in_dir / name) for name in names))
+
+
+def _real(path: Path) -> Path:
+    try:
+        return Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _read(path: Path) -> bytes:
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidArgument(f"configuration {path} is not a regular file")
+            content = file.read(MAX_SIZE + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidArgument(f"configuration {path} is not a regular file")
-        content = file.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
         raise InvalidArgument(f"configuration {path} is larger than {MAX_SIZE} bytes")
     return content
 
 
-def _unreadable(path: Path, error: OSError) -> NotFound | PermissionDenied:
-    kind = PermissionDenied if isinstance(error, PermissionError) else NotFound
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: opening a FIFO would wait for its writer.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _unreadable(path: Path, error: OSError) -> KataError:
+    kind = {PermissionError: PermissionDenied, FileNotFoundError: NotFound}.get(type(error), InvalidArgument)
     reason = (error.strerror or str(error)).lower()
     return kind(
         f"cannot read configuration {path}: {reason}",
@@ -225,16 +229,17 @@ def _about_key(section: Section, key: str) -> str:
     for other in SECTIONS:
         if other is not section and key in other.settings:
             return f"unknown key, it belongs to [{other.name}]"
-    return "unknown key" + _suggestion(key, tuple(section.settings))
+    return "unknown key" + suggestion(key, tuple(section.settings))
 
 
 def _about_section(name: str) -> str:
     if name in known.SECTIONS:
         return _NO_EFFECT
-    return "unknown section" + _suggestion(name, _NAMES, "[{}]")
+    return "unknown section" + suggestion(name, _NAMES, "[{}]")
 
 
-def _suggestion(name: str, names: tuple[str, ...], form: str = "{}") -> str:
+def suggestion(name: str, names: tuple[str, ...], form: str = "{}") -> str:
+    """The end of a sentence about an unknown name: the nearest known one, if any is near."""
     nearest = _nearest(name, names)
     return f", did you mean {form.format(nearest)}?" if nearest else ""
 

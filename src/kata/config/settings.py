@@ -244,7 +244,7 @@ class AgentConfig:
         default=(),
         metadata=_row(
             ListOf(
-                Text(pattern=r"[A-Za-z0-9_-]+( .*)?", description="a module and its parameters"),
+                Text(pattern=r"[A-Za-z0-9_][A-Za-z0-9_-]*( .*)?", description="a module and its parameters"),
                 "modules with their parameters",
             ),
             "Kernel modules to load in the guest, each with its parameters: "
