@@ -2,6 +2,8 @@
 
 A kind knows nothing of the setting that uses it. `check` and `parse` raise a plain ValueError; who calls them knows the
 file, the section and the key, and puts `expected` into the sentence that the user reads.
+
+No method is generated that nobody calls (eq=False, repr=False): this is imported while a sandbox is being started.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ class Kind(Protocol):
         """The value as TOML writes it."""
 
 
-@dataclass(frozen=True)
 class Flag:
     """true or false."""
 
@@ -63,7 +64,7 @@ class Flag:
         return "true" if value else "false"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Integer:
     """A whole number in a range; `round_up` also takes a fraction and makes it whole (vCPUs in Kata's files)."""
 
@@ -97,7 +98,7 @@ class Integer:
         return str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Text:
     """One line of text: one of `choices`, or matching `pattern` (fully), or anything."""
 
@@ -129,7 +130,7 @@ class Text:
         return quoted(str(value))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class FilePath:
     """An absolute path without `..`; `glob` says that it may hold wildcards."""
 
@@ -158,7 +159,6 @@ class FilePath:
         return quoted(str(value))
 
 
-@dataclass(frozen=True)
 class Regex:
     """A regular expression, kept as its text."""
 
@@ -181,7 +181,7 @@ class Regex:
         return quoted(str(value))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class ListOf:
     """A list whose items are all of one kind; an annotation separates them by `;`, as Kata's do."""
 
