@@ -1,0 +1,1 @@
+"""QEMU: its command line (pure), its confinement, its process."""

@@ -1,0 +1,136 @@
+"""QEMU's command line, made from a plan without touching anything.
+
+Every device has a fixed PCI address, so that two machines of one plan are alike:
+
+    0x2        root disk           0x4.0 … 0x7.0   PCIe root ports, for hot-plug
+    0x3        virtio-serial       0x8             random numbers
+    0x10       9p
+
+References: qemu-system(1); QEMU's docs/pcie.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kata.hypervisor.base import MAXIMUM_CHANNELS, VmPlan
+from kata.hypervisor.kernel_params import kernel_command_line
+
+#: Keys of `fds` besides the names of the plan's channels, which cannot contain a colon.
+QMP_FD = ":qmp"
+CONSOLE_FD = ":console"
+
+_ROOT_PORTS = 4
+_ROOT_PORT_SLOT = 0x4
+#: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
+_TRANSLATION_CACHE_MIB = 256
+
+
+def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
+    """The arguments that start `plan`'s machine.
+
+    Args:
+        plan: the machine.
+        fds: numbers of the connected stream sockets that QEMU inherits: QMP_FD, CONSOLE_FD and one for each channel.
+
+    Raises:
+        InvalidArgument: the kernel command line is too long.
+    """
+    max_vcpus = plan.max_vcpus or plan.vcpus
+    options: list[tuple[str, ...]] = [
+        ("-name", f"sandbox-{plan.sandbox_id},debug-threads=on"),
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-no-reboot",),
+        ("-display", "none"),
+        ("-machine", plan.machine_type),
+        *_processor(plan),
+        ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
+        ("-m", f"size={plan.memory_mib}M"),
+        ("-rtc", "base=utc,clock=host"),
+        ("-kernel", str(plan.kernel)),
+        ("-initrd", str(plan.initrd)),
+        ("-append", kernel_command_line(plan)),
+        ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-chardev", f"socket,id=console,fd={fds[CONSOLE_FD]}"),
+        ("-serial", "chardev:console"),
+        *_root_disk(plan),
+        *_channels(plan, fds),
+        *_root_ports(),
+        ("-object", "rng-builtin,id=rng"),
+        ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
+        # Tells a guest that it has been cloned, so that it draws new random numbers.
+        ("-device", "vmgenid,id=vmgenid,guid=auto"),
+        *_share(plan),
+    ]
+    if plan.seccomp:
+        options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
+    return [str(plan.qemu), *(word for option in options for word in option)]
+
+
+def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
+    features = f",{plan.cpu_features}" if plan.cpu_features else ""
+    if plan.accelerator == "kvm":
+        return [
+            ("-accel", "kvm,kernel-irqchip=on"),
+            ("-cpu", f"{plan.cpu_model or 'host'}{features}"),
+            # Linux does not count on timer ticks that were missed while the machine did not run.
+            ("-global", "kvm-pit.lost_tick_policy=discard"),
+        ]
+    return [
+        ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),
+        ("-cpu", f"{plan.cpu_model or 'max'}{features}"),
+    ]
+
+
+def _root_disk(plan: VmPlan) -> list[tuple[str, ...]]:
+    if plan.image is None:
+        return []
+    return [
+        ("-blockdev", f"driver=file,node-name=root-file,read-only=on,filename={_escape(str(plan.image))}"),
+        ("-blockdev", "driver=raw,node-name=root,read-only=on,file=root-file"),
+        ("-device", "virtio-blk-pci,id=root-disk,drive=root,bus=pcie.0,addr=0x2"),
+    ]
+
+
+def _channels(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    # Port 0 of the device is reserved for a console.
+    options: list[tuple[str, ...]] = [
+        ("-device", f"virtio-serial-pci,id=serial0,max_ports={MAXIMUM_CHANNELS + 1},bus=pcie.0,addr=0x3")
+    ]
+    for number, name in enumerate(plan.channels, start=1):
+        options += [
+            ("-chardev", f"socket,id=channel{number},fd={fds[name]}"),
+            (
+                "-device",
+                f"virtserialport,id=port{number},bus=serial0.0,nr={number},chardev=channel{number},name={name}",
+            ),
+        ]
+    return options
+
+
+def _root_ports() -> list[tuple[str, ...]]:
+    return [
+        (
+            "-device",
+            f"pcie-root-port,id=rp{index},bus=pcie.0,chassis={index + 1},slot={index + 1},"
+            f"addr={_ROOT_PORT_SLOT + index:#x}.0",
+        )
+        for index in range(_ROOT_PORTS)
+    ]
+
+
+def _share(plan: VmPlan) -> list[tuple[str, ...]]:
+    if plan.share_dir is None:
+        return []
+    return [
+        # multidevs: the tree is made of many file systems, whose inode numbers must not collide in the guest.
+        ("-fsdev", f"local,id=share,path={_escape(str(plan.share_dir))},security_model=none,multidevs=remap"),
+        ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={plan.share_tag},bus=pcie.0,addr=0x10"),
+    ]
+
+
+def _escape(value: str) -> str:
+    """A comma ends a value in QEMU's option syntax, two stand for one."""
+    return value.replace(",", ",,")

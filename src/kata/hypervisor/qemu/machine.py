@@ -1,0 +1,338 @@
+"""One QEMU process: started, watched, paused, ended.
+
+QMP, the guest's console and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no
+races, nothing for others to connect to. One task waits for the end of the process, reaps it and releases all that
+the machine held; `wait` and `stop` wait for that task.
+
+Not here: what is in the plan, and whether the guest's agent answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFound, Unavailable, VmLaunchError
+from kata.hypervisor.base import VmExit, VmPlan
+from kata.hypervisor.console import Pump, RingFile
+from kata.hypervisor.qemu import confine
+from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+log = logging.getLogger(__name__)
+
+CONSOLE_LOG = "console.log"
+QEMU_LOG = "qemu.log"
+
+#: Seconds from QEMU's start to its readiness for commands.
+START_TIMEOUT_S = 20.0
+#: Seconds for a command that only changes the machine's state.
+_QMP_TIMEOUT_S = 5.0
+#: Seconds to end a machine without force.
+STOP_TIMEOUT_S = 2.0
+#: Seconds that the kernel has to end a process that got SIGKILL.
+_KILL_TIMEOUT_S = 10.0
+#: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
+_DRAIN_TIMEOUT_S = 1.0
+
+
+class QemuMachine:
+    """A virtual machine run by QEMU. Implements `kata.hypervisor.base.VirtualMachine`."""
+
+    def __init__(self, plan: VmPlan) -> None:
+        self.plan = plan
+        self._pid = 0
+        self._pidfd = -1
+        self._expected = False
+        self._forced = False
+        self._begin = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._qmp: QMPClient | None = None
+        self._qmp_socket: socket.socket | None = None
+        self._channels: dict[str, socket.socket] = {}
+        self._console: RingFile | None = None
+        self._output: RingFile | None = None
+        self._pumps: list[Pump] = []
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id; 0 unless it runs."""
+        return self._pid
+
+    async def start(self, timeout: float = START_TIMEOUT_S) -> None:
+        """Run QEMU and wait until it obeys. The guest boots meanwhile.
+
+        QEMU dies with the thread that calls this.
+
+        Raises:
+            FailedPrecondition: the machine was started before.
+            NotFound: QEMU, kernel, initrd, image or share is not there.
+            VmLaunchError: QEMU ended, or does not answer.
+        """
+        if self._end is not None or self._process is not None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} was started before")
+        check_files(self.plan)
+        self._begin = time.monotonic()
+        try:
+            self._spawn()
+            async with asyncio.timeout(timeout):
+                await self._connect()
+        except BaseException as error:
+            exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
+            if isinstance(error, KataError) or not isinstance(error, Exception):
+                raise
+            if isinstance(error, TimeoutError):
+                reason = f"no answer within {timeout:.0f} s"
+            elif isinstance(error, OSError):
+                reason = error.strerror or str(error)
+            else:
+                reason = "qemu does not take commands"
+            raise VmLaunchError(
+                "qemu start",
+                reason,
+                elapsed=time.monotonic() - self._begin,
+                # The status of a kill from here says nothing.
+                exit_status=exit_.status if exit_ and not self._forced else None,
+                output=exit_.output if exit_ else "",
+                console=self.console_tail(),
+            ) from error
+
+    def _spawn(self) -> None:
+        """Run QEMU: afterwards either all is set up for its end to be noticed, or nothing is left."""
+        ours: dict[str, socket.socket] = {}
+        theirs: dict[str, socket.socket] = {}
+        read_end = write_end = -1
+        try:
+            for name in (QMP_FD, CONSOLE_FD, *self.plan.channels):
+                ours[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                ours[name].setblocking(False)
+            self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
+            self._output = RingFile(self.plan.run_dir / QEMU_LOG)
+            read_end, write_end = os.pipe()
+            fds = {name: end.fileno() for name, end in theirs.items()}
+            argv = command_line(self.plan, fds)
+            log.debug("qemu command line: %s", argv)
+            capabilities = confine.SHARE_CAPABILITIES if self.plan.share_dir else ()
+            self._process = confine.spawn(
+                confine.confined(argv, capabilities),
+                fds=tuple(fds.values()),
+                output=write_end,
+                environment=dict(self.plan.environment),
+            )
+            self._pid = self._process.pid
+            self._pidfd = os.pidfd_open(self._pid)
+            self._pumps.append(Pump(ours.pop(CONSOLE_FD).detach(), self._console))
+            self._pumps.append(Pump(read_end, self._output))
+            read_end = -1
+            self._qmp_socket = ours.pop(QMP_FD)
+            self._channels, ours = ours, {}
+            self._end = asyncio.create_task(self._watch(), name=f"qemu of {self.plan.sandbox_id}")
+        finally:
+            for end in (*ours.values(), *theirs.values()):
+                end.close()
+            for fd in (read_end, write_end):
+                if fd >= 0:
+                    os.close(fd)
+
+    async def _connect(self) -> None:
+        # Imported while QEMU starts by itself: the import takes time, which is free here.
+        from qemu.qmp import QMPClient
+
+        # What goes wrong is told by exceptions; the client's own log lines would only repeat it.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+        self._qmp = QMPClient(self.plan.sandbox_id)
+        assert self._qmp_socket is not None
+        await self._qmp.connect(self._qmp_socket)
+
+    async def _abandon(self) -> VmExit | None:
+        self._expected = True
+        if self._end is None:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            self._release()
+            return None
+        # If QEMU is on its way out by itself, its own status is worth more than that of a kill.
+        await asyncio.wait({self._end}, timeout=0.2)
+        self.kill()
+        return await self.wait()
+
+    async def _watch(self) -> VmExit:
+        """Wait for QEMU's end, reap it, release everything."""
+        loop = asyncio.get_running_loop()
+        dead = asyncio.Event()
+        loop.add_reader(self._pidfd, dead.set)
+        try:
+            await dead.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+        assert self._process is not None
+        status = self._process.wait()
+        self._pid = 0
+        for pump in self._pumps:
+            await pump.ended(_DRAIN_TIMEOUT_S)
+        if self._qmp is not None:
+            try:
+                await self._qmp.disconnect()
+            except Exception as error:
+                log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
+        self._release()
+        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
+        log.log(
+            logging.DEBUG if exit_.expected else logging.WARNING,
+            "qemu of %s ended with %d: %s",
+            self.plan.sandbox_id,
+            exit_.status,
+            exit_.output or "no output",
+        )
+        return exit_
+
+    def _release(self) -> None:
+        """Close whatever is open. Idempotent; the logs stay readable."""
+        for pump in self._pumps:
+            pump.close()
+        for end in self._channels.values():
+            end.close()
+        self._channels.clear()
+        if self._qmp_socket is not None:
+            self._qmp_socket.close()
+        for ring in (self._console, self._output):
+            if ring is not None:
+                ring.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._pid = 0
+
+    def channel(self, name: str) -> socket.socket:
+        """Hand over the host end (connected, non-blocking) of a channel: from now on the caller closes it.
+
+        Raises:
+            FailedPrecondition: it is not in the plan, was handed over before, or the machine does not run.
+        """
+        try:
+            return self._channels.pop(name)
+        except KeyError:
+            raise FailedPrecondition(
+                f"the virtual machine of {self.plan.sandbox_id} has no channel {name} to give"
+            ) from None
+
+    async def wait(self) -> VmExit:
+        """Wait until QEMU has ended and everything is released.
+
+        Raises:
+            FailedPrecondition: the machine was never started.
+        """
+        if self._end is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        return await asyncio.shield(self._end)
+
+    async def stop(self, timeout: float = STOP_TIMEOUT_S) -> VmExit | None:
+        """End the machine: a command, then SIGTERM, then SIGKILL. Idempotent; the guest is not asked.
+
+        Args:
+            timeout: seconds before SIGKILL.
+
+        Returns:
+            How it ended; None if it never ran.
+
+        Raises:
+            DeadlineExceeded: the kernel does not end the process even after SIGKILL.
+        """
+        if self._end is None:
+            return None
+        self._expected = True
+        if not self._end.done():
+            try:
+                await self._execute("quit", timeout / 2)
+            except KataError as error:
+                log.debug("quit of %s: %s", self.plan.sandbox_id, error)
+            else:
+                await self._ended(timeout / 2)
+            if not self._end.done():
+                self._signal(signal.SIGTERM)
+                await self._ended(timeout / 2)
+            if not self._end.done():
+                self.kill()
+                await self._ended(_KILL_TIMEOUT_S)
+            if not self._end.done():
+                raise DeadlineExceeded(f"qemu of {self.plan.sandbox_id} (process {self._pid}) survives SIGKILL")
+        return await self.wait()
+
+    async def _ended(self, timeout: float) -> None:
+        assert self._end is not None
+        await asyncio.wait({self._end}, timeout=timeout)
+
+    def kill(self) -> None:
+        """Send SIGKILL; `wait` tells when all is released. Idempotent."""
+        self._expected = True
+        self._forced = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        await self._execute("stop", _QMP_TIMEOUT_S)
+
+    async def resume(self) -> None:
+        """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        await self._execute("cont", _QMP_TIMEOUT_S)
+
+    async def _execute(self, command: str, timeout: float) -> object:
+        """Run a QMP command.
+
+        Raises:
+            Unavailable: there is no connection (any more).
+            DeadlineExceeded: no answer in time.
+            FailedPrecondition: QEMU refuses.
+        """
+        what = f"qemu of {self.plan.sandbox_id}: {command}"
+        if self._qmp is None:
+            raise Unavailable(f"{what}: not connected")
+        from qemu.qmp import ExecuteError, QMPError
+
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._qmp.execute(command)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what}: no answer within {timeout:.1f} s") from None
+        except ExecuteError as error:
+            raise FailedPrecondition(f"{what}: {error}") from error
+        except QMPError as error:
+            raise Unavailable(f"{what}: {error}") from error
+
+    def console_tail(self, lines: int = 20) -> str:
+        """The last lines of the guest's console, safe to show."""
+        return self._console.tail(lines) if self._console else ""
+
+
+def check_files(plan: VmPlan) -> None:
+    """Find out what is missing before anything is started.
+
+    Raises:
+        NotFound: a file or directory is not there, is no such thing, or cannot be read.
+    """
+    if not plan.qemu.is_file() or not os.access(plan.qemu, os.X_OK):
+        raise NotFound(f"qemu: {plan.qemu} is not an executable file", hint="install the package qemu-system-x86")
+    for what, path in (("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+            raise NotFound(f"guest {what}: {path} is not a readable file", hint="run: kata image build")
+    for what, path in (("run directory", plan.run_dir), ("shared directory", plan.share_dir)):
+        if path is not None and not path.is_dir():
+            raise NotFound(f"{what}: {path} is not a directory")
