@@ -1,0 +1,88 @@
+"""`kata image`: build, list, check and remove guest images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kata.errors import KataError
+from kata.osbuilder import store
+
+app = typer.Typer(help="Guest kernel and root images.", no_args_is_help=True)
+
+Root = Annotated[
+    Path | None, typer.Option("--root", help="Directory of the images.", envvar="KATA_IMAGES", show_envvar=True)
+]
+
+
+@app.command()
+def build(
+    root: Root = None,
+    cache: Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the image exists.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Fetch the package lists anew first.")] = False,
+) -> None:
+    """Build the guest image and make it the current one; does nothing if it is up to date."""
+    from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
+    from kata.osbuilder.build import build as build_image
+
+    options = BuildOptions(images=root or store.images_root(), cache=cache or DEFAULT_CACHE, force=force, update=update)
+    console = Console(stderr=True)
+    started = time.monotonic()
+    if console.is_terminal:
+        with console.status("starting") as status:
+            image = build_image(options, lambda step: status.update(f"{step} …"))
+    else:
+        image = build_image(options, lambda step: console.print(f"{time.monotonic() - started:6.1f} s  {step}"))
+    print(image.directory)
+
+
+@app.command("list")
+def list_(root: Root = None) -> None:
+    """Show the images of this host, newest first."""
+    images = store.list_images(root)
+    try:
+        current = store.find(root).version
+    except KataError:
+        current = None
+    table = Table(box=None, pad_edge=False)
+    for heading in ("VERSION", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
+        table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
+    for image in images:
+        table.add_row(
+            image.version,
+            str(image.manifest["kernel_release"]),
+            str(image.manifest["date"])[:10],
+            f"{image.size / 1e6:.0f} MB",
+            "yes" if image.version == current else "",
+        )
+    Console().print(table)
+
+
+@app.command()
+def check(
+    version: Annotated[str, typer.Argument(help="Version, or 'current'.")] = store.CURRENT, root: Root = None
+) -> None:
+    """Compare an image's files with what was built."""
+    image = store.find(root, version)
+    store.check(image)
+    print(f"image {image.version} is complete and unchanged")
+
+
+@app.command()
+def prune(
+    root: Root = None,
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest images stay.")] = 2,
+) -> None:
+    """Remove old images, but never the current one or one in use."""
+    for version in store.prune(root, keep=keep):
+        print(version)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Guest kernel and guest root image, made from Debian packages."""

@@ -1,0 +1,251 @@
+"""Build a guest image: resolve, fetch, assemble, publish.
+
+What does not depend on the agent (kernel, initrd, the root's packages) is kept as an intermediate in the cache, so that
+a changed agent costs seconds. Everything is made in a directory that no reader looks at and appears by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kata.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
+from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store
+from kata.osbuilder.packages import PackageCache, PackageSet, build_date
+from kata.osbuilder.recipe import Recipe, builder_digest
+from kata.osbuilder.store import GuestImage
+
+DEFAULT_CACHE = Path("/var/cache/kata")
+
+# Told what happens next, one short phrase each time.
+Progress = Callable[[str], None]
+
+_TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "mkfs.erofs", "setpriv", "tar")
+# A whole build takes a minute; another one may be waiting for the network.
+_LOCK_TIMEOUT = 900.0
+# Intermediates: the current one, and one to go back to.
+_BASES_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What to build, and where.
+
+    Attributes:
+        images: root of the image store.
+        cache: for packages and intermediates; may be deleted at any time between builds.
+        agent: directory of this package's sources, of which the agent's part is taken.
+        force: build even if that version exists.
+        update: fetch the package lists anew first.
+    """
+
+    images: Path = field(default_factory=store.images_root)
+    cache: Path = DEFAULT_CACHE
+    agent: Path = field(default_factory=agent_files.source_directory)
+    force: bool = False
+    update: bool = False
+
+
+def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestImage:
+    """Build the image that the inputs ask for, unless it exists, and make it the current one.
+
+    Raises:
+        PermissionDenied: not root.
+        FailedPrecondition: another architecture, or packages that apt does not know.
+        NotFound: a tool or a part of the agent is missing.
+        Unavailable: no network.
+        ResourceExhausted: the disk is full.
+        DeadlineExceeded: another build, or a tool, takes too long.
+        Internal: a tool failed.
+    """
+    _check_host()
+    try:
+        options.images.mkdir(parents=True, exist_ok=True)
+        options.cache.mkdir(parents=True, exist_ok=True)
+        with store.lock(options.images, timeout=_LOCK_TIMEOUT), store.lock(options.cache, timeout=_LOCK_TIMEOUT):
+            for directory in (options.images, options.cache):
+                _remove_leftovers(directory)
+            try:
+                return _build(options, progress)
+            finally:
+                for directory in (options.images, options.cache):
+                    _remove_leftovers(directory)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise commands.disk_full(Path(error.filename or options.images)) from None
+        raise FailedPrecondition(f"cannot build a guest image: {error}") from error
+
+
+def _check_host() -> None:
+    if os.geteuid() != 0:
+        raise PermissionDenied("only root can build a guest image", hint="run it with sudo")
+    if os.uname().machine != "x86_64":
+        raise FailedPrecondition(f"guest images are built for x86_64 only, this machine is {os.uname().machine}")
+    commands.require(_TOOLS)
+
+
+def _build(options: BuildOptions, progress: Progress) -> GuestImage:
+    cache = PackageCache(options.cache)
+    files = agent_files.collect(options.agent)
+    recipe = _resolve(cache, agent_files.digest(files), options.update, progress)
+
+    if not options.force:
+        try:
+            image = store.find(options.images, recipe.version)
+        except (FailedPrecondition, NotFound):
+            pass
+        else:
+            progress(f"image {image.version} is up to date")
+            store.switch_current(options.images, image.version)
+            return image
+
+    base = _base(options, cache, recipe, progress)
+    staging = options.images / f"{store.BUILDING}{recipe.version}"
+    staging.mkdir()
+    root = staging / "root"
+    progress("installing the agent")
+    rootfs.unpack_archive(base / "root.tar", root)
+    agent_files.install(files, root)
+    rootfs.compile_python(root, "/usr/lib/kata")
+    progress("checking the agent")
+    rootfs.check(root)
+    progress("writing the root image")
+    information = json.loads((base / "base.json").read_text())
+    rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=recipe.uuid)
+    shutil.rmtree(root)
+    for name in ("vmlinux", "initrd"):
+        shutil.copyfile(base / name, staging / name)
+    _write_manifest(staging, recipe, information["date"])
+    return _publish(options.images, staging, recipe.version, progress)
+
+
+def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Recipe:
+    """The recipe of this moment, with all its packages in the cache."""
+    if update:
+        progress("updating the package lists")
+        cache.update()
+    try:
+        packages = _fetch(cache, progress)
+    except (FailedPrecondition, Unavailable):
+        # No lists yet, or lists that name files which the archive has replaced meanwhile.
+        if update:
+            raise
+        progress("updating the package lists")
+        cache.update()
+        packages = _fetch(cache, progress)
+    return Recipe(packages, agent, builder_digest(), commands.digests("mkfs.erofs"))
+
+
+def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
+    progress("choosing packages")
+    packages = cache.resolve()
+    if missing := cache.missing(packages):
+        progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
+        cache.download(missing)
+    cache.forget_others(packages)
+    return packages
+
+
+def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: Progress) -> Path:
+    """The directory with what does not depend on the agent: vmlinux, initrd, root.tar, base.json."""
+    bases = options.cache / "base"
+    base = bases / recipe.base_key
+    if base.is_dir():
+        os.utime(base)
+        return base
+    staging = options.cache / f"{store.BUILDING}base"
+    root = staging / "root"
+    unpacked_kernel = staging / "kernel"
+    root.mkdir(parents=True)
+    unpacked_kernel.mkdir()
+
+    progress("unpacking packages")
+    rootfs.unpack([cache.path(package) for package in recipe.packages.userland], root)
+    rootfs.configure(root)
+    progress("unpacking the kernel")
+    release = recipe.packages.release
+    commands.pipe(
+        ["dpkg-deb", "--fsys-tarfile", str(cache.path(recipe.packages.kernel))],
+        ["tar", "--extract", f"--directory={unpacked_kernel}", "./boot", "./lib/modules"],
+        timeout=120,
+    )
+    progress("choosing kernel modules")
+    tree = rootfs.index_modules(unpacked_kernel, release, root)
+    module_directory = unpacked_kernel / "lib/modules" / release
+    first = [(path, (module_directory / path).read_bytes()) for path in tree.load_order(modules.INITRD)]
+    (staging / "initrd").write_bytes(initrd.build((root / "usr/bin/busybox").read_bytes(), first))
+    rootfs.install_modules(tree, unpacked_kernel, release, root)
+    progress("extracting the kernel")
+    vmlinux = kernel.extract_vmlinux((unpacked_kernel / f"boot/vmlinuz-{release}").read_bytes())
+    (staging / "vmlinux").write_bytes(vmlinux)
+    shutil.rmtree(unpacked_kernel)
+    progress("compiling the Python library")
+    rootfs.compile_python(root, "/usr/lib/python3.11", "/usr/lib/python3/dist-packages")
+    rootfs.pack(root, staging / "root.tar")
+    shutil.rmtree(root)
+    date = max(build_date(cache.path(package)) for package in recipe.packages)
+    (staging / "base.json").write_text(json.dumps({"date": date}))
+
+    bases.mkdir(exist_ok=True)
+    _sync_tree(staging)
+    staging.rename(base)
+    for old in sorted(bases.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)[_BASES_KEPT:]:
+        shutil.rmtree(old)
+    return base
+
+
+def _write_manifest(staging: Path, recipe: Recipe, date: int) -> None:
+    packages = [
+        {"name": package.name, "version": package.version, "sha256": package.sha256} for package in recipe.packages
+    ]
+    manifest = {
+        "version": recipe.version,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
+        "kernel_release": recipe.packages.release,
+        "recipe": {"agent": recipe.agent, "builder": recipe.builder, "tools": dict(recipe.tools)},
+        "files": {
+            name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}
+            for name in store.FILES
+        },
+        "packages": packages,
+    }
+    (staging / store.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _publish(images: Path, staging: Path, version: str, progress: Progress) -> GuestImage:
+    for name in (*store.FILES, store.MANIFEST):
+        (staging / name).chmod(0o444)
+    staging.chmod(0o755)
+    _sync_tree(staging)
+    target = images / version
+    if target.exists():
+        # The same version has the same bytes: only a damaged file changes by this, and readers keep what they opened.
+        for name in (*store.FILES, store.MANIFEST):
+            (staging / name).replace(target / name)
+        store.sync_directory(target)
+    else:
+        staging.rename(target)
+    store.switch_current(images, version)
+    progress(f"image {version} is ready")
+    return store.find(images, version)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    store.sync_directory(directory)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for path in directory.glob(f"{store.BUILDING}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

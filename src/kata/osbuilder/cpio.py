@@ -1,0 +1,66 @@
+"""Write a cpio archive in the newc format, as the Linux kernel reads it for an initramfs.
+
+Bytes out, no files read: the same entries give the same bytes (inode numbers count up, times are zero, root owns all).
+Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel. Reading archives is no goal.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_MAGIC = b"070701"
+_TRAILER = "TRAILER!!!"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of an archive.
+
+    Attributes:
+        path: relative, e.g. "bin/busybox"; parents come before their children.
+        mode: type and permission bits as in st_mode.
+        data: content of a regular file, target of a symbolic link.
+        device: (major, minor) of a device node.
+    """
+
+    path: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def directory(path: str) -> Entry:
+    return Entry(path, stat.S_IFDIR | 0o755)
+
+
+def file(path: str, data: bytes, mode: int = 0o644) -> Entry:
+    return Entry(path, stat.S_IFREG | mode, data)
+
+
+def symlink(path: str, target: str) -> Entry:
+    return Entry(path, stat.S_IFLNK | 0o777, target.encode())
+
+
+def character_device(path: str, major: int, minor: int) -> Entry:
+    return Entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
+
+
+def archive(entries: Iterable[Entry]) -> bytes:
+    """The entries, in their order, as one archive."""
+    parts = [_record(entry, inode) for inode, entry in enumerate(entries, start=1)]
+    parts.append(_record(Entry(_TRAILER, 0), 0))
+    return b"".join(parts)
+
+
+def _record(entry: Entry, inode: int) -> bytes:
+    name = entry.path.encode() + b"\0"
+    links = 2 if stat.S_ISDIR(entry.mode) else 1
+    fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+    header = _MAGIC + b"".join(b"%08X" % field for field in fields)
+    return _padded(header + name) + _padded(entry.data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)

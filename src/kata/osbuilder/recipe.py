@@ -1,0 +1,69 @@
+"""What an image is made of, and the version that follows from it.
+
+The same inputs give the same version, and the same version the same bytes. Inputs are the packages (by digest), the
+agent's files, the builder's own files, and the program that writes the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from kata.osbuilder.packages import PackageSet
+from kata.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All inputs of one image.
+
+    Attributes:
+        packages: with their digests.
+        agent: digest of the agent's files.
+        builder: digest of the builder's own files.
+        tools: name to version of the host's programs that shape the result.
+    """
+
+    packages: PackageSet
+    agent: str
+    builder: str
+    tools: Mapping[str, str]
+
+    @property
+    def base_key(self) -> str:
+        """Names what does not depend on the agent: kernel, initrd and the root's packages."""
+        return _digest({"builder": self.builder, "packages": [package.sha256 for package in self.packages]})
+
+    @property
+    def key(self) -> str:
+        """Names the whole image."""
+        return _digest({"base": self.base_key, "agent": self.agent, "tools": dict(self.tools)})
+
+    @property
+    def version(self) -> str:
+        """Of the image, e.g. "0.1.0-3fd90a7be812": the project's version and the inputs'."""
+        return f"{VERSION}-{self.key[:12]}"
+
+    @property
+    def uuid(self) -> str:
+        """Of the root file system."""
+        return str(UUID(self.key[:32]))
+
+
+def builder_digest() -> str:
+    """Of the files that say how an image is made: all of this package."""
+    total = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh")):
+        content = path.read_bytes()
+        total.update(f"\0{path.name}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""The guest's root directory: packages unpacked and trimmed, made to work read-only, then an erofs image.
+
+No package script runs and no package manager is left: what they would do for this handful of packages is done here,
+in the same order every time. The root is read-only in the guest; what must change there lives in /run and /tmp.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from kata.osbuilder.commands import pipe, run
+from kata.osbuilder.modules import ModuleTree, root_modules
+
+_TIMEOUT = 120.0
+
+# Debian 12 has one directory for programs and libraries; packages still name the old ones.
+_MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
+
+# Never unpacked: read by people, by package tools, by other programs than the agent's, or in other languages.
+_EXCLUDED = (
+    *("./usr/share/doc*", "./usr/share/man*", "./usr/share/locale*", "./usr/share/lintian*", "./usr/share/bug*"),
+    *("./usr/share/info*", "./usr/share/bash-completion*", "./usr/share/initramfs-tools*", "./usr/share/python3*"),
+    *("./usr/share/gdb*", "./usr/share/gcc*", "./usr/share/binfmts*", "./usr/share/pixmaps*", "./usr/share/apps*"),
+    *("./usr/lib/x86_64-linux-gnu/gconv*", "./usr/lib/x86_64-linux-gnu/audit*", "./usr/sbin/iconvconfig"),
+    *("./etc/init.d*", "./etc/cron*", "./var/*", "./usr/lib/python3/dist-packages/*.egg-info*"),
+)
+
+# Parts of Python's standard library that no agent needs: tests, tools for developers, and what loads a library that is
+# not there. Without _ssl and _hashlib, asyncio and hashlib do without OpenSSL, which saves every start its loading.
+_STDLIB_UNNEEDED = (
+    *("test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "distutils", "pydoc_data", "venv", "wsgiref"),
+    *("dbm", "curses", "sqlite3", "xmlrpc", "unittest", "__phello__", "pydoc.py", "turtle.py", "ssl.py", "doctest.py"),
+    *("config-3.11-*", "LICENSE.txt"),
+    *("lib-dynload/_ssl.*", "lib-dynload/_hashlib.*", "lib-dynload/_sqlite3.*", "lib-dynload/_dbm.*"),
+    *("lib-dynload/nis.*", "lib-dynload/readline.*", "lib-dynload/_curses*", "lib-dynload/_uuid.*"),
+    *("lib-dynload/_test*", "lib-dynload/_xxtestfuzz.*", "lib-dynload/_ctypes_test.*", "lib-dynload/xxlimited*"),
+)
+
+_DIRECTORIES = (
+    *("boot", "dev", "etc", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp"),
+    *("usr/local/bin", "usr/share/oci/hooks", "var/cache", "var/lib", "var/log", "var/spool"),
+)
+
+# Empty files are targets for bind mounts: the sandbox's own ones are put over them.
+_FILES = {
+    "etc/group": "root:x:0:\ntty:x:5:\ndisk:x:6:\nnogroup:x:65534:\n",
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
+    "etc/hostname": "",
+    "etc/machine-id": "",
+    "etc/resolv.conf": "",
+}
+
+_SYMLINKS = {
+    "etc/mtab": "../proc/self/mounts",
+    "usr/bin/python3": "python3.11",
+    "var/lock": "../run/lock",
+    "var/run": "../run",
+    "var/tmp": "../tmp",
+}
+
+# Everything that the agent may import, found out by importing it: a trimmed library that is needed after all, or a
+# shared library that is not there, stops the build instead of a guest.
+_CHECK = """
+import sys
+sys.path += ["/usr/lib/kata", "/usr/lib/python3/dist-packages"]
+import asyncio, ctypes, json, pathlib, signal, socket, struct, subprocess, tempfile, typing
+import google.protobuf.message, google.protobuf.descriptor_pool, google.protobuf.json_format
+import os, importlib.util
+for name in sorted(os.listdir("/usr/lib/python3.11/lib-dynload")):
+    importlib.import_module(name.partition(".")[0])
+"""
+
+
+def unpack(debs: Sequence[Path], root: Path) -> None:
+    """Unpack packages into a new root directory, without what the guest does not need."""
+    for name in _MERGED:
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    excludes = [f"--exclude={pattern}" for pattern in _EXCLUDED]
+    for deb in debs:
+        pipe(
+            ["dpkg-deb", "--fsys-tarfile", str(deb)],
+            ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}", *excludes],
+            timeout=_TIMEOUT,
+        )
+    for library in root.glob("usr/lib/python3.*"):
+        for pattern in _STDLIB_UNNEEDED:
+            for path in library.glob(pattern):
+                _delete(path)
+
+
+def index_modules(kernel: Path, release: str, root: Path) -> ModuleTree:
+    """What an unpacked kernel package has, found out by the guest's own depmod.
+
+    Args:
+        kernel: where the package was unpacked; its index is written there too.
+        release: e.g. "6.1.0-56-amd64".
+        root: the guest's root.
+    """
+    # A chroot sees only what is below it, so the kernel is there for this moment.
+    visible = root / "kernel"
+    kernel.rename(visible)
+    try:
+        run(["chroot", str(root), "depmod", "-b", "/kernel", release], timeout=_TIMEOUT)
+    finally:
+        visible.rename(kernel)
+    source = kernel / "lib/modules" / release
+    return ModuleTree.parse((source / "modules.dep").read_text(), (source / "modules.builtin").read_text())
+
+
+def install_modules(tree: ModuleTree, kernel: Path, release: str, root: Path) -> None:
+    """Move the guest's modules from an unpacked kernel to its root, with the data that modprobe reads."""
+    source = kernel / "lib/modules" / release
+    target = root / "usr/lib/modules" / release
+    for path in tree.load_order(root_modules()):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).rename(target / path)
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copy(source / name, target / name)
+    run(["chroot", str(root), "depmod", release], timeout=_TIMEOUT)
+
+
+def configure(root: Path) -> None:
+    """What the packages' scripts would have done, and what a read-only root needs."""
+    for name in _DIRECTORIES:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "root").chmod(0o700)
+    (root / "tmp").chmod(0o1777)
+    for name, content in _FILES.items():
+        (root / name).write_text(content)
+    for name, target in _SYMLINKS.items():
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to(target)
+    _install_applets(root)
+    run(["ldconfig", "-r", str(root)], timeout=_TIMEOUT)
+    _delete(root / "var/cache/ldconfig")
+
+
+def compile_python(root: Path, *directories: str) -> None:
+    """Compile modules with the guest's Python.
+
+    The compiled files are never compared with their sources: time stamps, the usual way, do not survive in the image.
+    """
+    compiler = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    run(["chroot", str(root), "/usr/bin/python3", "-IS", *compiler, *directories], timeout=_TIMEOUT)
+
+
+def check(root: Path) -> None:
+    """Run what the agent builds on once.
+
+    Raises:
+        Internal: a program or module of the root does not work.
+    """
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=_TIMEOUT)
+    for program in ("/usr/bin/crun", "/usr/bin/kmod"):
+        # Not run: without /proc, crun does not start. The dynamic loader fails where a library is missing.
+        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=_TIMEOUT)
+
+
+def pack(root: Path, archive: Path) -> None:
+    """The directory as a tar file whose bytes depend on its content only."""
+    sorting = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"]
+    run(["tar", "--create", f"--file={archive}", f"--directory={root}", *sorting, "."], timeout=_TIMEOUT)
+
+
+def unpack_archive(archive: Path, root: Path) -> None:
+    """The reverse of :func:`pack`."""
+    root.mkdir()
+    run(["tar", "--extract", f"--file={archive}", f"--directory={root}", "--preserve-permissions"], timeout=_TIMEOUT)
+
+
+def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
+    """The directory as an erofs image; its bytes depend on content, `date` (seconds since 1970) and `uuid` only."""
+    # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
+    options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
+    run(["mkfs.erofs", *options, str(image), str(root)], timeout=_TIMEOUT)
+
+
+def _install_applets(root: Path) -> None:
+    """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
+    binaries = root / "usr/bin"
+    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TIMEOUT).split():
+        if not any((root / "usr" / where / applet).exists() for where in ("bin", "sbin")):
+            (binaries / applet).symlink_to("busybox")
+
+
+def _delete(path: Path) -> None:
+    if stat.S_ISDIR(path.lstat().st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()

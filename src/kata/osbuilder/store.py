@@ -1,0 +1,252 @@
+"""The guest images of this host: find, check, list, remove.
+
+    <root>/<version>/{vmlinux,initrd,root.erofs,manifest.json}
+    <root>/current -> <version>
+
+A version's directory appears complete, by one rename, or not at all. Making images is not done here, but in
+:mod:`kata.osbuilder.build`. This module is on the way of every sandbox start, so it imports little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+
+DEFAULT_ROOT = Path("/var/lib/kata/images")
+FILES = ("vmlinux", "initrd", "root.erofs")
+MANIFEST = "manifest.json"
+CURRENT = "current"
+# A build in progress, or what a killed one left behind.
+BUILDING = ".build-"
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_MANIFEST_LIMIT = 1 << 20
+_HINT = "run: kata image build"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """One complete image.
+
+    Attributes:
+        version: names its content.
+        directory: holds the files.
+        kernel: uncompressed ELF kernel with a PVH entry.
+        initrd: cpio archive.
+        rootfs: erofs image.
+        manifest: what it was made of; see docs/guest-image.md.
+    """
+
+    version: str
+    directory: Path
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+    manifest: dict[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Of the three files, in bytes."""
+        return sum(int(self.manifest["files"][name]["size"]) for name in FILES)
+
+
+def images_root() -> Path:
+    """Where images are kept: $KATA_IMAGES, or /var/lib/kata/images."""
+    return Path(os.environ.get("KATA_IMAGES") or DEFAULT_ROOT)
+
+
+def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
+    """The current image, or that of a version.
+
+    The image's directory is the version's own, not the link: it stays the same when another image becomes current.
+
+    Raises:
+        NotFound: there is none.
+        InvalidArgument: that is no version.
+        FailedPrecondition: it is damaged.
+    """
+    root = images_root() if root is None else root
+    if not _VERSION.fullmatch(version):
+        raise InvalidArgument(f"'{version[:64]}' is not the version of a guest image")
+    if version == CURRENT:
+        try:
+            version = os.readlink(root / CURRENT)
+        except OSError:
+            raise NotFound(f"there is no guest image in {root}", hint=_HINT) from None
+        if not _VERSION.fullmatch(version):
+            raise FailedPrecondition(f"{root / CURRENT} does not point to a guest image", hint=_HINT)
+    directory = root / version
+    if not directory.is_dir():
+        raise NotFound(f"there is no guest image {version} in {root}", hint=_HINT)
+    manifest = _read_manifest(directory)
+    for name in FILES:
+        path = directory / name
+        expected = manifest["files"][name]["size"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected:
+            found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+            raise FailedPrecondition(f"guest image {version} is damaged: {path} {found}", hint=f"{_HINT} --force")
+    kernel, initrd, rootfs = (directory / name for name in FILES)
+    return GuestImage(version, directory, kernel, initrd, rootfs, manifest)
+
+
+def check(image: GuestImage) -> None:
+    """Read all files and compare them with the manifest.
+
+    Raises:
+        FailedPrecondition: a file is not what was built.
+    """
+    for name in FILES:
+        path = image.directory / name
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise FailedPrecondition(f"guest image {image.version} is damaged: {error}", hint=_HINT) from None
+        if found != image.manifest["files"][name]["sha256"]:
+            raise FailedPrecondition(
+                f"guest image {image.version} is damaged: {path} is not the file that was built",
+                hint=f"{_HINT} --force",
+            )
+
+
+def list_images(root: Path | None = None) -> list[GuestImage]:
+    """All usable images, newest first; damaged ones are left out."""
+    root = images_root() if root is None else root
+    images = []
+    for directory in root.iterdir() if root.is_dir() else ():
+        if directory.is_dir() and not directory.is_symlink() and _VERSION.fullmatch(directory.name):
+            with contextlib.suppress(FailedPrecondition, NotFound):
+                images.append(find(root, directory.name))
+    return sorted(images, key=lambda image: image.directory.stat().st_mtime_ns, reverse=True)
+
+
+def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
+    """Remove old images and return their versions.
+
+    The newest `keep` stay, and so does the current one and each that a process has open or mapped.
+
+    Raises:
+        InvalidArgument: `keep` is negative.
+        DeadlineExceeded: a build holds the lock.
+    """
+    if keep < 0:
+        raise InvalidArgument("cannot keep a negative number of images")
+    root = images_root() if root is None else root
+    if not root.is_dir():
+        return []
+    removed = []
+    with lock(root, timeout=30):
+        current = os.readlink(root / CURRENT) if (root / CURRENT).is_symlink() else None
+        candidates = [image for image in list_images(root)[keep:] if image.version != current]
+        used = _versions_in_use(candidates)
+        for image in candidates:
+            if image.version not in used:
+                # Out of sight by one rename first: nobody finds half an image.
+                doomed = root / f"{BUILDING}removed-{image.version}"
+                image.directory.rename(doomed)
+                shutil.rmtree(doomed)
+                removed.append(image.version)
+    return removed
+
+
+def switch_current(root: Path, version: str) -> None:
+    """Make a version the current one, at once for everybody who looks."""
+    link = root / f"{BUILDING}current"
+    link.unlink(missing_ok=True)
+    link.symlink_to(version)
+    link.replace(root / CURRENT)
+    sync_directory(root)
+
+
+@contextlib.contextmanager
+def lock(directory: Path, *, timeout: float) -> Iterator[None]:
+    """Hold the one right to change a directory.
+
+    Raises:
+        DeadlineExceeded: somebody else held it for `timeout` seconds.
+    """
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(
+                        f"another process has been changing {directory} for {timeout:.0f} s", hint="try again later"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        with path.open("rb") as file:
+            manifest = json.loads(file.read(_MANIFEST_LIMIT))
+        for name in FILES:
+            int(manifest["files"][name]["size"])
+            str(manifest["files"][name]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FailedPrecondition(
+            f"guest image {directory.name} is damaged: {path}: {error}", hint=f"{_HINT} --force"
+        ) from None
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _versions_in_use(images: list[GuestImage]) -> set[str]:
+    owners = {}
+    for image in images:
+        for name in FILES:
+            status = (image.directory / name).stat()
+            owners[status.st_dev, status.st_ino] = image.version
+    inodes = {inode: version for (_, inode), version in owners.items()}
+    used = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # A process may end while it is looked at.
+        with contextlib.suppress(OSError):
+            for link in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    status = link.stat()
+                    if version := owners.get((status.st_dev, status.st_ino)):
+                        used.add(version)
+        with contextlib.suppress(OSError):
+            for line in (process / "maps").read_text(errors="replace").splitlines():
+                # address permissions offset device inode path; some file systems report another device here than stat.
+                fields = line.split(maxsplit=5)
+                version = inodes.get(int(fields[4])) if len(fields) == 6 else None
+                if version and f"/{version}/" in fields[5]:
+                    used.add(version)
+    return used
