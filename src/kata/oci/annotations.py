@@ -1,0 +1,60 @@
+"""What a container manager's annotations say about pods: is this a sandbox, a container of one, or neither?
+
+The shim's lean start path imports this: plain functions on a dict, nothing imported but the errors and the id check.
+Kubernetes' managers each have their own keys; docker, nerdctl, podman and ctr write none.
+"""
+
+from __future__ import annotations
+
+from kata.errors import InvalidArgument
+from kata.oci.ids import validate_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BUNDLE_PATH = "io.katacontainers.pkg.oci.bundle_path"
+"""Set on what is passed on to the guest: the bundle's path on the host."""
+CONTAINER_TYPE = "io.katacontainers.pkg.oci.container_type"
+"""Set on what is passed on to the guest: one of `ContainerType`'s values."""
+
+
+class ContainerType:
+    """What a bundle is. The values are Kata's, as in `CONTAINER_TYPE`."""
+
+    SINGLE = "single_container"
+    SANDBOX = "pod_sandbox"
+    CONTAINER = "pod_container"
+
+
+_MANAGERS = (
+    # container type key, its value for a sandbox, key of the sandbox's id
+    ("io.kubernetes.cri.container-type", "sandbox", "io.kubernetes.cri.sandbox-id"),  # containerd
+    ("io.kubernetes.cri-o.ContainerType", "sandbox", "io.kubernetes.cri-o.SandboxID"),  # CRI-O
+    ("io.kubernetes.docker.type", "podsandbox", "io.kubernetes.sandbox.id"),  # dockershim
+)
+
+
+def classify(annotations: Mapping[str, str], own_id: str) -> tuple[str, str]:
+    """The `ContainerType` of a bundle and the id of the sandbox that it is, or belongs in.
+
+    Args:
+        annotations: the spec's.
+        own_id: the bundle's container id; the answer's second half unless it is a container of a pod.
+
+    Raises:
+        InvalidArgument: the type is unknown, or a pod's container names no sandbox or one that is no valid id.
+    """
+    for type_key, sandbox_value, sandbox_id_key in _MANAGERS:
+        value = annotations.get(type_key)
+        if value is None:
+            continue
+        if value == sandbox_value:
+            return ContainerType.SANDBOX, own_id
+        if value != "container":
+            raise InvalidArgument(f"annotation {type_key}: {value!r} is neither '{sandbox_value}' nor 'container'")
+        sandbox_id = annotations.get(sandbox_id_key)
+        if sandbox_id is None:
+            raise InvalidArgument(f"annotation {sandbox_id_key} is missing on container '{own_id}' of a pod")
+        return ContainerType.CONTAINER, validate_id(sandbox_id, f"annotation {sandbox_id_key}:")
+    return ContainerType.SINGLE, own_id
