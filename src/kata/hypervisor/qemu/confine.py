@@ -16,8 +16,8 @@ from kata.errors import NotFound
 _SETPRIV_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 #: What the 9p server needs to do for root in a container what root in a container may do to files: the capabilities
 #: over files that engines give a container by default. Not DAC_READ_SEARCH, which opens files by handle, outside of
-#: any tree.
-SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setfcap")
+#: any tree. Not MKNOD, so that no guest makes a device of the host's.
+SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "setfcap")
 #: Each file that a guest has open on the shared tree takes a file descriptor.
 _OPEN_FILES = 65536
 

@@ -187,13 +187,7 @@ class QemuMachine:
                 log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
         self._release()
         exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
-        log.log(
-            logging.DEBUG if exit_.expected else logging.WARNING,
-            "qemu of %s ended with %d: %s",
-            self.plan.sandbox_id,
-            exit_.status,
-            exit_.output or "no output",
-        )
+        log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
         return exit_
 
     def _release(self) -> None:
