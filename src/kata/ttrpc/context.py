@@ -1,0 +1,70 @@
+"""What a handler learns about its call besides the payload, and what kinds of handlers there are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kata.ttrpc.stream import Stream
+
+
+class PeerCredentials(NamedTuple):
+    """Who connected to a Unix socket, as the kernel says (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class CallContext:
+    """One call.
+
+    Attributes:
+        service, method: what was called.
+        metadata: the caller's metadata; of a key that occurs several times, the first value.
+        timeout: seconds that the caller was ready to wait when it called, or None.
+        peer: who connected, where that can be known.
+    """
+
+    __slots__ = ("_deadline", "metadata", "method", "peer", "service", "timeout")
+
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        metadata: Mapping[str, str],
+        timeout: float | None = None,
+        peer: PeerCredentials | None = None,
+    ) -> None:
+        self.service = service
+        self.method = method
+        self.metadata = metadata
+        self.timeout = timeout
+        self.peer = peer
+        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without one."""
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
+
+
+UnaryHandler = Callable[[CallContext, bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True)
+class StreamHandler:
+    """Marks a handler as that of a streaming call.
+
+    `run(ctx, stream)` receives and sends messages on the stream, beginning with the request's own message if there is
+    one, and ends the call by returning: bytes as the one answer to a client that streamed, None if all was sent.
+    """
+
+    run: Callable[[CallContext, Stream], Awaitable[bytes | None]]
+
+
+Handler = UnaryHandler | StreamHandler
+Handlers = Mapping[tuple[str, str], Handler]

@@ -1,0 +1,224 @@
+"""The two messages that every ttrpc call is wrapped in, encoded by hand: Request and Response.
+
+    Request  { string service = 1; string method = 2; bytes payload = 3; int64 timeout_nano = 4;
+               repeated KeyValue { string key = 1; string value = 2; } metadata = 5; }
+    Response { google.rpc.Status { int32 code = 1; string message = 2; repeated Any details = 3; } status = 1;
+               bytes payload = 2; }
+
+Doing it here keeps the package free of dependencies and bounds what a hostile envelope can cost: besides the frame's
+size, the number of fields is limited, since each costs time and memory. Everything else about protobuf is out of scope.
+Rules of the wire format: https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+#: Fields that a message may have, and therefore metadata pairs in a request.
+MAX_FIELDS = 1024
+_MAX_NESTED_FIELDS = 64
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_FIELD_NUMBER = (1 << 29) - 1
+
+
+class MalformedMessage(ValueError):
+    """Bytes that are no such message, or more of it than is accepted."""
+
+
+class Request(NamedTuple):
+    """What is called.
+
+    Attributes:
+        service: full name of the protobuf service, e.g. "grpc.Health".
+        method: name of the RPC, e.g. "Check".
+        payload: the serialized request message.
+        timeout_nano: nanoseconds that the caller is ready to wait; 0 means no limit.
+        metadata: pairs in wire order; a key may occur more than once.
+    """
+
+    service: str
+    method: str
+    payload: bytes = b""
+    timeout_nano: int = 0
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class Status(NamedTuple):
+    """google.rpc.Status. `details` are google.protobuf.Any messages, serialized."""
+
+    code: int = 0
+    message: str = ""
+    details: tuple[bytes, ...] = ()
+
+
+class Response(NamedTuple):
+    """How a call ended. An absent status is OK."""
+
+    status: Status = Status()
+    payload: bytes = b""
+
+
+def metadata_pairs(metadata: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Metadata as `Request` holds it."""
+    return tuple(metadata.items()) if metadata else ()
+
+
+def request_parts(request: Request) -> list[bytes]:
+    """The encoded request, in pieces to be joined: the payload is not copied here."""
+    parts = [_text(0x0A, request.service), _text(0x12, request.method)]
+    if request.payload:
+        parts += (b"\x1a", _varint(len(request.payload)), request.payload)
+    if request.timeout_nano:
+        parts += (b"\x20", _varint(request.timeout_nano & 0xFFFF_FFFF_FFFF_FFFF))
+    for key, value in request.metadata:
+        pair = _text(0x0A, key) + _text(0x12, value)
+        parts += (b"\x2a", _varint(len(pair)), pair)
+    return parts
+
+
+def response_parts(response: Response) -> list[bytes]:
+    """The encoded response, in pieces to be joined. The status is always present: old Go clients insist on it."""
+    code, message, details = response.status
+    status = b""
+    if code:
+        status = b"\x08" + _varint(code & 0xFFFF_FFFF_FFFF_FFFF)
+    status += _text(0x12, message)
+    for detail in details:
+        status += b"\x1a" + _varint(len(detail)) + detail
+    parts = [b"\x0a", _varint(len(status)), status]
+    if response.payload:
+        parts += (b"\x12", _varint(len(response.payload)), response.payload)
+    return parts
+
+
+def decode_request(data: bytes | memoryview) -> Request:
+    """Raises MalformedMessage."""
+    service = method = ""
+    payload: bytes | memoryview = b""
+    timeout_nano = 0
+    metadata = []
+    for number, value in _fields(data, MAX_FIELDS):
+        if isinstance(value, int):
+            if number == 4:
+                timeout_nano = _signed(value, 64)
+        elif number == 1:
+            service = _string(value)
+        elif number == 2:
+            method = _string(value)
+        elif number == 3:
+            payload = value
+        elif number == 5:
+            metadata.append(_key_value(value))
+    return Request(service, method, bytes(payload), timeout_nano, tuple(metadata))
+
+
+def decode_response(data: bytes | memoryview) -> Response:
+    """Raises MalformedMessage."""
+    code = 0
+    message = ""
+    details: list[bytes] = []
+    payload: bytes | memoryview = b""
+    for number, value in _fields(data, MAX_FIELDS):
+        if isinstance(value, int):
+            continue
+        if number == 1:  # a nested message that comes twice is merged
+            for inner, part in _fields(value, _MAX_NESTED_FIELDS):
+                if isinstance(part, int):
+                    if inner == 1:
+                        code = _signed(part, 32)
+                elif inner == 2:
+                    message = _string(part)
+                elif inner == 3:
+                    details.append(bytes(part))
+        elif number == 2:
+            payload = value
+    return Response(Status(code, message, tuple(details)), bytes(payload))
+
+
+def _key_value(data: memoryview) -> tuple[str, str]:
+    key = text = ""
+    for number, value in _fields(data, _MAX_NESTED_FIELDS):
+        if not isinstance(value, int):
+            if number == 1:
+                key = _string(value)
+            elif number == 2:
+                text = _string(value)
+    return key, text
+
+
+def _fields(data: bytes | memoryview, limit: int) -> Iterator[tuple[int, int | memoryview]]:
+    """Field numbers with their varint or bytes; fields of other wire types are passed over, groups are refused."""
+    view = memoryview(data)
+    end = len(view)
+    position = 0
+    while position < end:
+        if limit == 0:
+            raise MalformedMessage("message has too many fields")
+        limit -= 1
+        tag, position = _read_varint(view, position)
+        number, wire_type = tag >> 3, tag & 7
+        if not 0 < number <= _MAX_FIELD_NUMBER:
+            raise MalformedMessage(f"field number {number} is out of range")
+        if wire_type == _VARINT:
+            scalar, position = _read_varint(view, position)
+            yield number, scalar
+            continue
+        if wire_type == _BYTES:
+            size, position = _read_varint(view, position)
+        elif wire_type in (_FIXED32, _FIXED64):
+            size = 4 if wire_type == _FIXED32 else 8
+        else:
+            raise MalformedMessage(f"wire type {wire_type} is not accepted")
+        if size > end - position:
+            raise MalformedMessage("field is longer than its message")
+        if wire_type == _BYTES:
+            yield number, view[position : position + size]
+        position += size
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    result = shift = 0
+    try:
+        while True:
+            byte = view[position]
+            position += 1
+            result |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return result & 0xFFFF_FFFF_FFFF_FFFF, position
+            shift += 7
+            if shift == 70:
+                raise MalformedMessage("varint is longer than 10 bytes")
+    except IndexError:
+        raise MalformedMessage("message ends inside a varint") from None
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _text(tag: int, text: str) -> bytes:
+    if not text:
+        return b""
+    data = text.encode()
+    return bytes((tag,)) + _varint(len(data)) + data
+
+
+def _string(value: memoryview) -> str:
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError:
+        raise MalformedMessage("string is not UTF-8") from None
+
+
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
