@@ -1,0 +1,80 @@
+"""unshare(2) and setns(2), and namespaces that live on without a process.
+
+Python's os module has both calls only from 3.12. Sources: namespaces(7), unshare(2), setns(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from kata.linux.libc import LIBC, check
+from kata.linux.mount import bind, umount
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+
+FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC}
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces of the kinds in `flags`."""
+    check(LIBC.unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """Move the calling thread into the namespace that `fd` refers to; `kind` is a CLONE_NEW* to insist on, or 0."""
+    check(LIBC.setns(fd, kind), "setns")
+
+
+def pin(source: str, target: str) -> None:
+    """Keep the namespace `source` (a file in /proc/PID/ns) alive as the bind-mounted file `target`."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+    try:
+        bind(source, target, 0)
+    except OSError:
+        os.unlink(target)
+        raise
+
+
+def unpin(target: str) -> None:
+    """Let go of a pinned namespace."""
+    umount(target)
+    os.unlink(target)
+
+
+def make_pinned(targets: Mapping[str, str], setup: Callable[[], None] | None = None) -> None:
+    """Make new namespaces and pin them, while the caller stays where it was.
+
+    Args:
+        targets: kind ("uts", "ipc") to the file that pins it.
+        setup: run inside the new namespaces.
+
+    Raises:
+        OSError: nothing stays pinned then.
+    """
+    flags = 0
+    home: dict[str, int] = {}
+    pinned: list[str] = []
+    try:
+        for kind in targets:
+            flags |= FLAGS[kind]
+            home[kind] = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        unshare(flags)
+        try:
+            if setup:
+                setup()
+            for kind, target in targets.items():
+                pin(f"/proc/thread-self/ns/{kind}", target)
+                pinned.append(target)
+        finally:
+            for kind, fd in home.items():
+                setns(fd, FLAGS[kind])
+    except BaseException:
+        for target in pinned:
+            unpin(target)
+        raise
+    finally:
+        for fd in home.values():
+            os.close(fd)

@@ -1,0 +1,241 @@
+"""The ledger: what a sandbox holds outside its own process, written down before it is acquired.
+
+One file in the sandbox's state directory, one line per thing. Whoever finds the file unlocked may give everything back:
+a normal stop, a failed start, `containerd-shim-kata-v2 delete` after a crash and `kata gc` all call the same
+`release`. A line that was written and never acted upon costs nothing, because giving back is idempotent.
+
+What is *not* here on purpose: mounts. A sandbox mounts only inside a mount namespace of its own (see
+`kata.sandbox.isolation`), which the kernel takes down with the last process in it, whatever killed that process.
+
+The shim's short-lived `delete` process imports this file, so it imports nothing that costs time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import time
+
+from kata.errors import AlreadyExists, FailedPrecondition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Every process that belongs to a sandbox has this variable in its environment; its value is the state directory.
+MARKER = "KATA_SANDBOX_DIR"
+
+#: A process, found by MARKER: the value is the state directory that the variable names.
+PROCESS = "process"
+#: A file or socket outside the state directory: the value is its absolute path.
+FILE = "file"
+
+_FILE_NAME = "ledger"
+_KILL_DEADLINE_S = 5.0
+
+
+class Locked(Exception):
+    """Another living process owns this ledger."""
+
+
+class Ledger:
+    """The open, locked ledger of one sandbox.
+
+    Args:
+        directory: the sandbox's state directory, absolute. It is created (mode 0700) if it is not there, and it is
+            the last thing that `release` removes.
+        wait_s: how long to wait for the lock.
+
+    Raises:
+        Locked: another process holds the lock until the end of the wait.
+        OSError: the directory or the file cannot be made.
+    """
+
+    def __init__(self, directory: str, *, wait_s: float = 0.0) -> None:
+        self.directory = directory
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self._fd = os.open(
+            os.path.join(directory, _FILE_NAME), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        try:
+            self._lock(wait_s)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._held: list[tuple[str, str]] = _read(self._fd)
+
+    def _lock(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() >= deadline:
+                raise Locked(self.directory)
+            time.sleep(0.002)
+
+    def hold(self, kind: str, value: str) -> None:
+        """Write down that the thing is about to be acquired."""
+        if any(character in value for character in "\t\n\0"):
+            raise ValueError(f"ledger: control character in {value!r}")
+        self._append("+", kind, value)
+        self._held.append((kind, value))
+
+    def drop(self, kind: str, value: str) -> None:
+        """Write down that the thing has been given back."""
+        if (kind, value) in self._held:
+            self._append("-", kind, value)
+            self._held.remove((kind, value))
+
+    def _append(self, sign: str, kind: str, value: str) -> None:
+        os.write(self._fd, f"{sign}\t{kind}\t{value}\n".encode())
+
+    def fileno(self) -> int:
+        """The descriptor that holds the lock, for a child that takes the ledger over by fork."""
+        return self._fd
+
+    @property
+    def held(self) -> tuple[tuple[str, str], ...]:
+        """(kind, value) pairs, oldest first."""
+        return tuple(self._held)
+
+    def release(self) -> list[str]:
+        """Give everything back, newest first, then remove the state directory and unlock.
+
+        Returns:
+            One sentence for each thing that could not be given back; the ledger then stays on disk for the next try.
+        """
+        problems: list[str] = []
+        for kind, value in reversed(self._held):
+            try:
+                _GIVE_BACK[kind](value)
+                self.drop(kind, value)
+            except OSError as error:
+                problems.append(f"{kind} {value}: {error.strerror or error}")
+        if not problems:
+            try:
+                remove_tree(self.directory)
+            except OSError as error:
+                problems.append(f"directory {self.directory}: {error.strerror or error}")
+        self.close()
+        return problems
+
+    def close(self) -> None:
+        """Unlock without giving anything back. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def claim(directory: str) -> Ledger:
+    """Take a sandbox's state directory; what a sandbox that died there still holds is given back first.
+
+    Raises:
+        AlreadyExists: a living process has it.
+        FailedPrecondition: leftovers cannot be given back.
+    """
+    try:
+        ledger = Ledger(directory)
+        if os.listdir(directory) != [_FILE_NAME] or ledger.held:
+            problems = ledger.release()
+            if problems:
+                raise FailedPrecondition(f"leftovers of an earlier sandbox in {directory}: {'; '.join(problems)}")
+            ledger = Ledger(directory)
+    except Locked as error:
+        raise AlreadyExists(f"sandbox {os.path.basename(directory)} exists already") from error
+    return ledger
+
+
+def _read(fd: int) -> list[tuple[str, str]]:
+    held: list[tuple[str, str]] = []
+    with os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        for line in file:
+            # A line without its end was cut off by a crash: the thing it names was not acquired yet.
+            fields = line.decode(errors="replace").rstrip("\n").split("\t")
+            if not line.endswith(b"\n") or len(fields) != 3 or fields[1] not in _GIVE_BACK:
+                continue
+            sign, entry = fields[0], (fields[1], fields[2])
+            if sign == "+":
+                held.append(entry)
+            elif entry in held:
+                held.remove(entry)
+    return held
+
+
+def processes_of(directory: str) -> Iterator[int]:
+    """The ids of the processes that carry the sandbox's MARKER, this one excepted."""
+    wanted = f"{MARKER}={directory}".encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                environment = file.read()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0"):
+            yield int(name)
+
+
+def _kill_processes(directory: str) -> None:
+    deadline = time.monotonic() + _KILL_DEADLINE_S
+    while pids := list(processes_of(directory)):
+        for pid in pids:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                # Looked up once more through a stable handle: the number may have been given to somebody else.
+                if pid in processes_of(directory):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(pidfd)
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"processes {pids} survive SIGKILL")
+        time.sleep(0.002)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+_GIVE_BACK = {PROCESS: _kill_processes, FILE: _unlink}
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a directory tree, and never anything that is mounted in it.
+
+    Raises:
+        OSError: EBUSY if something is mounted beneath, else what the kernel says.
+    """
+    directory = os.path.realpath(directory)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = line.split(" ", 5)[4].replace("\\040", " ")
+            if point == directory or point.startswith(directory + "/"):
+                raise OSError(errno.EBUSY, f"{point} is still mounted")
+    for root, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(root, name))
+        for name in directories:
+            path = os.path.join(root, name)
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                os.rmdir(path)
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,231 @@
+"""A sandbox: one virtual machine, the agent in it, and the containers that share it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata.config.settings import Config
+from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, KataError, NotFound, VmLaunchError
+from kata.guest.agent import AgentClient
+from kata.hypervisor import accel
+from kata.hypervisor.base import VirtualMachine
+from kata.hypervisor.qemu.machine import QemuMachine
+from kata.oci.ids import validate_id
+from kata.oci.spec import Bundle
+from kata.sandbox import plan
+from kata.sandbox.container import Container
+from kata.sandbox.ledger import PROCESS, Ledger
+from kata.sandbox.states import Lifecycle, State
+from kata.sandbox.stdio import Stdio
+from kata.storage.share import RootfsMount, SharedTree, plan_container
+
+log = logging.getLogger(__name__)
+
+#: Seconds the guest has to flush what it holds and let go, before its machine is stopped anyway.
+_DESTROY_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """What a front end asks for.
+
+    Attributes:
+        rootfs: mounts that make the rootfs; empty if the bundle's root directory already is one.
+    """
+
+    id: str
+    bundle: Bundle
+    stdio: Stdio
+    rootfs: Sequence[RootfsMount] = ()
+
+
+class Sandbox(Lifecycle):
+    """A running sandbox. Made by `start`, ended by `stop`; everything it holds is on its ledger.
+
+    Attributes:
+        pid: the virtual machine's process id, which managers get to see as every container's; it stays the same number
+            after the machine has ended.
+    """
+
+    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger) -> None:
+        super().__init__(f"sandbox {sandbox_id}")
+        self.id = sandbox_id
+        self.pid = 0
+        self.containers: dict[str, Container] = {}
+        self._config = config
+        self._ledger = ledger
+        self._directory = Path(ledger.directory)
+        self._share = SharedTree(self._directory / "shared")
+        self._vm: VirtualMachine | None = None
+        self._agent: AgentClient | None = None
+        self._creating: set[str] = set()
+
+    @classmethod
+    async def start(cls, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger) -> Sandbox:
+        """Boot a virtual machine for the bundle's container or pod and set the sandbox up in it.
+
+        The caller has entered a mount namespace of its own (`kata.sandbox.isolation`) and hands the sandbox's ledger
+        over (`kata.sandbox.ledger.claim`): on failure it has been released.
+
+        Raises:
+            VmLaunchError: the machine or its agent did not come up.
+            KataError: the plan is impossible, or the agent refused.
+        """
+        sandbox = cls(sandbox_id, config, ledger)
+        try:
+            await sandbox._start(bundle)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(sandbox.stop()))
+            raise
+        return sandbox
+
+    async def _start(self, bundle: Bundle) -> None:
+        hypervisor = self._config.hypervisor
+        accelerator = await accel.choose(
+            hypervisor.accelerator,
+            require_kvm=hypervisor.require_kvm,
+            qemu=hypervisor.path,
+            kernel=hypervisor.kernel,
+            initrd=hypervisor.initrd,
+        )
+        log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+        vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
+        log.debug("plan of %s: %s", self.what, vm_plan)
+        self._ledger.hold(PROCESS, self._ledger.directory)
+        self._vm = vm = QemuMachine(vm_plan)
+        await vm.start()
+        self.pid = vm.pid
+        self._agent = await AgentClient.connect(vm.channel(plan.AGENT_CHANNEL))
+        await self._await_agent(vm, self._agent)
+        await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        self.become(State.CREATED)
+        self.become(State.RUNNING)
+
+    async def _await_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
+        """Wait until the agent answers, the machine dies, or the time is up."""
+        timeout = self._config.agent.dial_timeout
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        answer = asyncio.ensure_future(agent.check(timeout))
+        death = asyncio.ensure_future(vm.wait())
+        try:
+            await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() and answer.exception() is None:
+                return
+            # The channel closes a moment before the exit is known: the exit says more.
+            await asyncio.wait({death}, timeout=0.0 if not answer.done() else 0.5)
+            exit_ = death.result() if death.done() else None
+            reason = "the machine ended" if exit_ else f"the agent did not answer within {timeout:.0f} s"
+            raise VmLaunchError(
+                "agent",
+                reason,
+                elapsed=loop.time() - begin,
+                exit_status=exit_.status if exit_ else None,
+                output=exit_.output if exit_ else "",
+                console=vm.console_tail(),
+                hint="`kata check` tests this host; dial_timeout in the configuration sets the wait",
+            )
+        finally:
+            for task in (answer, death):
+                task.cancel()
+            await asyncio.gather(answer, death, return_exceptions=True)
+
+    @property
+    def agent(self) -> AgentClient:
+        if self._agent is None:
+            raise FailedPrecondition(f"{self.what} is {self.state}")
+        return self._agent
+
+    def container(self, container_id: str) -> Container:
+        """Look a container up.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise NotFound(f"container {container_id} does not exist") from None
+
+    async def create_container(self, request: ContainerRequest) -> Container:
+        """Create a container in the guest; on failure nothing of it stays.
+
+        Raises:
+            AlreadyExists: the id is taken.
+            KataError: what the spec asks for is impossible, or the agent refused.
+        """
+        validate_id(request.id)
+        self.require("create a container in", State.RUNNING)
+        if request.id in self.containers or request.id in self._creating:
+            raise AlreadyExists(f"container {request.id} exists already")
+        spec = request.bundle.spec
+        if "network" not in {entry.get("type") for entry in (spec.get("linux") or {}).get("namespaces") or ()}:
+            raise InvalidArgument(
+                f"container {request.id} asks for the host's network, which a virtual machine cannot have",
+                hint="run it without the host network",
+            )
+        files = plan_container(
+            request.id, spec.get("mounts") or (), rootfs=request.rootfs, rootfs_dir=str(request.bundle.rootfs)
+        )
+        for reason in files.skipped:
+            log.info("container %s: %s", request.id, reason)
+        container = Container(request.id, self.agent, self._share, files, request.stdio)
+        message = plan.create_container_request(request.id, spec, files, self._config)
+        self._creating.add(request.id)
+        try:
+            await container.create(message, timeout=self._config.runtime.create_container_timeout)
+        finally:
+            self._creating.discard(request.id)
+        self.containers[request.id] = container
+        return container
+
+    async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
+        """Delete a container; the sandbox lives on."""
+        container = self.container(container_id)
+        await container.delete(force=force)
+        del self.containers[container_id]
+        return container
+
+    async def oom_events(self) -> AsyncIterator[str]:
+        """Ids of containers in which something was killed for lack of memory, until the guest is gone."""
+        try:
+            async for container_id in self.agent.oom_events():
+                if container_id in self.containers:
+                    yield container_id
+        except KataError as error:
+            log.debug("no more out-of-memory events: %s", error)
+
+    async def wait_vm(self) -> None:
+        """Wait until the virtual machine is gone."""
+        if self._vm is not None:
+            await self._vm.wait()
+
+    async def stop(self) -> list[str]:
+        """End everything and give everything back. Idempotent; never waits for the guest to agree.
+
+        Returns:
+            What could not be given back, for the log.
+        """
+        self.become(State.STOPPED)
+        if self._agent is not None:
+            try:
+                await self._agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
+            except KataError as error:
+                log.debug("%s: %s", self.what, error)
+        if self._vm is not None:
+            await self._vm.stop()
+        for container in self.containers.values():
+            for process in (*container.execs.values(), container.init):
+                await process.close()
+            self._share.remove(container.id)
+        if self._agent is not None:
+            await self._agent.close()
+            self._agent = None
+        problems = self._ledger.release()
+        for problem in problems:
+            log.warning("%s could not give back: %s", self.what, problem)
+        return problems

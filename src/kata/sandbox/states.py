@@ -1,0 +1,52 @@
+"""The states of a sandbox, a container and a process, and the only ways between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from kata.errors import FailedPrecondition
+
+
+class State(StrEnum):
+    """States as OCI and containerd name them."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+_NEXT: Mapping[State, frozenset[State]] = {
+    State.CREATING: frozenset({State.CREATED, State.STOPPED}),
+    State.CREATED: frozenset({State.RUNNING, State.STOPPED}),
+    State.RUNNING: frozenset({State.PAUSED, State.STOPPED}),
+    State.PAUSED: frozenset({State.RUNNING, State.STOPPED}),
+    State.STOPPED: frozenset(),
+}
+
+
+class Lifecycle:
+    """Something with a state: `what` names it in errors, e.g. "container x"."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.state = State.CREATING
+
+    def require(self, operation: str, *allowed: State) -> None:
+        """Raise FailedPrecondition unless the state is one of `allowed`."""
+        if self.state not in allowed:
+            raise FailedPrecondition(f"cannot {operation} {self.what}: it is {self.state}")
+
+    def become(self, state: State) -> None:
+        """Change the state; going where one is already changes nothing.
+
+        Raises:
+            FailedPrecondition: there is no way from the present state to this one.
+        """
+        if state is self.state:
+            return
+        if state not in _NEXT[self.state]:
+            raise FailedPrecondition(f"{self.what} cannot become {state}: it is {self.state}")
+        self.state = state

@@ -1,0 +1,176 @@
+"""A process's standard streams on the host: where its input comes from and where its output goes.
+
+The relay moves bytes between the agent and file descriptors that a front end opened. Nothing is buffered beyond one
+read: a consumer that stops reading stops its own stream and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+_READ_SIZE = 1 << 16
+
+
+class Sink(Protocol):
+    """Where output goes."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it, waiting as long as the consumer takes. A consumer that is gone swallows it."""
+
+    async def finish(self) -> None:
+        """No more comes: let the consumer see the end, then let go."""
+
+    def close(self) -> None:
+        """Let go; idempotent."""
+
+
+class Source(Protocol):
+    """Where input comes from."""
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the end."""
+
+    def close(self) -> None:
+        """Let go; idempotent."""
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """The streams of one process; None means that nobody is interested (input: already at its end)."""
+
+    stdin: Source | None = None
+    stdout: Sink | None = None
+    stderr: Sink | None = None
+    terminal: bool = False
+
+    def close(self) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+
+class FdSink:
+    """Output to a descriptor, which it owns together with any `keep` descriptors.
+
+    Args:
+        keep: descriptors that only have to stay open, e.g. a FIFO's read end, so that a client that detaches does not
+            end the stream.
+    """
+
+    def __init__(self, fd: int, *, keep: tuple[int, ...] = ()) -> None:
+        os.set_blocking(fd, False)
+        self._fds = (fd, *keep)
+        self._gone = False
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view and not self._gone:
+            try:
+                view = view[os.write(self._fds[0], view) :]
+            except BlockingIOError:
+                await writable(self._fds[0])
+            except OSError:
+                self._gone = True
+
+    async def finish(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._gone = True
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = ()
+
+
+class FdSource:
+    """Input from a descriptor, which it owns.
+
+    For a FIFO the descriptor is opened without waiting for a writer; until the first one came, the descriptor is
+    merely not readable, and once the last one went it reads as ended.
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._ending = asyncio.Event()
+
+    async def read(self) -> bytes:
+        while True:
+            if not self._ending.is_set():
+                await self._readable_or_ending()
+            try:
+                return os.read(self._fd, _READ_SIZE)
+            except BlockingIOError:
+                if self._ending.is_set():
+                    return b""
+            except OSError:
+                return b""
+
+    def finish(self) -> None:
+        """Take what is there already and then end, even though a writer still has the descriptor open."""
+        self._ending.set()
+
+    async def _readable_or_ending(self) -> None:
+        ending = asyncio.ensure_future(self._ending.wait())
+        ready = asyncio.ensure_future(readable(self._fd))
+        try:
+            await asyncio.wait({ending, ready}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            ready.cancel()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+async def readable(fd: int) -> None:
+    """Wait until a read from the descriptor would not block."""
+    loop = asyncio.get_running_loop()
+    await _ready(lambda wake: loop.add_reader(fd, wake), lambda: loop.remove_reader(fd))
+
+
+async def writable(fd: int) -> None:
+    """Wait until a write to the descriptor would not block."""
+    loop = asyncio.get_running_loop()
+    await _ready(lambda wake: loop.add_writer(fd, wake), lambda: loop.remove_writer(fd))
+
+
+async def _ready(add: Callable[[Callable[[], None]], None], remove: Callable[[], object]) -> None:
+    ready = asyncio.Event()
+    try:
+        add(ready.set)
+    except PermissionError:
+        return  # a regular file is always ready
+    try:
+        await ready.wait()
+    finally:
+        remove()
+
+
+async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, moved: Callable[[], None]) -> None:
+    """Move a process's output until its end; without a sink it is thrown away, so that the process never blocks on it.
+
+    Args:
+        moved: called after each piece that the consumer took.
+    """
+    while data := await read():
+        if sink is not None:
+            await sink.write(data)
+        moved()
+    if sink is not None:
+        await sink.finish()
+
+
+async def relay_input(
+    source: Source, write: Callable[[bytes], Awaitable[None]], close: Callable[[], Awaitable[None]]
+) -> None:
+    """Move input to a process until its end, then tell the process."""
+    while data := await source.read():
+        await write(data)
+    await close()

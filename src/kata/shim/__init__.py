@@ -1,0 +1,1 @@
+"""containerd-shim-kata-v2: containerd's door to the sandbox."""

@@ -1,0 +1,89 @@
+"""The shim's daemon: one process a sandbox, serving containerd's Task service until the sandbox has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import signal
+import socket
+from dataclasses import dataclass
+
+from kata.protocols.containerd import task_v2_pb2, task_v3_pb2
+from kata.sandbox.isolation import enter_mount_namespace
+from kata.sandbox.ledger import Ledger
+from kata.shim.events import Publisher
+from kata.shim.log import setup_logging
+from kata.shim.status import to_status
+from kata.shim.task import TaskService
+from kata.ttrpc import Server
+from kata.ttrpc.typed import handlers
+
+log = logging.getLogger(__name__)
+
+#: Seconds that calls under way get to finish once the sandbox has ended.
+_GRACE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `start` learned and hands to the daemon.
+
+    Attributes:
+        events_address: containerd's ttrpc socket, or "" if it did not say.
+        options: the serialised Any of the runtime's options, or b"".
+        bundle: the bundle of the sandbox's first container.
+    """
+
+    sandbox_id: str
+    namespace: str
+    events_address: str
+    options: bytes
+    debug: bool
+    bundle: str
+
+
+def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
+    """Serve until the sandbox has ended; everything it held has then been given back."""
+    fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    setup_logging(settings)
+    try:
+        # Not fatal without the privilege (CAP_SYS_RESOURCE): the kernel may then choose this process sooner.
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("-998")
+    except OSError as error:
+        log.debug("cannot protect the shim from the out-of-memory killer: %s", error.strerror)
+    try:
+        enter_mount_namespace()
+        asyncio.run(_serve(settings, socket.socket(fileno=listener_fd), ledger))
+    except BaseException:
+        log.exception("the shim of sandbox %s failed", settings.sandbox_id)
+        ledger.release()
+        raise
+
+
+async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) -> None:
+    publisher = Publisher(settings.events_address, settings.namespace)
+    service = TaskService(settings, ledger, publisher)
+    server = Server(
+        {
+            **handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service),
+            **handlers(task_v3_pb2.DESCRIPTOR.services_by_name["Task"], service),
+        },
+        to_status=to_status,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.ended.set)
+    serving = asyncio.create_task(server.serve_socket(listener))
+    publishing = asyncio.create_task(publisher.run())
+    try:
+        await service.ended.wait()
+    finally:
+        await service.close()
+        await server.close(_GRACE_S)
+        await publisher.close(_GRACE_S)
+        for task in (serving, publishing):
+            task.cancel()
+        await asyncio.gather(serving, publishing, return_exceptions=True)
+        log.info("the shim of sandbox %s ends", settings.sandbox_id)

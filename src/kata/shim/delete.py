@@ -1,0 +1,89 @@
+"""The shim's `delete`: after containerd has lost the daemon, or at the end of every container, nothing must remain.
+
+containerd runs it with a limit of five seconds and waits for it. After a clean shutdown there is nothing to do; after a
+crash it gives back what the ledger lists. A container of a pod that lives on has no ledger of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from kata.oci.ids import validate_id
+from kata.sandbox.ledger import Ledger, Locked
+from kata.shim.start import STATE_ROOT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kata.shim.main import Arguments
+
+#: The exit status that containerd reports for a task whose shim is gone: killed.
+KILLED = 137
+
+#: A daemon that is just ending gets this long before it is taken for hung.
+_DAEMON_ENDS_S = 2.0
+
+
+def delete(arguments: Arguments) -> None:
+    """Do the `delete` action and print the serialised DeleteResponse.
+
+    Raises:
+        InvalidArgument: the id is not one.
+    """
+    validate_id(arguments.id)
+    directory = f"{STATE_ROOT}/{arguments.id}"
+    if os.path.isdir(directory):
+        for problem in _take_over(directory).release():
+            os.write(2, f"cannot give back {problem}\n".encode())
+    os.write(1, delete_response(KILLED, time.time_ns()))
+
+
+def _take_over(directory: str) -> Ledger:
+    try:
+        return Ledger(directory, wait_s=_DAEMON_ENDS_S)
+    except Locked:
+        _kill_owner(directory)
+        return Ledger(directory, wait_s=_DAEMON_ENDS_S)
+
+
+def _kill_owner(directory: str) -> None:
+    """Kill whoever has the ledger open: the kernel, not a number in a file, says who that is."""
+    ledger = os.stat(os.path.join(directory, "ledger"))
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and _has_open(name, ledger):
+            try:
+                os.kill(int(name), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def _has_open(pid: str, file: os.stat_result) -> bool:
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            found = os.stat(f"/proc/{pid}/fd/{descriptor}")
+        except OSError:
+            continue
+        if (found.st_dev, found.st_ino) == (file.st_dev, file.st_ino):
+            return True
+    return False
+
+
+def delete_response(status: int, at_ns: int) -> bytes:
+    """`containerd.task.v2.DeleteResponse` {2 exit_status, 3 exited_at {1 seconds, 2 nanos}}, encoded by hand."""
+    seconds, nanos = divmod(at_ns, 1_000_000_000)
+    timestamp = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
+    return b"\x10" + _varint(status) + b"\x1a" + _varint(len(timestamp)) + timestamp
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,0 +1,14 @@
+"""`containerd-shim-kata-v2 -info`: what containerd 2 asks of every runtime before it first uses it."""
+
+from __future__ import annotations
+
+import os
+
+from kata.protocols.containerd import types_pb2
+from kata.version import VERSION
+
+
+def info() -> None:
+    """Print a serialised RuntimeInfo; the options on standard input say nothing that changes it."""
+    answer = types_pb2.RuntimeInfo(name="io.containerd.kata.v2", version=types_pb2.RuntimeVersion(version=VERSION))
+    os.write(1, answer.SerializeToString())

@@ -1,0 +1,63 @@
+"""The shim's log: logfmt lines into the bundle's `log` FIFO, which containerd copies into its own log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kata.shim.daemon import Settings
+
+_LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
+
+
+class FifoHandler(logging.Handler):
+    """Writes lines to a FIFO and never waits: a log that nobody reads must not stop a sandbox.
+
+    The read end is kept open too, so that a restarting containerd finds the FIFO as it was.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(self._fd, self.format(record).encode(errors="replace") + b"\n")
+        except OSError:
+            pass  # full: the line is lost, the sandbox is not
+
+
+class LogfmtFormatter(logging.Formatter):
+    """time, level, msg and the sandbox, as containerd's own shims write them."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__()
+        self._sandbox_id = sandbox_id
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        level = _LEVELS.get(record.levelname, record.levelname.lower())
+        return (
+            f'time="{time}" level={level} msg={json.dumps(message)} '
+            f"name=containerd-shim-v2 pid={record.process} sandbox={self._sandbox_id} source={record.name}"
+        )
+
+
+def setup_logging(settings: Settings) -> None:
+    """Send this process's log to containerd; without its FIFO (a test, a bundle made by hand) there is none."""
+    path = os.path.join(settings.bundle, "log")
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    if os.path.exists(path):
+        handler = FifoHandler(path)
+        handler.setFormatter(LogfmtFormatter(settings.sandbox_id))
+        root.addHandler(handler)
+    else:
+        root.addHandler(logging.NullHandler())

@@ -1,0 +1,186 @@
+"""The shim's `start`: find or make the process that serves this container, print its address.
+
+A container of an existing pod is served by the pod's shim: its address is all there is to print. For everything else
+this process binds the socket, forks, and the child becomes the daemon without executing anything anew. Calls that
+arrive while the daemon still loads its modules wait in the socket's backlog.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import stat
+
+from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from kata.oci.annotations import classify
+from kata.oci.ids import validate_id
+from kata.sandbox.ledger import FILE, Ledger, claim
+from kata.shim.bootstrap import read_bootstrap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kata.shim.main import Arguments
+
+STATE_ROOT = "/run/kata"
+SOCKET_DIR = "/run/containerd/s"
+
+_STDIN_MAX = 1 << 20
+_CONFIG_MAX = 10 << 20
+
+
+def start(arguments: Arguments) -> None:
+    """Do the `start` action; the parent returns with the address printed, the child never returns.
+
+    Raises:
+        KataError: bad input, or the id is taken.
+        OSError: the socket cannot be made.
+    """
+    validate_id(arguments.id)
+    bootstrap = read_bootstrap(_read_stdin(), arguments.id)
+    sandbox_id = _sandbox_of_bundle(arguments.id)
+    path = socket_path(arguments.values["address"], arguments.namespace, sandbox_id, bootstrap.socket_dir)
+    if sandbox_id != arguments.id:
+        if not _is_served(path):
+            raise NotFound(f"sandbox {sandbox_id} of container {arguments.id} is not running")
+        _publish(path)
+        return
+    ledger = claim(f"{STATE_ROOT}/{arguments.id}")
+    try:
+        listener = _bind(path, ledger)
+        child = os.fork()
+    except BaseException:
+        ledger.release()
+        raise
+    if child == 0:
+        _become_daemon(arguments, listener, ledger, bootstrap.options)
+    ledger.close()
+    _write_file("shim.pid", str(child))
+    _publish(path)
+
+
+def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str = "") -> str:
+    """The address is a function of who asks for what, so that every `start` of a pod's containers finds the same."""
+    from _sha256 import sha256
+
+    name = sha256(os.path.join(containerd, namespace, sandbox_id).encode()).hexdigest()
+    return os.path.join(directory or SOCKET_DIR, name)
+
+
+def _read_stdin() -> bytes:
+    """containerd 1.x passes the runtime's options, 2.x its bootstrap parameters; neither is a terminal."""
+    if os.isatty(0) or stat.S_ISCHR(os.fstat(0).st_mode):
+        return b""
+    data = b""
+    while len(data) <= _STDIN_MAX:
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            return data
+        data += piece
+    raise InvalidArgument(f"more than {_STDIN_MAX} bytes on standard input")
+
+
+def _sandbox_of_bundle(own_id: str) -> str:
+    """The id of the sandbox that the bundle's container is, or belongs in."""
+    try:
+        with open("config.json", "rb") as file:
+            text = file.read(_CONFIG_MAX + 1)
+    except FileNotFoundError:
+        raise NotFound(f"bundle {os.getcwd()} has no config.json") from None
+    if len(text) > _CONFIG_MAX:
+        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is larger than {_CONFIG_MAX >> 20} MiB")
+    # Decoding costs more than all the rest of `start`; without this word there is no pod.
+    if b"io.kubernetes." not in text:
+        return own_id
+    import json
+
+    try:
+        annotations = json.loads(text).get("annotations") or {}
+    except (ValueError, AttributeError):
+        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is not a JSON object") from None
+    return classify(annotations, own_id)[1]
+
+
+def _is_served(path: str) -> bool:
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
+def _bind(path: str, ledger: Ledger) -> _socket.socket:
+    if os.path.exists(path):
+        if _is_served(path):
+            raise AlreadyExists(f"another shim serves {path}")
+        os.unlink(path)
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    ledger.hold(FILE, path)
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    mask = os.umask(0o077)
+    try:
+        listener.bind(path)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot listen on {path}: {error.strerror}") from error
+    finally:
+        os.umask(mask)
+    listener.listen(128)
+    return listener
+
+
+def _publish(path: str) -> None:
+    address = f"unix://{path}"
+    _write_file("address", address)
+    os.write(1, address.encode())
+
+
+def _write_file(name: str, text: str) -> None:
+    """Written beside and renamed: containerd may look at any time."""
+    temporary = f".{name}"
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(text)
+    os.rename(temporary, name)
+
+
+def _become_daemon(arguments: Arguments, listener: _socket.socket, ledger: Ledger, options: bytes) -> None:
+    """The child: leave containerd's session and descriptors, then serve. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            # containerd waits until nobody has its pipe open any more.
+            os.dup2(null, fd)
+        _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
+        from kata.shim.daemon import Settings, run
+
+        run(
+            Settings(
+                sandbox_id=arguments.id,
+                namespace=arguments.namespace,
+                events_address=os.environ.get("TTRPC_ADDRESS", ""),
+                options=options,
+                debug=arguments.switches["debug"],
+                bundle=os.getcwd(),
+            ),
+            listener.detach(),
+            ledger,
+        )
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _close_inherited(keep: set[int]) -> None:
+    """Close what containerd leaked: descriptors without close-on-exec that would stay open as long as the sandbox."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            try:
+                if not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                    os.close(fd)
+            except OSError:
+                pass

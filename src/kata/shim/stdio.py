@@ -1,0 +1,240 @@
+"""containerd's stdio addresses: FIFO paths, and the URIs `fifo://`, `file://` and `binary://`.
+
+A FIFO for output is opened for writing only, once its reader is there: opened read-write, what is written before the
+reader comes is lost when the writer closes first. Its read end is then kept as well, so that a client that detaches
+does not end the stream. A FIFO for input is never held open for writing, because its end is the client's to give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from kata.sandbox.stdio import FdSink, FdSource, Sink, Stdio, readable
+
+_RETRY_FIRST_S = 0.001
+_RETRY_MAX_S = 0.05
+#: Seconds a logging binary has to say that it is ready, and to end once its input has ended.
+_BINARY_READY_S = 10.0
+_BINARY_ENDS_S = 10.0
+
+
+class FifoSink:
+    """Output to a FIFO whose reader may still be on its way."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._opening = asyncio.create_task(self._open(), name=f"open {path}")
+
+    async def _open(self) -> FdSink:
+        delay = _RETRY_FIRST_S
+        while True:
+            try:
+                fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+            else:
+                return FdSink(fd, keep=(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC),))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _RETRY_MAX_S)
+
+    async def write(self, data: bytes) -> None:
+        try:
+            sink = await asyncio.shield(self._opening)
+        except OSError:
+            return  # the FIFO is gone, and with it whoever would have read
+        await sink.write(data)
+
+    async def finish(self) -> None:
+        # The reader waits for a writer to come and go, also when there was nothing to say.
+        try:
+            await asyncio.shield(self._opening)
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        if not self._opening.done():
+            self._opening.cancel()
+        elif not self._opening.cancelled() and self._opening.exception() is None:
+            self._opening.result().close()
+
+
+class BinarySink(FdSink):
+    """Output to a logging binary; the last of its streams to end waits for the binary."""
+
+    def __init__(self, fd: int, logger: LoggingBinary) -> None:
+        super().__init__(fd)
+        self._logger = logger
+        logger.streams += 1
+        self._counted = True
+
+    async def finish(self) -> None:
+        self.close()
+        if self._logger.streams == 0:
+            await self._logger.wait()
+
+    def close(self) -> None:
+        super().close()
+        if self._counted:
+            self._counted = False
+            self._logger.streams -= 1
+
+
+class LoggingBinary:
+    """A containerd logging binary: reads standard output on fd 3 and standard error on fd 4, closes fd 5 when ready."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.streams = 0
+
+    async def wait(self) -> None:
+        """Wait for its end; a binary that does not end is killed."""
+        pidfd = os.pidfd_open(self._pid)
+        try:
+            async with asyncio.timeout(_BINARY_ENDS_S):
+                await readable(pidfd)
+        except TimeoutError:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        self._reap()
+
+    def _reap(self) -> None:
+        os.waitpid(self._pid, 0)
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        self._reap()
+
+
+async def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, environment: Mapping[str, str]) -> Stdio:
+    """Open a process's streams as containerd names them; "" is none.
+
+    Args:
+        environment: what a logging binary gets to see: container id, namespace, and the sandbox's marker.
+
+    Raises:
+        NotFound: a FIFO or binary is not there.
+        InvalidArgument: the scheme is unknown, or the path is not what the scheme says.
+        DeadlineExceeded: a logging binary does not get ready.
+    """
+    if urlsplit(stdout).scheme == "binary":
+        out, err = await _start_binary(stdout, environment)
+        return Stdio(_open_input(stdin), out, err, terminal)
+    source = _open_input(stdin)
+    opened: list[Sink | None] = []
+    try:
+        opened.append(_open_output(stdout))
+        opened.append(_open_output("" if terminal else stderr))
+    except BaseException:
+        for stream in (source, *opened):
+            if stream is not None:
+                stream.close()
+        raise
+    return Stdio(source, opened[0], opened[1], terminal)
+
+
+def _path(address: str) -> tuple[str, str]:
+    parts = urlsplit(address)
+    if not parts.scheme:
+        return "fifo", address
+    if parts.scheme not in ("fifo", "file", "binary"):
+        raise InvalidArgument(f"stdio {address}: scheme {parts.scheme!r} is not fifo, file or binary")
+    return parts.scheme, unquote(parts.path)
+
+
+def _require_fifo(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise NotFound(f"stdio {path} does not exist") from None
+    if not stat.S_ISFIFO(mode):
+        raise InvalidArgument(f"stdio {path} is not a FIFO")
+
+
+def _open_input(address: str) -> FdSource | None:
+    if not address:
+        return None
+    scheme, path = _path(address)
+    if scheme != "fifo":
+        raise InvalidArgument(f"standard input {address}: only a FIFO can be read from")
+    _require_fifo(path)
+    return FdSource(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def _open_output(address: str) -> Sink | None:
+    if not address:
+        return None
+    scheme, path = _path(address)
+    if scheme == "binary":
+        raise InvalidArgument(f"stdio {address}: a logging binary takes both streams, name it as standard output")
+    if scheme == "file":
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return FdSink(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            raise FailedPrecondition(f"cannot open log file {path}: {error.strerror}") from error
+    _require_fifo(path)
+    return FifoSink(path)
+
+
+async def _start_binary(address: str, environment: Mapping[str, str]) -> tuple[BinarySink, BinarySink]:
+    """Start a logging binary; query parameters are its arguments: a name, then its value unless that is empty."""
+    _, path = _path(address)
+    arguments = [path]
+    for name, value in parse_qsl(urlsplit(address).query, keep_blank_values=True):
+        arguments += [name, value] if value else [name]
+    out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    err_read, err_write = os.pipe2(os.O_CLOEXEC)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    theirs, ours = (out_read, err_read, ready_write), (out_write, err_write, ready_read)
+    try:
+        logger = LoggingBinary(_spawn_with_fds(arguments, theirs, environment))
+    except OSError as error:
+        for fd in ours:
+            os.close(fd)
+        raise NotFound(f"cannot run logging binary {path}: {error.strerror}") from error
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    try:
+        async with asyncio.timeout(_BINARY_READY_S):
+            await readable(ready_read)
+    except TimeoutError:
+        logger.kill()
+        os.close(out_write)
+        os.close(err_write)
+        raise DeadlineExceeded(f"logging binary {path} was not ready within {_BINARY_READY_S:.0f} s") from None
+    finally:
+        os.close(ready_read)
+    return BinarySink(out_write, logger), BinarySink(err_write, logger)
+
+
+def _spawn_with_fds(arguments: list[str], fds: tuple[int, int, int], environment: Mapping[str, str]) -> int:
+    """Start a program with the three descriptors as 3, 4 and 5; returns its process id."""
+    # Copies above the targets: none of them can be overwritten before it has been moved.
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in fds]
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            arguments[0],
+            arguments,
+            {"PATH": os.environ.get("PATH", os.defpath), **environment},
+            file_actions=[
+                *((os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)),
+                *((os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(copies, (3, 4, 5), strict=True)),
+            ],
+            setsid=True,
+        )
+    finally:
+        for fd in (*copies, null):
+            os.close(fd)

@@ -1,0 +1,323 @@
+"""containerd's Task service, versions 2 and 3: request, core, answer, event. The core knows nothing of containerd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import any_pb2, empty_pb2
+
+from kata.config.loader import load
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from kata.oci.spec import Bundle, load_bundle
+from kata.protocols.containerd import events_pb2, runtimeoptions_pb2, task_pb2, task_v2_pb2
+from kata.sandbox.container import Container
+from kata.sandbox.ledger import MARKER, Ledger
+from kata.sandbox.process import Exit, Process
+from kata.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.sandbox.states import State
+from kata.shim.events import Publisher, pack, timestamp
+from kata.shim.metrics import host_is_unified, metrics
+from kata.shim.stdio import open_stdio
+from kata.storage.share import RootfsMount
+from kata.ttrpc import CallContext
+
+if TYPE_CHECKING:
+    from kata.shim.daemon import Settings
+
+log = logging.getLogger(__name__)
+
+_EMPTY = empty_pb2.Empty()
+_STATUS = {
+    State.CREATING: task_pb2.CREATED,
+    State.CREATED: task_pb2.CREATED,
+    State.RUNNING: task_pb2.RUNNING,
+    State.PAUSED: task_pb2.PAUSED,
+    State.STOPPED: task_pb2.STOPPED,
+}
+_JSON_MAX = 10 << 20
+
+
+@dataclass(frozen=True)
+class Io:
+    """The stdio addresses as containerd gave them, to be told back."""
+
+    stdin: str
+    stdout: str
+    stderr: str
+    terminal: bool
+
+
+class TaskService:
+    """The containers of one sandbox, as containerd's tasks.
+
+    Attributes:
+        ended: set when containerd has shut the sandbox down, or nothing is left to serve.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, publisher: Publisher) -> None:
+        self.ended = asyncio.Event()
+        self._settings = settings
+        self._ledger = ledger
+        self._publisher = publisher
+        self._sandbox: Sandbox | None = None
+        self._starting = asyncio.Lock()
+        self._bundles: dict[str, str] = {}
+        self._io: dict[tuple[str, str], Io] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------------------------------------ life of a task
+
+    async def create(self, request: task_v2_pb2.CreateTaskRequest, ctx: CallContext) -> task_v2_pb2.CreateTaskResponse:
+        if request.checkpoint or request.parent_checkpoint:
+            raise Unimplemented(f"container {request.id}: restoring a checkpoint is not supported")
+        bundle = load_bundle(Path(request.bundle))
+        sandbox = await self._sandbox_for(bundle, request.options)
+        io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
+        rootfs = [RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs]
+        stdio = await self._open(request.id, io)
+        try:
+            container = await sandbox.create_container(ContainerRequest(request.id, bundle, stdio, rootfs))
+        except BaseException:
+            stdio.close()
+            raise
+        self._bundles[request.id] = request.bundle
+        self._io[request.id, ""] = io
+        self._publisher.publish(
+            events_pb2.TaskCreate(
+                container_id=request.id,
+                bundle=request.bundle,
+                rootfs=request.rootfs,
+                io=events_pb2.TaskIO(stdin=io.stdin, stdout=io.stdout, stderr=io.stderr, terminal=io.terminal),
+                pid=sandbox.pid,
+            )
+        )
+        self._follow(self._tell_exit(container, container.init))
+        return task_v2_pb2.CreateTaskResponse(pid=sandbox.pid)
+
+    async def _sandbox_for(self, bundle: Bundle, options: any_pb2.Any) -> Sandbox:
+        """The sandbox, started with the first container."""
+        async with self._starting:
+            if self._sandbox is None:
+                if self._ledger.fileno() < 0:
+                    raise FailedPrecondition(f"sandbox {self._settings.sandbox_id} has ended")
+                loaded = load(**self._config_source(options))
+                for warning in loaded.warnings:
+                    log.warning("%s", warning)
+                self._sandbox = await Sandbox.start(self._settings.sandbox_id, bundle, loaded.config, self._ledger)
+                self._follow(self._tell_out_of_memory(self._sandbox))
+            return self._sandbox
+
+    def _config_source(self, options: any_pb2.Any) -> dict[str, Any]:
+        packed = options
+        if not packed.value and self._settings.options:
+            packed = any_pb2.Any.FromString(self._settings.options)
+        if packed.type_url.rpartition("/")[2] != "runtimeoptions.v1.Options":
+            return {}
+        chosen = runtimeoptions_pb2.Options.FromString(packed.value)
+        if chosen.config_path:
+            return {"path": Path(chosen.config_path)}
+        return {"body": chosen.config_body} if chosen.config_body else {}
+
+    async def _open(self, container_id: str, io: Io) -> Any:
+        environment = {
+            "CONTAINER_ID": container_id,
+            "CONTAINER_NAMESPACE": self._settings.namespace,
+            MARKER: self._ledger.directory,
+        }
+        return await open_stdio(io.stdin, io.stdout, io.stderr, terminal=io.terminal, environment=environment)
+
+    async def start(self, request: task_v2_pb2.StartRequest, ctx: CallContext) -> task_v2_pb2.StartResponse:
+        container = self._container(request.id)
+        if request.exec_id:
+            process = await container.start_exec(request.exec_id)
+            event: Any = events_pb2.TaskExecStarted(container_id=request.id, exec_id=request.exec_id, pid=self._pid())
+            self._publisher.publish(event)
+            self._follow(self._tell_exit(container, process))
+        else:
+            await container.start()
+            self._publisher.publish(events_pb2.TaskStart(container_id=request.id, pid=self._pid()))
+        return task_v2_pb2.StartResponse(pid=self._pid())
+
+    async def delete(self, request: task_v2_pb2.DeleteRequest, ctx: CallContext) -> task_v2_pb2.DeleteResponse:
+        container = self._container(request.id)
+        self._io.pop((request.id, request.exec_id), None)
+        if request.exec_id:
+            exit_ = await container.delete_exec(request.exec_id)
+        else:
+            assert self._sandbox is not None
+            await self._sandbox.delete_container(request.id)
+            assert container.init.exit is not None
+            exit_ = container.init.exit
+            self._bundles.pop(request.id, None)
+            self._publisher.publish(
+                events_pb2.TaskDelete(
+                    container_id=request.id,
+                    id=request.id,
+                    pid=self._pid(),
+                    exit_status=exit_.status,
+                    exited_at=timestamp(exit_.at_ns),
+                )
+            )
+        return task_v2_pb2.DeleteResponse(pid=self._pid(), exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
+
+    async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
+        container = self._container(request.id)
+        spec = _json(request.spec, "process")
+        io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
+        stdio = await self._open(request.id, io)
+        try:
+            container.add_exec(request.exec_id, spec, stdio)  # type: ignore[arg-type]
+        except BaseException:
+            stdio.close()
+            raise
+        self._io[request.id, request.exec_id] = io
+        self._publisher.publish(events_pb2.TaskExecAdded(container_id=request.id, exec_id=request.exec_id))
+        return _EMPTY
+
+    async def wait(self, request: task_v2_pb2.WaitRequest, ctx: CallContext) -> task_v2_pb2.WaitResponse:
+        container = self._container(request.id)
+        exit_ = await container.process(request.exec_id).wait()
+        return task_v2_pb2.WaitResponse(exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
+
+    async def kill(self, request: task_v2_pb2.KillRequest, ctx: CallContext) -> empty_pb2.Empty:
+        container = self._container(request.id)
+        await container.kill(request.signal, exec_id=request.exec_id)
+        if request.all and not request.exec_id:
+            for process in list(container.execs.values()):
+                if process.state is State.RUNNING:
+                    await process.signal(request.signal)
+        return _EMPTY
+
+    async def pause(self, request: task_v2_pb2.PauseRequest, ctx: CallContext) -> empty_pb2.Empty:
+        await self._container(request.id).pause()
+        self._publisher.publish(events_pb2.TaskPaused(container_id=request.id))
+        return _EMPTY
+
+    async def resume(self, request: task_v2_pb2.ResumeRequest, ctx: CallContext) -> empty_pb2.Empty:
+        await self._container(request.id).resume()
+        self._publisher.publish(events_pb2.TaskResumed(container_id=request.id))
+        return _EMPTY
+
+    async def checkpoint(self, request: task_v2_pb2.CheckpointTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
+        raise Unimplemented(f"container {request.id}: checkpoints are not supported")
+
+    async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
+        await self._container(request.id).update(_json(request.resources, "resources"))
+        return _EMPTY
+
+    # ------------------------------------------------------------------------------------------------------- streams
+
+    async def resize_pty(self, request: task_v2_pb2.ResizePtyRequest, ctx: CallContext) -> empty_pb2.Empty:
+        process = self._container(request.id).process(request.exec_id)
+        await process.resize(rows=request.height, columns=request.width)
+        return _EMPTY
+
+    async def close_i_o(self, request: task_v2_pb2.CloseIORequest, ctx: CallContext) -> empty_pb2.Empty:
+        process = self._container(request.id).process(request.exec_id)
+        if request.stdin:
+            await process.close_input()
+        return _EMPTY
+
+    # ----------------------------------------------------------------------------------------------------- questions
+
+    async def state(self, request: task_v2_pb2.StateRequest, ctx: CallContext) -> task_v2_pb2.StateResponse:
+        container = self._container(request.id)
+        container.refresh()
+        process = container.process(request.exec_id)
+        io = self._io[request.id, request.exec_id]
+        answer = task_v2_pb2.StateResponse(
+            id=request.exec_id or request.id,
+            bundle=self._bundles[request.id],
+            pid=self._pid(),
+            status=_STATUS[process.state if request.exec_id else container.state],
+            stdin=io.stdin,
+            stdout=io.stdout,
+            stderr=io.stderr,
+            terminal=io.terminal,
+            exec_id=request.exec_id,
+        )
+        if process.exit is not None:
+            answer.exit_status = process.exit.status
+            answer.exited_at.CopyFrom(timestamp(process.exit.at_ns))
+        return answer
+
+    async def pids(self, request: task_v2_pb2.PidsRequest, ctx: CallContext) -> task_v2_pb2.PidsResponse:
+        self._container(request.id)
+        return task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid())])
+
+    async def stats(self, request: task_v2_pb2.StatsRequest, ctx: CallContext) -> task_v2_pb2.StatsResponse:
+        stats = await self._container(request.id).stats()
+        return task_v2_pb2.StatsResponse(stats=pack(metrics(stats, unified=host_is_unified())))
+
+    async def connect(self, request: task_v2_pb2.ConnectRequest, ctx: CallContext) -> task_v2_pb2.ConnectResponse:
+        return task_v2_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._pid(), version="v2")
+
+    async def shutdown(self, request: task_v2_pb2.ShutdownRequest, ctx: CallContext) -> empty_pb2.Empty:
+        if self._sandbox is not None and self._sandbox.containers and not request.now:
+            return _EMPTY
+        # Everything is given back before the answer: containerd's `delete` comes right after it.
+        await self.close()
+        self.ended.set()
+        return _EMPTY
+
+    # ------------------------------------------------------------------------------------------------------- behind
+
+    def _container(self, container_id: str) -> Container:
+        if self._sandbox is None:
+            raise NotFound(f"container {container_id} does not exist")
+        return self._sandbox.container(container_id)
+
+    def _pid(self) -> int:
+        return self._sandbox.pid if self._sandbox else 0
+
+    def _follow(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_exit(self, container: Container, process: Process) -> None:
+        exit_: Exit = await process.wait()
+        container.refresh()
+        self._publisher.publish(
+            events_pb2.TaskExit(
+                container_id=container.id,
+                id=process.exec_id or container.id,
+                pid=self._pid(),
+                exit_status=exit_.status,
+                exited_at=timestamp(exit_.at_ns),
+            )
+        )
+
+    async def _tell_out_of_memory(self, sandbox: Sandbox) -> None:
+        async for container_id in sandbox.oom_events():
+            self._publisher.publish(events_pb2.TaskOOM(container_id=container_id))
+
+    async def close(self) -> None:
+        """Stop the sandbox and give everything back. Idempotent."""
+        async with self._starting:
+            sandbox, self._sandbox = self._sandbox, None
+            if sandbox is not None:
+                await sandbox.stop()
+            else:
+                self._ledger.release()
+            for task in list(self._tasks):
+                task.cancel()
+
+
+def _json(packed: any_pb2.Any, what: str) -> Mapping[str, Any]:
+    if len(packed.value) > _JSON_MAX:
+        raise InvalidArgument(f"{what} is larger than {_JSON_MAX >> 20} MiB")
+    try:
+        value = json.loads(packed.value)
+    except ValueError as error:
+        raise InvalidArgument(f"{what} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{what} is not a JSON object")
+    return value

@@ -1,0 +1,238 @@
+"""The shared tree: one host directory that the guest sees, into which rootfs and volumes are mounted.
+
+    host   <state>/shared/<container>/rootfs            guest  /run/kata-containers/shared/containers/<container>/rootfs
+           <state>/shared/<container>-<hex>-<name>             …/<container>-<hex>-<name>
+
+`plan_container` decides, without touching anything, which mounts that takes and what the container's spec says
+afterwards (Kata's table of mounts); `SharedTree` carries a plan out and takes it back. The mounts are made in the
+sandbox's own mount namespace, so that none of them can outlive it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.linux import mount as linux
+
+#: Where the guest mounts the shared tree (Kata's path).
+GUEST_SHARED = "/run/kata-containers/shared/containers"
+#: The sandbox's one /dev/shm in the guest.
+GUEST_SHM = "/run/kata-containers/sandbox/shm"
+
+#: File systems that the guest mounts by itself, from its own kernel.
+_GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
+#: Host trees that describe the host: the guest has its own.
+_GUEST_OWN = ("/proc", "/sys")
+
+
+@dataclass(frozen=True)
+class RootfsMount:
+    """One mount of a rootfs as containerd asks for it: `containerd.types.Mount`."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that has to appear in the shared tree.
+
+    Attributes:
+        source: absolute path on the host.
+        name: the entry below the shared tree.
+        readonly: whether the host already refuses writes from the guest.
+        recursive: whether mounts beneath the source come along.
+    """
+
+    source: str
+    name: str
+    readonly: bool = False
+    recursive: bool = True
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """What one container's files take.
+
+    Attributes:
+        container_id: whose they are.
+        rootfs: mounts that make the rootfs, in order; empty if `rootfs_dir` is bound instead.
+        rootfs_dir: a directory that already is a rootfs, or "".
+        volumes: host paths to bind into the shared tree.
+        mounts: the spec's mounts with guest sources, ready for the agent.
+        skipped: mounts left out, with the reason, for the log.
+    """
+
+    container_id: str
+    rootfs: tuple[RootfsMount, ...]
+    rootfs_dir: str
+    volumes: tuple[Bind, ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    skipped: tuple[str, ...] = field(default=())
+
+    @property
+    def guest_rootfs(self) -> str:
+        return f"{GUEST_SHARED}/{self.container_id}/rootfs"
+
+
+def plan_container(
+    container_id: str,
+    mounts: Sequence[Mapping[str, Any]],
+    *,
+    rootfs: Sequence[RootfsMount],
+    rootfs_dir: str,
+    token: Callable[[], str] = lambda: secrets.token_hex(8),
+) -> ContainerPlan:
+    """Decide what becomes of a container's rootfs and of each of its mounts.
+
+    Args:
+        mounts: the `mounts` of the OCI spec.
+        rootfs: what containerd hands over; may be empty.
+        rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
+        token: source of the 16 hexadecimal digits that keep names apart.
+
+    Raises:
+        NotFound: a bind's source is not there.
+        InvalidArgument: a bind without a source, or with a relative one.
+    """
+    volumes: list[Bind] = []
+    edited: list[Mapping[str, Any]] = []
+    skipped: list[str] = []
+    for mount in mounts:
+        destination = str(mount.get("destination", ""))
+        source = str(mount.get("source", ""))
+        options = [str(option) for option in mount.get("options", ())]
+        is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
+        if os.path.normpath(destination) == "/dev/shm":
+            edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind"]})
+        elif not is_bind:
+            if mount.get("type") in _GUEST_TYPES:
+                edited.append(mount)
+            else:
+                skipped.append(f"mount on {destination}: the guest does not mount type {mount.get('type')!r} by itself")
+        elif _is_beneath(source, _GUEST_OWN):
+            skipped.append(f"mount of {source} on {destination}: the guest has its own")
+        elif _is_beneath(destination, ("/dev",)) and not _is_plain(source):
+            skipped.append(f"mount of {source} on {destination}: the guest has its own devices")
+        else:
+            if not source.startswith("/"):
+                raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
+            if not os.path.exists(source):
+                raise NotFound(f"mount on {destination}: source {source} does not exist")
+            base = os.path.basename(os.path.normpath(destination)) or "root"
+            name = f"{container_id}-{token()}-{base}"
+            recursive = "rbind" in options
+            volumes.append(Bind(source, name, readonly="ro" in options or "rro" in options, recursive=recursive))
+            edited.append({**mount, "type": "bind", "source": f"{GUEST_SHARED}/{name}", "options": options})
+    return ContainerPlan(
+        container_id,
+        tuple(rootfs),
+        "" if rootfs else rootfs_dir,
+        tuple(volumes),
+        tuple(edited),
+        tuple(skipped),
+    )
+
+
+def _is_beneath(path: str, roots: Sequence[str]) -> bool:
+    normal = os.path.normpath(path)
+    return any(normal == root or normal.startswith(root + "/") for root in roots)
+
+
+def _is_plain(path: str) -> bool:
+    """Whether the path is a regular file or a directory, which can be shared; a device or a FIFO cannot."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return True  # reported as missing where it is bound
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+class SharedTree:
+    """The shared tree of one sandbox, in a mount namespace of its own.
+
+    Args:
+        directory: the host directory that the virtual machine exports; made if it is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._mounted: dict[str, list[str]] = {}
+
+    def add(self, plan: ContainerPlan) -> None:
+        """Mount what the plan says. Either all of it is there afterwards or nothing.
+
+        Raises:
+            FailedPrecondition: a mount failed; the message names it and the kernel's reason.
+        """
+        try:
+            self._add_rootfs(plan)
+            for volume in plan.volumes:
+                self._bind(plan.container_id, volume)
+        except BaseException:
+            self.remove(plan.container_id)
+            raise
+
+    def _add_rootfs(self, plan: ContainerPlan) -> None:
+        name = f"{plan.container_id}/rootfs"
+        if not plan.rootfs:
+            if not os.path.isdir(plan.rootfs_dir):
+                raise NotFound(f"container {plan.container_id}: rootfs {plan.rootfs_dir} is not a directory")
+            self._bind(plan.container_id, Bind(plan.rootfs_dir, name))
+            return
+        target = self.directory / name
+        target.mkdir(mode=0o755, parents=True)
+        for mount in plan.rootfs:
+            self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
+
+    def _bind(self, container_id: str, bind: Bind) -> None:
+        target = self.directory / bind.name
+        target.parent.mkdir(mode=0o755, exist_ok=True)
+        if os.path.isdir(bind.source):
+            target.mkdir(mode=0o755)
+        else:
+            target.touch(mode=0o600)
+        options = ["rbind" if bind.recursive else "bind", *(["ro"] if bind.readonly else [])]
+        self._mount(container_id, bind.source, str(target), "bind", options)
+
+    def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
+        flags, propagation, data = linux.parse_options(options)
+        try:
+            if flags & linux.MS_BIND:
+                linux.bind(source, target, flags)
+            else:
+                linux.mount(source, target, kind, flags, data)
+            if propagation:
+                linux.set_propagation(target, propagation)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"container {container_id}: cannot mount {source} ({kind}) in the shared tree: {error}"
+            ) from error
+        self._mounted.setdefault(container_id, []).append(target)
+
+    def remove(self, container_id: str) -> None:
+        """Unmount what belongs to a container and remove its mount points. Idempotent."""
+        targets = self._mounted.pop(container_id, [])
+        for target in reversed(targets):
+            linux.umount(target)
+        rootfs = self.directory / container_id / "rootfs"
+        for path in dict.fromkeys([*targets, str(rootfs), str(rootfs.parent)]):
+            self._remove_mount_point(path)
+
+    @staticmethod
+    def _remove_mount_point(path: str) -> None:
+        try:
+            os.rmdir(path)
+        except NotADirectoryError:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
