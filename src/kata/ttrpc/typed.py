@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
-from google.protobuf import descriptor_pb2, message_factory
+from google.protobuf import descriptor_pb2, message_factory, symbol_database
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -239,8 +239,10 @@ def _parse(expected: type[Message], payload: bytes, code: Code) -> Message:
 
 def _message_class(descriptor: Descriptor) -> type[Message]:
     get = getattr(message_factory, "GetMessageClass", None)
-    if get is None:  # protobuf < 4.22; gives the generated class if there is one
-        factory: Any = message_factory.MessageFactory()
-        get = factory.GetPrototype
+    if get is None:
+        # protobuf 4.21. Not `message_factory.MessageFactory`: on Debian's C++ build that makes a class of its own, which
+        # the messages of the generated modules are no instances of.
+        symbols: Any = symbol_database.Default()
+        get = symbols.GetPrototype
     found: type[Message] = get(descriptor)
     return found
