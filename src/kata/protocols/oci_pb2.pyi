@@ -98,9 +98,11 @@ class LinuxBlockIO(_message.Message):
     def __init__(self, Weight: _Optional[int] = ..., LeafWeight: _Optional[int] = ..., WeightDevice: _Optional[_Iterable[_Union[LinuxWeightDevice, _Mapping]]] = ..., ThrottleReadBpsDevice: _Optional[_Iterable[_Union[LinuxThrottleDevice, _Mapping]]] = ..., ThrottleWriteBpsDevice: _Optional[_Iterable[_Union[LinuxThrottleDevice, _Mapping]]] = ..., ThrottleReadIOPSDevice: _Optional[_Iterable[_Union[LinuxThrottleDevice, _Mapping]]] = ..., ThrottleWriteIOPSDevice: _Optional[_Iterable[_Union[LinuxThrottleDevice, _Mapping]]] = ...) -> None: ...
 
 class LinuxCPU(_message.Message):
-    __slots__ = ["Cpus", "Mems", "Period", "Quota", "RealtimePeriod", "RealtimeRuntime", "Shares"]
+    __slots__ = ["Cpus", "Idle", "Mems", "Period", "Quota", "RealtimePeriod", "RealtimeRuntime", "Shares"]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     Cpus: str
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    Idle: int
     MEMS_FIELD_NUMBER: _ClassVar[int]
     Mems: str
     PERIOD_FIELD_NUMBER: _ClassVar[int]
@@ -113,7 +115,7 @@ class LinuxCPU(_message.Message):
     RealtimeRuntime: int
     SHARES_FIELD_NUMBER: _ClassVar[int]
     Shares: int
-    def __init__(self, Shares: _Optional[int] = ..., Quota: _Optional[int] = ..., Period: _Optional[int] = ..., RealtimeRuntime: _Optional[int] = ..., RealtimePeriod: _Optional[int] = ..., Cpus: _Optional[str] = ..., Mems: _Optional[str] = ...) -> None: ...
+    def __init__(self, Shares: _Optional[int] = ..., Quota: _Optional[int] = ..., Period: _Optional[int] = ..., RealtimeRuntime: _Optional[int] = ..., RealtimePeriod: _Optional[int] = ..., Cpus: _Optional[str] = ..., Mems: _Optional[str] = ..., Idle: _Optional[int] = ...) -> None: ...
 
 class LinuxCapabilities(_message.Message):
     __slots__ = ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
@@ -234,7 +236,14 @@ class LinuxPids(_message.Message):
     def __init__(self, Limit: _Optional[int] = ...) -> None: ...
 
 class LinuxResources(_message.Message):
-    __slots__ = ["BlockIO", "CPU", "Devices", "HugepageLimits", "Memory", "Network", "Pids"]
+    __slots__ = ["BlockIO", "CPU", "Devices", "HugepageLimits", "Memory", "Network", "Pids", "Unified"]
+    class UnifiedEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     BLOCKIO_FIELD_NUMBER: _ClassVar[int]
     BlockIO: LinuxBlockIO
     CPU: LinuxCPU
@@ -249,19 +258,23 @@ class LinuxResources(_message.Message):
     Network: LinuxNetwork
     PIDS_FIELD_NUMBER: _ClassVar[int]
     Pids: LinuxPids
-    def __init__(self, Devices: _Optional[_Iterable[_Union[LinuxDeviceCgroup, _Mapping]]] = ..., Memory: _Optional[_Union[LinuxMemory, _Mapping]] = ..., CPU: _Optional[_Union[LinuxCPU, _Mapping]] = ..., Pids: _Optional[_Union[LinuxPids, _Mapping]] = ..., BlockIO: _Optional[_Union[LinuxBlockIO, _Mapping]] = ..., HugepageLimits: _Optional[_Iterable[_Union[LinuxHugepageLimit, _Mapping]]] = ..., Network: _Optional[_Union[LinuxNetwork, _Mapping]] = ...) -> None: ...
+    UNIFIED_FIELD_NUMBER: _ClassVar[int]
+    Unified: _containers.ScalarMap[str, str]
+    def __init__(self, Devices: _Optional[_Iterable[_Union[LinuxDeviceCgroup, _Mapping]]] = ..., Memory: _Optional[_Union[LinuxMemory, _Mapping]] = ..., CPU: _Optional[_Union[LinuxCPU, _Mapping]] = ..., Pids: _Optional[_Union[LinuxPids, _Mapping]] = ..., BlockIO: _Optional[_Union[LinuxBlockIO, _Mapping]] = ..., HugepageLimits: _Optional[_Iterable[_Union[LinuxHugepageLimit, _Mapping]]] = ..., Network: _Optional[_Union[LinuxNetwork, _Mapping]] = ..., Unified: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LinuxSeccomp(_message.Message):
-    __slots__ = ["Architectures", "DefaultAction", "Flags", "Syscalls"]
+    __slots__ = ["Architectures", "DefaultAction", "DefaultErrnoRet", "Flags", "Syscalls"]
     ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
     Architectures: _containers.RepeatedScalarFieldContainer[str]
     DEFAULTACTION_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTERRNORET_FIELD_NUMBER: _ClassVar[int]
     DefaultAction: str
+    DefaultErrnoRet: int
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     Flags: _containers.RepeatedScalarFieldContainer[str]
     SYSCALLS_FIELD_NUMBER: _ClassVar[int]
     Syscalls: _containers.RepeatedCompositeFieldContainer[LinuxSyscall]
-    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping]]] = ...) -> None: ...
+    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping]]] = ..., DefaultErrnoRet: _Optional[int] = ...) -> None: ...
 
 class LinuxSeccompArg(_message.Message):
     __slots__ = ["Index", "Op", "Value", "ValueTwo"]
@@ -374,7 +387,7 @@ class Solaris(_message.Message):
     def __init__(self, dummy: _Optional[str] = ...) -> None: ...
 
 class Spec(_message.Message):
-    __slots__ = ["Annotations", "Hooks", "Hostname", "Linux", "Mounts", "Process", "Root", "Solaris", "Version", "Windows"]
+    __slots__ = ["Annotations", "Domainname", "Hooks", "Hostname", "Linux", "Mounts", "Process", "Root", "Solaris", "Version", "Windows"]
     class AnnotationsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +397,8 @@ class Spec(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
     Annotations: _containers.ScalarMap[str, str]
+    DOMAINNAME_FIELD_NUMBER: _ClassVar[int]
+    Domainname: str
     HOOKS_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     Hooks: Hooks
@@ -402,19 +417,21 @@ class Spec(_message.Message):
     Version: str
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     Windows: Windows
-    def __init__(self, Version: _Optional[str] = ..., Process: _Optional[_Union[Process, _Mapping]] = ..., Root: _Optional[_Union[Root, _Mapping]] = ..., Hostname: _Optional[str] = ..., Mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., Hooks: _Optional[_Union[Hooks, _Mapping]] = ..., Annotations: _Optional[_Mapping[str, str]] = ..., Linux: _Optional[_Union[Linux, _Mapping]] = ..., Solaris: _Optional[_Union[Solaris, _Mapping]] = ..., Windows: _Optional[_Union[Windows, _Mapping]] = ...) -> None: ...
+    def __init__(self, Version: _Optional[str] = ..., Process: _Optional[_Union[Process, _Mapping]] = ..., Root: _Optional[_Union[Root, _Mapping]] = ..., Hostname: _Optional[str] = ..., Mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., Hooks: _Optional[_Union[Hooks, _Mapping]] = ..., Annotations: _Optional[_Mapping[str, str]] = ..., Linux: _Optional[_Union[Linux, _Mapping]] = ..., Solaris: _Optional[_Union[Solaris, _Mapping]] = ..., Windows: _Optional[_Union[Windows, _Mapping]] = ..., Domainname: _Optional[str] = ...) -> None: ...
 
 class User(_message.Message):
-    __slots__ = ["AdditionalGids", "GID", "UID", "Username"]
+    __slots__ = ["AdditionalGids", "GID", "UID", "Umask", "Username"]
     ADDITIONALGIDS_FIELD_NUMBER: _ClassVar[int]
     AdditionalGids: _containers.RepeatedScalarFieldContainer[int]
     GID: int
     GID_FIELD_NUMBER: _ClassVar[int]
     UID: int
     UID_FIELD_NUMBER: _ClassVar[int]
+    UMASK_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
+    Umask: int
     Username: str
-    def __init__(self, UID: _Optional[int] = ..., GID: _Optional[int] = ..., AdditionalGids: _Optional[_Iterable[int]] = ..., Username: _Optional[str] = ...) -> None: ...
+    def __init__(self, UID: _Optional[int] = ..., GID: _Optional[int] = ..., AdditionalGids: _Optional[_Iterable[int]] = ..., Username: _Optional[str] = ..., Umask: _Optional[int] = ...) -> None: ...
 
 class Windows(_message.Message):
     __slots__ = ["dummy"]
