@@ -1,1 +1,1 @@
-"""The core: sandbox, container, process, and the ledger of what they hold. Front ends drive it, nothing here knows them."""
+"""The core: sandbox, container, process, and the ledger of what they hold. Front ends drive it; it knows none."""

@@ -1,4 +1,4 @@
-"""A mount namespace of the sandbox's own: what is mounted for it vanishes with its last process, whatever killed that."""
+"""A mount namespace of the sandbox's own: what is mounted for it vanishes with its last process, however that died."""
 
 from __future__ import annotations
 

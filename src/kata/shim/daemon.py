@@ -9,7 +9,7 @@ import signal
 import socket
 from dataclasses import dataclass
 
-from kata.protocols.containerd import task_v2_pb2, task_v3_pb2
+from kata.protocols.containerd import task_v2_pb2
 from kata.sandbox.isolation import enter_mount_namespace
 from kata.sandbox.ledger import Ledger
 from kata.shim.events import Publisher
@@ -65,13 +65,10 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
 async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) -> None:
     publisher = Publisher(settings.events_address, settings.namespace)
     service = TaskService(settings, ledger, publisher)
-    server = Server(
-        {
-            **handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service),
-            **handlers(task_v3_pb2.DESCRIPTOR.services_by_name["Task"], service),
-        },
-        to_status=to_status,
-    )
+    calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
+    # Version 3 of the service has another name and the same messages.
+    calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}
+    server = Server(calls, to_status=to_status)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)

@@ -9,7 +9,6 @@ from google.protobuf.message import Message
 from kata.protocols import agent_pb2
 from kata.protocols.containerd import cgroups_v1_pb2, cgroups_v2_pb2
 
-
 _LRU = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
 
 

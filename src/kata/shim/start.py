@@ -61,7 +61,11 @@ def start(arguments: Arguments) -> None:
 
 def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str = "") -> str:
     """The address is a function of who asks for what, so that every `start` of a pod's containers finds the same."""
-    from _sha256 import sha256
+    # hashlib would load OpenSSL. The module's name changed in Python 3.12.
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        from _sha256 import sha256  # type: ignore[import-not-found]
 
     name = sha256(os.path.join(containerd, namespace, sandbox_id).encode()).hexdigest()
     return os.path.join(directory or SOCKET_DIR, name)

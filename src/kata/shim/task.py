@@ -219,7 +219,7 @@ class TaskService:
         await process.resize(rows=request.height, columns=request.width)
         return _EMPTY
 
-    async def close_i_o(self, request: task_v2_pb2.CloseIORequest, ctx: CallContext) -> empty_pb2.Empty:
+    async def close_io(self, request: task_v2_pb2.CloseIORequest, ctx: CallContext) -> empty_pb2.Empty:
         process = self._container(request.id).process(request.exec_id)
         if request.stdin:
             await process.close_input()

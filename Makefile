@@ -1,0 +1,66 @@
+# Everything a newcomer needs. Plain `make` prints this help.
+# On a fresh Debian 12, as root: `make run`, then `make test`.
+
+PREFIX ?= /opt/kata
+BIN ?= /usr/local/bin
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+
+APT_RUN := python3 python3-venv qemu-system-x86 util-linux containerd runc \
+           mmdebstrap erofs-utils busybox busybox-static kmod cpio xz-utils ca-certificates
+APT_TEST := protobuf-compiler
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench image install uninstall protos docs packages test-packages
+
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
+	$(VENV)/bin/python -m kata.testing.demo
+
+test: $(VENV)/ready test-packages image ## Run all checks and tests
+	$(MAKE) check
+	$(VENV)/bin/pytest
+
+check: $(VENV)/ready ## Format, lint, types, layers
+	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/ready image ## Measure against runc and bare QEMU, side by side
+	$(VENV)/bin/python -m kata.testing.bench
+
+image: $(VENV)/ready ## Build the guest image if its inputs have changed
+	$(VENV)/bin/kata image build
+
+install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/local/bin)
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --upgrade .
+	$(PREFIX)/bin/python -m kata.shim.launcher $(PREFIX)/bin
+	install -d $(BIN)
+	ln -sfn $(PREFIX)/bin/kata $(BIN)/kata
+	ln -sfn $(PREFIX)/bin/containerd-shim-kata-v2 $(BIN)/containerd-shim-kata-v2
+	$(PREFIX)/bin/kata image build
+
+uninstall: ## Remove what `make install` has put there, the guest images included
+	rm -f $(BIN)/kata $(BIN)/containerd-shim-kata-v2
+	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata
+
+protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
+	$(VENV)/bin/python -m kata.protocols.generate
+
+# dpkg is asked first: a machine that has everything needs no network for this.
+packages:
+	@dpkg-query -W -f '$${Status}\n' $(APT_RUN) 2>/dev/null | grep -c 'ok installed' | grep -qx $(words $(APT_RUN)) \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(APT_RUN); }
+
+test-packages:
+	@dpkg-query -W -f '$${Status}\n' $(APT_TEST) 2>/dev/null | grep -c 'ok installed' | grep -qx $(words $(APT_TEST)) \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(APT_TEST); }
+
+$(VENV)/ready: pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
