@@ -305,7 +305,7 @@ def _encode(kind: str, source: Mapping[str, Any], target: Any) -> None:
             setattr(target, name, -1 if value is None else value)
         elif value is not None:
             if rule is _MODE:
-                # No permission at all is a mode too. The type's bits keep it from looking absent; mknod wants them anyway.
+                # No permission at all is a mode too: the type's bits keep it from looking absent.
                 value = stat.S_IMODE(value) or _NODE_TYPE.get(source.get("type", ""), stat.S_IFCHR)
             setattr(target, name, value)
 
