@@ -1,0 +1,1 @@
+"""Helpers for tests, the demonstration and the benchmark; not needed at run time."""

@@ -1,0 +1,318 @@
+"""A containerd of one's own: for tests, the demonstration and the benchmark.
+
+It shares nothing with a containerd that the host may run but /run/containerd/s, where the names of the shims' sockets
+are hashes of, among other things, the address of the containerd that asked. The CRI plugin is off: what is wanted here
+is the runtime contract, spoken by `ctr`.
+
+Not here: images to run (`kata.testing.images`) and the check for leftovers (`kata.testing.leaks`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from kata.sandbox.ledger import Ledger, Locked
+from kata.shim.launcher import write_launcher
+from kata.shim.start import STATE_ROOT
+
+#: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.
+RUNTIME = "io.containerd.kata.v2"
+
+_START_S = 20.0
+_TERM_S = 5.0
+_KILL_S = 5.0
+_POLL_S = 0.02
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Of the caller's environment only these reach the shim.
+_PASSED_ON = ("KATA_CONF_FILE", "KATA_IMAGES")
+
+_CONFIG = """\
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+]
+
+[grpc]
+  address = "{directory}/c.sock"
+
+[ttrpc]
+  address = "{directory}/c.ttrpc"
+
+[debug]
+  level = "{level}"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{directory}/opt"
+"""
+
+
+class PrivateContainerd:
+    """A running containerd; a context manager that leaves nothing behind, whatever happened to its containers.
+
+    To be started from a thread that lives as long as it should: it dies with that thread.
+
+    Args:
+        environment: more variables for containerd and so for the shims; wins over what is passed on by default.
+        debug: whether containerd and the shims log debug messages.
+        namespace: containerd's, for all that `ctr` does here.
+
+    Attributes:
+        directory: everything it has on disk; short, because socket paths have 108 bytes.
+        bundle_root: where containerd 1.6 keeps the bundles of this namespace.
+
+    Raises:
+        NotFound: containerd or ctr is not installed.
+        FailedPrecondition: it does not come up; the end of its log is in the message.
+    """
+
+    def __init__(
+        self, *, environment: Mapping[str, str] | None = None, debug: bool = False, namespace: str = "default"
+    ) -> None:
+        self.namespace = namespace
+        self._containerd = _executable("containerd")
+        self._ctr = _executable("ctr")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.directory = Path(tempfile.mkdtemp(prefix="kc-", dir="/tmp"))
+        self.address = self.directory / "c.sock"
+        self.ttrpc_address = self.directory / "c.ttrpc"
+        self.log_file = self.directory / "containerd.log"
+        self.bundle_root = self.directory / "state/io.containerd.runtime.v2.task" / namespace
+        self._config = self.directory / "config.toml"
+        self._debug = debug
+        try:
+            self.shim = write_launcher(self.directory / "bin")
+            self._config.write_text(
+                _CONFIG.format(directory=self.directory, level="debug" if debug else "info"), encoding="utf-8"
+            )
+            self.environment = {
+                "PATH": f"{self.shim.parent}:{_SYSTEM_PATH}",
+                "HOME": "/root",
+                **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                **(environment or {}),
+            }
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> PrivateContainerd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------ containerd
+
+    @property
+    def pid(self) -> int:
+        """containerd's process id; 0 while it does not run."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self) -> None:
+        """Run containerd on its directory and wait until it takes calls; only needed after `stop`."""
+        with open(self.log_file, "ab") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self._config)],
+                cwd="/",
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._listens():
+            status = self._process.poll()
+            if status is not None:
+                self._process = None
+                raise FailedPrecondition(f"containerd ended with status {status}: {self.log_tail(5)}")
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(f"containerd takes no calls after {_START_S:.0f} s: {self.log_tail(5)}")
+            time.sleep(_POLL_S)
+
+    def _listens(self) -> bool:
+        # containerd listens on ttrpc first and on gRPC last, when all plugins are loaded.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self.address))
+            except OSError:
+                return False
+        return True
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End containerd itself; the shims and their containers live on, as they do when containerd is upgraded."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(_TERM_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_KILL_S)
+
+    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop containerd with a signal and run it again on the same state."""
+        self.stop(number)
+        self.start()
+
+    def log_text(self) -> str:
+        """All that containerd and the shims have logged."""
+        try:
+            return self.log_file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of the log, joined by " | ", for an error message."""
+        return " | ".join(self.log_text().strip().splitlines()[-lines:])
+
+    # ------------------------------------------------------------------------------------------------------------- ctr
+
+    def ctr_command(self, *arguments: str) -> list[str]:
+        """The command line of a ctr that talks to this containerd."""
+        return [self._ctr, "--address", str(self.address), "--namespace", self.namespace, *arguments]
+
+    def ctr(
+        self, *arguments: str, input: bytes | None = None, timeout: float = 60.0, check: bool = False
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ctr to its end.
+
+        Args:
+            input: its standard input; None is /dev/null.
+            timeout: seconds, after which ctr is killed.
+            check: whether a status other than 0 is an error.
+
+        Raises:
+            DeadlineExceeded: it took longer.
+            Internal: `check` is set and it failed.
+        """
+        what = f"ctr {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                self.ctr_command(*arguments),
+                env=self.environment,
+                stdin=subprocess.DEVNULL if input is None else None,
+                input=input,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = ((error.stdout or b"") + (error.stderr or b"")).decode(errors="replace").strip()
+            raise DeadlineExceeded(
+                f"{what} did not end within {timeout:.0f} s; it said: {said[-500:]!r}; containerd's log ends with: "
+                f"{self.log_tail(10)}"
+            ) from None
+        if check and done.returncode != 0:
+            said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            raise Internal(
+                f"{what} ended with status {done.returncode}: {said[-1000:]}; containerd's log ends with: "
+                f"{self.log_tail(10)}"
+            )
+        return done
+
+    def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
+        """Import and unpack an image archive; returns the names of its images."""
+        done = self.ctr("images", "import", str(archive), timeout=timeout, check=True)
+        return re.findall(r"^unpacking (\S+) ", done.stdout.decode(errors="replace"), flags=re.MULTILINE)
+
+    # ------------------------------------------------------------------------------------------------------------- end
+
+    def shims(self) -> dict[int, str]:
+        """The living shims of this containerd, of any runtime: process id to sandbox id."""
+        return dict(_shims_of(str(self.address)))
+
+    def close(self) -> None:
+        """End containerd, its shims and their virtual machines, and remove the directory. Idempotent."""
+        # containerd first: it would otherwise clean up after each of its shims at the same time as this does.
+        self.stop()
+        shims = self.shims()
+        for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
+            for pid in self.shims():
+                _signal(pid, number)
+            _wait_until(lambda: not self.shims(), wait_s)
+        for sandbox_id in shims.values():
+            _release(sandbox_id)
+        _unmount_beneath(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def unique_id(prefix: str) -> str:
+    """An id that no other sandbox on this machine has: the state directories of all containerds lie side by side."""
+    return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def _executable(name: str) -> str:
+    path = shutil.which(name, path=_SYSTEM_PATH)
+    if path is None:
+        raise NotFound(f"{name} is not installed", hint="install the package containerd")
+    return path
+
+
+def _shims_of(address: str) -> Iterator[tuple[int, str]]:
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            arguments = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if (
+            address in arguments
+            and "-id" in arguments[:-1]
+            and any("containerd-shim" in word for word in arguments[:3])
+        ):
+            yield int(entry), arguments[arguments.index("-id") + 1]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _release(sandbox_id: str) -> None:
+    """Give back what a sandbox held whose shim had to be killed."""
+    directory = f"{STATE_ROOT}/{sandbox_id}"
+    if not os.path.isdir(directory):
+        return
+    try:
+        Ledger(directory, wait_s=_KILL_S).release()
+    except Locked:
+        pass  # somebody else's sandbox of that name
+
+
+def _unmount_beneath(directory: Path) -> None:
+    points = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = line.split(" ", 5)[4].replace("\\040", " ")
+            if point.startswith(f"{directory}/"):
+                points.append(point)
+    for point in reversed(points):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True, timeout=_KILL_S)
