@@ -208,7 +208,8 @@ def _varint(value: int) -> bytes:
 def _text(tag: int, text: str) -> bytes:
     if not text:
         return b""
-    data = text.encode()
+    # Texts of errors quote file names, and those need not be Unicode.
+    data = text.encode("utf-8", "replace")
     return bytes((tag,)) + _varint(len(data)) + data
 
 

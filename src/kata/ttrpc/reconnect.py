@@ -39,6 +39,7 @@ class ReconnectingClient:
         self._backoff = backoff
         self._max_backoff = max_backoff
         self._client: Client | None = None
+        self._last_error: Exception | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -52,10 +53,7 @@ class ReconnectingClient:
         metadata: Mapping[str, str] | None = None,
     ) -> bytes:
         """As `Client.call`; ConnectionClosed also if no connection could be made in time."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        client = await self._connected(timeout)
-        left = None if timeout is None else timeout - (loop.time() - start)
+        client, left = await self._connected(timeout)
         return await client.call(service, method, payload, timeout=left, metadata=metadata)
 
     @asynccontextmanager
@@ -70,10 +68,7 @@ class ReconnectingClient:
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncIterator[ClientStream]:
         """As `Client.stream`; ConnectionClosed also if no connection could be made in time."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        client = await self._connected(timeout)
-        left = None if timeout is None else timeout - (loop.time() - start)
+        client, left = await self._connected(timeout)
         async with client.stream(
             service, method, payload, client_streams=client_streams, timeout=left, metadata=metadata
         ) as stream:
@@ -91,24 +86,35 @@ class ReconnectingClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _connected(self, timeout: float | None) -> Client:
+    async def _connected(self, timeout: float | None) -> tuple[Client, float | None]:
+        """An open connection, and what is left of the call's timeout."""
+        if self._client is not None and not self._client.closed and not self._closed:
+            return self._client, timeout
         limit = self._connect_timeout if timeout is None else min(timeout, self._connect_timeout)
-        last: Exception | None = None
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        self._last_error = None
         try:
             async with asyncio.timeout(limit):
-                # One connects, the others wait and find the connection made.
+                # One connects; the others wait, and find the connection made.
                 async with self._connecting:
-                    pause = self._backoff
-                    while True:
-                        if self._closed:
-                            raise ConnectionClosed
-                        if self._client is not None and not self._client.closed:
-                            return self._client
-                        try:
-                            self._client = await self._connector()
-                        except (OSError, TtrpcError) as error:
-                            last = error
-                            await asyncio.sleep(pause)
-                            pause = min(2 * pause, self._max_backoff)
+                    client = await self._connect()
         except TimeoutError:
-            raise ConnectionClosed(last or TimeoutError(f"no connection within {limit:g} s")) from last
+            cause = self._last_error or TimeoutError(f"no connection within {limit:g} s")
+            raise ConnectionClosed(cause) from cause
+        return client, None if timeout is None else timeout - (loop.time() - start)
+
+    async def _connect(self) -> Client:
+        pause = self._backoff
+        while not self._closed:
+            if self._client is not None and not self._client.closed:
+                return self._client
+            try:
+                self._client = await self._connector()
+            except (OSError, TtrpcError) as error:
+                self._last_error = error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self._max_backoff)
+        if self._client is not None:
+            await self._client.close()
+        raise ConnectionClosed

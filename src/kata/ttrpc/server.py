@@ -111,7 +111,8 @@ class Server:
     async def close(self, grace: float = 0) -> None:
         """Stop listening, refuse new calls, wait up to `grace` seconds for calls in flight, cancel the rest, close.
 
-        Returns when all connections are closed and all handlers have ended. Closing again does nothing.
+        Returns when all connections are closed and all handlers have ended, so it must not be awaited by a handler.
+        Closing again does nothing.
         """
         self._closing = True
         for listener in self._listeners:
@@ -127,6 +128,8 @@ class Server:
         for connection in connections:
             connection.stop()
         await asyncio.gather(*(connection.finished.wait() for connection in connections))
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # those that were accepted a moment ago
 
     async def __aenter__(self) -> Server:
         return self

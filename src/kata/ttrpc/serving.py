@@ -31,7 +31,7 @@ from kata.ttrpc.stream import Stream
 
 _log = logging.getLogger(__name__)
 
-# Longest error text that is sent, in characters: it has to fit into a frame.
+# Longest error text that is sent, in characters. It must fit into a frame, and may contain what a caller made long.
 _MAX_TEXT = 16 << 10
 
 # How long a peer may take to read the last answers before the connection is closed.
@@ -223,7 +223,7 @@ class ServerConnection:
 
     def _status(self, ctx: CallContext, error: Exception) -> Status:
         if isinstance(error, StatusError):
-            return Status(error.code, error.message[:_MAX_TEXT], error.details)
+            return self._failure(error.code, error.message, error.details)
         try:
             code, text = self._settings.to_status(error)
         except Exception:
@@ -231,7 +231,11 @@ class ServerConnection:
             code, text = Code.INTERNAL, str(error)
         if code in (Code.UNKNOWN, Code.INTERNAL):
             _log.error("%s/%s failed", ctx.service, ctx.method, exc_info=error)
-        return Status(code, text[:_MAX_TEXT])
+        return self._failure(code, text)
+
+    def _failure(self, code: int, text: str, details: tuple[bytes, ...] = ()) -> Status:
+        # A failure is never OK, whatever a handler says, and its text never too long to be sent.
+        return Status(code or Code.UNKNOWN, text[: min(_MAX_TEXT, self._settings.max_message // 8)], details)
 
     def _encode(self, stream_id: int, response: Response | None) -> bytes:
         if response is None:
@@ -239,10 +243,11 @@ class ServerConnection:
         try:
             return self._core.respond(stream_id, response)
         except MessageTooLarge as error:
-            return self._core.respond(stream_id, Response(Status(Code.RESOURCE_EXHAUSTED, f"answer: {error}")))
+            status = self._failure(Code.RESOURCE_EXHAUSTED, f"answer cannot be sent: {error}")
+            return self._core.respond(stream_id, Response(status))
 
     def _refuse(self, stream_id: int, code: Code, text: str) -> None:
-        self._channel.post(self._core.respond(stream_id, Response(Status(code, text))))
+        self._channel.post(self._core.respond(stream_id, Response(self._failure(code, text))))
 
     def _abandon(self, stream_id: int) -> None:
         """The stream has ended over the head of its handler."""

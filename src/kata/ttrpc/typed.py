@@ -240,8 +240,8 @@ def _parse(expected: type[Message], payload: bytes, code: Code) -> Message:
 def _message_class(descriptor: Descriptor) -> type[Message]:
     get = getattr(message_factory, "GetMessageClass", None)
     if get is None:
-        # protobuf 4.21. Not `message_factory.MessageFactory`: on Debian's C++ build that makes a class of its own, which
-        # the messages of the generated modules are no instances of.
+        # protobuf 4.21. Not `message_factory.MessageFactory`: on Debian's C++ build that makes a class of its own, of
+        # which the messages of the generated modules are no instances.
         symbols: Any = symbol_database.Default()
         get = symbols.GetPrototype
     found: type[Message] = get(descriptor)
