@@ -1,0 +1,111 @@
+"""The agent's settings, from the kernel command line and the environment.
+
+Names, forms and defaults are Kata's (`agent.*` on the kernel command line; KATA_AGENT_* in the environment, which
+wins). What is not known is returned rather than refused: a newer host must be able to start an older guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kata.errors import InvalidArgument
+
+LEVELS = {
+    "fatal": "CRITICAL", "panic": "CRITICAL", "critical": "CRITICAL", "error": "ERROR", "warn": "WARNING",
+    "warning": "WARNING", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG",
+}  # fmt: skip
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How this agent runs.
+
+    Attributes:
+        log_level: name of a level of `logging`.
+        server_addr: where to listen, e.g. "vsock://-1:1024" (see kata.agent.transports).
+        container_pipe_size: bytes of the pipes of a container's stdio; 0 leaves the choice to the agent.
+        debug_console: whether to offer a shell to the host.
+        debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
+        unknown: parameters that began with "agent." and mean nothing here.
+    """
+
+    log_level: str = "INFO"
+    server_addr: str = "vsock://-1:1024"
+    container_pipe_size: int = 0
+    debug_console: bool = False
+    debug_console_vport: int = 0
+    unknown: tuple[str, ...] = field(default=())
+
+
+def parse_bool(text: str) -> bool:
+    """ "true", "false", or an integer of which only 0 is false.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) != 0
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a bare number ("3") or a number with a unit ("500ms", "2m").
+
+    Raises:
+        ValueError: no number, or negative.
+    """
+    digits = text.rstrip("".join(_UNITS)) if text else ""
+    unit = text[len(digits) :] or "s"
+    if unit not in _UNITS or float(digits) < 0:
+        raise ValueError(text)
+    return float(digits) * _UNITS[unit]
+
+
+def _parse_level(text: str) -> str:
+    if text not in LEVELS:
+        raise ValueError(text)
+    return LEVELS[text]
+
+
+def _parse_size(text: str) -> int:
+    size = int(text)
+    if not 0 <= size < 1 << 31:
+        raise ValueError(text)
+    return size
+
+
+_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "agent.log": ("log_level", _parse_level),
+    "agent.server_addr": ("server_addr", str),
+    "agent.container_pipe_size": ("container_pipe_size", _parse_size),
+    "agent.debug_console": ("debug_console", lambda text: parse_bool(text or "true")),
+    "agent.debug_console_vport": ("debug_console_vport", _parse_size),
+}
+_ENVIRONMENT = {"KATA_AGENT_SERVER_ADDR": "agent.server_addr", "KATA_AGENT_LOG_LEVEL": "agent.log"}
+
+
+def parse(command_line: str, environment: Mapping[str, str] | None = None) -> AgentConfig:
+    """The settings in a kernel command line; the last of two equal parameters wins, the environment over both.
+
+    Raises:
+        InvalidArgument: a known parameter with a value that is none.
+    """
+    words = [word.partition("=") for word in command_line.split() if word.startswith("agent.")]
+    parameters = [(name, value) for name, _, value in words]
+    parameters += [(_ENVIRONMENT[name], value) for name, value in (environment or {}).items() if name in _ENVIRONMENT]
+    known: dict[str, Any] = {}
+    unknown: list[str] = []
+    for name, value in parameters:
+        if name not in _PARAMETERS:
+            unknown.append(name)
+            continue
+        attribute, convert = _PARAMETERS[name]
+        try:
+            known[attribute] = convert(value)
+        except ValueError as error:
+            raise InvalidArgument(f"kernel parameter {name} has the bad value {value!r}") from error
+    return replace(AgentConfig(), **known, unknown=tuple(unknown))

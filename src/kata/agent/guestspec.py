@@ -1,0 +1,67 @@
+"""The last edits of a container's spec, with what only the guest knows: its namespaces, its cgroup, its root disk.
+
+Pure functions on the OCI spec as data; the host has done its own edits before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Decided here, whatever the host sent. Time namespaces are not carried by the protocol.
+_OURS = frozenset(("ipc", "uts", "pid", "network", "cgroup", "time"))
+
+
+class Namespaces(NamedTuple):
+    """Paths of the namespaces that the containers of the sandbox share; "" for pid gives the container its own."""
+
+    ipc: str
+    uts: str
+    network: str
+    pid: str = ""
+
+
+def finish(
+    spec: Mapping[str, Any],
+    *,
+    rootfs: str,
+    cgroup: str,
+    namespaces: Namespaces,
+    root_device: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """The spec for the runtime; the argument is not changed.
+
+    Args:
+        rootfs: the root directory as the agent has mounted it.
+        cgroup: path within the cgroup file system. The host's own path would mean nothing here.
+        namespaces: what is shared. The cgroup namespace is always new: it costs nothing, and hides the siblings.
+        root_device: major and minor of the guest's root disk, which containers must not open even if they may make
+            device nodes; None if it is not a disk.
+    """
+    linux = dict(spec.get("linux") or {})
+    kept = [entry for entry in linux.get("namespaces") or [] if entry.get("type") not in _OURS]
+    # A shared network by its path: without an entry crun refuses the net.* sysctls that Kubernetes sets.
+    linux["namespaces"] = [
+        *kept,
+        {"type": "ipc", "path": namespaces.ipc},
+        {"type": "uts", "path": namespaces.uts},
+        {"type": "network", "path": namespaces.network},
+        {"type": "pid", "path": namespaces.pid} if namespaces.pid else {"type": "pid"},
+        {"type": "cgroup"},
+    ]
+    linux["cgroupsPath"] = cgroup
+    if root_device:
+        linux["resources"] = _deny_device(linux.get("resources") or {}, *root_device)
+    edited = {**spec, "linux": linux, "root": {**(spec.get("root") or {}), "path": rootfs}}
+    if any(entry.get("type") == "user" for entry in kept):
+        # The sandbox's UTS namespace belongs to the guest's user namespace: from another one it cannot be renamed,
+        # and it has the right name already.
+        edited.pop("hostname", None)
+    return edited
+
+
+def _deny_device(resources: Mapping[str, Any], major: int, minor: int) -> dict[str, Any]:
+    # Rules decide in order, the last match wins; without any rule everything is allowed, which has to be said now.
+    rules = list(resources.get("devices") or [{"allow": True, "access": "rwm"}])
+    rules.append({"allow": False, "type": "b", "major": major, "minor": minor, "access": "rwm"})
+    return {**resources, "devices": rules}

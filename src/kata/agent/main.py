@@ -1,0 +1,123 @@
+"""The agent's process: PID 1 of a virtual machine, or an ordinary process for tests and tools.
+
+As PID 1 it never returns and never raises: whatever happens ends in a line of JSON on the console and in the machine
+being switched off, because a kernel panic would tell the host nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from kata.agent import config, log, system
+from kata.agent.paths import Paths
+from kata.errors import KataError
+from kata.linux.process import set_child_subreaper
+from kata.linux.reboot import power_off
+from kata.version import VERSION
+
+_log = logging.getLogger(__name__)
+
+_USAGE = "usage: kata-agent [--version] [--server-addr ADDRESS] [--state-dir DIRECTORY]"
+
+# How long answers may take to leave the machine before it is switched off; seconds.
+_LAST_WORDS = 0.2
+
+
+async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) -> None:
+    """Serve the host until the sandbox is destroyed, or, outside of a virtual machine, a signal ends it."""
+    from kata.agent.container import Machinery
+    from kata.agent.oom import OomWatcher
+    from kata.agent.reaper import Reaper
+    from kata.agent.runtime import Crun
+    from kata.agent.sandbox import Sandbox
+    from kata.agent.service import AgentService, all_handlers, to_status
+    from kata.agent.transports import listen
+    from kata.ttrpc import Server
+
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    reaper = Reaper()
+    reaper.start()
+    oom = OomWatcher()
+    if owns_machine:
+        complaint = await system.load_modules(reaper)
+        if complaint:
+            _log.warning("kernel modules: %s", complaint)
+    else:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings.container_pipe_size)
+    sandbox = Sandbox(machinery, owns_machine)
+    service = AgentService(sandbox, machinery, owns_machine, stopped)
+    server = Server(all_handlers(service), to_status=to_status)
+    stop_listening = await listen(settings.server_addr, server.serve_connection)
+    _log.info("listening on %s", settings.server_addr)
+    try:
+        await stopped.wait()
+        await asyncio.sleep(_LAST_WORDS)
+    finally:
+        await server.close(grace=_LAST_WORDS)
+        stop_listening()
+        if sandbox.running:
+            await sandbox.destroy()
+        oom.close()
+        reaper.stop()
+
+
+def run_machine() -> None:
+    """PID 1's way."""
+    try:
+        system.prepare()
+        with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+            settings = config.parse(file.read(), os.environ)
+        log.set_up(settings.log_level)
+        _log.info("kata-agent %s", VERSION)
+        if settings.unknown:
+            _log.warning("unknown kernel parameters: %s", " ".join(settings.unknown))
+        asyncio.run(serve(settings, Paths(), owns_machine=True))
+    except BaseException as error:
+        if not logging.getLogger().handlers:
+            log.set_up("INFO")
+        _log.critical("the agent cannot go on", exc_info=error)
+    finally:
+        power_off()
+
+
+def run_process(arguments: list[str]) -> int:
+    """An ordinary process's way; returns the exit status."""
+    options = {"--server-addr": "", "--state-dir": ""}
+    words = iter(arguments)
+    for word in words:
+        name, separator, value = word.partition("=")
+        if word == "--version":
+            sys.stdout.write(f"kata-agent {VERSION}\n")
+            return 0
+        if name not in options:
+            sys.stderr.write(f"kata-agent: unknown argument {word}\n{_USAGE}\n")
+            return 2
+        options[name] = value if separator else next(words, "")
+    environment = dict(os.environ)
+    if options["--server-addr"]:
+        environment["KATA_AGENT_SERVER_ADDR"] = options["--server-addr"]
+    try:
+        settings = config.parse("", environment)
+        log.set_up(settings.log_level)
+        set_child_subreaper()
+        paths = Paths.under(options["--state-dir"]) if options["--state-dir"] else Paths()
+        asyncio.run(serve(settings, paths, owns_machine=False))
+    except KataError as error:
+        sys.stderr.write(f"kata-agent: {error}\n" + (f"{error.hint}\n" if error.hint else ""))
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of /usr/bin/kata-agent."""
+    if os.getpid() == 1:
+        run_machine()
+    else:
+        sys.exit(run_process(sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""The RPCs: request in, one call, response out. What things mean is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from kata.agent import files, guest, stats
+from kata.agent.container import Container, Machinery
+from kata.agent.metrics import Metrics
+from kata.agent.process import Process
+from kata.agent.sandbox import Sandbox
+from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
+from kata.oci import convert
+from kata.oci.ids import validate_id
+from kata.protocols import agent_pb2 as pb
+from kata.protocols import health_pb2
+from kata.ttrpc import CallContext, Handler
+from kata.ttrpc.typed import handlers
+from kata.version import VERSION
+
+_log = logging.getLogger(__name__)
+
+# What Kata's agents answer: the version of its RPC interface, which never changed.
+_GRPC_VERSION = "0.0.1"
+
+
+class HealthService:
+    """grpc.Health."""
+
+    async def check(self, request: health_pb2.CheckRequest, ctx: CallContext) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    async def version(self, request: health_pb2.CheckRequest, ctx: CallContext) -> health_pb2.VersionCheckResponse:
+        return health_pb2.VersionCheckResponse(grpc_version=_GRPC_VERSION, agent_version=VERSION)
+
+
+class AgentService:
+    """grpc.AgentService. RPCs that are not here are answered with UNIMPLEMENTED.
+
+    Args:
+        sandbox: where containers live.
+        machinery: what they use.
+        owns_machine: whether this agent may change the machine (it is PID 1).
+        stopped: set when the sandbox has been destroyed.
+    """
+
+    def __init__(self, sandbox: Sandbox, machinery: Machinery, owns_machine: bool, stopped: asyncio.Event) -> None:
+        self._sandbox = sandbox
+        self._machinery = machinery
+        self._owns_machine = owns_machine
+        self._stopped = stopped
+        self._metrics = Metrics()
+
+    def _container(self, request: Any) -> Container:
+        return self._sandbox.container(request.container_id)
+
+    def _process(self, request: Any) -> Process:
+        return self._container(request).process(request.exec_id)
+
+    def _require_machine(self) -> None:
+        if not self._owns_machine:
+            raise FailedPrecondition("this agent is no PID 1 and leaves its machine alone")
+
+    async def create_sandbox(self, request: pb.CreateSandboxRequest, ctx: CallContext) -> Empty:
+        await self._sandbox.create(request)
+        return Empty()
+
+    async def destroy_sandbox(self, request: pb.DestroySandboxRequest, ctx: CallContext) -> Empty:
+        await self._sandbox.destroy()
+        self._stopped.set()
+        return Empty()
+
+    async def create_container(self, request: pb.CreateContainerRequest, ctx: CallContext) -> Empty:
+        spec: Mapping[str, Any] = convert.from_proto(request.OCI)
+        await self._sandbox.create_container(
+            request.container_id, spec, list(request.storages), request.devices, request.sandbox_pidns
+        )
+        return Empty()
+
+    async def start_container(self, request: pb.StartContainerRequest, ctx: CallContext) -> Empty:
+        await self._container(request).start()
+        return Empty()
+
+    async def remove_container(self, request: pb.RemoveContainerRequest, ctx: CallContext) -> Empty:
+        await self._sandbox.remove_container(request.container_id, request.timeout)
+        return Empty()
+
+    async def exec_process(self, request: pb.ExecProcessRequest, ctx: CallContext) -> Empty:
+        if not request.HasField("process") or not request.process.Args:
+            raise InvalidArgument(f"exec in container {request.container_id} has no process")
+        exec_id = validate_id(request.exec_id, "exec id")
+        await self._container(request).exec(exec_id, convert.process_from_proto(request.process))
+        return Empty()
+
+    async def signal_process(self, request: pb.SignalProcessRequest, ctx: CallContext) -> Empty:
+        self._container(request).signal(request.exec_id, request.signal)
+        return Empty()
+
+    async def wait_process(self, request: pb.WaitProcessRequest, ctx: CallContext) -> pb.WaitProcessResponse:
+        return pb.WaitProcessResponse(status=await self._container(request).wait(request.exec_id))
+
+    async def update_container(self, request: pb.UpdateContainerRequest, ctx: CallContext) -> Empty:
+        await self._container(request).update(convert.resources_from_proto(request.resources))
+        return Empty()
+
+    async def stats_container(self, request: pb.StatsContainerRequest, ctx: CallContext) -> pb.StatsContainerResponse:
+        return stats.read(self._container(request).cgroup)
+
+    async def pause_container(self, request: pb.PauseContainerRequest, ctx: CallContext) -> Empty:
+        await self._container(request).pause()
+        return Empty()
+
+    async def resume_container(self, request: pb.ResumeContainerRequest, ctx: CallContext) -> Empty:
+        await self._container(request).resume()
+        return Empty()
+
+    async def write_stdin(self, request: pb.WriteStreamRequest, ctx: CallContext) -> pb.WriteStreamResponse:
+        stdio = self._process(request).stdio
+        if not request.data:
+            await stdio.close_stdin()
+        elif stdio.stdin:
+            await stdio.stdin.write(request.data)
+        return pb.WriteStreamResponse(len=len(request.data))
+
+    async def close_stdin(self, request: pb.CloseStdinRequest, ctx: CallContext) -> Empty:
+        await self._process(request).stdio.close_stdin()
+        return Empty()
+
+    async def read_stdout(self, request: pb.ReadStreamRequest, ctx: CallContext) -> pb.ReadStreamResponse:
+        return pb.ReadStreamResponse(data=await self._container(request).read(request.exec_id, "stdout", request.len))
+
+    async def read_stderr(self, request: pb.ReadStreamRequest, ctx: CallContext) -> pb.ReadStreamResponse:
+        return pb.ReadStreamResponse(data=await self._container(request).read(request.exec_id, "stderr", request.len))
+
+    async def tty_win_resize(self, request: pb.TtyWinResizeRequest, ctx: CallContext) -> Empty:
+        self._process(request).stdio.resize(request.row, request.column)
+        return Empty()
+
+    async def get_oom_event(self, request: pb.GetOOMEventRequest, ctx: CallContext) -> pb.OOMEvent:
+        return pb.OOMEvent(container_id=await self._machinery.oom.next())
+
+    async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
+        files.copy(request, self._machinery.paths.shared)
+        return Empty()
+
+    async def get_guest_details(self, request: pb.GuestDetailsRequest, ctx: CallContext) -> pb.GuestDetailsResponse:
+        return guest.details(request, self._sandbox.storages.drivers, self._owns_machine)
+
+    async def reseed_random_dev(self, request: pb.ReseedRandomDevRequest, ctx: CallContext) -> Empty:
+        guest.reseed(request.data)
+        return Empty()
+
+    async def set_guest_date_time(self, request: pb.SetGuestDateTimeRequest, ctx: CallContext) -> Empty:
+        self._require_machine()
+        guest.set_time(request.Sec, request.Usec)
+        return Empty()
+
+    async def online_cpu_mem(self, request: pb.OnlineCPUMemRequest, ctx: CallContext) -> Empty:
+        self._require_machine()
+        await guest.online(request.nb_cpus, not request.cpu_only, request.wait)
+        return Empty()
+
+    async def get_metrics(self, request: pb.GetMetricsRequest, ctx: CallContext) -> pb.Metrics:
+        return pb.Metrics(metrics=self._metrics.render())
+
+
+def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
+    """The handlers of both services, for a ttrpc server."""
+    return {
+        **handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], HealthService()),
+        **handlers(pb.DESCRIPTOR.services_by_name["AgentService"], agent),
+    }
+
+
+def to_status(error: Exception) -> tuple[int, str]:
+    """The status of a failed call; what nobody expected carries its whole chain, as text is all that gets out."""
+    if isinstance(error, KataError) and error.code != Code.INTERNAL:
+        return error.code, str(error)
+    texts = []
+    link: BaseException | None = error
+    while link is not None:
+        texts.append(str(link) if isinstance(link, KataError) else f"{type(link).__name__}: {link}")
+        link = link.__cause__
+    return (error.code if isinstance(error, KataError) else Code.INTERNAL), ": ".join(texts)

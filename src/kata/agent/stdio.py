@@ -1,0 +1,300 @@
+"""A process's standard streams: pipes or a terminal, read and written without blocking the agent.
+
+End of file is empty data. When the process has ended, its output ends after half a second of silence even if a child
+that it left in the background still holds the pipe.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+
+from kata.agent.runtime import Streams
+from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
+
+# Below ttrpc's message limit of 4 MiB, and enough that the round trip no longer matters.
+MAX_READ = 1024 * 1024
+# What a pipe holds decides how much one call can bring; the kernel's 64 KiB would make four calls of it.
+PIPE_SIZE = 256 * 1024
+
+_DRAIN = 0.5
+_CONSOLE_TIMEOUT = 10.0
+
+
+class Output:
+    """The reading end of a pipe or terminal. Owns `fd`."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._lock = asyncio.Lock()
+        self._waiter: asyncio.Future[bool] | None = None
+        self._process_ended = False
+
+    @property
+    def at_end(self) -> bool:
+        return self._fd < 0
+
+    async def read(self, limit: int) -> bytes:
+        """At most `limit` bytes as soon as there are any; b"" at the end, and from then on."""
+        async with self._lock:
+            while self._fd >= 0:
+                try:
+                    data = os.read(self._fd, min(limit, MAX_READ))
+                except BlockingIOError:
+                    if not await self._readable():
+                        self.close()
+                    continue
+                except OSError as error:
+                    # A terminal without anybody on its other side says EIO instead of end of file.
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""
+                if not data:
+                    self.close()
+                return data
+        return b""
+
+    async def _readable(self) -> bool:
+        """Wait for data or end of file; False if the process has ended and nothing came for a while, or on close."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        loop.add_reader(self._fd, _resolve, waiter, True)
+        timer = loop.call_later(_DRAIN, _resolve, waiter, False) if self._process_ended else None
+        try:
+            return bool(await waiter)
+        finally:
+            self._waiter = None
+            if self._fd >= 0:
+                loop.remove_reader(self._fd)
+            if timer:
+                timer.cancel()
+
+    def process_ended(self) -> None:
+        """From now on silence means the end."""
+        self._process_ended = True
+        if self._waiter:
+            asyncio.get_running_loop().call_later(_DRAIN, _resolve, self._waiter, False)
+
+    def close(self) -> None:
+        """Give the descriptor back; a read in progress returns b""."""
+        if self._fd >= 0:
+            if self._waiter:
+                asyncio.get_running_loop().remove_reader(self._fd)
+                _resolve(self._waiter, False)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Input:
+    """The writing end of a pipe or terminal. Owns `fd`."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._lock = asyncio.Lock()
+        self._waiter: asyncio.Future[bool] | None = None
+
+    async def write(self, data: bytes) -> int:
+        """Write all of `data`, waiting for the process to take it; returns its length.
+
+        Raises:
+            FailedPrecondition: the stream is closed, by the host or by the process.
+        """
+        async with self._lock:
+            view = memoryview(data)
+            while view:
+                if self._fd < 0:
+                    raise FailedPrecondition("standard input is closed")
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:
+                    await self._writable()
+                except OSError as error:
+                    if error.errno not in (errno.EPIPE, errno.EIO):
+                        raise
+                    raise FailedPrecondition("the process has closed its standard input") from error
+        return len(data)
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        loop.add_writer(self._fd, _resolve, waiter, True)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if self._fd >= 0:
+                loop.remove_writer(self._fd)
+
+    async def finish(self) -> None:
+        """Close after the writes that came before."""
+        async with self._lock:
+            self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back; a write in progress fails."""
+        if self._fd >= 0:
+            if self._waiter:
+                asyncio.get_running_loop().remove_writer(self._fd)
+                _resolve(self._waiter, False)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Stdio:
+    """The agent's ends of one process's streams, and the ends that the process gets until it has them.
+
+    Use: `open_pipes` or `open_terminal`, hand `streams` to the runtime, then `handed_over`; `close` at the very end.
+    """
+
+    def __init__(self) -> None:
+        self.streams = Streams()
+        self.stdin: Input | None = None
+        self.stdout: Output | None = None
+        self.stderr: Output | None = None
+        self._terminal = False
+        self._master = -1
+        self._console: socket.socket | None = None
+        self._theirs: list[int] = []
+
+    @classmethod
+    def open_pipes(cls, pipe_size: int = 0) -> Stdio:
+        """Three pipes; `pipe_size` bytes each, or PIPE_SIZE."""
+        self = cls()
+        try:
+            theirs_in, ours_in = self._pipe(pipe_size)
+            self.stdin = Input(ours_in)
+            self._theirs.append(theirs_in)
+            ours_out, theirs_out = self._pipe(pipe_size)
+            self.stdout = Output(ours_out)
+            self._theirs.append(theirs_out)
+            ours_err, theirs_err = self._pipe(pipe_size)
+            self.stderr = Output(ours_err)
+            self._theirs.append(theirs_err)
+        except BaseException:
+            self.close()
+            raise
+        self.streams = Streams(theirs_in, theirs_out, theirs_err)
+        return self
+
+    @classmethod
+    def open_terminal(cls, socket_path: str) -> Stdio:
+        """A terminal that the runtime makes, and sends through the console socket `socket_path`."""
+        self = cls()
+        self._terminal = True
+        self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._console.bind(socket_path)
+            self._console.listen(1)
+            self._console.setblocking(False)
+        except BaseException:
+            self.close()
+            raise
+        self.streams = Streams(console_socket=socket_path)
+        return self
+
+    @staticmethod
+    def _pipe(size: int) -> tuple[int, int]:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, size or PIPE_SIZE)
+        except OSError:
+            # The size is a wish: beyond the user's limit the pipe keeps its default.
+            pass
+        return read_end, write_end
+
+    async def handed_over(self) -> None:
+        """The runtime has returned: the process has its ends, or its terminal waits in the socket.
+
+        Raises:
+            DeadlineExceeded, Internal: no terminal came.
+        """
+        self._close_theirs()
+        if self._console:
+            self._master = await self._receive_master(self._console)
+            self._close_console()
+            self.stdin = Input(fcntl.fcntl(self._master, fcntl.F_DUPFD_CLOEXEC, 3))
+            self.stdout = Output(fcntl.fcntl(self._master, fcntl.F_DUPFD_CLOEXEC, 3))
+
+    @staticmethod
+    async def _receive_master(console: socket.socket) -> int:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONSOLE_TIMEOUT):
+                connection, _ = await loop.sock_accept(console)
+                with connection:
+                    waiter: asyncio.Future[bool] = loop.create_future()
+                    loop.add_reader(connection, _resolve, waiter, True)
+                    try:
+                        await waiter
+                    finally:
+                        loop.remove_reader(connection)
+                    ancillary = connection.recvmsg(4096, socket.CMSG_SPACE(array.array("i").itemsize))[1]
+        except TimeoutError:
+            raise DeadlineExceeded("the container runtime did not send a terminal") from None
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fd = int(struct.unpack_from("i", data)[0])
+                os.set_inheritable(fd, False)
+                return fd
+        raise Internal("the container runtime sent no terminal")
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size in characters.
+
+        Raises:
+            Unavailable: there is no terminal.
+        """
+        if self._master < 0:
+            raise Unavailable("the process has no terminal")
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    async def close_stdin(self) -> None:
+        """End of file for the process. A terminal has no end of file of its own: nothing happens, as in Kata."""
+        if self.stdin and not self._terminal:
+            await self.stdin.finish()
+
+    def process_ended(self) -> None:
+        """The process is gone: its input has no reader, its output ends with the next silence."""
+        for output in (self.stdout, self.stderr):
+            if output:
+                output.process_ended()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all output has been read."""
+        return all(output is None or output.at_end for output in (self.stdout, self.stderr))
+
+    def close(self) -> None:
+        """Give everything back, whatever state this is in."""
+        self._close_theirs()
+        self._close_console()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream:
+                stream.close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+    def _close_theirs(self) -> None:
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def _close_console(self) -> None:
+        if self._console:
+            self._console.close()
+            self._console = None
+            if self.streams.console_socket:
+                os.unlink(self.streams.console_socket)
+
+
+def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(value)

@@ -1,0 +1,77 @@
+"""What PID 1 does to a machine before anything else can run in it.
+
+Nothing here is done by an agent that runs as an ordinary process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from kata.agent.reaper import Reaper
+from kata.linux import cgroup, netdev
+from kata.linux.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
+
+CGROUP = "/sys/fs/cgroup"
+
+_MODPROBE = "/sbin/modprobe"
+_MODULE_TIMEOUT = 30.0
+# The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
+_MODULES = ("9p", "9pnet_virtio", "overlay")
+
+
+class Mount(NamedTuple):
+    """One entry of the plan below."""
+
+    fstype: str
+    target: str
+    flags: int
+    data: str = ""
+
+
+MOUNTS = (
+    Mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC),
+    Mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC),
+    Mount("devtmpfs", "/dev", MS_NOSUID, "mode=755"),
+    Mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=620,gid=5"),
+    Mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777"),
+    Mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755"),
+    Mount("tmpfs", "/tmp", MS_NOSUID | MS_NODEV, "mode=1777"),
+    Mount("cgroup2", CGROUP, MS_NOSUID | MS_NODEV | MS_NOEXEC, "nsdelegate"),
+)
+
+_LINKS = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
+
+
+def prepare() -> None:
+    """Mount what a Linux system has mounted, offer all cgroup controllers, and bring the loopback device up.
+
+    What is mounted already (the initrd moves /dev, /proc and /sys over) stays.
+
+    Raises:
+        OSError: this machine is of no use then.
+    """
+    os.umask(0o022)
+    for entry in MOUNTS:
+        if not os.path.ismount(entry.target):
+            os.makedirs(entry.target, exist_ok=True)
+            mount(entry.fstype, entry.target, entry.fstype, entry.flags, entry.data)
+    for link, target in _LINKS.items():
+        if not os.path.lexists(link):
+            os.symlink(target, link)
+    cgroup.enable_controllers(CGROUP)
+    netdev.set_up("lo")
+
+
+async def load_modules(reaper: Reaper) -> str:
+    """Load the modules that every sandbox needs; returns what modprobe had to say, "" if all is well.
+
+    A kernel may have them built in, or be tailored to do without.
+    """
+    result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODULE_TIMEOUT)
+    return result.output.strip() if result.status else ""

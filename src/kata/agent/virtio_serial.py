@@ -1,0 +1,228 @@
+"""A virtio-serial port as a sequence of asyncio connections.
+
+The guest opens a port once; the host comes and goes. While nobody is connected the port polls as readable and hung
+up, for ever, and reads as end of file, so a plain `add_reader` would spin a vCPU. The driver does wake its pollers when
+the host connects, sends or leaves (drivers/char/virtio_console.c), so the port sits edge-triggered in an epoll of its
+own, and it is that epoll which the event loop watches: it is quiet until something happens.
+
+What was in the queue when the host left is lost; the protocol above must not take a write for a delivery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from kata.errors import NotFound
+
+_PORTS = Path("/sys/class/virtio-ports")
+_CHUNK = 256 * 1024  # the driver copies 32 KiB a write; fewer calls into Python matter more
+_HIGH_WATER = 1024 * 1024
+_POLL = 0.02
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def find_port(name: str, timeout: float) -> str:
+    """The device node of the port called `name`.
+
+    Blocks while the driver is still finding the ports, which is only right before the agent serves anybody.
+
+    Raises:
+        NotFound: no such port appeared in `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        seen = []
+        for port in sorted(_PORTS.glob("*")):
+            try:
+                label = (port / "name").read_text().strip()
+            except FileNotFoundError:
+                continue
+            if label == name and os.path.exists(f"/dev/{port.name}"):
+                return f"/dev/{port.name}"
+            seen.append(label)
+        if time.monotonic() > deadline:
+            raise NotFound(f"no virtio-serial port is called {name} (there are: {', '.join(seen) or 'none'})")
+        time.sleep(_POLL)
+
+
+class VirtioSerialPort:
+    """Serves each host connection on one port, one after the other, until it is closed.
+
+    Args:
+        path: the device node.
+        serve: called with reader and writer of each new connection; when it returns, input is thrown away until the
+            host has left, because the middle of a conversation means nothing to the next one.
+    """
+
+    def __init__(self, path: str, serve: Serve) -> None:
+        self._serve = serve
+        self._loop = asyncio.get_running_loop()
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        self._epoll = select.epoll()
+        self._epoll.register(self.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLET)
+        self._transport: _PortTransport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._discarding = False
+        self._loop.add_reader(self._epoll.fileno(), self._on_event)
+
+    def close(self) -> None:
+        """Give the port back; the connection in progress sees its end."""
+        if self.fd < 0:
+            return
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        if self._transport:
+            self._transport.drop(None)
+        os.close(self.fd)
+        self.fd = -1
+
+    def _on_event(self) -> None:
+        self._epoll.poll(0)
+        if self._transport:
+            self._transport.flush()
+        self.pump()
+
+    def pump(self) -> None:
+        """Read until the port is empty, the host is gone, or the connection asks for a pause."""
+        while self.fd >= 0 and not (self._transport and self._transport.paused):
+            try:
+                data = os.read(self.fd, _CHUNK)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            if not data:
+                self._lost(None)
+                return
+            if self._transport is None and not self._discarding:
+                self._connect()
+            if self._transport:
+                self._transport.deliver(data)
+
+    def _connect(self) -> None:
+        reader = asyncio.StreamReader(limit=_HIGH_WATER, loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        self._transport = _PortTransport(self, protocol)
+        writer = asyncio.StreamWriter(self._transport, protocol, reader, self._loop)
+        self._task = self._loop.create_task(self._run(reader, writer))
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.close()
+
+    def _lost(self, error: OSError | None) -> None:
+        self._discarding = False
+        if self._transport:
+            self._transport.drop(error)
+
+    def released(self, *, by_host: bool) -> None:
+        """The current connection is over; input is discarded until the host leaves, unless it just did."""
+        self._transport = None
+        self._discarding = not by_host
+        if not by_host:
+            self._loop.call_soon(self.pump)
+
+
+class _PortTransport(asyncio.Transport):
+    """One connection: what asyncio's streams need of a transport."""
+
+    def __init__(self, port: VirtioSerialPort, protocol: asyncio.StreamReaderProtocol) -> None:
+        super().__init__()
+        self._port = port
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._pending = bytearray()
+        self._blocked = False
+        self._closing = False
+        self._over = False
+        self.paused = False
+        protocol.connection_made(self)
+
+    def deliver(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        if self.paused:
+            self.paused = False
+            # Edge-triggered: what arrived during the pause will not be announced again.
+            self._loop.call_soon(self._port.pump)
+
+    def is_reading(self) -> bool:
+        return not self.paused
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing:
+            return
+        idle = not self._pending
+        self._pending += data
+        if idle:
+            self.flush()
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Write what the port takes; the rest goes with the next event."""
+        written = 0
+        try:
+            with memoryview(self._pending) as view:
+                while written < len(view):
+                    written += os.write(self._port.fd, view[written : written + _CHUNK])
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.drop(error)
+            return
+        del self._pending[:written]
+        if not self._blocked and len(self._pending) > _HIGH_WATER:
+            self._blocked = True
+            self._protocol.pause_writing()
+        elif self._blocked and len(self._pending) < _HIGH_WATER // 4:
+            self._blocked = False
+            self._protocol.resume_writing()
+        if self._closing and not self._pending:
+            self._finish(None, by_host=False)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self.flush()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._finish(None, by_host=False)
+
+    def drop(self, error: OSError | None) -> None:
+        """The host has left: nothing more can be delivered."""
+        self._closing = True
+        self._finish(error, by_host=True)
+
+    def _finish(self, error: OSError | None, *, by_host: bool) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._pending.clear()
+        self._port.released(by_host=by_host)
+        self._loop.call_soon(self._protocol.connection_lost, error)

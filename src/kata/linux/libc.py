@@ -1,0 +1,21 @@
+"""The C library, opened once, and the one way its failures become exceptions.
+
+Not here: the calls themselves. Each concern declares its own prototypes next to its wrappers.
+"""
+
+import ctypes
+import os
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, call: str, subject: str | None = None) -> int:
+    """`result`, unless it is negative: then OSError(errno, "text: call", subject).
+
+    Raises:
+        OSError: the matching subclass (FileNotFoundError, PermissionError…), named after the call and its subject.
+    """
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", subject)
+    return result

@@ -1,0 +1,145 @@
+"""mount(2) and umount2(2), and the translation of mount options to flags.
+
+Sources: mount(2), umount2(2); option names as in mount(8) and in the OCI runtime specification ("mounts").
+Not here: policy about what may be mounted where.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kata.linux.libc import LIBC, check
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+# Per-mount flags: a bind mount takes them only in a second, remounting call.
+_PER_MOUNT = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME
+
+_SET = {
+    "ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "sync": MS_SYNCHRONOUS,
+    "remount": MS_REMOUNT, "mand": MS_MANDLOCK, "dirsync": MS_DIRSYNC, "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME, "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "relatime": MS_RELATIME,
+    "strictatime": MS_STRICTATIME,
+}  # fmt: skip
+_CLEAR = {
+    "rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC, "async": MS_SYNCHRONOUS,
+    "nomand": MS_MANDLOCK, "atime": MS_NOATIME, "diratime": MS_NODIRATIME, "norelatime": MS_RELATIME,
+    "nostrictatime": MS_STRICTATIME, "defaults": 0,
+}  # fmt: skip
+_PROPAGATION = {
+    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE, "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC, "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}  # fmt: skip
+
+LIBC.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+LIBC.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+class Options(NamedTuple):
+    """Mount options, sorted by the system call that takes them.
+
+    Attributes:
+        flags: MS_* bits of the mount.
+        propagation: MS_PRIVATE and relatives, for a call of their own; 0 for none.
+        data: what only the file system understands, comma-separated.
+    """
+
+    flags: int
+    propagation: int
+    data: str
+
+
+def parse_options(options: Iterable[str]) -> Options:
+    """Sort options like "ro", "nosuid", "rslave" and "size=1m"; the last of two that contradict wins."""
+    flags = propagation = 0
+    data: list[str] = []
+    for option in options:
+        if option in _SET:
+            flags |= _SET[option]
+        elif option in _CLEAR:
+            flags &= ~_CLEAR[option]
+        elif option in _PROPAGATION:
+            propagation = _PROPAGATION[option]
+        elif option:
+            data.append(option)
+    return Options(flags, propagation, ",".join(data))
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """One mount(2).
+
+    Raises:
+        OSError: named after the target.
+    """
+    result = LIBC.mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags, os.fsencode(data) if data else None
+    )
+    check(result, f"mount {fstype or 'bind'} {source}", target)
+
+
+def bind(source: str, target: str, flags: int = MS_REC) -> None:
+    """Bind `source` on `target`, recursively unless told otherwise, and apply per-mount flags such as MS_RDONLY.
+
+    The kernel ignores per-mount flags in the binding call, so they need a remount; if that fails the bind is undone.
+    """
+    mount(source, target, flags=MS_BIND | (flags & MS_REC))
+    if flags & _PER_MOUNT:
+        try:
+            mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
+        except OSError:
+            umount(target)
+            raise
+
+
+def set_propagation(target: str, propagation: int) -> None:
+    """Make the mount at `target` private, slave, shared or unbindable (MS_REC: and all below)."""
+    mount("none", target, flags=propagation)
+
+
+def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    """One umount2(2). The default detaches at once, also when busy, and never follows a symbolic link."""
+    check(LIBC.umount2(os.fsencode(target), flags), "umount", target)
+
+
+def mount_points(below: str) -> list[str]:
+    """Where something is mounted at or below `below`, innermost first, by /proc/self/mountinfo (proc(5))."""
+    prefix = below.rstrip("/") + "/"
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            point = _unescape(line.split(" ", 5)[4])
+            if point == below or point.startswith(prefix):
+                found.append(point)
+    return found[::-1]
+
+
+def _unescape(text: str) -> str:
+    """mountinfo writes space, tab, newline and backslash as three octal digits."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text

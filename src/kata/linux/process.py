@@ -1,0 +1,10 @@
+"""prctl(2) settings of the calling process."""
+
+from kata.linux.libc import LIBC, check
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def set_child_subreaper() -> None:
+    """Orphans below this process become its children, so that it can wait for them (prctl(2))."""
+    check(LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")

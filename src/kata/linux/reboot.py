@@ -1,0 +1,13 @@
+"""reboot(2). As PID 1 of a virtual machine this ends the machine; elsewhere it must not be called."""
+
+import os
+
+from kata.linux.libc import LIBC, check
+
+_RB_POWER_OFF = 0x4321FEDC
+
+
+def power_off() -> None:
+    """Flush the file systems and switch the machine off."""
+    os.sync()
+    check(LIBC.reboot(_RB_POWER_OFF), "reboot")
