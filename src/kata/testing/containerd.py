@@ -191,14 +191,17 @@ class PrivateContainerd:
         return [self._ctr, "--address", str(self.address), "--namespace", self.namespace, *arguments]
 
     def ctr(
-        self, *arguments: str, input: bytes | None = None, timeout: float = 60.0, check: bool = False
-    ) -> subprocess.CompletedProcess[bytes]:
+        self, *arguments: str, input: bytes | None = None, timeout: float = 60.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Run ctr to its end.
 
         Args:
             input: its standard input; None is /dev/null.
             timeout: seconds, after which ctr is killed.
             check: whether a status other than 0 is an error.
+
+        Returns:
+            Status and output; bytes that are not UTF-8 are surrogates (`encode("utf-8", "surrogateescape")`).
 
         Raises:
             DeadlineExceeded: it took longer.
@@ -216,23 +219,23 @@ class PrivateContainerd:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            said = ((error.stdout or b"") + (error.stderr or b"")).decode(errors="replace").strip()
+            said = _text((error.stdout or b"") + (error.stderr or b"")).strip()
             raise DeadlineExceeded(
                 f"{what} did not end within {timeout:.0f} s; it said: {said[-500:]!r}; containerd's log ends with: "
                 f"{self.log_tail(10)}"
             ) from None
         if check and done.returncode != 0:
-            said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            said = _text(done.stdout + done.stderr).strip()
             raise Internal(
                 f"{what} ended with status {done.returncode}: {said[-1000:]}; containerd's log ends with: "
                 f"{self.log_tail(10)}"
             )
-        return done
+        return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
     def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
         """Import and unpack an image archive; returns the names of its images."""
-        done = self.ctr("images", "import", str(archive), timeout=timeout, check=True)
-        return re.findall(r"^unpacking (\S+) ", done.stdout.decode(errors="replace"), flags=re.MULTILINE)
+        done = self.ctr("images", "import", str(archive), timeout=timeout)
+        return re.findall(r"^unpacking (\S+) ", done.stdout, flags=re.MULTILINE)
 
     # ------------------------------------------------------------------------------------------------------------- end
 
@@ -258,6 +261,10 @@ class PrivateContainerd:
 def unique_id(prefix: str) -> str:
     """An id that no other sandbox on this machine has: the state directories of all containerds lie side by side."""
     return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _executable(name: str) -> str:
