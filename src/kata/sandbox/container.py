@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
-from typing import Any
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
 from kata.guest.agent import AgentClient
-from kata.oci import convert
+from kata.oci import convert, edit
+from kata.oci.spec import LinuxResources
 from kata.oci.spec import Process as ProcessSpec
 from kata.protocols import agent_pb2
 from kata.sandbox.process import Exit, Process
@@ -142,11 +141,11 @@ class Container(Lifecycle):
         await self._agent.resume_container(self.id)
         self.become(State.RUNNING)
 
-    async def update(self, resources: Mapping[str, Any]) -> None:
+    async def update(self, resources: LinuxResources) -> None:
         """Apply new limits (OCI `LinuxResources`) in the guest."""
         self.refresh()
         self.require("update", State.CREATED, State.RUNNING, State.PAUSED)
-        await self._agent.update_container(self.id, convert.resources_to_proto(resources))
+        await self._agent.update_container(self.id, convert.resources_to_proto(edit.update_for_guest(resources)))
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:
         self.refresh()

@@ -164,15 +164,13 @@ def create_container_request(
     container_id: str, spec: Spec, files: ContainerPlan, config: Config
 ) -> agent_pb2.CreateContainerRequest:
     """The agent's part of making a container: the spec as the guest has to see it."""
-    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-    shared_pids = any(entry.get("type") == "pid" and entry.get("path") for entry in namespaces)
-    with_mounts: Spec = {**spec, "mounts": list(files.mounts)}  # type: ignore[typeddict-item]
+    with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(
-        with_mounts,
-        rootfs=files.guest_rootfs,
-        sandbox_pidns=shared_pids,
-        keep_seccomp=not config.runtime.disable_guest_seccomp,
+        with_mounts, rootfs=files.guest_rootfs, keep_seccomp=not config.runtime.disable_guest_seccomp
     )
     return agent_pb2.CreateContainerRequest(
-        container_id=container_id, exec_id=container_id, OCI=convert.to_proto(guest_spec), sandbox_pidns=shared_pids
+        container_id=container_id,
+        exec_id=container_id,
+        OCI=convert.to_proto(guest_spec),
+        sandbox_pidns=edit.shares_pids(spec),
     )

@@ -169,11 +169,11 @@ class TaskService:
 
     async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
         container = self._container(request.id)
-        spec = _json(request.spec, "process")
+        spec: Any = _json(request.spec, "process")
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
         stdio = await self._open(request.id, io)
         try:
-            container.add_exec(request.exec_id, spec, stdio)  # type: ignore[arg-type]
+            container.add_exec(request.exec_id, spec, stdio)
         except BaseException:
             stdio.close()
             raise
@@ -209,7 +209,8 @@ class TaskService:
         raise Unimplemented(f"container {request.id}: checkpoints are not supported")
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
-        await self._container(request.id).update(_json(request.resources, "resources"))
+        resources: Any = _json(request.resources, "resources")
+        await self._container(request.id).update(resources)
         return _EMPTY
 
     # ------------------------------------------------------------------------------------------------------- streams

@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
+from kata.oci.spec import Mount
 
 #: Where the guest mounts the shared tree (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
@@ -75,7 +75,7 @@ class ContainerPlan:
     rootfs: tuple[RootfsMount, ...]
     rootfs_dir: str
     volumes: tuple[Bind, ...] = ()
-    mounts: tuple[Mapping[str, Any], ...] = ()
+    mounts: tuple[Mount, ...] = ()
     skipped: tuple[str, ...] = field(default=())
 
     @property
@@ -85,7 +85,7 @@ class ContainerPlan:
 
 def plan_container(
     container_id: str,
-    mounts: Sequence[Mapping[str, Any]],
+    mounts: Sequence[Mount],
     *,
     rootfs: Sequence[RootfsMount],
     rootfs_dir: str,
@@ -104,7 +104,7 @@ def plan_container(
         InvalidArgument: a bind without a source, or with a relative one.
     """
     volumes: list[Bind] = []
-    edited: list[Mapping[str, Any]] = []
+    edited: list[Mount] = []
     skipped: list[str] = []
     for mount in mounts:
         destination = str(mount.get("destination", ""))
