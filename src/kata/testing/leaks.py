@@ -1,0 +1,96 @@
+"""What a sandbox may leave behind on the host, counted before and after: processes, mounts, sockets, files, cgroups.
+
+Reads the kernel's own lists and not the project's: a leak that the project's bookkeeping does not know is the point.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from kata.sandbox.ledger import MARKER
+from kata.shim.start import SOCKET_DIR, STATE_ROOT
+
+#: What ended a moment ago may still be on its way out.
+_SETTLE_S = 5.0
+_POLL_S = 0.05
+_CGROUPS = "/sys/fs/cgroup"
+
+
+def snapshot(prefix: str = "") -> frozenset[str]:
+    """Everything a sandbox could have left, one sentence each.
+
+    Args:
+        prefix: what the ids of the sandboxes in question begin with; others may come and go on the same machine.
+    """
+    return frozenset((*_processes(prefix), *_mounts(prefix), *_sockets(), *_state(prefix), *_cgroups(prefix)))
+
+
+def assert_nothing_left(before: frozenset[str], prefix: str = "", *, within_s: float = _SETTLE_S) -> None:
+    """Fail with a list of what is there now and was not in `before`.
+
+    Raises:
+        AssertionError: something stays longer than `within_s` seconds.
+    """
+    deadline = time.monotonic() + within_s
+    while left := snapshot(prefix) - before:
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left)))
+        time.sleep(_POLL_S)
+
+
+def _processes(prefix: str) -> Iterator[str]:
+    """Processes that carry a sandbox's marker, and shims by their command line."""
+    marker = f"{MARKER}={STATE_ROOT}/{prefix}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        is_shim = any(b"containerd-shim-kata" in word for word in command[:3]) and any(
+            flag == b"-id" and value.startswith(prefix.encode()) for flag, value in pairwise(command)
+        )
+        if is_shim or any(variable.startswith(marker) for variable in environment):
+            yield f"process {entry}: {b' '.join(command).decode(errors='replace')[:200]}"
+
+
+def _mounts(prefix: str) -> Iterator[str]:
+    """Mounts in this mount namespace, which is the host's."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            if prefix in fields[4]:
+                yield f"mount {fields[0]} on {fields[4]}"
+
+
+def _sockets() -> Iterator[str]:
+    """Sockets of shims that nobody serves: their names are hashes and tell nothing."""
+    directory = Path(SOCKET_DIR)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                yield f"socket {path}"
+            except OSError:
+                continue
+
+
+def _state(prefix: str) -> Iterator[str]:
+    root = Path(STATE_ROOT)
+    for path in root.glob(f"{prefix}*") if root.is_dir() else ():
+        yield f"state directory {path}"
+
+
+def _cgroups(prefix: str) -> Iterator[str]:
+    for root, directories, _ in os.walk(_CGROUPS):
+        for name in directories:
+            if name.startswith(prefix):
+                yield f"cgroup {os.path.join(root, name)}"
