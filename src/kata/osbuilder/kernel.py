@@ -45,11 +45,10 @@ def has_pvh_entry(elf: bytes) -> bool:
     if elf[:6] != b"\x7fELF\x02\x01" or len(elf) < 64 or elf[18:20] != b"\x3e\x00":
         raise InvalidArgument("the kernel is not an x86-64 ELF file")
     table, entry_size, entries = struct.unpack_from("<Q", elf, 32)[0], *struct.unpack_from("<HH", elf, 54)
-    for index in range(entries):
-        try:
-            kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", elf, table + index * entry_size)
-        except struct.error:
-            raise InvalidArgument("the kernel's program headers lie outside of the file") from None
+    for start in range(table, table + entries * entry_size, entry_size or 1):
+        if start + 40 > len(elf):
+            raise InvalidArgument("the kernel's program headers lie outside of the file")
+        kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", elf, start)
         if kind == _PT_NOTE and _has_pvh_note(elf[offset : offset + size]):
             return True
     return False

@@ -28,7 +28,7 @@ _UNNEEDED = frozenset(
         *("debconf", "dpkg", "tar", "media-types", "python3", "readline-common"),
         *("libdb5.3", "libncursesw6", "libnsl2", "libreadline8", "libsqlite3-0", "libtirpc-common", "libtirpc3"),
         *("libcom-err2", "libgssapi-krb5-2", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0"),
-        *("libmd0", "libtinfo6", "libuuid1", "libacl1"),
+        *("libmd0", "libtinfo6", "libuuid1", "libacl1", "libselinux1", "libpcre2-8-0"),
     )
 )
 

@@ -218,7 +218,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         for name in FILES:
             int(manifest["files"][name]["size"])
             str(manifest["files"][name]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(
             f"guest image {directory.name} is damaged: {path}: {error}", hint=f"{_HINT} --force"
         ) from None

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kata.osbuilder import store
+
+
+@pytest.fixture
+def make_image() -> Callable[[Path, str, int], Path]:
+    """Makes an image of a few bytes: (root, version, age in seconds) -> its directory."""
+
+    def make(root: Path, version: str, age: int) -> Path:
+        directory = root / version
+        directory.mkdir(parents=True)
+        files = {}
+        for name in store.FILES:
+            content = f"{version} {name}".encode()
+            (directory / name).write_bytes(content)
+            files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest = {
+            "version": version,
+            "date": "2026-11-16T01:02:03Z",
+            "kernel_release": "6.1.0-56-amd64",
+            "files": files,
+        }
+        (directory / store.MANIFEST).write_text(json.dumps(manifest))
+        os.utime(directory, (1_000_000 - age, 1_000_000 - age))
+        return directory
+
+    return make

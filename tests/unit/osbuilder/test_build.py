@@ -1,0 +1,121 @@
+"""The driver's promises that need no packages: refusals, leftovers, publishing. Builds are in tests/vm."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
+from kata.osbuilder import agent_files, build, commands, store
+from kata.osbuilder.build import BuildOptions
+from kata.osbuilder.packages import Package, PackageCache, PackageSet
+from kata.osbuilder.recipe import Recipe
+
+KERNEL = Package("linux-image-6.1.0-56-amd64", "6.1.192-2", "k.deb", 1, "00" * 32)
+RECIPE = Recipe(PackageSet(KERNEL, ()), agent="a", builder="b", tools={})
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> BuildOptions:
+    return BuildOptions(images=tmp_path / "images", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough of a root to come to the first package."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(commands, "require", lambda tools: None)
+
+
+def staged(images: Path, content: str = "x") -> Path:
+    staging = images / f"{store.BUILDING}{RECIPE.version}"
+    staging.mkdir(parents=True)
+    for name in store.FILES:
+        (staging / name).write_text(f"{name} {content}")
+    build._write_manifest(staging, RECIPE, 1_700_000_000)
+    return staging
+
+
+def test_others_than_root_are_told(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(PermissionDenied, match="only root"):
+        build.build(options)
+    assert not options.images.exists()
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_full_disk_is_told_and_leaves_nothing(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(options: BuildOptions, progress: build.Progress) -> store.GuestImage:
+        (options.images / ".build-x/root").mkdir(parents=True)
+        (options.cache / ".build-base").mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device", str(options.images / ".build-x/root/file"))
+
+    monkeypatch.setattr(build, "_build", full)
+    with pytest.raises(ResourceExhausted, match="no space left") as caught:
+        build.build(options)
+    assert caught.value.hint
+    assert [path.name for path in options.images.iterdir()] == [".lock"]
+    assert [path.name for path in options.cache.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("as_root")
+def test_an_unusable_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedPrecondition, match="Not a directory"):
+        build.build(BuildOptions(images=tmp_path / "file/images", cache=tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("as_root")
+def test_leftovers_of_a_killed_build_go_first(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged(options.images)
+    (options.images / f"{store.BUILDING}current").symlink_to("nowhere")
+    seen: list[list[str]] = []
+
+    def look(options: BuildOptions, progress: build.Progress) -> store.GuestImage:
+        seen.append([path.name for path in options.images.iterdir()])
+        return build._publish(options.images, staged(options.images), RECIPE.version, progress)
+
+    monkeypatch.setattr(build, "_build", look)
+    build.build(options)
+    assert seen == [[".lock"]]
+
+
+def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
+    steps: list[str] = []
+    image = build._publish(tmp_path, staged(tmp_path), RECIPE.version, steps.append)
+    assert image == store.find(tmp_path)
+    assert image.version == RECIPE.version
+    store.check(image)
+    assert steps[-1] == f"image {RECIPE.version} is ready"
+    assert not list(tmp_path.glob(f"{store.BUILDING}*"))
+    assert image.manifest["kernel_release"] == "6.1.0-56-amd64"
+    assert image.manifest["date"] == "2023-11-14T22:13:20Z"
+    assert [package["name"] for package in image.manifest["packages"]] == [KERNEL.name]
+
+
+def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:
+    image = build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
+    image.rootfs.chmod(0o644)
+    image.rootfs.write_text("damaged")
+    build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
+    store.check(store.find(tmp_path))
+
+
+def test_nothing_is_done_for_an_image_that_exists(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = build._publish(options.images, staged(options.images), RECIPE.version, lambda _: None)
+    (options.images / store.CURRENT).unlink()
+    monkeypatch.setattr(build, "_resolve", lambda *_: RECIPE)
+    steps: list[str] = []
+    assert build._build(options, steps.append) == published
+    assert steps == [f"image {RECIPE.version} is up to date"]
+    assert store.find(options.images) == published
+
+
+def test_the_cache_and_the_agent_have_defaults() -> None:
+    options = BuildOptions()
+    assert options.cache == Path("/var/cache/kata")
+    assert options.agent == agent_files.source_directory()
+    assert PackageCache(options.cache).path(KERNEL) == Path("/var/cache/kata/debs/k.deb")

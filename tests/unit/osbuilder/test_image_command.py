@@ -1,0 +1,90 @@
+"""`kata image` as a person meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kata.cli.image import app
+from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
+from kata.osbuilder import build, store
+
+A, B, C = (f"0.1.0-{letter * 12}" for letter in "abc")
+
+
+@pytest.fixture
+def root(tmp_path: Path, make_image: Callable[..., Path]) -> Path:
+    for age, version in enumerate((A, B, C)):
+        make_image(tmp_path, version, age)
+    store.switch_current(tmp_path, B)
+    return tmp_path
+
+
+def run(root: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(app, [*arguments, "--root", str(root)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_list_shows_all_and_marks_the_current(root: Path) -> None:
+    lines = run(root, "list").splitlines()
+    assert [line.split()[0] for line in lines] == ["VERSION", A, B, C]
+    assert [line.split()[-1] == "yes" for line in lines[1:]] == [False, True, False]
+    assert "6.1.0-56-amd64" in lines[1]
+    assert "2026-11-16" in lines[1]
+
+
+def test_list_of_nothing_is_a_heading(tmp_path: Path) -> None:
+    assert run(tmp_path / "nowhere", "list").split()[0] == "VERSION"
+
+
+def test_the_environment_names_the_root(root: Path) -> None:
+    result = CliRunner().invoke(app, ["check"], env={"KATA_IMAGES": str(root)})
+    assert result.output == f"image {B} is complete and unchanged\n"
+
+
+def test_check_takes_a_version(root: Path) -> None:
+    assert A in run(root, "check", A)
+    (root / A / "initrd").write_bytes(b"x" * (root / A / "initrd").stat().st_size)
+    with pytest.raises(FailedPrecondition, match="initrd"):
+        run(root, "check", A)
+
+
+@pytest.mark.parametrize(("version", "error"), [("nonesuch", NotFound), ("../etc", InvalidArgument)])
+def test_check_of_what_is_not_there(root: Path, version: str, error: type[KataError]) -> None:
+    with pytest.raises(error):
+        run(root, "check", version)
+
+
+def test_prune_prints_what_it_removed(root: Path) -> None:
+    assert run(root, "prune", "--keep", "1") == f"{C}\n"
+    assert run(root, "prune", "--keep", "1") == ""
+
+
+def test_a_negative_number_is_refused(root: Path) -> None:
+    result = CliRunner().invoke(app, ["prune", "--root", str(root), "--keep", "-1"])
+    assert result.exit_code == 2
+
+
+def test_build_passes_its_options_on_and_prints_the_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[build.BuildOptions] = []
+
+    def fake(options: build.BuildOptions, progress: build.Progress) -> store.GuestImage:
+        asked.append(options)
+        progress("choosing packages")
+        return store.find(root)
+
+    monkeypatch.setattr(build, "build", fake)
+    result = CliRunner().invoke(app, ["build", "--root", str(root), "--cache", "/c", "--force", "--update"])
+    assert asked == [build.BuildOptions(images=root, cache=Path("/c"), force=True, update=True)]
+    assert result.stdout == f"{root / B}\n"
+    assert "choosing packages" in result.stderr
+
+
+def test_no_command_is_help() -> None:
+    result = CliRunner().invoke(app, [])
+    for command in ("build", "list", "check", "prune"):
+        assert command in result.output

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from kata.errors import Internal
+from kata.osbuilder.packages import Package, PackageCache, PackageSet, build_date, parse_uris
+
+LISTED = f"""\
+'http://deb.debian.org/debian/pool/main/b/busybox/busybox-static_1.35.0-4%2bb1_amd64.deb' \
+busybox-static_1%3a1.35.0-4+b1_amd64.deb 928188 SHA256:{"3d" * 32}
+'http://deb.debian.org/debian/pool/main/c/crun/crun_1.8.1-1_amd64.deb' crun_1.8.1-1_amd64.deb 5 SHA256:{"ab" * 32}
+"""
+
+
+def deb(timestamp: bytes) -> bytes:
+    return b"!<arch>\ndebian-binary   " + timestamp.ljust(12) + b"0     0     100644  4         `\n2.0\n"
+
+
+def test_addresses_are_read() -> None:
+    busybox, crun = parse_uris("Reading package lists...\n" + LISTED)
+    assert busybox == Package(
+        "busybox-static", "1:1.35.0-4+b1", "busybox-static_1%3a1.35.0-4+b1_amd64.deb", 928188, "3d" * 32
+    )
+    assert crun.version == "1.8.1-1"
+
+
+@pytest.mark.parametrize("listed", ["", "E: nonsense", LISTED.replace("SHA256:", "MD5Sum:")])
+def test_output_without_digests_is_not_believed(listed: str) -> None:
+    with pytest.raises(Internal, match="no package addresses"):
+        parse_uris(listed)
+
+
+def test_the_kernel_release_is_in_the_package_name() -> None:
+    kernel = Package("linux-image-6.1.0-56-amd64", "6.1.192-2", "k.deb", 1, "00")
+    packages = PackageSet(kernel, ())
+    assert packages.release == "6.1.0-56-amd64"
+    assert list(packages) == [kernel]
+
+
+def test_only_a_file_with_the_promised_content_is_taken_from_the_cache(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    content = b"right"
+    package = Package("crun", "1", "crun_1_amd64.deb", len(content), hashlib.sha256(content).hexdigest())
+    assert cache.missing([package]) == [package]
+
+    cache.path(package).parent.mkdir()
+    for wrong in (b"", b"wrong", b"right and more"):
+        cache.path(package).write_bytes(wrong)
+        assert cache.missing([package]) == [package]
+
+    cache.path(package).write_bytes(content)
+    assert cache.missing([package]) == []
+
+
+def test_superseded_packages_leave_the_cache(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    kept = Package("crun", "2", "crun_2_amd64.deb", 1, "00")
+    cache.path(kept).parent.mkdir()
+    for name in ("crun_1_amd64.deb", "crun_2_amd64.deb"):
+        (cache.path(kept).parent / name).touch()
+    cache.forget_others([kept])
+    assert [path.name for path in cache.path(kept).parent.iterdir()] == ["crun_2_amd64.deb"]
+
+
+def test_a_package_says_when_it_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.deb"
+    path.write_bytes(deb(b"1747785600"))
+    assert build_date(path) == 1747785600
+
+
+@pytest.mark.parametrize("content", [b"", b"!<arch>\n", b"PK\3\4" + bytes(64), deb(b"yesterday")])
+def test_what_is_no_package_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.deb"
+    path.write_bytes(content)
+    with pytest.raises(Internal, match="not a Debian package"):
+        build_date(path)
