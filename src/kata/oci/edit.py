@@ -148,7 +148,7 @@ def _namespaces(namespaces: Iterable[Namespace], *, mapped: bool) -> list[Namesp
 
 def _device_rules(rules: list[DeviceCgroup], devices: Iterable[Device]) -> list[DeviceCgroup]:
     numbers: set[tuple[str, int, int]] = {
-        (entry["type"], entry.get("major", 0), entry.get("minor", 0)) for entry in devices
+        (entry["type"].replace("u", "c"), entry.get("major", 0), entry.get("minor", 0)) for entry in devices
     }
     kept = [rule for rule in rules if _means_the_same(rule, numbers)]
     return kept if kept or not rules else [{"allow": False, "access": "rwm"}]
