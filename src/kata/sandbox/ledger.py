@@ -12,10 +12,11 @@ The shim's short-lived `delete` process imports this file, so it imports nothing
 
 from __future__ import annotations
 
+# Not `signal`: its enums would double what this file costs to import.
+import _signal
 import errno
 import fcntl
 import os
-import signal
 import time
 
 from kata.errors import AlreadyExists, FailedPrecondition
@@ -194,7 +195,7 @@ def _kill_processes(directory: str) -> None:
             try:
                 # Looked up once more through a stable handle: the number may have been given to somebody else.
                 if pid in processes_of(directory):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
             except ProcessLookupError:
                 pass
             finally:

@@ -6,8 +6,9 @@ crash it gives back what the ledger lists. A container of a pod that lives on ha
 
 from __future__ import annotations
 
+# Not `signal`: its enums would double what this file costs to import.
+import _signal
 import os
-import signal
 import time
 
 from kata.oci.ids import validate_id
@@ -53,7 +54,7 @@ def _kill_owner(directory: str) -> None:
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid() and _has_open(name, ledger):
             try:
-                os.kill(int(name), signal.SIGKILL)
+                os.kill(int(name), _signal.SIGKILL)
             except ProcessLookupError:
                 pass
 
