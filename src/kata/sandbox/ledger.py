@@ -13,7 +13,7 @@ The shim's short-lived `delete` process imports this file, so it imports nothing
 from __future__ import annotations
 
 # Not `signal`: its enums would double what this file costs to import.
-import _signal
+import _signal  # type: ignore[import-not-found]
 import errno
 import fcntl
 import os

@@ -7,7 +7,7 @@ crash it gives back what the ledger lists. A container of a pod that lives on ha
 from __future__ import annotations
 
 # Not `signal`: its enums would double what this file costs to import.
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 import time
 
