@@ -171,6 +171,9 @@ def _remember(cache: Path, key: dict[str, object], obstacle: str | None) -> None
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError:
+        return
+    try:
         temporary.write_bytes(data)
         os.replace(temporary, cache)
     except OSError:

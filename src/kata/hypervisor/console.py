@@ -38,6 +38,7 @@ class RingFile:
         self.path = path
         self._older = path.with_name(path.name + ".1")
         self._half = max(1, limit // 2)
+        self._older.unlink(missing_ok=True)
         self._fd = self._open()
         self._size = 0
 

@@ -1,6 +1,7 @@
 """The kernel command line of a guest: what makes it boot fast and fail loudly.
 
-Parameters of the agent are the sandbox's, not set here. Reference: the kernel's admin-guide/kernel-parameters.
+Parameters of the agent are the sandbox's, not set here. Nor is anything that weakens the guest (mitigations=off,
+nokaslr): measured under emulation, it gains nothing. Reference: the kernel's admin-guide/kernel-parameters.
 """
 
 from __future__ import annotations
@@ -26,12 +27,6 @@ _ALWAYS = (
     "noreplace-smp",
 )
 
-#: Under emulation only: hardening against the processor means nothing to a processor that is a program.
-_TCG = (
-    "mitigations=off",
-    "nokaslr",
-)
-
 
 def kernel_command_line(plan: VmPlan) -> str:
     """The whole command line; the plan's own parameters come last and win.
@@ -41,7 +36,6 @@ def kernel_command_line(plan: VmPlan) -> str:
     """
     parts = [
         *_ALWAYS,
-        *(_TCG if plan.accelerator == "tcg" else ()),
         "debug" if plan.debug else "quiet",
         *plan.kernel_params,
     ]
