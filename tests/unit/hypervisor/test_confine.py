@@ -19,7 +19,8 @@ for line in open("/proc/self/status"):
 print("cwd", os.getcwd())
 print("session", os.getsid(0) == os.getpid())
 print("core", resource.getrlimit(resource.RLIMIT_CORE))
-print("fds", sorted(fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and os.path.exists(f"/proc/self/fd/{fd}")))
+fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+print("fds", sorted(fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")))
 print("environment", sorted(name for name in os.environ if name != "LC_CTYPE"))
 """
 

@@ -95,7 +95,7 @@ class QemuMachine:
             elif isinstance(error, OSError):
                 reason = error.strerror or str(error)
             else:
-                reason = "qemu does not take commands"
+                reason = "qemu does not take commands" if self._forced else "qemu ended by itself"
             raise VmLaunchError(
                 "qemu start",
                 reason,
@@ -147,8 +147,9 @@ class QemuMachine:
         # Imported while QEMU starts by itself: the import takes time, which is free here.
         from qemu.qmp import QMPClient
 
-        # What goes wrong is told by exceptions; the client's own log lines would only repeat it.
-        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+        # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
+        # a bug of the client.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
         self._qmp = QMPClient(self.plan.sandbox_id)
         assert self._qmp_socket is not None
         await self._qmp.connect(self._qmp_socket)
@@ -269,7 +270,7 @@ class QemuMachine:
     def kill(self) -> None:
         """Send SIGKILL; `wait` tells when all is released. Idempotent."""
         self._expected = True
-        self._forced = True
+        self._forced = self._forced or self._pidfd >= 0
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

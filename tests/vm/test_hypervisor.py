@@ -1,0 +1,361 @@
+"""QEMU for real: machines that run, hang, flood and die, and what is left of them afterwards, which is nothing.
+
+Most guests here are a kernel of 40 instructions, made below: it boots in a tenth of a second and misbehaves on demand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata.errors import FailedPrecondition, KataError, VmLaunchError
+from kata.hypervisor import accel
+from kata.hypervisor.base import VmPlan
+from kata.hypervisor.console import DEFAULT_LIMIT
+from kata.hypervisor.qemu.machine import QemuMachine
+from kata.osbuilder import store
+
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not QEMU.exists(), reason="needs qemu-system-x86_64"),
+    pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv"),
+]
+
+#: What a tiny kernel does after it has said its line.
+HANG = bytes.fromhex("fa f4 eb fd")  # cli; hlt; jmp back
+RESET = bytes.fromhex("b0 fe e6 64") + HANG  # the keyboard controller's reset line
+AGAIN = bytes.fromhex("eb e9")  # from the beginning
+
+
+def tiny_kernel(says: str, then: bytes) -> bytes:
+    """An ELF file that QEMU starts by the PVH protocol, in 32-bit mode: it writes to the serial port, then `then`.
+
+    Layout as in the ELF specification; the note is Xen's XEN_ELFNOTE_PHYS32_ENTRY.
+    """
+    base, header_size, program_header_size = 0x100000, 64, 56
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", base)
+    note_offset = header_size + 2 * program_header_size
+    code_offset = note_offset + len(note)
+    loop = bytes.fromhex("ac 84c0 7403 ee ebf8")  # lodsb; test al, al; jz +3; out dx, al; jmp loop
+    code_size = 11 + len(loop) + len(then)
+    start = b"\xfc\xbe" + struct.pack("<I", base + code_size) + b"\xba" + struct.pack("<I", 0x3F8)
+    code = start + loop + then + says.encode() + b"\0"
+    program_headers = struct.pack("<IIQQQQQQ", 1, 7, code_offset, base, base, len(code), len(code), 4096) + struct.pack(
+        "<IIQQQQQQ", 4, 4, note_offset, 0, 0, len(note), len(note), 4
+    )
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01",
+        *(2, 62, 1, base, header_size, 0, 0, header_size, program_header_size, 2, 0, 0, 0),
+    )
+    return header + program_headers + note + code
+
+
+def children() -> set[int]:
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def descriptors() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = os.readlink(entry)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.fixture
+async def nothing_left(tmp_path: Path) -> Any:
+    """Holds the test to leave no process, no descriptor and no file but the logs."""
+    await asyncio.sleep(0)
+    before = children(), descriptors()
+    yield
+    await asyncio.sleep(0)
+    assert (children(), descriptors()) == before
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} <= {"console.log", "console.log.1", "qemu.log", "qemu.log.1"}
+
+
+@pytest.fixture
+def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuMachine]]:
+    """Makes machines with a tiny kernel; none of them outlives the test."""
+    machines: list[QemuMachine] = []
+    (tmp_path / "run").mkdir()
+
+    def make(says: str = "hello from the guest\n", then: bytes = HANG, **changes: Any) -> QemuMachine:
+        kernel = tmp_path / f"kernel{len(machines)}"
+        kernel.write_bytes(tiny_kernel(says, then))
+        values: dict[str, Any] = {
+            "sandbox_id": "test",
+            "run_dir": tmp_path / "run",
+            "kernel": kernel,
+            "initrd": kernel,
+            "accelerator": "tcg",
+            "channels": ("kata.rpc",),
+        }
+        machines.append(QemuMachine(VmPlan(**(values | changes))))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.kill()
+
+
+async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_start_and_stop(make_machine: Callable[..., QemuMachine]) -> None:
+    machine = make_machine()
+    await machine.start()
+    pid = machine.pid
+    assert Path(f"/proc/{pid}/comm").read_text().startswith("qemu")
+    await until(lambda: "hello from the guest" in machine.console_tail())
+    channel = machine.channel("kata.rpc")
+    with pytest.raises(FailedPrecondition):
+        machine.channel("kata.rpc")
+    exit_ = await machine.stop()
+    assert exit_ is not None
+    assert (exit_.status, exit_.expected) == (0, True)
+    assert not alive(pid)
+    assert machine.pid == 0
+    assert await machine.wait() is exit_ is await machine.stop()
+    assert channel.recv(1) == b""
+    channel.close()
+    assert machine.console_tail(1) == "hello from the guest"
+    with pytest.raises(FailedPrecondition, match="started before"):
+        await machine.start()
+    with pytest.raises(KataError):
+        await machine.pause()
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_qemu_is_confined(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    machine = make_machine(share_dir=tmp_path / "share", environment=(("NAME", "value"),))
+    await machine.start()
+    process = Path(f"/proc/{machine.pid}")
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+    assert int(status["CapEff"], 16) == sum(1 << bit for bit in (0, 1, 3, 4, 31))
+    assert status["CapBnd"] == status["CapEff"]
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert (process / "environ").read_bytes() == b"NAME=value\0"
+    assert os.readlink(process / "cwd") == "/"
+    assert os.readlink(process / "fd/0") == "/dev/null"
+    assert not any(str(tmp_path / "run") in target for target in map(os.readlink, (process / "fd").iterdir()))
+    await machine.stop()
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuMachine]) -> None:
+    machine = make_machine(then=RESET)
+    await machine.start()
+    async with asyncio.timeout(10):
+        exit_ = await machine.wait()
+    assert (exit_.status, exit_.expected) == (0, False)
+    assert machine.console_tail() == "hello from the guest"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuMachine]) -> None:
+    machine = make_machine()
+    await machine.start()
+    waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
+    os.kill(machine.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        first, second = await asyncio.gather(*waiters)
+    assert first is second
+    assert (first.status, first.expected) == (-signal.SIGKILL, False)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., QemuMachine]) -> None:
+    machine = make_machine()
+    await machine.start()
+    os.kill(machine.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    exit_ = await machine.stop(0.4)
+    assert exit_ is not None
+    assert (exit_.status, exit_.expected) == (-signal.SIGKILL, True)
+    assert time.monotonic() - begin < 3
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_flooding_guest_fills_no_disk_and_starves_nobody(
+    make_machine: Callable[..., QemuMachine], tmp_path: Path
+) -> None:
+    machine = make_machine(says="x" * 100 + "\x1b[2J\n", then=AGAIN)
+    await machine.start()
+    older = tmp_path / "run/console.log.1"
+    await until(older.exists, 60)
+    begin = time.monotonic()
+    await machine.pause()
+    assert time.monotonic() - begin < 2
+    assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) <= DEFAULT_LIMIT
+    assert "\x1b" not in machine.console_tail()
+    await machine.stop()
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_pause_and_resume(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+    machine = make_machine(says="tick\n", then=AGAIN)
+    log = tmp_path / "run/console.log"
+
+    def moved() -> tuple[int, int]:
+        return log.stat().st_ino, log.stat().st_size
+
+    await machine.start()
+    await until(lambda: moved()[1] > 0)
+    await machine.pause()
+    await asyncio.sleep(0.2)  # what was on its way arrives
+    still = moved()
+    await asyncio.sleep(0.3)
+    assert moved() == still
+    await machine.resume()
+    await until(lambda: moved() != still)
+    await machine.stop()
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(("fault", "said"), [("cpu", "no-such-cpu"), ("kernel", "linux kernel too old")])
+async def test_a_qemu_that_ends_at_once(
+    make_machine: Callable[..., QemuMachine], tmp_path: Path, fault: str, said: str
+) -> None:
+    (tmp_path / "garbage").write_bytes(b"garbage" * 1000)
+    machine = make_machine(**{"cpu_model": "no-such-cpu"} if fault == "cpu" else {"kernel": tmp_path / "garbage"})
+    with pytest.raises(VmLaunchError) as caught:
+        await machine.start()
+    assert caught.value.phase == "qemu start"
+    assert caught.value.exit_status == 1
+    assert said in caught.value.output
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert machine.pid == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")
+    silent.chmod(0o755)
+    with pytest.raises(VmLaunchError, match=r"no answer within 1 s.*the last words") as caught:
+        await make_machine(qemu=silent).start(timeout=0.6)
+    assert caught.value.exit_status is None
+    assert 0.6 <= caught.value.elapsed < 3
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+    (tmp_path / "qemu").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "qemu").chmod(0o755)
+    with pytest.raises(VmLaunchError, match="setpriv: failed to execute") as caught:
+        await make_machine(qemu=tmp_path / "qemu").start()
+    assert caught.value.exit_status in (126, 127)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.08])
+async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuMachine], delay: float) -> None:
+    machine = make_machine()
+    task = asyncio.create_task(machine.start())
+    await asyncio.sleep(delay)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert machine.pid == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+    (tmp_path / "run/qemu.log").symlink_to("/nowhere")
+    with pytest.raises(VmLaunchError, match="symbolic links"):
+        await make_machine().start()
+
+
+@pytest.mark.usefixtures("make_machine")
+async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(tiny_kernel("alive\n", HANG))
+    program = f"""
+        import asyncio
+        from pathlib import Path
+        from kata.hypervisor.base import VmPlan
+        from kata.hypervisor.qemu.machine import QemuMachine
+
+        async def main():
+            kernel = Path({str(kernel)!r})
+            machine = QemuMachine(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
+                                         kernel=kernel, initrd=kernel, accelerator="tcg"))
+            await machine.start()
+            print(machine.pid, flush=True)
+            await machine.wait()
+
+        asyncio.run(main())
+    """
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(30):
+        pid = int(await parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not alive(pid), 5)
+
+
+@pytest.mark.usefixtures("nothing_left", "make_machine")
+@pytest.mark.parametrize(
+    ("says", "then", "verdict"),
+    [
+        (accel.PROBE_ANSWER, RESET, None),
+        ("I am stuck\n", HANG, "did not finish a boot under tcg within 1 s, its last line: I am stuck"),
+        ("", HANG, "did not finish a boot under tcg within 1 s, it said nothing"),
+        ("panic\n", RESET, "the guest kernel died under tcg (qemu status 0), its last line: panic"),
+    ],
+)
+async def test_trial_boots(tmp_path: Path, says: str, then: bytes, verdict: str | None) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(tiny_kernel(says, then))
+    outcome = await accel.probe("tcg", qemu=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
+    assert outcome == verdict if verdict is None else verdict in (outcome or "")
+
+
+@pytest.fixture
+def image() -> store.GuestImage:
+    try:
+        return store.find()
+    except KataError as error:
+        pytest.skip(f"needs the guest image: {error.message}")
+
+
+async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
+    outcome = await accel.probe("tcg", qemu=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
+    assert outcome is None
