@@ -56,6 +56,8 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
             _, position = _varint(data, position)
         elif wire_type in (1, 5):
             position += 8 if wire_type == 1 else 4
+            if position > len(data):
+                raise _malformed()
         elif wire_type == _LENGTH_DELIMITED:
             length, position = _varint(data, position)
             if position + length > len(data):

@@ -99,10 +99,10 @@ def _sandbox_of_bundle(own_id: str) -> str:
     import json
 
     try:
-        annotations = json.loads(text).get("annotations") or {}
-    except (ValueError, AttributeError):
-        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is not a JSON object") from None
-    return classify(annotations, own_id)[1]
+        annotations = dict(json.loads(text).get("annotations") or {})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is not a spec with annotations") from None
+    return classify({name: str(value) for name, value in annotations.items()}, own_id)[1]
 
 
 def _is_served(path: str) -> bool:
@@ -144,7 +144,7 @@ def _publish(path: str) -> None:
 def _write_file(name: str, text: str) -> None:
     """Written beside and renamed: containerd may look at any time."""
     temporary = f".{name}"
-    with open(temporary, "w", encoding="ascii") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
     os.rename(temporary, name)
 
