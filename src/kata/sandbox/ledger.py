@@ -16,6 +16,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import errno
 import fcntl
+import itertools
 import os
 import time
 
@@ -32,6 +33,8 @@ MARKER = "KATA_SANDBOX_DIR"
 PROCESS = "process"
 #: A file or socket outside the state directory: the value is its absolute path.
 FILE = "file"
+#: A directory outside the state directory, with all that is in it: the value is its absolute path.
+TREE = "tree"
 
 _FILE_NAME = "ledger"
 _KILL_DEADLINE_S = 5.0
@@ -56,19 +59,23 @@ class Ledger:
 
     def __init__(self, directory: str, *, wait_s: float = 0.0) -> None:
         self.directory = directory
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        self._fd = os.open(
-            os.path.join(directory, _FILE_NAME), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        try:
-            self._lock(wait_s)
-        except BaseException:
+        path = os.path.join(directory, _FILE_NAME)
+        deadline = time.monotonic() + wait_s
+        while True:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock(deadline)
+                # Whoever had the lock before may just have removed the file: this lock would then exclude nobody.
+                if _is_at(self._fd, path):
+                    break
+            except BaseException:
+                os.close(self._fd)
+                raise
             os.close(self._fd)
-            raise
         self._held: list[tuple[str, str]] = _read(self._fd)
 
-    def _lock(self, wait_s: float) -> None:
-        deadline = time.monotonic() + wait_s
+    def _lock(self, deadline: float) -> None:
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,11 +113,13 @@ class Ledger:
         return tuple(self._held)
 
     def release(self) -> list[str]:
-        """Give everything back, newest first, then remove the state directory and unlock.
+        """Give everything back, newest first, then remove the state directory and unlock. Idempotent.
 
         Returns:
             One sentence for each thing that could not be given back; the ledger then stays on disk for the next try.
         """
+        if self._fd < 0:
+            return []  # the directory may be another sandbox's by now
         problems: list[str] = []
         for kind, value in reversed(self._held):
             try:
@@ -150,6 +159,13 @@ def claim(directory: str) -> Ledger:
     except Locked as error:
         raise AlreadyExists(f"sandbox {os.path.basename(directory)} exists already") from error
     return ledger
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _read(fd: int) -> list[tuple[str, str]]:
@@ -212,11 +228,11 @@ def _unlink(path: str) -> None:
         pass
 
 
-_GIVE_BACK = {PROCESS: _kill_processes, FILE: _unlink}
-
-
 def remove_tree(directory: str) -> None:
-    """Remove a directory tree, and never anything that is mounted in it.
+    """Remove a directory tree, and never anything that is mounted in it. Idempotent.
+
+    What a container made may be nested deeper than a path can name, so nothing here descends: directories found in a
+    directory move up to the top, one after the other, until there is only one level. Symbolic links are not followed.
 
     Raises:
         OSError: EBUSY if something is mounted beneath, else what the kernel says.
@@ -227,16 +243,48 @@ def remove_tree(directory: str) -> None:
             point = line.split(" ", 5)[4].replace("\\040", " ")
             if point == directory or point.startswith(directory + "/"):
                 raise OSError(errno.EBUSY, f"{point} is still mounted")
-    for root, directories, files in os.walk(directory, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(root, name))
-        for name in directories:
-            path = os.path.join(root, name)
-            if os.path.islink(path):
-                os.unlink(path)
-            else:
-                os.rmdir(path)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.rmdir(directory)
+        top = os.open(directory, flags)
     except FileNotFoundError:
-        pass
+        return
+    try:
+        _remove_content(top, flags)
+    finally:
+        os.close(top)
+    os.rmdir(directory)
+
+
+def _remove_content(top: int, flags: int) -> None:
+    waiting, files = _entries(top)
+    taken = {*waiting, *files}
+    names = (name for name in map("removed-{}".format, itertools.count()) if name not in taken)
+    while waiting:
+        directory = waiting.pop()
+        child = os.open(directory, flags, dir_fd=top)
+        try:
+            deeper, inside = _entries(child)
+            for name in inside:
+                os.unlink(name, dir_fd=child)
+            for name in deeper:
+                waiting.append(next(names))
+                os.rename(name, waiting[-1], src_dir_fd=child, dst_dir_fd=top)
+        finally:
+            os.close(child)
+        os.rmdir(directory, dir_fd=top)
+    # Last, because a sandbox's ledger is among them.
+    for name in files:
+        os.unlink(name, dir_fd=top)
+
+
+def _entries(fd: int) -> tuple[list[str], list[str]]:
+    """Names of the directories and of everything else in a directory."""
+    directories: list[str] = []
+    others: list[str] = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            (directories if entry.is_dir(follow_symlinks=False) else others).append(entry.name)
+    return directories, others
+
+
+_GIVE_BACK = {PROCESS: _kill_processes, FILE: _unlink, TREE: remove_tree}

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.config.settings import Config
-from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, KataError, NotFound, VmLaunchError
+from kata.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    KataError,
+    NotFound,
+    Unavailable,
+    VmLaunchError,
+)
 from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine
@@ -25,6 +33,9 @@ from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks at the agent's health, and seconds it has to answer before the guest counts as hung.
+_CHECK_INTERVAL_S = 5.0
+_CHECK_TIMEOUT_S = 30.0
 #: Seconds the guest has to flush what it holds and let go, before its machine is stopped anyway.
 _DESTROY_TIMEOUT_S = 3.0
 
@@ -63,6 +74,7 @@ class Sandbox(Lifecycle):
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._creating: set[str] = set()
+        self._monitor: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger) -> Sandbox:
@@ -104,6 +116,19 @@ class Sandbox(Lifecycle):
         await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
         self.become(State.CREATED)
         self.become(State.RUNNING)
+        self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
+
+    async def _watch_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
+        """End the machine of a guest that hangs: every call that waits for it then learns that it is gone."""
+        try:
+            while True:
+                await asyncio.sleep(_CHECK_INTERVAL_S)
+                await agent.check(_CHECK_TIMEOUT_S)
+        except Unavailable:
+            pass  # the machine has ended
+        except KataError as error:
+            log.error("%s hangs and is ended: %s; its console ends with: %s", self.what, error, vm.console_tail(3))
+            vm.kill()
 
     async def _await_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """Wait until the agent answers, the machine dies, or the time is up."""
@@ -211,6 +236,8 @@ class Sandbox(Lifecycle):
             What could not be given back, for the log.
         """
         self.become(State.STOPPED)
+        if self._monitor is not None:
+            self._monitor.cancel()
         if self._agent is not None:
             try:
                 await self._agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
