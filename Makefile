@@ -7,7 +7,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux containerd runc \
-           mmdebstrap erofs-utils busybox busybox-static kmod cpio xz-utils ca-certificates
+           mmdebstrap erofs-utils kmod xz-utils busybox ca-certificates
 APT_TEST := protobuf-compiler
 
 .DEFAULT_GOAL := help

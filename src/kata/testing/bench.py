@@ -33,11 +33,11 @@ from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
 from kata.sandbox import plan as sandbox_plan
 from kata.sandbox.ledger import processes_of
 from kata.testing.containerd import PrivateContainerd
-from kata.testing.images import busybox_archive
+from kata.testing.images import BUSYBOX, busybox_archive
 from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
 
-IMAGE = "docker.io/library/busybox:latest"
+IMAGE = BUSYBOX
 KATA = "io.containerd.kata.v2"
 RUNC = "io.containerd.runc.v2"
 

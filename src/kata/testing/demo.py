@@ -12,13 +12,13 @@ from rich.console import Console
 
 from kata.errors import KataError
 from kata.testing.containerd import PrivateContainerd
-from kata.testing.images import busybox_archive
+from kata.testing.images import BUSYBOX, busybox_archive
 
-IMAGE = "docker.io/library/busybox:latest"
+IMAGE = BUSYBOX
 
 
 def main() -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
         with TemporaryDirectory(prefix="kata-demo-") as scratch, PrivateContainerd() as containerd:
             console.print("starting a containerd of our own and importing an image made from Debian's busybox")
