@@ -1,0 +1,250 @@
+"""`kata check`: what works on this host, what does not, and what to do about it. One verdict a row."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kata.cli import gc, host
+from kata.cli.render import printable
+from kata.config.loader import load
+from kata.config.settings import Config
+from kata.errors import KataError
+from kata.osbuilder import store
+
+SHIM = "containerd-shim-kata-v2"
+#: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.
+_LITTLE_MEMORY_KIB = 512 << 10
+_LITTLE_DISK = 1 << 30
+_BUILD_TOOLS = ("mmdebstrap", "mkfs.erofs", "depmod")
+
+
+class Status(StrEnum):
+    """FAILED means that `kata run` cannot work; WARNING that something else cannot, or not as well."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One verdict.
+
+    Attributes:
+        hint: what to do, or "".
+    """
+
+    name: str
+    status: Status
+    text: str
+    hint: str = ""
+
+
+def check(config_path: Path | None = None) -> Iterator[Row]:
+    """All rows, as they are found out."""
+    yield root()
+    try:
+        loaded = load(config_path)
+    except KataError as error:
+        yield Row("configuration", Status.FAILED, error.message, error.hint or "")
+        return
+    source = ", ".join(map(str, loaded.sources)) or "built-in defaults"
+    if loaded.warnings:
+        yield Row("configuration", Status.WARNING, f"{source}: {'; '.join(loaded.warnings)}")
+    else:
+        yield Row("configuration", Status.OK, source)
+    config = loaded.config
+    for probe in _PROBES:
+        yield probe(config)
+
+
+def passed(rows: list[Row]) -> bool:
+    """Whether `kata run` can work."""
+    return all(row.status is not Status.FAILED for row in rows)
+
+
+def root() -> Row:
+    if os.geteuid() == 0:
+        return Row("root", Status.OK, "this is root")
+    return Row("root", Status.FAILED, "sandboxes are started by root", "run it with sudo")
+
+
+def qemu(config: Config) -> Row:
+    path = config.hypervisor.path
+    if not os.access(path, os.X_OK):
+        return Row("qemu", Status.FAILED, f"{path} is not there", "install the package qemu-system-x86")
+    version = host.qemu_version(path)
+    if not version:
+        return Row("qemu", Status.FAILED, f"{path} does not tell its version", "reinstall the package qemu-system-x86")
+    return Row("qemu", Status.OK, f"{path}, version {version}")
+
+
+def guest_image(config: Config) -> Row:
+    """The configured files; with digests if they are an image of `kata image`."""
+    files = (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image)
+    try:
+        image = store.find()
+        ours = [path.resolve() for path in files] == [
+            path.resolve() for path in (image.kernel, image.initrd, image.rootfs)
+        ]
+        if ours:
+            store.check(image)
+            return Row("guest image", Status.OK, f"{image.version}, complete and unchanged")
+    except KataError as error:
+        if all(path.is_relative_to(store.images_root()) for path in files):
+            return Row("guest image", Status.FAILED, error.message, error.hint or "")
+    missing = [str(path) for path in files if not os.access(path, os.R_OK)]
+    if missing:
+        return Row("guest image", Status.FAILED, f"not readable: {', '.join(missing)}", "run: kata image build")
+    return Row("guest image", Status.OK, f"{files[2]}, as configured")
+
+
+def accelerator(config: Config) -> Row:
+    import asyncio
+
+    from kata.hypervisor import accel
+
+    hypervisor = config.hypervisor
+    try:
+        chosen = asyncio.run(
+            accel.choose(
+                hypervisor.accelerator,
+                require_kvm=hypervisor.require_kvm,
+                qemu=hypervisor.path,
+                kernel=hypervisor.kernel,
+                initrd=hypervisor.initrd,
+            )
+        )
+    except KataError as error:
+        return Row("accelerator", Status.FAILED, error.message, error.hint or "")
+    if chosen.name == "kvm":
+        return Row("accelerator", Status.OK, f"kvm: {chosen.reason}")
+    return Row(
+        "accelerator",
+        Status.WARNING,
+        f"tcg, the emulator: {chosen.reason}",
+        "sandboxes run, but slowly and without the isolation that KVM gives: do not run hostile code",
+    )
+
+
+def namespaces(_config: Config) -> Row:
+    """Tried in a child, so that this process stays where it is."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            from kata.sandbox.isolation import enter_mount_namespace
+
+            enter_mount_namespace()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1] == 0:
+        return Row("mount namespaces", Status.OK, "can be made")
+    return Row(
+        "mount namespaces",
+        Status.FAILED,
+        "cannot be made",
+        "run it as root; in a container, give it CAP_SYS_ADMIN (a privileged one)",
+    )
+
+
+def memory(_config: Config) -> Row:
+    available = host.memory()["MemAvailable"]
+    text = f"{available >> 10} MiB available"
+    if available < _LITTLE_MEMORY_KIB:
+        return Row("memory", Status.WARNING, text, f"a sandbox wants {_LITTLE_MEMORY_KIB >> 10} MiB or more")
+    return Row("memory", Status.OK, text)
+
+
+def disk(_config: Config) -> Row:
+    place = next(path for path in (gc.RUN_ROOT, *gc.RUN_ROOT.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    text = f"{free >> 20} MiB free in {place}"
+    if free < _LITTLE_DISK:
+        return Row("disk", Status.WARNING, text, "images are unpacked there")
+    return Row("disk", Status.OK, text)
+
+
+def leftovers(_config: Config) -> Row:
+    try:
+        names = gc.leftovers()
+    except OSError as error:
+        return Row("leftovers", Status.WARNING, f"cannot look: {error.strerror}", "run it as root")
+    if names:
+        return Row(
+            "leftovers", Status.WARNING, f"of {len(names)} dead sandboxes: {', '.join(names[:5])}", "run: kata gc"
+        )
+    return Row("leftovers", Status.OK, "none")
+
+
+def containerd(_config: Config) -> Row:
+    """Only containerd and Kubernetes need it. The shim has to be where containerd looks: on *its* PATH."""
+    shim = shutil.which(SHIM, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    engine = shutil.which("containerd")
+    if engine and shim:
+        return Row("containerd", Status.OK, f"{engine}, with {shim}")
+    if engine:
+        return Row(
+            "containerd",
+            Status.WARNING,
+            f"{SHIM} is not on containerd's usual PATH",
+            "needed by containerd only: make install",
+        )
+    return Row("containerd", Status.WARNING, "not installed", "`kata run` does not need it")
+
+
+def build_tools(_config: Config) -> Row:
+    missing = [name for name in _BUILD_TOOLS if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
+    if missing:
+        return Row("build tools", Status.WARNING, f"missing: {', '.join(missing)}", "needed by `kata image build` only")
+    return Row("build tools", Status.OK, "all there")
+
+
+def vhost(_config: Config) -> Row:
+    """Never needed: told so that a comparison with other runtimes is easy."""
+    found = [name for name in ("vhost-vsock", "vhost-net") if _is_device(f"/dev/{name}")]
+    return Row("vhost devices", Status.OK, f"{', '.join(found) or 'none'} (not needed)")
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISCHR(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+_PROBES: tuple[Callable[[Config], Row], ...] = (
+    qemu,
+    guest_image,
+    accelerator,
+    namespaces,
+    memory,
+    disk,
+    leftovers,
+    containerd,
+    build_tools,
+    vhost,
+)
+
+
+def as_json(rows: list[Row]) -> dict[str, Any]:
+    return {"ok": passed(rows), "checks": [asdict(row) for row in rows]}
+
+
+_COLORS = {Status.OK: "32", Status.WARNING: "33", Status.FAILED: "31"}
+
+
+def as_text(row: Row, *, color: bool = False) -> str:
+    """A row for people: one line, and one more for the hint."""
+    status = f"{row.status:<8}"
+    if color:
+        status = f"\x1b[{_COLORS[row.status]}m{status}\x1b[0m"
+    line = f"{status} {row.name:<17} {printable(row.text)}"
+    return f"{line}\n{'':27}{printable(row.hint)}" if row.hint else line

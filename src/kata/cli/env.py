@@ -1,0 +1,125 @@
+"""`kata env`: versions, paths and settings for a bug report, in the sections and names of Kata's `kata-env`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kata.cli import host
+from kata.config.loader import load
+from kata.errors import KataError
+from kata.hypervisor import accel
+from kata.oci.state import OCI_VERSION
+from kata.osbuilder import store
+from kata.version import VERSION
+
+#: Of this output's format. Kata's own is at 1.0.27 and has fields that mean nothing here.
+FORMAT_VERSION = "1.0.0"
+
+
+def collect(config_path: Path | None = None) -> dict[str, Any]:
+    """All sections, in order.
+
+    Raises:
+        KataError: the configuration cannot be read.
+    """
+    loaded = load(config_path)
+    hypervisor, agent, runtime = loaded.config.hypervisor, loaded.config.agent, loaded.config.runtime
+    name, reason = _accelerator(loaded.config.hypervisor)
+    version = host.qemu_version(hypervisor.path)
+    distribution, distribution_version = host.distribution()
+    vendor, model = host.processor()
+    memory = host.memory()
+    major, minor, patch = (int(part) for part in VERSION.split("."))
+    return {
+        "Meta": {"Version": FORMAT_VERSION},
+        "Runtime": {
+            "Path": os.path.realpath(sys.argv[0]),
+            "Python": sys.version.split()[0],
+            "Debug": runtime.enable_debug,
+            "DisableGuestSeccomp": runtime.disable_guest_seccomp,
+            "SandboxCgroupOnly": runtime.sandbox_cgroup_only,
+            "Version": {
+                "OCI": OCI_VERSION,
+                "Version": {"Semver": VERSION, "Major": major, "Minor": minor, "Patch": patch},
+            },
+            "Config": {"Path": str(loaded.sources[0]) if loaded.sources else ""},
+        },
+        "Hypervisor": {
+            "Path": str(hypervisor.path),
+            "Version": version,
+            "MachineType": hypervisor.machine_type,
+            "SharedFS": hypervisor.shared_fs,
+            "Msize9p": hypervisor.msize_9p,
+            "Seccomp": hypervisor.seccompsandbox,
+            "Debug": hypervisor.enable_debug,
+            "Accelerator": {"Name": name, "Reason": reason},
+        },
+        "Kernel": {"Path": _real(hypervisor.kernel), "Parameters": hypervisor.kernel_params},
+        "Image": {"Path": _real(hypervisor.image), "Version": _image_version()},
+        "Initrd": {"Path": _real(hypervisor.initrd)},
+        "Host": {
+            "Kernel": host.kernel_release(),
+            "Architecture": "amd64" if os.uname().machine == "x86_64" else os.uname().machine,
+            "VMContainerCapable": bool(name and version),
+            "SupportVSocks": host.has_vsock(),
+            "Distro": {"Name": distribution, "Version": distribution_version},
+            "CPU": {"Vendor": vendor, "Model": model, "CPUs": os.cpu_count() or 0},
+            "Memory": {
+                "Total": memory["MemTotal"],
+                "Free": memory["MemFree"],
+                "Available": memory["MemAvailable"],
+            },
+        },
+        "Agent": {"Debug": agent.enable_debug, "DebugConsole": agent.debug_console_enabled},
+    }
+
+
+def _accelerator(hypervisor: Any) -> tuple[str, str]:
+    try:
+        chosen = asyncio.run(
+            accel.choose(
+                hypervisor.accelerator,
+                require_kvm=hypervisor.require_kvm,
+                qemu=hypervisor.path,
+                kernel=hypervisor.kernel,
+                initrd=hypervisor.initrd,
+            )
+        )
+    except KataError as error:
+        return "", error.message
+    return chosen.name, chosen.reason
+
+
+def _image_version() -> str:
+    try:
+        return store.find().version
+    except KataError:
+        return ""
+
+
+def _real(path: Path) -> str:
+    return str(path.resolve())
+
+
+def as_toml(sections: Mapping[str, Any]) -> str:
+    """Sections as TOML; a blank line before each."""
+    return "\n".join(_table((), sections)).strip() + "\n"
+
+
+def _table(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[str]:
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if path and values:
+        yield ""
+        yield f"[{'.'.join(path)}]"
+    for key, value in values.items():
+        # JSON's strings, numbers and truth values are TOML's too.
+        yield f"{'  ' * len(path)}{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _table((*path, key), value)

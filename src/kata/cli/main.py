@@ -1,0 +1,207 @@
+"""The command line `kata`: words to requests, results to text and exit codes. What a command does is in its module.
+
+Commands import what they need when they run, so that `kata --version` costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kata.cli import image
+from kata.cli.render import ExitCode, report, say, signalled
+from kata.errors import KataError
+from kata.version import VERSION
+
+app = typer.Typer(
+    name="kata",
+    help="Containers, each in a lightweight virtual machine of its own.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(image.app, name="image")
+
+# typer.UsageError is not exported by every version, its subclass is.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON in place of text.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kata {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _kata(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Nothing ever stays: when the command has ended, or this process is gone for whatever reason, so is the "
+    "virtual machine. The exit code is the command's; 125: kata failed, 126: not executable, 127: not found.",
+)
+def run(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE] [--] [COMMAND]...",
+            help="IMAGE is a file of `docker save`, an OCI archive or an OCI layout directory; not with --rootfs.",
+            show_default=False,
+        ),
+    ] = None,
+    rootfs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A directory as root file system.", show_default=False)
+    ] = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Pass standard input on.")] = False,
+    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the command a terminal.")] = False,
+    env: Annotated[
+        list[str] | None, typer.Option("-e", "--env", metavar="NAME[=VALUE]", help="Set a variable, or pass yours on.")
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Make a host path appear in the container."),
+    ] = None,
+    workdir: Annotated[
+        str | None, typer.Option("-w", "--workdir", metavar="DIR", help="Directory to start the command in.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="Names or numbers, as in the image.")
+    ] = None,
+    cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="Limit of CPUs, such as 2 or 0.5.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of memory, such as 256M or 2G.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sandbox; a random one by default.")] = None,
+    _rm: Annotated[bool, typer.Option("--rm", help="Accepted for habit's sake: nothing ever stays.")] = False,
+    config: ConfigFile = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Say on stderr what is planned: machine, spec, mounts.")
+    ] = False,
+) -> int:
+    """Run a command in a container in a virtual machine, without a daemon."""
+    from kata.cli import request
+    from kata.cli.run import run as run_request
+
+    image_path, command = request.split_words(words or (), rootfs)
+    return run_request(
+        request.RunRequest(
+            rootfs=rootfs,
+            image=image_path,
+            command=command,
+            name=None if name is None else request.parse_name(name),
+            env=request.parse_env(env or (), os.environ),
+            volumes=request.parse_volumes(volume or ()),
+            workdir=None if workdir is None else request.parse_workdir(workdir),
+            user=user,
+            cpus=0.0 if cpus is None else request.parse_cpus(cpus),
+            memory=0 if memory is None else request.parse_memory(memory),
+            interactive=interactive,
+            tty=tty,
+            config=config,
+            debug=debug or context.obj,
+        )
+    )
+
+
+@app.command()
+def check(config: ConfigFile = None, as_json: AsJson = False) -> int:
+    """Show what works on this host, what does not, and what to do about it."""
+    from kata.cli import check as checks
+
+    rows = []
+    if as_json:
+        rows = list(checks.check(config))
+        print(json.dumps(checks.as_json(rows), indent=2))
+    else:
+        for row in checks.check(config):
+            rows.append(row)
+            print(checks.as_text(row, color=sys.stdout.isatty()), flush=True)
+    return ExitCode.OK if checks.passed(rows) else ExitCode.FAILED
+
+
+@app.command()
+def env(config: ConfigFile = None, as_json: AsJson = False) -> int:
+    """Print versions, paths and settings, for a bug report."""
+    from kata.cli import env as environment
+
+    sections = environment.collect(config)
+    print(json.dumps(sections, indent=2) if as_json else environment.as_toml(sections), end="\n" if as_json else "")
+    return ExitCode.OK
+
+
+@app.command()
+def gc() -> int:
+    """Give back what sandboxes left whose process is gone, for example after a kill -9 or a reboot."""
+    from kata.cli import gc as collector
+
+    code = ExitCode.OK
+    for released in collector.run():
+        print(f"{released.sandbox_id}: {'; '.join(released.given_back) or 'state directory'}")
+        for problem in released.problems:
+            say(f"sandbox {released.sandbox_id}: cannot give back {problem}")
+            code = ExitCode.FAILED
+    return code
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; whatever goes wrong has been told on stderr."""
+    # No option before the command takes a value, so its first plain word is the command.
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    failed, misused = (ExitCode.RUN_FAILED,) * 2 if command == "run" else (ExitCode.FAILED, ExitCode.USAGE)
+    debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
+    try:
+        code = app(args=arguments, prog_name="kata", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except _USAGE_ERROR as error:
+        _report_usage(error)
+        return misused
+    except KeyboardInterrupt:
+        return signalled(2)
+    except BrokenPipeError:
+        # Whoever read our output has left. The interpreter would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return signalled(13)
+    except KataError as error:
+        report(error, debug=debug)
+        return failed
+    except Exception as error:
+        report(error, debug=debug)
+        return failed
+
+
+def _report_usage(error: Any) -> None:
+    """A mistake in the command line, in our own form. Without any word at all the help is the message."""
+    where = error.ctx.command_path if error.ctx is not None else "kata"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return
+    message = error.format_message().rstrip(".")
+    say(message[:1].lower() + message[1:], hint=f"{where} --help")
+
+
+def main() -> None:
+    """The console script."""
+    # A descriptor of ours must never take the place of a closed standard stream.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.exit(invoke(sys.argv[1:]))
