@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import os
 import signal
 import socket
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
     """Serve until the sandbox has ended; everything it held has then been given back."""
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     setup_logging(settings)
+    os.chdir("/")
     try:
         # Not fatal without the privilege (CAP_SYS_RESOURCE): the kernel may then choose this process sooner.
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:

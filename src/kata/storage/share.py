@@ -14,12 +14,14 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
 from kata.oci.spec import Mount
+from kata.storage.overlay import compact
 
 #: Where the guest mounts the shared tree (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
@@ -210,7 +212,9 @@ class SharedTree:
             if flags & linux.MS_BIND:
                 linux.bind(source, target, flags)
             else:
-                linux.mount(source, target, kind, flags, data)
+                directory, data = compact(data)
+                with chdir(directory or "."):
+                    linux.mount(source, target, kind, flags, data)
             if propagation:
                 linux.set_propagation(target, propagation)
         except OSError as error:
