@@ -43,21 +43,23 @@ class Channel:
 
     async def close(self, flush: float = 0) -> None:
         """Close, giving the peer `flush` seconds to take what is buffered. Whatever the peer does, this succeeds."""
+        # A task, because cancelling wait_closed itself would cancel it for all who wait.
+        closed = asyncio.ensure_future(self._writer.wait_closed())
+        closed.add_done_callback(_ignore_outcome)
         try:
             if flush:
                 self._writer.close()
-                async with asyncio.timeout(flush):
-                    await self._writer.wait_closed()
-        except OSError:  # TimeoutError is one
-            pass
+                await asyncio.wait([closed], timeout=flush)
         finally:
             self._writer.transport.abort()
-        try:
-            await self._writer.wait_closed()
-        except OSError:
-            pass
+        await asyncio.wait([closed])
 
     @property
     def peer(self) -> object:
         """The socket, or whatever the transport has instead."""
         return self._writer.get_extra_info("socket")
+
+
+def _ignore_outcome(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()
