@@ -29,7 +29,7 @@ done </modules/order
 tries=0
 until [ -b /dev/vda ]; do
     tries=$((tries + 1))
-    [ "$tries" -le 100 ] || fail "no root disk: /dev/vda did not appear within 10 s"
+    [ "$tries" -le 50 ] || fail "no root disk: /dev/vda did not appear within 5 s"
     sleep 0.1
 done
 mount -t erofs -o ro /dev/vda /sysroot || fail "cannot mount the root disk /dev/vda as erofs"

@@ -8,6 +8,7 @@ lists are missing or no longer match the archive are they updated, as `apt-get u
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class PackageCache:
             *("-q", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root"),
             *("-o", f"Dir::State::status={self._apt}/status", "-o", f"Dir::Cache={self._apt}"),
             *("-o", "Dir::Cache::pkgcache=pkgcache.bin", "-o", "Dir::Cache::srcpkgcache=srcpkgcache.bin"),
-            *("-o", "Debug::NoLocking=true", "-o", "APT::Get::List-Cleanup=false"),
+            *("-o", "Debug::NoLocking=true"),
         ]
 
     def path(self, package: Package) -> Path:
@@ -99,10 +100,13 @@ class PackageCache:
         """
         for directory in (self._apt / "archives" / "partial", self._debs):
             directory.mkdir(parents=True, exist_ok=True)
-        (self._apt / "status").write_bytes(b"")
+        status = self._apt / "status"
+        if not status.exists() or status.stat().st_size:
+            # Not touched without need: apt's own cache is valid for as long as this file does not change.
+            status.write_bytes(b"")
         try:
-            kernel = _KERNEL_PACKAGE.search(run(["apt-cache", *self._options, "show", KERNEL], timeout=_LISTS_TIMEOUT))
-            simulated = run(["apt-get", *self._options, "install", "--simulate", *USERLAND], timeout=_LISTS_TIMEOUT)
+            kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
+            simulated = self._run("apt-get", "install", "--simulate", *USERLAND)
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}",
@@ -111,9 +115,7 @@ class PackageCache:
         if kernel is None:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         wanted = [f"{name}={version}" for name, version in _INSTALLED.findall(simulated) if name not in _UNNEEDED]
-        listed = run(
-            ["apt-get", *self._options, "download", "--print-uris", kernel[1], *wanted], timeout=_LISTS_TIMEOUT
-        )
+        listed = self._run("apt-get", "download", "--print-uris", kernel[1], *wanted)
         packages = sorted(parse_uris(listed), key=lambda package: package.name)
         (kernel_package,) = (package for package in packages if package.name == kernel[1])
         return PackageSet(kernel_package, tuple(package for package in packages if package is not kernel_package))
@@ -125,7 +127,8 @@ class PackageCache:
             Unavailable: no network, or a source does not answer.
         """
         try:
-            run(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"], timeout=_DOWNLOAD_TIMEOUT)
+            # The lists are the host's: here, unlike for questions, apt's lock counts.
+            self._run("apt-get", "-o", "Debug::NoLocking=false", "update", timeout=_DOWNLOAD_TIMEOUT)
         except Internal as error:
             raise Unavailable(f"cannot update the package lists: {error}", hint="check the network") from None
 
@@ -141,7 +144,7 @@ class PackageCache:
         """
         names = [f"{package.name}={package.version}" for package in packages]
         try:
-            run(["apt-get", *self._options, "download", *names], timeout=_DOWNLOAD_TIMEOUT, cwd=self._debs)
+            self._run("apt-get", "download", *names, timeout=_DOWNLOAD_TIMEOUT, cwd=self._debs)
         except Internal as error:
             raise Unavailable(
                 f"cannot download packages: {error}", hint="check the network, then run: kata image build --update"
@@ -155,6 +158,11 @@ class PackageCache:
         for path in self._debs.iterdir():
             if path.name not in kept:
                 path.unlink()
+
+    def _run(self, tool: str, *arguments: str, timeout: float = _LISTS_TIMEOUT, cwd: Path | None = None) -> str:
+        # The way to the network is the host's: proxies, and an apt configuration named in the environment.
+        names = (name for name in os.environ if name.lower().endswith("_proxy") or name == "APT_CONFIG")
+        return run([tool, *self._options, *arguments], timeout=timeout, cwd=cwd, env={n: os.environ[n] for n in names})
 
 
 def parse_uris(listed: str) -> list[Package]:

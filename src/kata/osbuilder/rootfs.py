@@ -11,6 +11,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from kata.errors import Internal
 from kata.osbuilder.commands import pipe, run
 from kata.osbuilder.modules import ModuleTree, root_modules
 
@@ -80,6 +81,10 @@ for module in pkgutil.walk_packages(kata.__path__, "kata."):
     if not module.name.endswith(".__main__"):
         importlib.import_module(module.name)
 """
+
+
+# Bytes 4 to 8 of a compiled module: by hash, and not to be compared (PEP 552).
+_UNCHECKED = (0b01).to_bytes(4, "little")
 
 
 def unpack(debs: Sequence[Path], root: Path) -> None:
@@ -152,16 +157,21 @@ def compile_python(root: Path, *directories: str) -> None:
 
     The compiled files are never compared with their sources: time stamps, the usual way, do not survive in the image.
     """
-    compiler = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-    run(["chroot", str(root), "/usr/bin/python3", "-IS", *compiler, *directories], timeout=_TIMEOUT)
+    # -B and -f: what the compiler itself imports it would otherwise cache in the usual way, and then take for compiled.
+    compiler = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=_TIMEOUT)
 
 
 def check(root: Path) -> None:
     """Run what the agent builds on once.
 
     Raises:
-        Internal: a program or module of the root does not work.
+        Internal: a program or module of the root does not work, or a module would be compiled at each start.
     """
+    for compiled in root.rglob("*.pyc"):
+        with compiled.open("rb") as file:
+            if file.read(8)[4:] != _UNCHECKED:
+                raise Internal(f"{compiled.relative_to(root)} depends on its source's time stamp")
     run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=_TIMEOUT)
     for program in ("/usr/bin/crun", "/usr/bin/kmod"):
         # Not run: without /proc, crun does not start. The dynamic loader fails where a library is missing.

@@ -1,0 +1,200 @@
+"""The guest image in a virtual machine, and the builder with real packages.
+
+Needs root and QEMU; the builds also need mkfs.erofs and, where the cache is empty, the network.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kata.errors import NotFound, ResourceExhausted
+from kata.osbuilder import agent_files, store
+from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
+from kata.osbuilder.store import GuestImage
+
+QEMU = shutil.which("qemu-system-x86_64")
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed"),
+]
+builds = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
+
+TIMEOUT = 60.0
+
+
+@pytest.fixture(scope="module")
+def image() -> GuestImage:
+    try:
+        return store.find()
+    except NotFound as error:
+        pytest.skip(f"{error}: {error.hint}")
+
+
+def boot(image: GuestImage, parameters: str, *, disk: Path | None, until: str = "") -> tuple[str, int | None]:
+    """Boot under emulation; return the console's text and QEMU's exit status.
+
+    Ends when QEMU does or the console shows `until` (the status is None then); fails after a minute.
+    """
+    assert QEMU
+    command = [QEMU, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512M", "-nodefaults"]
+    command += ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
+    command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+    command += ["-append", f"console=ttyS0 quiet panic=-1 cryptomgr.notests {parameters}"]
+    command += ["-device", "virtio-serial-pci,id=serial", "-chardev", "null,id=rpc"]
+    command += ["-device", "virtserialport,bus=serial.0,chardev=rpc,name=kata.rpc"]
+    if disk:
+        command += ["-drive", f"if=none,id=root,file={disk},format=raw,readonly=on"]
+        command += ["-device", "virtio-blk-pci,drive=root"]
+    deadline = time.monotonic() + TIMEOUT
+    console = b""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu:
+        try:
+            assert qemu.stdout
+            with selectors.DefaultSelector() as selector:
+                selector.register(qemu.stdout, selectors.EVENT_READ)
+                while selector.select(max(0, deadline - time.monotonic())):
+                    data = os.read(qemu.stdout.fileno(), 65536)
+                    console += data
+                    if not data:
+                        return console.decode(errors="replace"), qemu.wait(10)
+                    if until and until.encode() in console:
+                        return console.decode(errors="replace"), None
+            pytest.fail(f"the guest neither ended nor said '{until}' within {TIMEOUT:.0f} s: {console!r}")
+        finally:
+            qemu.kill()
+
+
+def test_the_probe_is_answered_and_the_machine_powers_off(image: GuestImage) -> None:
+    console, status = boot(image, "kata.probe", disk=None)
+    assert "kata-probe-ok" in console
+    assert status == 0
+
+
+def test_a_wrong_root_disk_is_one_clear_line_and_the_end(image: GuestImage) -> None:
+    console, status = boot(image, "", disk=image.kernel)
+    assert "kata-init: cannot mount the root disk /dev/vda as erofs" in console
+    assert "panic" not in console
+    assert status == 0
+
+
+def test_no_root_disk_is_one_clear_line_and_the_end(image: GuestImage) -> None:
+    console, status = boot(image, "", disk=None)
+    assert "kata-init: no root disk: /dev/vda did not appear" in console
+    assert status == 0
+
+
+def test_the_agent_starts_from_the_root_image(image: GuestImage) -> None:
+    console, _ = boot(image, "agent.server_addr=virtio-serial://kata.rpc", disk=image.rootfs, until="listening on")
+    assert "kata-init" not in console
+    assert "Traceback" not in console
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def seeded_cache(directory: Path) -> Path:
+    """A cache with the packages of the usual one, so that nothing is downloaded, and no intermediates."""
+    (directory / "debs").mkdir(parents=True)
+    for deb in (DEFAULT_CACHE / "debs").glob("*.deb"):
+        shutil.copy(deb, directory / "debs")
+    return directory
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines that name a directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in text:
+            found.append(text)
+    return found
+
+
+@builds
+def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path) -> None:
+    first = build(BuildOptions(images=tmp_path / "first"))
+
+    cache = seeded_cache(tmp_path / "cache")
+    images = tmp_path / "second"
+    command = [sys.executable, "-m", "kata.cli.image", "build", "--root", str(images), "--cache", str(cache)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as builder:
+        try:
+            assert builder.stderr
+            for line in builder.stderr:
+                if "unpacking the kernel" in line:
+                    break
+        finally:
+            builder.kill()
+    with pytest.raises(NotFound):
+        store.find(images)
+    assert list(cache.glob(".build-*"))
+    deadline = time.monotonic() + 10
+    while orphans := processes_of(cache):
+        assert time.monotonic() < deadline, f"the killed build's children go on: {orphans}"
+        time.sleep(0.1)
+
+    second = build(BuildOptions(images=images, cache=cache))
+    assert not list(cache.glob(".build-*"))
+    assert [path.name for path in images.iterdir() if path.name.startswith(".")] == [".lock"]
+    assert second.version == first.version
+    assert second.manifest == first.manifest
+    store.check(second)
+
+    steps: list[str] = []
+    assert build(BuildOptions(images=images, cache=cache), steps.append) == second
+    assert steps[-1].endswith("is up to date")
+
+
+@builds
+def test_a_changed_agent_is_a_new_version_with_the_same_kernel(tmp_path: Path) -> None:
+    first = build(BuildOptions(images=tmp_path / "images"))
+    source = tmp_path / "kata"
+    shutil.copytree(agent_files.source_directory(), source)
+    with (source / "agent" / "__init__.py").open("a") as module:
+        module.write("# changed\n")
+
+    second = build(BuildOptions(images=tmp_path / "images", agent=source))
+    assert second.version != first.version
+    for name, equal in (("vmlinux", True), ("initrd", True), ("root.erofs", False)):
+        assert (second.manifest["files"][name] == first.manifest["files"][name]) is equal
+    assert store.find(tmp_path / "images").version == second.version
+    assert store.prune(tmp_path / "images", keep=1) == [first.version]
+
+
+@builds
+def test_an_agent_that_the_guest_cannot_import_is_not_published(tmp_path: Path) -> None:
+    source = tmp_path / "kata"
+    shutil.copytree(agent_files.source_directory(), source)
+    (source / "agent" / "broken.py").write_text("import ssl\n")
+    with pytest.raises(Exception, match="No module named 'ssl'"):
+        build(BuildOptions(images=tmp_path / "images", agent=source))
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [".lock"]
+
+
+@builds
+def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(ResourceExhausted, match="no space left"):
+        build(BuildOptions(images=small_disk))
+    assert [path.name for path in small_disk.iterdir()] == [".lock"]
