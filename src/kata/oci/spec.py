@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar, cast
 
 from kata.errors import InvalidArgument, NotFound
 from kata.oci.conform import conform
-from kata.oci.ids import validate_id as validate_id
 
 MAX_SPEC = 10 << 20
 """Bytes of JSON that are read at most. Real specs have some 10 KiB, with every seccomp rule written out 100."""
