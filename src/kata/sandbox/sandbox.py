@@ -22,6 +22,7 @@ from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.qemu.machine import QemuMachine
+from kata.oci.convert import dropped_fields
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle
 from kata.sandbox import plan
@@ -198,6 +199,8 @@ class Sandbox(Lifecycle):
         )
         for reason in files.skipped:
             log.info("container %s: %s", request.id, reason)
+        if dropped := dropped_fields(spec):
+            log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
         container = Container(request.id, self.agent, self._share, files, request.stdio)
         message = plan.create_container_request(request.id, spec, files, self._config)
         self._creating.add(request.id)

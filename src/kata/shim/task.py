@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import any_pb2, empty_pb2
 
 from kata.config.loader import load
-from kata.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from kata.oci.spec import Bundle, load_bundle
+from kata.errors import FailedPrecondition, NotFound, Unimplemented
+from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, runtimeoptions_pb2, task_pb2, task_v2_pb2
 from kata.sandbox.container import Container
 from kata.sandbox.ledger import MARKER, Ledger
@@ -41,7 +39,6 @@ _STATUS = {
     State.PAUSED: task_pb2.PAUSED,
     State.STOPPED: task_pb2.STOPPED,
 }
-_JSON_MAX = 10 << 20
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class TaskService:
 
     async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
         container = self._container(request.id)
-        spec: Any = _json(request.spec, "process")
+        spec = parse_process(request.spec.value)
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
         stdio = await self._open(request.id, io)
         try:
@@ -209,8 +206,7 @@ class TaskService:
         raise Unimplemented(f"container {request.id}: checkpoints are not supported")
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
-        resources: Any = _json(request.resources, "resources")
-        await self._container(request.id).update(resources)
+        await self._container(request.id).update(parse_resources(request.resources.value))
         return _EMPTY
 
     # ------------------------------------------------------------------------------------------------------- streams
@@ -310,15 +306,3 @@ class TaskService:
                 self._ledger.release()
             for task in list(self._tasks):
                 task.cancel()
-
-
-def _json(packed: any_pb2.Any, what: str) -> Mapping[str, Any]:
-    if len(packed.value) > _JSON_MAX:
-        raise InvalidArgument(f"{what} is larger than {_JSON_MAX >> 20} MiB")
-    try:
-        value = json.loads(packed.value)
-    except ValueError as error:
-        raise InvalidArgument(f"{what} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{what} is not a JSON object")
-    return value
