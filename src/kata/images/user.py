@@ -100,11 +100,12 @@ def _lines(root: int, path: str, least: int) -> Iterator[list[str]]:
         fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return
         content = file.read(_MAX_FILE)
-    for line in content.decode(errors="surrogateescape").splitlines():
+    for line in content.decode(errors="surrogateescape").split("\n"):
         fields = line.strip().split(":")
         if len(fields) >= least and not line.startswith("#"):
             yield fields
