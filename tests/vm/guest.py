@@ -14,11 +14,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
 
 from kata.errors import NotFound
 from kata.oci import convert
@@ -288,15 +290,19 @@ def container_spec(rootfs: str, *arguments: str, **process: Any) -> dict[str, An
     }
 
 
-@contextmanager
-def booted(*parameters: str, memory: int = 512) -> Iterator[Guest]:
-    """A guest, and its console's end in the report if the test fails."""
-    with Guest(*parameters, memory=memory) as guest:
-        try:
-            yield guest
-        except BaseException:
-            print(guest.console[-8000:])  # noqa: T201
-            raise
+def sandboxed() -> Iterator[Guest]:
+    """A guest with a sandbox running, for a module's fixture; skips where none can boot."""
+    if lack := missing():
+        pytest.skip(f"needs {lack}")
+    with Guest() as guest:
+
+        async def prepare() -> None:
+            async with guest.connect() as agent:
+                await agent.create_sandbox(hostname="pod", sandbox_id="sandbox-1")
+
+        asyncio.run(prepare())
+        yield guest
+        assert guest.running, guest.console[-8000:]
 
 
 def _die_with_parent() -> None:

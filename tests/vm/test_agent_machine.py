@@ -1,0 +1,193 @@
+"""The machine around the containers: storages, files, clock, randomness, the host coming and going, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from kata.errors import Code
+from kata.protocols import agent_pb2 as pb
+from kata.protocols import health_pb2
+from kata.ttrpc import StatusError
+from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
+
+pytestmark = pytest.mark.vm
+
+ROOTFS = f"{SHARED}/base/rootfs"
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    for guest in sandboxed():
+        make_rootfs(guest.share, "base")
+        yield guest
+
+
+@pytest.fixture
+async def agent(guest: Guest) -> AsyncIterator[Agent]:
+    async with guest.connect() as agent:
+        yield agent
+
+
+async def output(agent: Agent, container_id: str, script: str, **fields: object) -> str:
+    wanted = container_spec(ROOTFS, "sh", "-c", script)
+    wanted["mounts"].append({"destination": "/run", "type": "bind", "source": "/run", "options": ["rbind", "rslave"]})
+    await agent.run(container_id, wanted, **fields)
+    text = await agent.read_all(container_id)
+    await agent.remove(container_id)
+    return text.decode()
+
+
+async def test_details_and_metrics(agent: Agent) -> None:
+    request = pb.GuestDetailsRequest(mem_block_size=True, mem_hotplug_probe=True)
+    details = await agent.rpc.GetGuestDetails(request)
+    assert details.mem_block_size_bytes >= 1 << 20
+    assert details.agent_details.init_daemon
+    assert details.agent_details.supports_seccomp
+    assert "9p" in details.agent_details.storage_handlers
+    text = (await agent.rpc.GetMetrics(pb.GetMetricsRequest())).metrics
+    assert "kata_agent_scrape_count 1\n" in text
+    assert 'kata_guest_meminfo{item="memtotal"} ' in text
+    version = await agent.health.Version(health_pb2.CheckRequest())
+    assert version.grpc_version == "0.0.1"
+
+
+async def test_ephemeral_storage_is_shared_and_goes_with_its_last_user(agent: Agent) -> None:
+    point = "/run/kata-containers/sandbox/ephemeral/cache"
+    storage = pb.Storage(driver="ephemeral", source="tmpfs", fstype="tmpfs", options=["size=1m"], mount_point=point)
+    keeper = container_spec(ROOTFS, "sleep", "1000")
+    await agent.run("keeper", keeper, storages=[storage])
+    count = f"grep -c ' {point} ' /proc/self/mountinfo; cat {point}/word"
+    assert await output(agent, "user1", f"echo shared > {point}/word; {count}", storages=[storage]) == "1\nshared\n"
+    assert await output(agent, "user2", count, storages=[storage]) == "1\nshared\n"
+    await agent.remove("keeper")
+    assert await output(agent, "user3", f"grep -c ' {point} ' /proc/self/mountinfo") == "0\n"
+
+
+async def test_bad_storages_are_refused_and_leave_nothing(agent: Agent) -> None:
+    good = pb.Storage(
+        driver="ephemeral", source="tmpfs", fstype="tmpfs", mount_point="/run/kata-containers/sandbox/ephemeral/good"
+    )
+    for bad in (
+        pb.Storage(driver="nonsense", mount_point="/run/kata-containers/sandbox/x"),
+        pb.Storage(driver="ephemeral", fstype="tmpfs", mount_point="/etc"),
+        pb.Storage(driver="ephemeral", fstype="tmpfs", mount_point="/run/kata-containers/../../etc"),
+        pb.Storage(driver="local", options=["mode=xyz"], mount_point="/run/kata-containers/sandbox/x"),
+    ):
+        with pytest.raises(StatusError) as caught:
+            await agent.create("refused", container_spec(ROOTFS, "true"), storages=[good, bad])
+        assert caught.value.code == Code.INVALID_ARGUMENT, bad
+    assert await output(agent, "check", f"grep -c ' {good.mount_point} ' /proc/self/mountinfo") == "0\n"
+
+
+async def test_overlay_rootfs(agent: Agent, guest: Guest) -> None:
+    point = "/run/kata-containers/overlaid/rootfs"
+    storage = pb.Storage(
+        driver="overlayfs",
+        options=[f"lowerdir={ROOTFS}", "io.katacontainers.fs-opt.overlay-rw"],
+        mount_point=f"{SHARED}/over/rootfs",
+    )
+    wanted = container_spec(storage.mount_point, "sh", "-c", "echo new > /word; cat /word")
+    await agent.run("overlaid", wanted, storages=[storage])
+    assert await agent.read_all("overlaid") == b"new\n"
+    assert not (guest.share / "base/rootfs/word").exists()
+    await agent.remove("overlaid")
+    assert await output(agent, "check", f"ls -d {point} 2>/dev/null; grep -c overlaid /proc/self/mountinfo") == "0\n"
+
+
+async def test_copied_files_arrive_whole(agent: Agent, guest: Guest) -> None:
+    data = os.urandom(300_000)
+    for offset in range(0, len(data), 100_000):
+        assert not (guest.share / "copies/file").exists()
+        await agent.rpc.CopyFile(
+            pb.CopyFileRequest(
+                path=f"{SHARED}/copies/file", file_size=len(data), file_mode=stat.S_IFREG | 0o640, dir_mode=0o750,
+                uid=1, gid=2, offset=offset, data=data[offset : offset + 100_000],
+            )
+        )  # fmt: skip
+    copied = guest.share / "copies/file"
+    assert copied.read_bytes() == data
+    status = copied.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 1, 2)
+    with pytest.raises(StatusError) as caught:
+        await agent.rpc.CopyFile(pb.CopyFileRequest(path="/etc/passwd", file_size=1, data=b"x"))
+    assert caught.value.code == Code.INVALID_ARGUMENT
+
+
+async def test_clock_and_randomness_can_be_set(agent: Agent) -> None:
+    await agent.rpc.SetGuestDateTime(pb.SetGuestDateTimeRequest(Sec=2_000_000_000, Usec=5))
+    assert 0 <= int(await output(agent, "clock", "busybox date +%s")) - 2_000_000_000 < 60
+    now = time.time()
+    await agent.rpc.SetGuestDateTime(pb.SetGuestDateTimeRequest(Sec=int(now), Usec=0))
+    await agent.rpc.ReseedRandomDev(pb.ReseedRandomDevRequest(data=os.urandom(32)))
+    for bad in (b"", bytes(10_000)):
+        with pytest.raises(StatusError) as caught:
+            await agent.rpc.ReseedRandomDev(pb.ReseedRandomDevRequest(data=bad))
+        assert caught.value.code == Code.INVALID_ARGUMENT
+
+
+async def test_processors_that_are_not_there(agent: Agent) -> None:
+    await agent.rpc.OnlineCPUMem(pb.OnlineCPUMemRequest(nb_cpus=0))
+    with pytest.raises(StatusError) as caught:
+        await agent.rpc.OnlineCPUMem(pb.OnlineCPUMemRequest(nb_cpus=1, wait=False))
+    assert caught.value.code == Code.FAILED_PRECONDITION
+
+
+async def test_a_second_sandbox_is_refused(agent: Agent) -> None:
+    with pytest.raises(StatusError) as caught:
+        await agent.create_sandbox(sandbox_id="another")
+    assert caught.value.code == Code.ALREADY_EXISTS
+
+
+async def test_the_agent_rests_while_no_host_is_connected(guest: Guest) -> None:
+    async with guest.connect() as agent:
+        waiting = asyncio.create_task(agent.rpc.GetOOMEvent(pb.GetOOMEventRequest()))
+        before = await processor_time(agent)
+    with pytest.raises(Exception, match="clos"):
+        await waiting
+    await asyncio.sleep(3)
+    async with guest.connect() as agent:
+        assert await processor_time(agent) - before < 1.0
+
+
+async def processor_time(agent: Agent) -> float:
+    text = (await agent.rpc.GetMetrics(pb.GetMetricsRequest())).metrics
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("kata_agent_total_time "))
+
+
+async def test_garbage_costs_one_connection_only(guest: Guest) -> None:
+    reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/rpc")
+    writer.write(b"\xff" * 70_000)
+    await writer.drain()
+    await asyncio.sleep(0.5)
+    writer.close()
+    await writer.wait_closed()
+    async with guest.connect() as agent:
+        assert (await agent.health.Check(health_pb2.CheckRequest())).status == 1
+
+
+async def test_destroying_the_sandbox_switches_the_machine_off() -> None:
+    if lack := missing():
+        pytest.skip(f"needs {lack}")
+    with Guest() as guest:
+        async with guest.connect() as agent:
+            await agent.create_sandbox(hostname="pod", sandbox_id="s", dns=["nameserver 192.0.2.1"])
+            make_rootfs(guest.share, "c")
+            await agent.run("c", container_spec(f"{SHARED}/c/rootfs", "sleep", "1000"))
+            await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
+            assert await asyncio.to_thread(guest.wait_off, 20) == 0
+
+
+def test_an_agent_that_cannot_start_says_why_and_switches_the_machine_off() -> None:
+    if lack := missing():
+        pytest.skip(f"needs {lack}")
+    with Guest("agent.server_addr=virtio-serial://nonsense") as guest:
+        assert guest.wait_off(60) == 0
+        record = guest.records[-1]
+        assert record["level"] == "CRITICAL"
+        assert "no virtio-serial port is called nonsense (there are: kata.rpc)" in record["msg"]

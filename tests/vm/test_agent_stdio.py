@@ -1,0 +1,139 @@
+"""Standard streams in a real guest: nothing lost, nothing blocked, terminals."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from kata.errors import Code
+from kata.protocols import agent_pb2 as pb
+from kata.ttrpc import StatusError
+from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
+
+pytestmark = pytest.mark.vm
+
+_ids = (f"s{number}" for number in itertools.count())
+ROOTFS = f"{SHARED}/base/rootfs"
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    for guest in sandboxed():
+        make_rootfs(guest.share, "base")
+        yield guest
+
+
+@pytest.fixture
+async def agent(guest: Guest) -> AsyncIterator[Agent]:
+    async with guest.connect() as agent:
+        yield agent
+
+
+async def test_four_megabytes_go_in_and_out_unchanged(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "cat"))
+    data = random.Random(1).randbytes(4 << 20)
+
+    async def feed() -> None:
+        for start in range(0, len(data), 1 << 18):
+            chunk = data[start : start + (1 << 18)]
+            assert await agent.write(container_id, chunk) == len(chunk)
+        await agent.close_stdin(container_id)
+
+    _, output = await asyncio.gather(feed(), agent.read_all(container_id))
+    assert hashlib.sha256(output).digest() == hashlib.sha256(data).digest()
+    assert await agent.wait(container_id) == 0
+    await agent.remove(container_id)
+
+
+async def test_a_write_waits_for_its_reader(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
+    write = asyncio.create_task(agent.write(container_id, bytes(2 << 20)))
+    await asyncio.sleep(0.5)
+    assert not write.done()
+    # Meanwhile others are served.
+    await agent.exec(container_id, "e1", "true")
+    assert await agent.wait(container_id, "e1") == 0
+    await agent.remove(container_id)
+    with pytest.raises(StatusError):
+        await write
+
+
+async def test_empty_data_closes_stdin(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "cat"))
+    await agent.write(container_id, b"last")
+    await agent.write(container_id, b"")
+    assert await agent.read_all(container_id) == b"last"
+    with pytest.raises(StatusError) as caught:
+        await agent.write(container_id, b"later")
+    assert caught.value.code == Code.FAILED_PRECONDITION
+    await agent.remove(container_id)
+
+
+async def test_a_read_is_no_longer_than_asked(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "echo", "abcdef"))
+    assert await agent.read(container_id, size=4) == b"abcd"
+    assert await agent.read_all(container_id) == b"ef\n"
+    assert await agent.read(container_id) == b""
+    await agent.remove(container_id)
+
+
+async def test_a_child_that_holds_the_pipe_does_not_hold_the_end(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
+    await agent.exec(container_id, "e1", "sh", "-c", "sleep 1000 & echo done")
+    assert await agent.wait(container_id, "e1") == 0
+    start = time.monotonic()
+    assert await agent.read_all(container_id, "e1") == b"done\n"
+    assert 0.3 < time.monotonic() - start < 5
+    await agent.remove(container_id)
+
+
+async def test_a_terminal(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sh", terminal=True))
+    await agent.rpc.TtyWinResize(pb.TtyWinResizeRequest(container_id=container_id, row=33, column=77))
+    await agent.write(container_id, b"stty size; exit 6\n")
+    output = await agent.read_all(container_id)
+    assert b"33 77" in output
+    assert await agent.read(container_id, stderr=True) == b""
+    assert await agent.wait(container_id) == 6
+    await agent.remove(container_id)
+
+
+async def test_an_exec_with_a_terminal(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
+    await agent.exec(container_id, "t1", "sh", "-c", "test -t 0 && test -t 1 && echo yes", terminal=True)
+    assert await agent.read_all(container_id, "t1") == b"yes\r\n"
+    assert await agent.wait(container_id, "t1") == 0
+    with pytest.raises(StatusError) as caught:
+        await agent.rpc.TtyWinResize(pb.TtyWinResizeRequest(container_id=container_id, row=1, column=1))
+    assert caught.value.code == Code.UNAVAILABLE
+    await agent.remove(container_id)
+
+
+async def test_a_broken_pipe_ends_a_writer(agent: Agent) -> None:
+    """SIGPIPE must have its default action, which Python's runtime takes from its children."""
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sh", "-c", "busybox yes | head -n 1; echo end"))
+    assert await agent.read_all(container_id) == b"y\nend\n"
+    await agent.remove(container_id)
+
+
+async def test_output_outlives_its_process(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "head", "-c", "50000", "/dev/zero"))
+    assert await agent.wait(container_id) == 0
+    await asyncio.sleep(0.7)
+    assert len(await agent.read_all(container_id)) == 50000
+    await agent.remove(container_id)
