@@ -31,7 +31,7 @@ class Inbox:
         self._messages: deque[bytes] = deque()
         self._size = 0
         self._ended = False
-        self._error: TtrpcError | None = None
+        self.error: TtrpcError | None = None
         self._changed = asyncio.Event()
 
     def put(self, message: bytes) -> bool:
@@ -48,14 +48,14 @@ class Inbox:
         """No more messages; `error` is raised to the receiver after those that are there. The first end counts."""
         if not self._ended:
             self._ended = True
-            self._error = error
+            self.error = error
             self._changed.set()
 
     async def get(self) -> bytes | None:
         """The next message, or None at the end."""
         while not self._messages:
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             if self._ended:
                 return None
             self._changed.clear()
@@ -78,11 +78,17 @@ class Stream:
         """Send a message; returns when the connection has room for more.
 
         Raises:
-            LocalProtocolError: the call has ended, or was closed for sending.
+            StatusError: the call has failed.
+            LocalProtocolError: the call has ended well, or was closed for sending.
             MessageTooLarge: nothing was sent.
             ConnectionClosed
         """
-        await self._send(lambda: self._core.send_data(self._id, message))
+        try:
+            await self._send(lambda: self._core.send_data(self._id, message))
+        except LocalProtocolError:
+            if self.inbox.error is None:
+                raise
+            raise self.inbox.error from None
 
     async def receive(self) -> bytes | None:
         """The next message, or None at the end.
