@@ -1,0 +1,208 @@
+"""A container in the foreground: its streams are this process's, so are its signals, and its exit code becomes ours.
+
+Signals by phase: while the sandbox starts they end it, while the command runs they are the command's, afterwards they
+end the wait for a slow reader of its output. The third SIGINT or SIGTERM is a SIGKILL to the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from typing import Any
+
+from kata.cli import terminal
+from kata.cli.render import ExitCode, command_exit_code, report, say, signalled
+from kata.cli.request import RunRequest
+from kata.cli.streams import HostSink, HostSource
+from kata.config.settings import Config
+from kata.errors import KataError, Unavailable
+from kata.oci.spec import Bundle
+from kata.sandbox.container import Container
+from kata.sandbox.ledger import Ledger
+from kata.sandbox.process import KILLED
+from kata.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.sandbox.stdio import Stdio
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
+#: So many of these, and the user means it.
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
+_INSISTENCE = 3
+#: Seconds that a command has whose terminal is gone.
+_HANGUP_GRACE_S = 2.0
+#: Seconds in which a living agent says so.
+_ALIVE_TIMEOUT_S = 5.0
+
+
+class Foreground:
+    """One run. `ledger` is handed on to the sandbox, which releases it.
+
+    Args:
+        bundle: spec and root file system; nothing of it has to be on disk.
+    """
+
+    def __init__(self, request: RunRequest, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger) -> None:
+        self._request = request
+        self._id = sandbox_id
+        self._bundle = bundle
+        self._config = config
+        self._ledger = ledger
+        self._on_signal: Callable[[int], None] = self._cut_start
+        self._main: asyncio.Task[Any] | None = None
+        self._container: Container | None = None
+        self._cut = 0
+        self._insisted = 0
+        self._output_error: OSError | None = None
+        self._out_of_memory = False
+        self._drained = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Start the sandbox, run the command, end the sandbox.
+
+        Raises:
+            KataError: the sandbox could not start, or ended by itself.
+        """
+        self._main = asyncio.current_task()
+        self._handle(_FORWARDED, lambda number: self._on_signal(number))
+        try:
+            sandbox = await Sandbox.start(self._id, self._bundle, self._config, self._ledger)
+            try:
+                return await self._in_sandbox(sandbox)
+            finally:
+                self._on_signal = self._ignore
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await sandbox.stop()
+        except asyncio.CancelledError:
+            if self._cut:
+                return signalled(self._cut)
+            raise
+
+    async def _in_sandbox(self, sandbox: Sandbox) -> int:
+        stdout, stderr = self._sink(1), None if self._request.tty else self._sink(2)
+        stdio = Stdio(self._source(), stdout, stderr, terminal=self._request.tty)
+        try:
+            container = await sandbox.create_container(ContainerRequest(self._id, self._bundle, stdio))
+            self._container = container
+            if self._request.tty:
+                # Before the start, so that the command never sees another size.
+                await self._resize(container)
+                self._handle((signal.SIGWINCH,), lambda _: self._spawn(self._resize(container)))
+            await container.start()
+        except KataError as error:
+            stdio.close()
+            report(error, debug=self._request.debug)
+            return command_exit_code(error)
+        self._spawn(self._watch_memory(sandbox))
+        self._on_signal = lambda number: self._forward(container, number)
+        with terminal.raw(0) if self._request.tty and self._request.interactive else nullcontext():
+            status = (await container.wait()).status
+            self._on_signal = lambda _: self._drained.set()
+            await self._drain([sink for sink in (stdout, stderr) if sink is not None])
+        return await self._exit_code(sandbox, status)
+
+    # --------------------------------------------------------------------------------------------------------- streams
+
+    def _source(self) -> HostSource | None:
+        if not self._request.interactive:
+            return None
+        return HostSource(0)
+
+    def _sink(self, fd: int) -> HostSink:
+        return HostSink(fd, self._output_failed)
+
+    def _output_failed(self, error: OSError) -> None:
+        """Nobody takes the output any more: the command ends, as it would from SIGPIPE were it here."""
+        if self._output_error is None and self._container is not None:
+            self._output_error = error
+            self._spawn(self._kill(self._container, signal.SIGKILL))
+
+    async def _drain(self, sinks: list[HostSink]) -> None:
+        """Wait until the consumers have taken everything, or a signal says that it is not wanted."""
+        taken = asyncio.gather(*(sink.ended.wait() for sink in sinks))
+        given_up = asyncio.ensure_future(self._drained.wait())
+        waits: tuple[asyncio.Future[Any], ...] = (taken, given_up)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _resize(self, container: Container) -> None:
+        size = terminal.size(0, 1, 2)
+        if size is not None:
+            try:
+                await container.init.resize(rows=size.lines, columns=size.columns)
+            except KataError:
+                pass  # it has ended
+
+    # --------------------------------------------------------------------------------------------------------- signals
+
+    def _handle(self, numbers: tuple[signal.Signals, ...], handler: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in numbers:
+            # What is ignored stays ignored: that is how nohup and a shell's background jobs ask for it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, handler, number)
+
+    def _cut_start(self, number: int) -> None:
+        if number in _ENDING and self._main is not None:
+            self._cut = number
+            self._on_signal = self._ignore
+            self._main.cancel()
+
+    def _ignore(self, number: int) -> None:
+        """Everything is ending already, and within bounded time."""
+
+    def _forward(self, container: Container, number: int) -> None:
+        if number in _INSISTENT:
+            self._insisted += 1
+        if self._insisted >= _INSISTENCE:
+            number = signal.SIGKILL
+        self._spawn(self._kill(container, number))
+        if number == signal.SIGHUP and self._request.tty:
+            self._spawn(self._hang_up(container))
+
+    async def _hang_up(self, container: Container) -> None:
+        """The user's terminal is gone, so nobody could ever end what goes on after the signal."""
+        await asyncio.sleep(_HANGUP_GRACE_S)
+        await self._kill(container, signal.SIGKILL)
+
+    async def _kill(self, container: Container, number: int) -> None:
+        try:
+            await container.kill(number)
+        except KataError:
+            pass  # it has ended
+
+    # ------------------------------------------------------------------------------------------------------------- end
+
+    async def _watch_memory(self, sandbox: Sandbox) -> None:
+        async for _ in sandbox.oom_events():
+            self._out_of_memory = True
+
+    async def _exit_code(self, sandbox: Sandbox, status: int) -> int:
+        if self._output_error is not None:
+            if self._output_error.errno == errno.EPIPE:
+                return signalled(signal.SIGPIPE)
+            report(self._output_error)
+            return ExitCode.RUN_FAILED
+        if status == KILLED:
+            try:
+                await sandbox.agent.check(_ALIVE_TIMEOUT_S)
+            except KataError as error:
+                raise Unavailable(
+                    "the virtual machine ended while the command ran", hint="`kata run --debug` tells more"
+                ) from error
+            if self._out_of_memory:
+                limit = f", the limit is {self._request.memory >> 20}M" if self._request.memory else ""
+                say(f"the command was killed for lack of memory{limit}", hint="give it more with --memory")
+        return status
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

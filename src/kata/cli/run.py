@@ -1,0 +1,189 @@
+"""`kata run`: one container in one virtual machine, owned by this process and gone with it.
+
+    request → root file system and spec (here) → sandbox, container, streams, signals (`Foreground`) → exit code
+
+What is held outside this process is on the sandbox's ledger: a kill -9 takes the virtual machine and the mounts along,
+and `kata gc` or the next sandbox of that name removes the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from kata.cli.foreground import Foreground
+from kata.cli.gc import RUN_ROOT
+from kata.cli.render import printable, signalled, warn
+from kata.cli.request import RunRequest
+from kata.config.loader import load
+from kata.config.settings import Config
+from kata.errors import InvalidArgument, NotFound, PermissionDenied
+from kata.images.archive import open_archive
+from kata.images.model import ImageConfig
+from kata.images.unpack import unpack
+from kata.images.user import User, resolve_user
+from kata.oci.default import DEFAULT_PATH, default_spec
+from kata.oci.spec import Bundle, Spec
+from kata.sandbox.isolation import enter_mount_namespace
+from kata.sandbox.ledger import TREE, Ledger, claim, remove_tree
+from kata.sandbox.plan import STATE_ROOT
+from kata.storage.share import plan_container
+
+
+class _Interrupted(Exception):
+    """A signal ended the preparations."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def run(request: RunRequest) -> int:
+    """Run the command in the foreground and return the exit code.
+
+    Raises:
+        KataError: it could not be run; nothing is left of the attempt.
+    """
+    _setup_logging(request.debug)
+    if os.geteuid() != 0:
+        raise PermissionDenied("kata run needs root", hint="run it with sudo")
+    loaded = load(request.config)
+    for warning in loaded.warnings:
+        warn(warning)
+    _check_before(request, loaded.config)
+    sandbox_id = request.name or f"run-{secrets.token_hex(6)}"
+    try:
+        with _interruptible():
+            ledger = claim(str(STATE_ROOT / sandbox_id))
+            try:
+                enter_mount_namespace()
+                rootfs, image = _root_filesystem(request, sandbox_id, ledger)
+                spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
+                _tell_plan(sandbox_id, spec, debug=request.debug)
+                bundle = Bundle(Path(ledger.directory), spec, rootfs)
+                return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger).run())
+            finally:
+                # In general the sandbox has done so already; then this changes nothing.
+                for problem in ledger.release():
+                    warn(f"cannot give back {problem}")
+    except _Interrupted as interruption:
+        return signalled(interruption.number)
+
+
+def _check_before(request: RunRequest, config: Config) -> None:
+    """What would only fail after the slow parts."""
+    for path in (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image):
+        if not os.access(path, os.R_OK):
+            raise NotFound(f"guest image: {path} is not a readable file", hint="run: kata image build")
+    if request.rootfs is not None and not request.rootfs.is_dir():
+        raise NotFound(f"rootfs {request.rootfs} is not a directory")
+    for volume in request.volumes:
+        if not os.path.exists(volume.source):
+            raise NotFound(f"volume on {volume.destination}: {volume.source} does not exist")
+
+
+def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger) -> tuple[Path, ImageConfig]:
+    if request.rootfs is not None:
+        return request.rootfs.resolve(), ImageConfig()
+    assert request.image is not None
+    with open_archive(request.image) as image:
+        tree = RUN_ROOT / sandbox_id
+        ledger.hold(TREE, str(tree))
+        remove_tree(str(tree))  # what a reboot left, which no ledger knows
+        # Only for root: strangers' setuid programs lie beneath.
+        RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tree.mkdir(mode=0o700)
+        unpack(image, tree / "rootfs")
+        return tree / "rootfs", image.config
+
+
+def _user(request: RunRequest, image: ImageConfig) -> str:
+    return image.user if request.user is None else request.user
+
+
+def make_spec(request: RunRequest, image: ImageConfig, sandbox_id: str, rootfs: str, user: User) -> Spec:
+    """The container's spec: what the request says goes before what the image says.
+
+    Raises:
+        InvalidArgument: neither of them names a command.
+    """
+    args = (*image.entrypoint, *(request.command or image.cmd))
+    if not args:
+        raise InvalidArgument(f"image {request.image} names no command", hint=f"kata run {request.image} -- COMMAND")
+    env = dict([DEFAULT_PATH.split("=", 1)], **({"TERM": "xterm"} if request.tty else {}))
+    env.update(_variables(image))
+    env.update(request.env)
+    return default_spec(
+        args,
+        rootfs=rootfs,
+        hostname=sandbox_id,
+        env=[f"{name}={value}" for name, value in env.items()],
+        cwd=request.workdir or image.working_dir or "/",
+        user={"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
+        terminal=request.tty,
+        # By destination, so that what lies beneath another volume is mounted after it.
+        mounts=[volume.mount() for volume in sorted(request.volumes, key=lambda volume: volume.destination)],
+        resources=request.resources(),
+    )
+
+
+def _variables(image: ImageConfig) -> Mapping[str, str]:
+    pairs = (text.partition("=") for text in image.env)
+    return {name: value for name, _, value in pairs if name}
+
+
+def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
+    """Warn about mounts that will not happen; with `debug`, show spec and mounts. The machine's plan is in the log."""
+    files = plan_container(sandbox_id, spec["mounts"], rootfs=(), rootfs_dir=spec["root"]["path"])
+    for reason in files.skipped:
+        warn(reason)
+    if debug:
+        print(f"debug: spec: {json.dumps(spec, indent=2)}", file=sys.stderr)
+        print(f"debug: rootfs: {files.rootfs_dir} on {files.guest_rootfs} in the guest", file=sys.stderr)
+        for volume in files.volumes:
+            access = "read-only" if volume.readonly else "writable"
+            print(f"debug: volume: {volume.source}, shared as {volume.name}, {access}", file=sys.stderr)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Signals that end a process end the preparations here, in order, so that nothing is left of them."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise _Interrupted(number)
+
+    previous: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # What is ignored stays ignored: that is how nohup and a shell's background jobs ask for it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for handled, handler in previous.items():
+            signal.signal(handled, handler)
+
+
+class _StderrHandler(logging.Handler):
+    """The log as lines for the user."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = printable(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            warn(message)
+        else:
+            print(f"debug: {record.name}: {message}", file=sys.stderr)
+
+
+def _setup_logging(debug: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[_StderrHandler()], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
