@@ -6,6 +6,7 @@ Most guests here are a kernel of 40 instructions, made below: it boots in a tent
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -22,10 +23,14 @@ import pytest
 
 from kata.errors import FailedPrecondition, KataError, VmLaunchError
 from kata.hypervisor import accel
-from kata.hypervisor.base import VmPlan
+from kata.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
 from kata.hypervisor.console import DEFAULT_LIMIT
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.osbuilder import store
+from kata.protocols import agent_pb2, health_pb2
+from kata.storage.share import GUEST_SHARED
+from kata.ttrpc import Client
+from kata.ttrpc.typed import Stub
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -299,6 +304,20 @@ async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuMachine
         await make_machine().start()
 
 
+def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuMachine]) -> None:
+    before = children(), descriptors()
+
+    async def forgetful() -> int:
+        machine = make_machine()
+        await machine.start()
+        return machine.pid
+
+    pid = asyncio.run(forgetful())
+    assert not Path(f"/proc/{pid}").exists()
+    gc.collect()
+    assert (children(), descriptors()) == before
+
+
 @pytest.mark.usefixtures("make_machine")
 async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
@@ -306,7 +325,7 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     program = f"""
         import asyncio
         from pathlib import Path
-        from kata.hypervisor.base import VmPlan
+        from kata.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
         from kata.hypervisor.qemu.machine import QemuMachine
 
         async def main():
@@ -359,3 +378,45 @@ def image() -> store.GuestImage:
 async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
     outcome = await accel.probe("tcg", qemu=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
     assert outcome is None
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
+    image: store.GuestImage, make_machine: Callable[..., QemuMachine], tmp_path: Path
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    machine = make_machine(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        image=image.rootfs,
+        memory_mib=MINIMUM_MEMORY_MIB,
+        share_dir=share,
+        kernel_params=("agent.server_addr=virtio-serial://kata.rpc",),
+    )
+    await machine.start()
+    client = await Client.from_socket(machine.channel("kata.rpc"))
+    health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+    agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
+    try:
+        await health.call("Check", health_pb2.CheckRequest(), timeout=90)
+        storage = agent_pb2.Storage(
+            driver="9p",
+            source=SHARE_TAG,
+            fstype="9p",
+            options=["trans=virtio", "version=9p2000.L", "cache=none", "msize=512000"],
+            mount_point=GUEST_SHARED,
+        )
+        request = agent_pb2.CreateSandboxRequest(hostname="h", sandbox_id="test", storages=[storage])
+        await agent.call("CreateSandbox", request, timeout=60)
+        copy = agent_pb2.CopyFileRequest(
+            path=f"{GUEST_SHARED}/file", file_size=4, file_mode=0o104750, uid=1234, gid=4321, data=b"data"
+        )
+        await agent.call("CopyFile", copy, timeout=60)
+    finally:
+        await client.close()
+        await machine.stop()
+    written = (share / "file").stat()
+    assert (share / "file").read_bytes() == b"data"
+    assert (written.st_uid, written.st_gid) == (1234, 4321)
+    assert written.st_mode & 0o777 == 0o750

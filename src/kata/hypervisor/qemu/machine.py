@@ -168,14 +168,17 @@ class QemuMachine:
         return await self.wait()
 
     async def _watch(self) -> VmExit:
-        """Wait for QEMU's end, reap it, release everything."""
+        """Wait for QEMU's end, reap it, release everything. Cancelling it ends QEMU first."""
         loop = asyncio.get_running_loop()
         dead = asyncio.Event()
         loop.add_reader(self._pidfd, dead.set)
         try:
             await dead.wait()
-        finally:
-            loop.remove_reader(self._pidfd)
+        except asyncio.CancelledError:
+            # The event loop is going away: a machine that nobody watches any more must end.
+            self.kill()
+            await dead.wait()
+        loop.remove_reader(self._pidfd)
         assert self._process is not None
         status = self._process.wait()
         self._pid = 0
@@ -183,7 +186,8 @@ class QemuMachine:
             await pump.ended(_DRAIN_TIMEOUT_S)
         if self._qmp is not None:
             try:
-                await self._qmp.disconnect()
+                async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                    await self._qmp.disconnect()
             except Exception as error:
                 log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
         self._release()
