@@ -56,7 +56,7 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
     except OSError as error:
         log.debug("cannot protect the shim from the out-of-memory killer: %s", error.strerror)
     try:
-        enter_mount_namespace()
+        enter_mount_namespace(ledger.directory)
         asyncio.run(_serve(settings, socket.socket(fileno=listener_fd), ledger))
     except BaseException:
         log.exception("the shim of sandbox %s failed", settings.sandbox_id)

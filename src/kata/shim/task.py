@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import any_pb2, empty_pb2
+from google.protobuf.message import DecodeError
 
 from kata.config.loader import load
 from kata.errors import FailedPrecondition, NotFound, Unimplemented
@@ -75,11 +76,12 @@ class TaskService:
         if request.checkpoint or request.parent_checkpoint:
             raise Unimplemented(f"container {request.id}: restoring a checkpoint is not supported")
         bundle = load_bundle(Path(request.bundle))
-        sandbox = await self._sandbox_for(bundle, request.options)
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
         rootfs = [RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs]
+        # Before the machine: streams that are not there should not cost a boot.
         stdio = await self._open(request.id, io)
         try:
+            sandbox = await self._sandbox_for(bundle, request.options)
             container = await sandbox.create_container(ContainerRequest(request.id, bundle, stdio, rootfs))
         except BaseException:
             stdio.close()
@@ -112,12 +114,15 @@ class TaskService:
             return self._sandbox
 
     def _config_source(self, options: any_pb2.Any) -> dict[str, Any]:
-        packed = options
-        if not packed.value and self._settings.options:
-            packed = any_pb2.Any.FromString(self._settings.options)
-        if packed.type_url.rpartition("/")[2] != "runtimeoptions.v1.Options":
-            return {}
-        chosen = runtimeoptions_pb2.Options.FromString(packed.value)
+        try:
+            packed = options
+            if not packed.value and self._settings.options:
+                packed = any_pb2.Any.FromString(self._settings.options)
+            if packed.type_url.rpartition("/")[2] != "runtimeoptions.v1.Options":
+                return {}
+            chosen = runtimeoptions_pb2.Options.FromString(packed.value)
+        except DecodeError as error:
+            raise InvalidArgument(f"runtime options cannot be decoded: {error}") from error
         if chosen.config_path:
             return {"path": Path(chosen.config_path)}
         return {"body": chosen.config_body} if chosen.config_body else {}
