@@ -13,7 +13,7 @@ from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import DecodeError
 
 from kata.config.loader import load
-from kata.errors import FailedPrecondition, NotFound, Unimplemented
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, runtimeoptions_pb2, task_pb2, task_v2_pb2
 from kata.sandbox.container import Container
