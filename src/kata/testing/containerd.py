@@ -95,7 +95,6 @@ class PrivateContainerd:
         self.log_file = self.directory / "containerd.log"
         self.bundle_root = self.directory / "state/io.containerd.runtime.v2.task" / namespace
         self._config = self.directory / "config.toml"
-        self._debug = debug
         try:
             self.shim = write_launcher(self.directory / "bin")
             self._config.write_text(

@@ -15,6 +15,9 @@ from pathlib import Path
 from kata.sandbox.ledger import MARKER
 from kata.shim.start import SOCKET_DIR, STATE_ROOT
 
+#: What the ids of sandboxes in tests begin with.
+TEST_PREFIX = "kt"
+
 #: What ended a moment ago may still be on its way out.
 _SETTLE_S = 5.0
 _POLL_S = 0.05

@@ -1,0 +1,60 @@
+"""One containerd for all tests, with one image; and a look at what each module left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kata.testing.containerd import PrivateContainerd
+from kata.testing.images import BUSYBOX, busybox_archive
+from kata.testing.leaks import TEST_PREFIX, assert_nothing_left, snapshot
+
+CONFIGURATION = """\
+[hypervisor.qemu]
+default_memory = 512
+"""
+
+
+@pytest.fixture(scope="session")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kata") / "configuration.toml"
+    path.write_text(CONFIGURATION)
+    return path
+
+
+@pytest.fixture(scope="session")
+def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateContainerd]:
+    archive = busybox_archive(tmp_path_factory.mktemp("image") / "busybox.tar")
+    with PrivateContainerd(environment={"KATA_CONF_FILE": str(configuration)}, debug=True) as containerd:
+        assert containerd.import_image(archive) == [BUSYBOX]
+        yield containerd
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What a module's tests and shared containers held is gone at its end."""
+    before = snapshot(TEST_PREFIX)
+    yield
+    assert_nothing_left(before, TEST_PREFIX)
+
+
+@pytest.fixture
+def nothing_left_by_this() -> Iterator[None]:
+    """For modules that share nothing: each test is held to it by itself."""
+    before = snapshot(TEST_PREFIX)
+    yield
+    assert_nothing_left(before, TEST_PREFIX)
+
+
+@pytest.fixture(autouse=True)
+def containerd_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a failure pytest shows what containerd and the shims logged during the test."""
+    if "containerd" not in request.fixturenames:
+        yield
+        return
+    containerd: PrivateContainerd = request.getfixturevalue("containerd")
+    begin = len(containerd.log_text())
+    yield
+    print(containerd.log_text()[begin:][-8000:])  # noqa: T201

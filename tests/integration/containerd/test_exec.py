@@ -1,0 +1,267 @@
+"""One running container, shared by all tests here: exec, signals, pause, questions, events."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX
+from kata.testing.leaks import TEST_PREFIX
+from kata.testing.terminal import on_a_terminal
+
+pytestmark = pytest.mark.containerd
+
+BULK = 20 << 20
+
+
+class Task:
+    """A detached container and its execs."""
+
+    def __init__(self, containerd: PrivateContainerd, *command: str) -> None:
+        self.containerd = containerd
+        self.id = unique_id(TEST_PREFIX)
+        self.execs = 0
+        containerd.ctr("run", "--detach", "--runtime", RUNTIME, BUSYBOX, self.id, *command)
+
+    def exec_arguments(self, *command: str, flags: tuple[str, ...] = ()) -> list[str]:
+        self.execs += 1
+        return ["tasks", "exec", "--exec-id", f"e{self.execs}", *flags, self.id, *command]
+
+    def exec(self, *command: str, input: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        return self.containerd.ctr(*self.exec_arguments(*command), input=input, check=False, timeout=120)
+
+    def status(self) -> str:
+        listing = self.containerd.ctr("tasks", "ls").stdout
+        return next((line.split()[2] for line in listing.splitlines() if line.startswith(self.id)), "none")
+
+    def delete(self) -> None:
+        self.containerd.ctr("tasks", "delete", "--force", self.id, check=False)
+        self.containerd.ctr("containers", "delete", self.id)
+
+
+@pytest.fixture(scope="module")
+def task(containerd: PrivateContainerd) -> Iterator[Task]:
+    task = Task(containerd, "sleep", "3600")
+    yield task
+    task.delete()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("true", 0), ("false", 1), ("exit 42", 42), ("no-such-command", 127), ("kill -9 $$", 137), ("kill -15 $$", 143)],
+)
+def test_exit_status(task: Task, command: str, status: int) -> None:
+    assert task.exec("sh", "-c", command).returncode == status
+
+
+def test_streams_are_kept_apart(task: Task) -> None:
+    done = task.exec("sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_runs_in_the_container(task: Task) -> None:
+    assert task.exec("sh", "-c", "cat /proc/1/cmdline").stdout == "sleep\x003600\x00"
+
+
+def test_terminal(task: Task) -> None:
+    status, said = on_a_terminal(
+        task.containerd.ctr_command(*task.exec_arguments("sh", flags=("--tty",))),
+        (b"# ", b"stty size\n"),
+        (b"30 100", b"exit 7\n"),
+        environment=task.containerd.environment,
+        size=(30, 100),
+    )
+    assert status == 7, said
+
+
+def test_ctrl_c_reaches_the_process(task: Task) -> None:
+    status, said = on_a_terminal(
+        task.containerd.ctr_command(
+            *task.exec_arguments("sh", "-c", "trap 'exit 9' INT; echo ready; sleep 60 & wait", flags=("--tty",))
+        ),
+        (b"ready", b"\x03"),
+        environment=task.containerd.environment,
+    )
+    assert status == 9, said
+
+
+def test_bulk_both_ways(task: Task) -> None:
+    data = hashlib.sha256(b"both ways").digest() * (BULK // 32)
+    done = task.exec("cat", input=data)
+    assert hashlib.sha256(done.stdout.encode("utf-8", "surrogateescape")).digest() == hashlib.sha256(data).digest()
+
+
+def test_input_that_ends_at_once(task: Task) -> None:
+    """Pitfall: ctr often skips CloseIO, so the end of input comes only from the FIFO's last writer."""
+    for _ in range(5):
+        assert task.exec("cat", input=b"").returncode == 0
+
+
+def test_many_at_once(task: Task) -> None:
+    done: dict[int, subprocess.CompletedProcess[str]] = {}
+    commands = {n: task.exec_arguments("sh", "-c", f"echo {n}; exit {n}") for n in range(8)}
+
+    def run(number: int) -> None:
+        done[number] = task.containerd.ctr(*commands[number], check=False)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in commands]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {n: (one.returncode, one.stdout) for n, one in done.items()} == {n: (n, f"{n}\n") for n in commands}
+
+
+def test_command_that_is_not_there(task: Task) -> None:
+    done = task.exec("/no/such/command")
+    assert done.returncode != 0
+    assert "/no/such/command" in done.stderr
+    assert task.exec("true").returncode == 0, "the container is none the worse"
+
+
+def test_exec_id_that_is_taken(task: Task) -> None:
+    arguments = task.exec_arguments("sleep", "60", flags=("--detach",))
+    task.containerd.ctr(*arguments)
+    again = task.containerd.ctr(*arguments, check=False)
+    assert again.returncode != 0
+    assert "exists" in again.stderr
+    task.containerd.ctr("tasks", "kill", "--exec-id", arguments[3], "--signal", "KILL", task.id)
+
+
+def test_pause_and_resume(task: Task) -> None:
+    ctr = task.containerd.ctr
+    task.exec("sh", "-c", "while true; do date +%s%N >/tmp/tick; done & echo $! >/tmp/ticker")
+    ctr("tasks", "pause", task.id)
+    try:
+        assert task.status() == "PAUSED"
+        refused = ctr(*task.exec_arguments("true"), check=False)
+        assert refused.returncode != 0
+        assert "paused" in refused.stderr
+    finally:
+        ctr("tasks", "resume", task.id)
+    assert task.status() == "RUNNING"
+    tick = task.exec("cat", "/tmp/tick").stdout
+    time.sleep(0.2)
+    assert task.exec("cat", "/tmp/tick").stdout != tick
+    task.exec("sh", "-c", "kill $(cat /tmp/ticker)")
+
+
+def test_metrics(task: Task) -> None:
+    said = task.containerd.ctr("tasks", "metrics", task.id).stdout
+    usage = re.search(r"memory\.usage_in_bytes\s+(\d+)", said)
+    assert usage is not None, said
+    assert 0 < int(usage[1]) < 512 << 20
+    cpu = re.search(r"cpuacct\.usage\s+(\d+)", said)
+    assert cpu is not None, said
+    assert int(cpu[1]) > 0
+
+
+def test_ps_lists_the_virtual_machine(task: Task) -> None:
+    lines = task.containerd.ctr("tasks", "ps", task.id).stdout.splitlines()
+    pid = int(lines[1].split()[0])
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        assert b"qemu" in file.read()
+
+
+def test_a_signal_that_the_process_handles(task: Task) -> None:
+    ctr = task.containerd.ctr
+    arguments = task.exec_arguments("sh", "-c", "trap 'exit 33' USR1; echo ready; while true; do sleep 0.1; done")
+    with subprocess.Popen(
+        task.containerd.ctr_command(*arguments), env=task.containerd.environment, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            ctr("tasks", "kill", "--exec-id", arguments[3], "--signal", "USR1", task.id)
+            assert process.wait(20) == 33
+        finally:
+            process.kill()
+
+
+def test_a_container_of_this_id_exists(task: Task) -> None:
+    again = task.containerd.ctr("run", "--detach", "--runtime", RUNTIME, BUSYBOX, task.id, "true", check=False)
+    assert again.returncode != 0
+    assert "already exists" in again.stderr
+    assert task.exec("true").returncode == 0
+
+
+class Events:
+    """What `ctr events` prints, read as it comes."""
+
+    def __init__(self, containerd: PrivateContainerd) -> None:
+        self._process = subprocess.Popen(
+            containerd.ctr_command("events"), env=containerd.environment, stdout=subprocess.PIPE, text=True
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        time.sleep(0.5)  # it says nothing when it has subscribed
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self._lines += self._process.stdout
+
+    def topics_of(self, container_id: str) -> list[str]:
+        return [
+            topic[1]
+            for line in list(self._lines)
+            if container_id in line and (topic := re.search(r" /tasks/(\S+) ", line))
+        ]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def events(containerd: PrivateContainerd) -> Iterator[Events]:
+    events = Events(containerd)
+    yield events
+    events.close()
+
+
+def wait_for(events: Events, container_id: str, topic: str) -> list[str]:
+    deadline = time.monotonic() + 10
+    while topic not in (topics := events.topics_of(container_id)):
+        assert time.monotonic() < deadline, f"no event {topic} among {topics}"
+        time.sleep(0.05)
+    return topics
+
+
+def test_events_of_an_exec_are_in_order(task: Task, events: Events) -> None:
+    task.exec("true")
+    assert wait_for(events, task.id, "exit") == ["exec-added", "exec-started", "exit"]
+
+
+def test_events_of_a_life_are_in_order(containerd: PrivateContainerd, events: Events) -> None:
+    container_id = unique_id(TEST_PREFIX)
+    containerd.ctr("run", "--rm", "--runtime", RUNTIME, BUSYBOX, container_id, "true")
+    assert wait_for(events, container_id, "delete") == ["create", "start", "exit", "delete"]
+
+
+def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
+    """The end of a container of its own, since the others still need theirs."""
+    task = Task(containerd, "sh", "-c", "trap 'exit 5' TERM; while true; do sleep 0.1; done")
+    try:
+        containerd.ctr("tasks", "kill", "--signal", "TERM", task.id)
+        deadline = time.monotonic() + 20
+        while task.status() != "STOPPED":
+            assert time.monotonic() < deadline, task.status()
+            time.sleep(0.05)
+        refused = task.exec("true")
+        assert refused.returncode != 0
+        assert "stopped" in refused.stderr
+        deleted = containerd.ctr("tasks", "delete", task.id, check=False)
+        assert deleted.returncode == 5
+    finally:
+        task.delete()
