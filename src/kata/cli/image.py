@@ -24,7 +24,7 @@ Root = Annotated[
 def build(
     root: Root = None,
     cache: Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build even if the image exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build everything even if the image exists.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Fetch the package lists anew first.")] = False,
 ) -> None:
     """Build the guest image and make it the current one; does nothing if it is up to date."""

@@ -65,7 +65,7 @@ def run(request: RunRequest) -> int:
         with _interruptible():
             ledger = claim(str(STATE_ROOT / sandbox_id))
             try:
-                enter_mount_namespace()
+                enter_mount_namespace(ledger.directory)
                 rootfs, image = _root_filesystem(request, sandbox_id, ledger)
                 spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
                 _tell_plan(sandbox_id, spec, debug=request.debug)

@@ -28,6 +28,8 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 #: The sandbox's one /dev/shm in the guest.
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
+#: Options of /dev/shm that a bind of the sandbox's takes over; its size and mode are the sandbox's.
+_SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
 #: File systems that the guest mounts by itself, from its own kernel.
 _GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
 #: Host trees that describe the host: the guest has its own.
@@ -114,7 +116,8 @@ def plan_container(
         options = [str(option) for option in mount.get("options", ())]
         is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
         if os.path.normpath(destination) == "/dev/shm":
-            edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind"]})
+            flags = [option for option in options if option in _SHM_FLAGS]
+            edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
         elif not is_bind:
             if mount.get("type") in _GUEST_TYPES:
                 edited.append(mount)
