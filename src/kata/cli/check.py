@@ -18,12 +18,13 @@ from kata.config.settings import Config
 from kata.errors import KataError
 from kata.osbuilder import store
 from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.plan import STATE_ROOT
 
 SHIM = "containerd-shim-kata-v2"
 #: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.
 _LITTLE_MEMORY_KIB = 512 << 10
 _LITTLE_DISK = 1 << 30
-_BUILD_TOOLS = ("mmdebstrap", "mkfs.erofs", "depmod")
+_BUILD_TOOLS = ("apt-get", "dpkg-deb", "mkfs.erofs")
 
 
 class Status(StrEnum):
