@@ -1,4 +1,4 @@
-"""A virtual machine with the agent in it, for tests of the agent: QEMU, the guest image, one channel, one shared directory.
+"""A virtual machine with the agent in it, for tests of the agent: QEMU, guest image, one channel, one shared directory.
 
 It knows nothing of the host's side of this project, so that a failure here is the agent's. Not for tests of anything
 else.
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -145,23 +144,17 @@ class Guest:
     async def connect(self) -> AsyncIterator[Agent]:
         """The agent's RPCs, as soon as it answers."""
         deadline = asyncio.get_running_loop().time() + _BOOT_TIMEOUT
-        while True:
-            client = None
+        while not (self.directory / "rpc").exists() and self.running:
+            await asyncio.sleep(0.02)
+        async with await Client.connect_unix(f"{self.directory}/rpc") as client:
+            agent = Agent(client)
             try:
-                client = await Client.connect_unix(f"{self.directory}/rpc")
-                agent = Agent(client)
-                await agent.health.Check(health_pb2.CheckRequest(), timeout=_BOOT_TIMEOUT)
-                break
-            except (OSError, ConnectionClosed, StatusError) as error:
-                if client:
-                    await client.close()
-                if asyncio.get_running_loop().time() > deadline or not self.running:
-                    raise AssertionError(f"no answer from the agent; console:\n{self.console[-4000:]}") from error
-                await asyncio.sleep(0.05)
-        try:
+                await agent.health.Check(
+                    health_pb2.CheckRequest(), timeout=deadline - asyncio.get_running_loop().time()
+                )
+            except (ConnectionClosed, StatusError) as error:
+                raise AssertionError(f"no answer from the agent; console:\n{self.console[-4000:]}") from error
             yield agent
-        finally:
-            await client.close()
 
 
 class Agent:
@@ -267,7 +260,7 @@ def process_spec(*arguments: str, **fields: Any) -> dict[str, Any]:
         "args": list(arguments),
         "env": ["PATH=/usr/bin:/bin", "TERM=xterm"],
         "cwd": "/",
-        "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "noNewPrivileges": True,
         **fields,
     }

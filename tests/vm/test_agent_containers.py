@@ -13,10 +13,10 @@ import pytest
 
 from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
-from kata.ttrpc import StatusError
+from kata.ttrpc import ConnectionClosed, StatusError
 from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 _ids = (f"c{number}" for number in itertools.count())
 
@@ -77,9 +77,6 @@ async def test_several_wait_for_one_exit(agent: Agent) -> None:
 
 async def test_no_program_leaves_nothing_behind(agent: Agent) -> None:
     container_id = next(_ids)
-    before = await inspect(
-        agent, f"ls /guest/run/crun | grep -x {container_id}; grep -c {container_id} /guest/proc/1/mountinfo"
-    )
     with pytest.raises(StatusError, match="executable file not found") as caught:
         await agent.create(container_id, spec("/bin/nonsense"))
     assert caught.value.code == Code.NOT_FOUND
@@ -87,7 +84,7 @@ async def test_no_program_leaves_nothing_behind(agent: Agent) -> None:
         f"ls -d /guest/run/crun/{container_id} /guest/run/kata-containers/{container_id} "
         f"/guest/sys/fs/cgroup/kata/{container_id} 2>/dev/null; grep -c {container_id} /guest/proc/1/mountinfo"
     )
-    assert await inspect(agent, script) == before == "0\n"
+    assert await inspect(agent, script) == "0\n"
     await agent.run(container_id, spec("true"))
     assert await agent.wait(container_id) == 0
     await agent.remove(container_id)
@@ -177,7 +174,8 @@ async def test_kill_reaches_every_process_of_the_container(agent: Agent) -> None
     await agent.run(container_id, spec("sleep", "1000"))
     await agent.exec(container_id, "e1", "sleep", "1000")
     await agent.signal(container_id, signal.SIGKILL)
-    assert await asyncio.gather(agent.wait(container_id), agent.wait(container_id, "e1")) == [137, 137]
+    codes = await asyncio.gather(agent.wait(container_id), agent.wait(container_id, "e1"))
+    assert set(codes) == {137}
     await agent.remove(container_id)
 
 
@@ -201,11 +199,9 @@ async def test_pause_and_resume(agent: Agent) -> None:
     await agent.rpc.PauseContainer(pb.PauseContainerRequest(container_id=container_id))
     with pytest.raises(StatusError, match="is paused"):
         await agent.exec(container_id, "e1", "true")
-    await asyncio.sleep(0.2)
-    await agent.read(container_id)
     silence = asyncio.create_task(agent.read(container_id))
-    await asyncio.sleep(0.5)
-    assert not silence.done()
+    while (await asyncio.wait([silence], timeout=0.5))[0]:
+        silence = asyncio.create_task(agent.read(container_id))
     await agent.rpc.ResumeContainer(pb.ResumeContainerRequest(container_id=container_id))
     assert await asyncio.wait_for(silence, 10)
     await agent.rpc.PauseContainer(pb.PauseContainerRequest(container_id=container_id))
@@ -221,7 +217,8 @@ async def test_limits_stats_and_update(agent: Agent) -> None:
     stats = (await agent.rpc.StatsContainer(request)).cgroup_stats
     assert stats.memory_stats.usage.limit == 64 << 20
     assert 0 < stats.memory_stats.usage.usage < 64 << 20
-    assert (stats.pids_stats.current, stats.pids_stats.limit) == (1, 50)
+    assert stats.pids_stats.current == 1
+    assert stats.pids_stats.limit == 50
     assert stats.cpu_stats.cpu_usage.total_usage > 0
     resources = pb.UpdateContainerRequest(container_id=container_id)
     resources.resources.Memory.Limit = 96 << 20
@@ -254,8 +251,8 @@ async def test_oom_is_told_before_the_exit(agent: Agent) -> None:
 
 async def test_the_guest_root_disk_is_out_of_reach(agent: Agent) -> None:
     container_id = next(_ids)
-    script = "mknod /tmp/disk b $(cat /sys/block/vda/dev | tr : ' ') && head -c 1 /tmp/disk; echo $?"
-    wanted = spec("sh", "-c", script.replace("mknod", "busybox mknod").replace("tr ", "busybox tr "))
+    script = "busybox mknod /dev/disk b $(cat /sys/block/vda/dev | busybox tr : ' ') && head -c 1 /dev/disk; echo $?"
+    wanted = spec("sh", "-c", script)
     await agent.run(container_id, wanted)
     assert (await agent.read_all(container_id)) == b"1\n"
     assert b"not permitted" in await agent.read_all(container_id, stderr=True)
@@ -278,7 +275,7 @@ async def test_a_lost_caller_leaves_no_half_made_container(guest: Guest) -> None
     async with guest.connect() as agent:
         task = asyncio.create_task(agent.create(container_id, spec("true")))
         await asyncio.sleep(0.05)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 (cancelled or closed, as it happens)
+    with pytest.raises(ConnectionClosed):
         await task
     async with guest.connect() as agent:
         deadline = time.monotonic() + 20

@@ -16,7 +16,7 @@ from kata.protocols import health_pb2
 from kata.ttrpc import StatusError
 from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 ROOTFS = f"{SHARED}/base/rootfs"
 
@@ -161,7 +161,7 @@ async def processor_time(agent: Agent) -> float:
 
 
 async def test_garbage_costs_one_connection_only(guest: Guest) -> None:
-    reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/rpc")
+    _, writer = await asyncio.open_unix_connection(f"{guest.directory}/rpc")
     writer.write(b"\xff" * 70_000)
     await writer.drain()
     await asyncio.sleep(0.5)

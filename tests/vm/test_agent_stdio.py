@@ -16,7 +16,7 @@ from kata.protocols import agent_pb2 as pb
 from kata.ttrpc import StatusError
 from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 _ids = (f"s{number}" for number in itertools.count())
 ROOTFS = f"{SHARED}/base/rootfs"

@@ -31,6 +31,7 @@ class Process:
         self.pid = pid
         self.stdio = stdio
         self._before_exit = before_exit
+        self._exited = exited
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         exited.add_done_callback(self._ended)
 
@@ -41,7 +42,8 @@ class Process:
 
     @property
     def running(self) -> bool:
-        return not self._exit.done()
+        # By the reaper's word, not by that to the waiters: from its moment on the number may be another process's.
+        return not self._exited.done()
 
     async def wait(self) -> int:
         """The exit code, when it has ended: 128 + n for signal n. Any number of callers may wait."""

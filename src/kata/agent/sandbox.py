@@ -43,6 +43,7 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
         self._pinned: list[str] = []
+        self._pid_owner: Container | None = None
         self._resolv_conf_bound = False
 
     async def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
@@ -118,6 +119,7 @@ class Sandbox:
             self._resolv_conf_bound = False
         while self._pinned:
             namespaces.unpin(self._pinned.pop())
+        self._pid_owner = None
         self.running = False
         self.id = ""
 
@@ -169,16 +171,24 @@ class Sandbox:
             ipc=f"{directory}/ipc",
             uts=f"{directory}/uts",
             network=f"/proc/{os.getpid()}/ns/net",
-            pid=pid if sandbox_pidns and pid in self._pinned else "",
+            pid=pid if sandbox_pidns and self._pid_owner and self._pid_owner.process("").running else "",
         )
 
     def _pin_pid_namespace(self, container: Container) -> None:
-        """The first container's pid namespace is the one that others join when the pod shares processes."""
+        """The first container's pid namespace is the one that others join when the pod shares processes.
+
+        It dies with its first process, so another container takes over when that has ended.
+        """
         target = f"{self._machinery.paths.namespaces}/pid"
         process = container.process("")
-        if target not in self._pinned and process.running:
-            namespaces.pin(f"/proc/{process.pid}/ns/pid", target)
-            self._pinned.append(target)
+        if not process.running or (self._pid_owner and self._pid_owner.process("").running):
+            return
+        if target in self._pinned:
+            self._pinned.remove(target)
+            namespaces.unpin(target)
+        namespaces.pin(f"/proc/{process.pid}/ns/pid", target)
+        self._pinned.append(target)
+        self._pid_owner = container
 
     async def remove_container(self, container_id: str, timeout: float) -> None:
         """Remove a container; see Container.remove."""

@@ -5,7 +5,8 @@ up, for ever, and reads as end of file, so a plain `add_reader` would spin a vCP
 the host connects, sends or leaves (drivers/char/virtio_console.c), so the port sits edge-triggered in an epoll of its
 own, and it is that epoll which the event loop watches: it is quiet until something happens.
 
-What was in the queue when the host left is lost; the protocol above must not take a write for a delivery.
+What was in the queue when the host left is lost; the protocol above must not take a write for a delivery. And a host
+that comes back at once is not told from the one that left, which `kata.agent.conversations` makes up for.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from kata.agent.conversations import Splitter
 from kata.errors import NotFound
 
 _PORTS = Path("/sys/class/virtio-ports")
 _CHUNK = 256 * 1024  # the driver copies 32 KiB a write; fewer calls into Python matter more
 _HIGH_WATER = 1024 * 1024
 _POLL = 0.02
+# After so many seconds of silence the next byte is the first of a frame: hosts write whole frames.
+_SILENCE = 0.2
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -57,8 +61,8 @@ class VirtioSerialPort:
 
     Args:
         path: the device node.
-        serve: called with reader and writer of each new connection; when it returns, input is thrown away until the
-            host has left, because the middle of a conversation means nothing to the next one.
+        serve: called with reader and writer of each new connection. When it returns, input is thrown away until the
+            host leaves or falls silent: the middle of a conversation must not be taken for the beginning of one.
     """
 
     def __init__(self, path: str, serve: Serve) -> None:
@@ -69,7 +73,8 @@ class VirtioSerialPort:
         self._epoll.register(self.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLET)
         self._transport: _PortTransport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._discarding = False
+        self._splitter = Splitter()
+        self._discard_until = 0.0
         self._loop.add_reader(self._epoll.fileno(), self._on_event)
 
     def close(self) -> None:
@@ -102,10 +107,20 @@ class VirtioSerialPort:
             if not data:
                 self._lost(None)
                 return
-            if self._transport is None and not self._discarding:
+            self._deliver(data)
+
+    def _deliver(self, data: bytes) -> None:
+        now = self._loop.time()
+        if self._transport is None and now < self._discard_until:
+            self._discard_until = now + _SILENCE
+            return
+        for piece in self._splitter.feed(data):
+            if piece.begins and self._transport:
+                self._transport.drop(None)
+            if self._transport is None:
                 self._connect()
             if self._transport:
-                self._transport.deliver(data)
+                self._transport.deliver(piece.data)
 
     def _connect(self) -> None:
         reader = asyncio.StreamReader(limit=_HIGH_WATER, loop=self._loop)
@@ -121,15 +136,17 @@ class VirtioSerialPort:
             writer.close()
 
     def _lost(self, error: OSError | None) -> None:
-        self._discarding = False
         if self._transport:
             self._transport.drop(error)
+        self._splitter = Splitter()
+        self._discard_until = 0.0
 
     def released(self, *, by_host: bool) -> None:
-        """The current connection is over; input is discarded until the host leaves, unless it just did."""
+        """The current connection is over; who ended it decides what becomes of input that is on its way."""
         self._transport = None
-        self._discarding = not by_host
         if not by_host:
+            self._splitter = Splitter()
+            self._discard_until = self._loop.time() + _SILENCE
             self._loop.call_soon(self.pump)
 
 
