@@ -109,6 +109,8 @@ class ServerConnection:
             _log.warning("closing a connection whose client broke the protocol: %s", error)
         except OSError as error:
             _log.debug("connection lost: %s", error)
+        except Exception:
+            _log.exception("closing a connection after a bug in its server")
 
     async def _cancel_calls(self) -> None:
         self._draining = True
