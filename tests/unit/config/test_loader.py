@@ -184,7 +184,7 @@ class TestValues:
             ("hypervisor.qemu", 'shared_fs = "virtio-fs"', '"virtio-9p"'),
             ("hypervisor.qemu", 'accelerator = "KVM"', '"auto" or "kvm" or "tcg"'),
             ("hypervisor.qemu", 'cpu_features = "pmu=off -device x"', "CPU features"),
-            ("hypervisor.qemu", 'seccompsandbox = "on,spawn=perhaps"', "-sandbox"),
+            ("hypervisor.qemu", 'seccompsandbox = "off"', '"on,obsolete=deny,elevateprivileges=deny,'),
             ("hypervisor.qemu", 'kernel_params = "a\\nb"', "one line"),
             ("hypervisor.qemu", 'enable_annotations = ["("]', "regular expressions"),
             ("hypervisor.qemu", 'enable_annotations = "x"', "a list of"),
