@@ -190,7 +190,7 @@ class HypervisorConfig:
         metadata=_row(
             Text(choices=(_SECCOMP, "")),
             "The system calls that QEMU may not make, as QEMU's option `-sandbox` takes it; empty allows all. Kata's "
-            "default is empty; QEMU is where a hostile guest attacks first, so it is on here, and as strict as it gets.",
+            "default is empty; QEMU is where a hostile guest attacks first, so it is on here, as strict as it gets.",
         ),
     )
     enable_annotations: tuple[str, ...] = field(
