@@ -18,7 +18,6 @@ from kata.config.settings import Config
 from kata.errors import KataError
 from kata.osbuilder import store
 from kata.sandbox.plan import STATE_ROOT
-from kata.sandbox.plan import STATE_ROOT
 
 SHIM = "containerd-shim-kata-v2"
 #: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.

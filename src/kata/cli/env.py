@@ -43,7 +43,6 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             "Python": sys.version.split()[0],
             "Debug": runtime.enable_debug,
             "DisableGuestSeccomp": runtime.disable_guest_seccomp,
-            "SandboxCgroupOnly": runtime.sandbox_cgroup_only,
             "Version": {
                 "OCI": OCI_VERSION,
                 "Version": {"Semver": VERSION, "Major": major, "Minor": minor, "Patch": patch},

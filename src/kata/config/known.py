@@ -34,7 +34,7 @@ KEYS: dict[str, frozenset[str]] = {
         agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_tracing
         enable_vcpus_pinning experimental guest_selinux_label hypervisor_name internetworking_model jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
-        sandbox_bind_mounts static_sandbox_resource_mgmt use_passfd_io vfio_mode
+        sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io vfio_mode
         """),
 }
 
@@ -61,6 +61,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "agent": frozenset({"cdh_api_timeout_ms", "enable_tracing", "policy"}),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
-        guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts shared_mounts vfio_mode
+        guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts sandbox_cgroup_only shared_mounts
+        vfio_mode
         """),
 }

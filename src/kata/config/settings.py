@@ -296,15 +296,6 @@ class RuntimeConfig:
             annotation="disable_guest_seccomp",
         ),
     )
-    sandbox_cgroup_only: bool = field(
-        default=False,
-        metadata=_row(
-            Flag(),
-            "Put the shim and QEMU into the sandbox's cgroup, so that what they use counts against the pod's limits. "
-            "The limits then need room for them (RuntimeClass `overhead`).",
-            annotation="sandbox_cgroup_only",
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Every path that comes from the other side of the virtual machine is opened with 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from kata.linux.libc import LIBC, check
@@ -16,6 +17,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_TRIES_MAX = 100
 _SYS_OPENAT2 = 437  # the same on every architecture: system calls are numbered together since 5.1
 
 
@@ -31,7 +33,11 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RE
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS)
     number, size = ctypes.c_long(_SYS_OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
-    result = LIBC.syscall(number, ctypes.c_int(dir_fd), os.fsencode(path), ctypes.byref(how), size)
+    arguments = (number, ctypes.c_int(dir_fd), os.fsencode(path), ctypes.byref(how), size)
+    result, tries = LIBC.syscall(*arguments), 1
+    # The kernel could not rule out that a rename or mount elsewhere led ".." astray, and says: try again.
+    while result < 0 and ctypes.get_errno() == errno.EAGAIN and tries < _TRIES_MAX:
+        result, tries = LIBC.syscall(*arguments), tries + 1
     return check(result, "openat2", path)
 
 

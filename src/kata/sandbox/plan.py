@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,13 @@ class Size:
     memory_mib: int
 
 
-def vm_size(spec: Spec, config: Config) -> Size:
+def vm_size(spec: Spec, config: Config, host_cpus: int) -> Size:
     """The VM has to hold the guest's own needs (the configured defaults) and on top of them what the limits allow.
 
     A limit of the spec itself counts, and so do the sums that CRI writes on a pod's sandbox.
+
+    Args:
+        host_cpus: processors of the host; a machine never gets more virtual ones.
 
     Raises:
         InvalidArgument: a limit is not a number.
@@ -53,11 +57,8 @@ def vm_size(spec: Spec, config: Config) -> Size:
     quota = _number(annotations, _CRI_CPU_QUOTA) or _positive(resources.get("cpu"), "quota")
     period = _number(annotations, _CRI_CPU_PERIOD) or _positive(resources.get("cpu"), "period") or 100_000
     hypervisor = config.hypervisor
-    vcpus = hypervisor.default_vcpus + (math.ceil(quota / period) if quota else 0)
-    return Size(
-        min(vcpus, hypervisor.default_maxvcpus) if hypervisor.default_maxvcpus else vcpus,
-        hypervisor.default_memory + math.ceil(memory / _MIB),
-    )
+    vcpus = hypervisor.vcpus(host_cpus) + (math.ceil(quota / period) if quota else 0)
+    return Size(min(vcpus, hypervisor.max_vcpus(host_cpus)), hypervisor.default_memory + math.ceil(memory / _MIB))
 
 
 def _number(annotations: Mapping[str, str], name: str) -> int:
@@ -75,7 +76,7 @@ def _positive(section: Mapping[str, Any] | None, key: str) -> int:
 
 def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str) -> VmPlan:
     """The virtual machine of a sandbox."""
-    size = vm_size(spec, config)
+    size = vm_size(spec, config, os.cpu_count() or 1)
     hypervisor = config.hypervisor
     return VmPlan(
         sandbox_id=sandbox_id,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import DecodeError
 
+from kata.config.annotations import apply_annotations
 from kata.config.loader import load
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
@@ -109,7 +110,10 @@ class TaskService:
                 loaded = load(**self._config_source(options))
                 for warning in loaded.warnings:
                     log.warning("%s", warning)
-                self._sandbox = await Sandbox.start(self._settings.sandbox_id, bundle, loaded.config, self._ledger)
+                config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
+                if config.runtime.enable_debug:
+                    logging.getLogger().setLevel(logging.DEBUG)
+                self._sandbox = await Sandbox.start(self._settings.sandbox_id, bundle, config, self._ledger)
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
 

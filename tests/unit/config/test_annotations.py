@@ -41,8 +41,7 @@ def test_allowed_ones_are_applied_and_the_original_stays() -> None:
             PREFIX + "hypervisor.default_max_vcpus": "7",
             PREFIX + "agent.kernel_modules": "e1000e EEE=1; i915 ;",
             PREFIX + "agent.container_pipe_size": "65536",
-            PREFIX + "runtime.sandbox_cgroup_only": "T",
-            PREFIX + "runtime.disable_guest_seccomp": "false",
+            PREFIX + "runtime.disable_guest_seccomp": "T",
             "io.kubernetes.cri.sandbox-id": "abc",
             "io.katacontainers.config_path": "/etc/shadow",
             "io.katacontainers.pkg.oci.container_type": "pod_sandbox",
@@ -53,7 +52,7 @@ def test_allowed_ones_are_applied_and_the_original_stays() -> None:
     assert result.hypervisor.default_maxvcpus == 7
     assert result.agent.kernel_modules == ("e1000e EEE=1", "i915")
     assert result.agent.container_pipe_size == 65536
-    assert result.runtime.sandbox_cgroup_only
+    assert result.runtime.disable_guest_seccomp
     assert config == allowing(".*")
 
 
@@ -89,7 +88,7 @@ def test_one_pod_cannot_allow_itself_more() -> None:
         ("hypervisor.kernel_params", "a\x00b"),
         ("hypervisor.kernel", "relative"),
         ("hypervisor.kernel", "/var/lib/kata/images/current/../../secret"),
-        ("runtime.sandbox_cgroup_only", "yes"),
+        ("runtime.disable_guest_seccomp", "yes"),
         ("agent.kernel_modules", "../../evil"),
         ("agent.kernel_modules", "-r overlay"),
         ("agent.kernel_modules", ";".join(["a"] * 300)),
