@@ -5,6 +5,7 @@ Needs root and QEMU; the builds also need mkfs.erofs and, where the cache is emp
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import selectors
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.errors import NotFound, ResourceExhausted
+from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, store
 from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
 from kata.osbuilder.store import GuestImage
@@ -111,6 +112,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the package, so that nobody changes the agent between two builds."""
+    copy = tmp_path / "kata"
+    shutil.copytree(agent_files.source_directory(), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
 def seeded_cache(directory: Path) -> Path:
     """A cache with the packages of the usual one, so that nothing is downloaded, and no intermediates."""
     (directory / "debs").mkdir(parents=True)
@@ -133,8 +142,8 @@ def processes_of(directory: Path) -> list[str]:
 
 
 @builds
-def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path) -> None:
-    first = build(BuildOptions(images=tmp_path / "first"))
+def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path, source: Path) -> None:
+    first = build(BuildOptions(images=tmp_path / "first", agent=source))
 
     cache = seeded_cache(tmp_path / "cache")
     images = tmp_path / "second"
@@ -155,7 +164,7 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path)
         assert time.monotonic() < deadline, f"the killed build's children go on: {orphans}"
         time.sleep(0.1)
 
-    second = build(BuildOptions(images=images, cache=cache))
+    second = build(BuildOptions(images=images, cache=cache, agent=source))
     assert not list(cache.glob(".build-*"))
     assert [path.name for path in images.iterdir() if path.name.startswith(".")] == [".lock"]
     assert second.version == first.version
@@ -163,15 +172,29 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path)
     store.check(second)
 
     steps: list[str] = []
-    assert build(BuildOptions(images=images, cache=cache), steps.append) == second
+    assert build(BuildOptions(images=images, cache=cache, agent=source), steps.append) == second
     assert steps[-1].endswith("is up to date")
 
 
 @builds
-def test_a_changed_agent_is_a_new_version_with_the_same_kernel(tmp_path: Path) -> None:
-    first = build(BuildOptions(images=tmp_path / "images"))
-    source = tmp_path / "kata"
-    shutil.copytree(agent_files.source_directory(), source)
+def test_force_repairs_an_image_and_its_intermediate(tmp_path: Path, source: Path) -> None:
+    options = BuildOptions(images=tmp_path / "images", cache=seeded_cache(tmp_path / "cache"), agent=source)
+    image = build(options)
+    (kernel,) = options.cache.glob("base/*/vmlinux")
+    for damaged in (kernel, image.rootfs):
+        with damaged.open("r+b") as file:
+            file.seek(5000)
+            file.write(b"damaged")
+    assert build(options) == image
+    with pytest.raises(FailedPrecondition, match=r"root\.erofs"):
+        store.check(image)
+
+    store.check(build(dataclasses.replace(options, force=True)))
+
+
+@builds
+def test_a_changed_agent_is_a_new_version_with_the_same_kernel(tmp_path: Path, source: Path) -> None:
+    first = build(BuildOptions(images=tmp_path / "images", agent=source))
     with (source / "agent" / "__init__.py").open("a") as module:
         module.write("# changed\n")
 
@@ -184,9 +207,7 @@ def test_a_changed_agent_is_a_new_version_with_the_same_kernel(tmp_path: Path) -
 
 
 @builds
-def test_an_agent_that_the_guest_cannot_import_is_not_published(tmp_path: Path) -> None:
-    source = tmp_path / "kata"
-    shutil.copytree(agent_files.source_directory(), source)
+def test_an_agent_that_the_guest_cannot_import_is_not_published(tmp_path: Path, source: Path) -> None:
     (source / "agent" / "broken.py").write_text("import ssl\n")
     with pytest.raises(Exception, match="No module named 'ssl'"):
         build(BuildOptions(images=tmp_path / "images", agent=source))

@@ -41,7 +41,7 @@ class BuildOptions:
         images: root of the image store.
         cache: for packages and intermediates; may be deleted at any time between builds.
         agent: directory of this package's sources, of which the agent's part is taken.
-        force: build even if that version exists.
+        force: build all of it even if that version exists, the intermediate too.
         update: fetch the package lists anew first.
     """
 
@@ -156,7 +156,7 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     """The directory with what does not depend on the agent: vmlinux, initrd, root.tar, base.json."""
     bases = options.cache / "base"
     base = bases / recipe.base_key
-    if base.is_dir():
+    if base.is_dir() and not options.force:
         os.utime(base)
         return base
     staging = options.cache / f"{store.BUILDING}base"
@@ -194,6 +194,8 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
 
     bases.mkdir(exist_ok=True)
     _sync_tree(staging)
+    if base.exists():
+        shutil.rmtree(base)
     staging.rename(base)
     for old in sorted(bases.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)[_BASES_KEPT:]:
         shutil.rmtree(old)

@@ -26,7 +26,7 @@ USERLAND = ("python3-minimal", "libpython3.11-stdlib", "python3-protobuf", "crun
 # that load one of these libraries are left out too, see rootfs.
 _UNNEEDED = frozenset(
     (
-        *("debconf", "dpkg", "tar", "media-types", "python3", "readline-common"),
+        *("debconf", "dpkg", "tar", "media-types", "python3", "python3.11", "readline-common"),
         *("libdb5.3", "libncursesw6", "libnsl2", "libreadline8", "libsqlite3-0", "libtirpc-common", "libtirpc3"),
         *("libcom-err2", "libgssapi-krb5-2", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0"),
         *("libmd0", "libtinfo6", "libuuid1", "libacl1", "libselinux1", "libpcre2-8-0"),

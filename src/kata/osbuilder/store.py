@@ -124,12 +124,13 @@ def check(image: GuestImage) -> None:
 def list_images(root: Path | None = None) -> list[GuestImage]:
     """All usable images, newest first; damaged ones are left out."""
     root = images_root() if root is None else root
-    images = []
+    images: list[tuple[int, GuestImage]] = []
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.is_dir() and not directory.is_symlink() and _VERSION.fullmatch(directory.name):
-            with contextlib.suppress(FailedPrecondition, NotFound):
-                images.append(find(root, directory.name))
-    return sorted(images, key=lambda image: image.directory.stat().st_mtime_ns, reverse=True)
+            # Damaged, or just being removed by somebody else.
+            with contextlib.suppress(FailedPrecondition, NotFound, OSError):
+                images.append((directory.stat().st_mtime_ns, find(root, directory.name)))
+    return [image for _, image in sorted(images, key=lambda entry: entry[0], reverse=True)]
 
 
 def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
