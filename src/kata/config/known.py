@@ -61,7 +61,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "agent": frozenset({"cdh_api_timeout_ms", "enable_tracing", "policy"}),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
-        guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts sandbox_cgroup_only shared_mounts
-        vfio_mode
+        guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts sandbox_cgroup_only
+        shared_mounts vfio_mode
         """),
 }
