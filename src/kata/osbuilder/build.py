@@ -173,7 +173,7 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     commands.pipe(
         ["dpkg-deb", "--fsys-tarfile", str(cache.path(recipe.packages.kernel))],
         ["tar", "--extract", f"--directory={unpacked_kernel}", "./boot", "./lib/modules"],
-        timeout=120,
+        timeout=rootfs.TIMEOUT,
     )
     progress("choosing kernel modules")
     tree = rootfs.index_modules(unpacked_kernel, release, root)

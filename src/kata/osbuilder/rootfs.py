@@ -15,7 +15,8 @@ from kata.errors import Internal
 from kata.osbuilder.commands import pipe, run
 from kata.osbuilder.modules import ModuleTree, root_modules
 
-_TIMEOUT = 120.0
+# Seconds for one tool; all of them take a few on an idle machine.
+TIMEOUT = 300.0
 
 # Debian 12 has one directory for programs and libraries; packages still name the old ones.
 _MERGED = ("bin", "lib", "lib64", "sbin")
@@ -97,7 +98,7 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(deb)],
             ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}", *excludes],
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
         )
     for library in root.glob("usr/lib/python3.*"):
         for pattern in _STDLIB_UNNEEDED:
@@ -117,7 +118,7 @@ def index_modules(kernel: Path, release: str, root: Path) -> ModuleTree:
     visible = root / "kernel"
     kernel.rename(visible)
     try:
-        run(["chroot", str(root), "depmod", "-b", "/kernel", release], timeout=_TIMEOUT)
+        run(["chroot", str(root), "depmod", "-b", "/kernel", release], timeout=TIMEOUT)
     finally:
         visible.rename(kernel)
     source = kernel / "lib/modules" / release
@@ -133,7 +134,7 @@ def install_modules(tree: ModuleTree, kernel: Path, release: str, root: Path) ->
         (source / path).rename(target / path)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copy(source / name, target / name)
-    run(["chroot", str(root), "depmod", release], timeout=_TIMEOUT)
+    run(["chroot", str(root), "depmod", release], timeout=TIMEOUT)
 
 
 def configure(root: Path) -> None:
@@ -148,7 +149,7 @@ def configure(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(target)
     _install_applets(root)
-    run(["ldconfig", "-r", str(root)], timeout=_TIMEOUT)
+    run(["ldconfig", "-r", str(root)], timeout=TIMEOUT)
     _delete(root / "var/cache/ldconfig")
 
 
@@ -159,7 +160,7 @@ def compile_python(root: Path, *directories: str) -> None:
     """
     # -B and -f: what the compiler itself imports it would otherwise cache in the usual way, and then take for compiled.
     compiler = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=_TIMEOUT)
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=TIMEOUT)
 
 
 def check(root: Path) -> None:
@@ -172,35 +173,35 @@ def check(root: Path) -> None:
         with compiled.open("rb") as file:
             if file.read(8)[4:] != _UNCHECKED:
                 raise Internal(f"{compiled.relative_to(root)} depends on its source's time stamp")
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=_TIMEOUT)
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=TIMEOUT)
     for program in ("/usr/bin/crun", "/usr/bin/kmod"):
         # Not run: without /proc, crun does not start. The dynamic loader fails where a library is missing.
-        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=_TIMEOUT)
+        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=TIMEOUT)
 
 
 def pack(root: Path, archive: Path) -> None:
     """The directory as a tar file whose bytes depend on its content only."""
     sorting = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"]
-    run(["tar", "--create", f"--file={archive}", f"--directory={root}", *sorting, "."], timeout=_TIMEOUT)
+    run(["tar", "--create", f"--file={archive}", f"--directory={root}", *sorting, "."], timeout=TIMEOUT)
 
 
 def unpack_archive(archive: Path, root: Path) -> None:
     """The reverse of :func:`pack`."""
     root.mkdir()
-    run(["tar", "--extract", f"--file={archive}", f"--directory={root}", "--preserve-permissions"], timeout=_TIMEOUT)
+    run(["tar", "--extract", f"--file={archive}", f"--directory={root}", "--preserve-permissions"], timeout=TIMEOUT)
 
 
 def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
     """The directory as an erofs image; its bytes depend on content, `date` (seconds since 1970) and `uuid` only."""
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
-    run(["mkfs.erofs", *options, str(image), str(root)], timeout=_TIMEOUT)
+    run(["mkfs.erofs", *options, str(image), str(root)], timeout=TIMEOUT)
 
 
 def _install_applets(root: Path) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"
-    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TIMEOUT).split():
+    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=TIMEOUT).split():
         if not any((root / "usr" / where / applet).exists() for where in ("bin", "sbin")):
             (binaries / applet).symlink_to("busybox")
 
