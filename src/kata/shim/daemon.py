@@ -74,7 +74,7 @@ async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) ->
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
-    serving = asyncio.create_task(server.serve_socket(listener))
+    await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())
     try:
         await service.ended.wait()
@@ -82,7 +82,6 @@ async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) ->
         await service.close()
         await server.close(_GRACE_S)
         await publisher.close(_GRACE_S)
-        for task in (serving, publishing):
-            task.cancel()
-        await asyncio.gather(serving, publishing, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
         log.info("the shim of sandbox %s ends", settings.sandbox_id)
