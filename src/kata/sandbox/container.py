@@ -80,11 +80,12 @@ class Container(Lifecycle):
         """
         self.refresh()
         process = self.process(exec_id)
-        self.require("exec in", State.RUNNING)
         process.require("start", State.CREATED)
         try:
+            self.require("exec in", State.RUNNING)
             await self._agent.exec_process(self.id, exec_id, convert.process_to_proto(self._exec_specs.pop(exec_id)))
         except BaseException:
+            # A client waits for the end of the streams before it does anything else.
             await process.close()
             raise
         process.follow()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
-from kata.sandbox.ledger import Ledger, Locked
+from kata.sandbox.ledger import Ledger, Locked, processes_of
 from kata.shim.launcher import write_launcher
 from kata.shim.start import STATE_ROOT
 
@@ -30,6 +30,7 @@ from kata.shim.start import STATE_ROOT
 RUNTIME = "io.containerd.kata.v2"
 
 _START_S = 20.0
+_CTR_S = 15.0
 _TERM_S = 5.0
 _KILL_S = 5.0
 _POLL_S = 0.02
@@ -242,9 +243,20 @@ class PrivateContainerd:
         """The living shims of this containerd, of any runtime: process id to sandbox id."""
         return dict(_shims_of(str(self.address)))
 
+    def kill_sandbox(self, sandbox_id: str, *, shim: bool, machine: bool) -> bool:
+        """SIGKILL a sandbox's shim, its virtual machine, or both; returns whether anything asked for was there."""
+        victims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id]
+        if machine:
+            victims += processes_of(f"{STATE_ROOT}/{sandbox_id}")
+        for pid in victims:
+            _signal(pid, signal.SIGKILL)
+        return bool(victims)
+
     def close(self) -> None:
-        """End containerd, its shims and their virtual machines, and remove the directory. Idempotent."""
-        # containerd first: it would otherwise clean up after each of its shims at the same time as this does.
+        """End the tasks, containerd, its shims and their machines, and remove the directory. Idempotent."""
+        if self._process is not None:
+            self._delete_tasks()
+        # What is left is ended by force; containerd first, since it would clean up after its shims at the same time.
         self.stop()
         shims = self.shims()
         for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
@@ -255,6 +267,14 @@ class PrivateContainerd:
             _release(sandbox_id)
         _unmount_beneath(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _delete_tasks(self) -> None:
+        """The gentle way, which gives back what runtimes of any kind hold."""
+        try:
+            for task in self.ctr("tasks", "ls", "--quiet", check=False, timeout=_CTR_S).stdout.split():
+                self.ctr("tasks", "delete", "--force", task, check=False, timeout=_CTR_S)
+        except DeadlineExceeded:
+            pass  # a shim or containerd hangs: force ends them
 
 
 def unique_id(prefix: str) -> str:

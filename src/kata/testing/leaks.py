@@ -16,7 +16,7 @@ from kata.sandbox.ledger import MARKER
 from kata.shim.start import SOCKET_DIR, STATE_ROOT
 
 #: What the ids of sandboxes in tests begin with.
-TEST_PREFIX = "kt"
+TEST_PREFIX = "ittest"
 
 #: What ended a moment ago may still be on its way out.
 _SETTLE_S = 5.0

@@ -42,7 +42,8 @@ class Task:
         return next((line.split()[2] for line in listing.splitlines() if line.startswith(self.id)), "none")
 
     def delete(self) -> None:
-        self.containerd.ctr("tasks", "delete", "--force", self.id, check=False)
+        if self.status() != "none":
+            self.containerd.ctr("tasks", "delete", "--force", self.id)
         self.containerd.ctr("containers", "delete", self.id)
 
 
@@ -98,10 +99,15 @@ def test_bulk_both_ways(task: Task) -> None:
     assert hashlib.sha256(done.stdout.encode("utf-8", "surrogateescape")).digest() == hashlib.sha256(data).digest()
 
 
-def test_input_that_ends_at_once(task: Task) -> None:
-    """Pitfall: ctr often skips CloseIO, so the end of input comes only from the FIFO's last writer."""
-    for _ in range(5):
-        assert task.exec("cat", input=b"").returncode == 0
+def test_the_end_of_input(task: Task) -> None:
+    """Pitfall: ctr often skips CloseIO, so the end of input comes only from the FIFO's last writer.
+
+    Not with empty input: ctr may then be done with the FIFO before anybody has opened it, says nothing, and hangs with
+    every runtime (runc: 21 of 30 times).
+    """
+    for _ in range(10):
+        done = task.exec("cat", input=b"x")
+        assert (done.returncode, done.stdout) == (0, "x")
 
 
 def test_many_at_once(task: Task) -> None:
@@ -251,8 +257,9 @@ def test_events_of_a_life_are_in_order(containerd: PrivateContainerd, events: Ev
 
 def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
     """The end of a container of its own, since the others still need theirs."""
-    task = Task(containerd, "sh", "-c", "trap 'exit 5' TERM; while true; do sleep 0.1; done")
+    task = Task(containerd, "sh", "-c", "trap 'exit 5' TERM; touch /ready; while true; do sleep 0.1; done")
     try:
+        assert task.exec("sh", "-c", "until test -e /ready; do sleep 0.1; done").returncode == 0
         containerd.ctr("tasks", "kill", "--signal", "TERM", task.id)
         deadline = time.monotonic() + 20
         while task.status() != "STOPPED":
@@ -261,7 +268,6 @@ def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
         refused = task.exec("true")
         assert refused.returncode != 0
         assert "stopped" in refused.stderr
-        deleted = containerd.ctr("tasks", "delete", task.id, check=False)
-        assert deleted.returncode == 5
+        assert "non-zero exit code 5" in containerd.ctr("tasks", "delete", task.id).stderr
     finally:
         task.delete()

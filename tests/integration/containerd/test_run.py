@@ -89,7 +89,7 @@ def test_what_cannot_be_run(containerd: PrivateContainerd, command: str, said: s
     done = run(containerd, command)
     assert done.returncode != 0
     assert said in done.stderr.lower()
-    assert command in done.stderr
+    assert command in done.stderr or said == "permission denied"  # crun does not name it
 
 
 def test_the_hosts_network_is_refused(containerd: PrivateContainerd) -> None:

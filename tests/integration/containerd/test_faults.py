@@ -1,0 +1,117 @@
+"""kill -9 of the machine, of the shim, of both, at any moment: containerd learns of the end, nothing remains."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from kata.sandbox.ledger import processes_of
+from kata.shim.start import STATE_ROOT
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX
+from kata.testing.leaks import TEST_PREFIX
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+
+#: Rounds of each kind at random moments. Ten for a thorough look.
+ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
+
+VICTIMS = pytest.mark.parametrize(
+    ("shim", "machine"), [(False, True), (True, False), (True, True)], ids=["machine", "shim", "both"]
+)
+
+
+@contextmanager
+def running(containerd: PrivateContainerd, *command: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A `ctr run --rm` in the foreground; it has to end by itself."""
+    container_id = unique_id(TEST_PREFIX)
+    process = subprocess.Popen(
+        containerd.ctr_command("run", "--rm", "--runtime", RUNTIME, BUSYBOX, container_id, *command),
+        env=containerd.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield container_id, process
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"ctr still waits for {container_id}") from None
+    finally:
+        process.kill()
+        process.communicate()
+        containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+        containerd.ctr("containers", "delete", container_id, check=False)
+
+
+def forgotten(containerd: PrivateContainerd, container_id: str) -> None:
+    listing = containerd.ctr("tasks", "ls").stdout
+    assert container_id not in listing or "STOPPED" in listing, listing
+    assert not list(processes_of(f"{STATE_ROOT}/{container_id}"))
+    assert container_id not in containerd.shims().values()
+
+
+@VICTIMS
+def test_while_it_runs(containerd: PrivateContainerd, shim: bool, machine: bool) -> None:
+    with running(containerd, "sh", "-c", "echo up; exec sleep 600") as (container_id, process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        containerd.kill_sandbox(container_id, shim=shim, machine=machine)
+    assert process.returncode == 137
+    forgotten(containerd, container_id)
+
+
+@VICTIMS
+def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: bool) -> None:
+    generator = random.Random()
+    for _ in range(ROUNDS):
+        # From the shim's first steps over the boot to a container that floods its output.
+        moment = generator.uniform(0.05, 8.0)
+        with running(containerd, "sh", "-c", "yes | head -c 3000000; sleep 600") as (container_id, process):
+            time.sleep(moment)
+            while process.poll() is None and not containerd.kill_sandbox(container_id, shim=shim, machine=machine):
+                time.sleep(0.02)
+        try:
+            assert process.returncode != 0
+            forgotten(containerd, container_id)
+        except AssertionError as error:
+            raise AssertionError(f"killed after {moment:.2f} s: {error}") from error
+
+
+def test_the_shim_is_asked_to_end(containerd: PrivateContainerd) -> None:
+    """SIGTERM, as a node's shutdown sends it: everything is given back by the shim itself."""
+    with running(containerd, "sh", "-c", "echo up; exec sleep 600") as (container_id, process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        pid = next(pid for pid, name in containerd.shims().items() if name == container_id)
+        os.kill(pid, 15)
+    assert process.returncode == 137
+    forgotten(containerd, container_id)
+
+
+def test_a_client_that_is_killed_does_not_end_the_container(containerd: PrivateContainerd) -> None:
+    """Pitfall: when the reader of an output FIFO goes away, the container must not get SIGPIPE."""
+    container_id = unique_id(TEST_PREFIX)
+    with subprocess.Popen(
+        containerd.ctr_command(
+            *("run", "--runtime", RUNTIME, BUSYBOX, container_id),
+            *("sh", "-c", "while true; do echo tick; sleep 0.05; done"),
+        ),
+        env=containerd.environment,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"tick\n"
+        process.kill()
+    time.sleep(1)
+    assert "RUNNING" in containerd.ctr("tasks", "ls").stdout
+    assert containerd.ctr("tasks", "exec", "--exec-id", "e", container_id, "true").returncode == 0
+    containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+    containerd.ctr("containers", "delete", container_id)

@@ -1,0 +1,72 @@
+"""containerd goes away and comes back; containers do not notice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX
+from kata.testing.leaks import TEST_PREFIX
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+
+
+def detached(containerd: PrivateContainerd, *command: str) -> str:
+    container_id = unique_id(TEST_PREFIX)
+    containerd.ctr("run", "--detach", "--runtime", RUNTIME, BUSYBOX, container_id, *command)
+    return container_id
+
+
+def status(containerd: PrivateContainerd, container_id: str) -> str:
+    listing = containerd.ctr("tasks", "ls").stdout
+    return next((line.split()[2] for line in listing.splitlines() if line.startswith(container_id)), "none")
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+def test_a_container_survives_restarts_of_containerd(containerd: PrivateContainerd) -> None:
+    """Pitfall: the event connection is dead after a restart; exec and start must neither fail nor hang for it."""
+    container_id = detached(containerd, "sh", "-c", "trap 'exit 12' TERM; while true; do sleep 0.1; done")
+    shims = containerd.shims()
+    for number, exec_id in ((signal.SIGTERM, "e1"), (signal.SIGKILL, "e2")):
+        containerd.restart(number)
+        assert status(containerd, container_id) == "RUNNING"
+        done = containerd.ctr(
+            "tasks", "exec", "--exec-id", exec_id, container_id, "sh", "-c", "echo here; exit 3", check=False
+        )
+        assert (done.returncode, done.stdout) == (3, "here\n")
+    assert containerd.shims() == shims, "it is the same shim all the time"
+    containerd.ctr("tasks", "kill", "--signal", "TERM", container_id)
+    until(lambda: status(containerd, container_id) == "STOPPED")
+    assert "non-zero exit code 12" in containerd.ctr("tasks", "delete", container_id).stderr
+    containerd.ctr("containers", "delete", container_id)
+
+
+def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None:
+    container_id = detached(containerd, "sh", "-c", "sleep 2; exit 17")
+    containerd.stop(signal.SIGKILL)
+    time.sleep(3.5)
+    containerd.start()
+    until(lambda: status(containerd, container_id) == "STOPPED")
+    assert "non-zero exit code 17" in containerd.ctr("tasks", "delete", container_id).stderr
+    containerd.ctr("containers", "delete", container_id)
+
+
+def test_a_shim_that_died_while_containerd_was_away(containerd: PrivateContainerd) -> None:
+    container_id = detached(containerd, "sleep", "600")
+    containerd.stop()
+    containerd.kill_sandbox(container_id, shim=True, machine=True)
+    containerd.start()
+    # containerd finds nobody at the address, runs `delete` and forgets the task.
+    until(lambda: status(containerd, container_id) in ("none", "STOPPED"))
+    containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+    containerd.ctr("containers", "delete", container_id)
