@@ -101,7 +101,9 @@ class Ledger:
             self._held.remove((kind, value))
 
     def _append(self, sign: str, kind: str, value: str) -> None:
-        os.write(self._fd, f"{sign}\t{kind}\t{value}\n".encode())
+        line = f"{sign}\t{kind}\t{value}\n".encode()
+        if os.write(self._fd, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
     def fileno(self) -> int:
         """The descriptor that holds the lock, for a child that takes the ledger over by fork."""
@@ -123,8 +125,8 @@ class Ledger:
         problems: list[str] = []
         for kind, value in reversed(self._held):
             try:
+                # Not written down: a full disk must not stand in the way, and the next try finds it done.
                 _GIVE_BACK[kind](value)
-                self.drop(kind, value)
             except OSError as error:
                 problems.append(f"{kind} {value}: {error.strerror or error}")
         if not problems:
