@@ -61,12 +61,18 @@ def _kata(
 )
 def run(
     context: typer.Context,
-    words: Annotated[
+    image_: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="A file of `docker save`, an OCI archive or an OCI layout directory. Not with --rootfs.",
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE] [--] [COMMAND]...",
-            help="IMAGE is a file of `docker save`, an OCI archive or an OCI layout directory; not with --rootfs.",
-            show_default=False,
+            metavar="COMMAND", help="Program and arguments, in place of the image's command.", show_default=False
         ),
     ] = None,
     rootfs: Annotated[
@@ -89,7 +95,7 @@ def run(
     ] = None,
     cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="Limit of CPUs, such as 2 or 0.5.")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of memory, such as 256M or 2G.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the sandbox; a random one by default.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the sandbox; random by default.")] = None,
     _rm: Annotated[bool, typer.Option("--rm", help="Accepted for habit's sake: nothing ever stays.")] = False,
     config: ConfigFile = None,
     debug: Annotated[
@@ -100,12 +106,13 @@ def run(
     from kata.cli import request
     from kata.cli.run import run as run_request
 
-    image_path, command = request.split_words(words or (), rootfs)
+    words = ([] if image_ is None else [image_]) + (command or [])
+    image_path, words_to_run = request.split_words(words, rootfs)
     return run_request(
         request.RunRequest(
             rootfs=rootfs,
             image=image_path,
-            command=command,
+            command=words_to_run,
             name=None if name is None else request.parse_name(name),
             env=request.parse_env(env or (), os.environ),
             volumes=request.parse_volumes(volume or ()),
