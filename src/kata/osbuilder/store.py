@@ -4,18 +4,17 @@
     <root>/current -> <version>
 
 A version's directory appears complete, by one rename, or not at all. Making images is not done here, but in
-:mod:`kata.osbuilder.build`. This module is on the way of every sandbox start, so it imports little.
+:mod:`kata.osbuilder.build`. This module is on the way of every sandbox start, so what only
+administration needs is imported there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -142,6 +141,8 @@ def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
         InvalidArgument: `keep` is negative.
         DeadlineExceeded: a build holds the lock.
     """
+    import shutil  # loads compressors
+
     if keep < 0:
         raise InvalidArgument("cannot keep a negative number of images")
     root = images_root() if root is None else root
@@ -198,6 +199,8 @@ def lock(directory: Path, *, timeout: float) -> Iterator[None]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
+    import hashlib  # loads OpenSSL
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
