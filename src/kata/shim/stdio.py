@@ -79,14 +79,13 @@ class BinarySink(FdSink):
 
     async def finish(self) -> None:
         self.close()
-        if self._logger.streams == 0:
-            await self._logger.wait()
+        await self._logger.ended()
 
     def close(self) -> None:
         super().close()
         if self._counted:
             self._counted = False
-            self._logger.streams -= 1
+            self._logger.let_go()
 
 
 class LoggingBinary:
@@ -94,9 +93,21 @@ class LoggingBinary:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
+        self._end: asyncio.Task[None] | None = None
         self.streams = 0
 
-    async def wait(self) -> None:
+    def let_go(self) -> None:
+        """One of its streams has ended; after the last one it has to end, too."""
+        self.streams -= 1
+        if self.streams == 0:
+            self._end = asyncio.create_task(self._wait(), name=f"logging binary {self._pid}")
+
+    async def ended(self) -> None:
+        """Wait for its end if all of its streams have ended."""
+        if self._end is not None:
+            await asyncio.shield(self._end)
+
+    async def _wait(self) -> None:
         """Wait for its end; a binary that does not end is killed."""
         pidfd = os.pidfd_open(self._pid)
         try:
