@@ -43,9 +43,9 @@ def name() -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    before = leaks.snapshot(PREFIX)
     yield
-    leaks.assert_nothing_left(before, PREFIX)
+    # Sockets of shims have no names: not looked at, none of them can be ours.
+    eventually(lambda: not [what for what in leaks.snapshot(PREFIX) if PREFIX in what], "nothing is left", 5.0)
     assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
 
 

@@ -64,8 +64,7 @@ class Process(Lifecycle):
         """The process runs in the guest: move its streams and watch for its exit."""
         self.become(State.RUNNING)
         self._tasks.append(asyncio.create_task(self._watch(), name=f"watch {self.what}"))
-        if self.stdio.stdin is not None:
-            self._input = asyncio.create_task(self._relay_input(), name=f"input of {self.what}")
+        self._input = asyncio.create_task(self._relay_input(), name=f"input of {self.what}")
 
     def abandon(self, status: int = KILLED) -> None:
         """The process never ran, or its guest is gone: it counts as ended. Idempotent."""
@@ -112,18 +111,23 @@ class Process(Lifecycle):
                 sink.close()
 
     async def _relay_input(self) -> None:
-        assert self.stdio.stdin is not None
         ids = (self.container_id, self.exec_id)
+        source = self.stdio.stdin
         try:
-            await relay_input(
-                self.stdio.stdin,
-                lambda data: self._agent.write_stdin(*ids, data),
-                lambda: self._agent.close_stdin(*ids),
-            )
+            if source is None:
+                # The guest waits for input otherwise, and so does a program that reads it to its end.
+                await self._agent.close_stdin(*ids)
+            else:
+                await relay_input(
+                    source,
+                    lambda data: self._agent.write_stdin(*ids, data),
+                    lambda: self._agent.close_stdin(*ids),
+                )
         except KataError as error:
             log.debug("input of %s ends early: %s", self.what, error)
         finally:
-            self.stdio.stdin.close()
+            if source is not None:
+                source.close()
 
     async def close_input(self) -> None:
         """No more input comes: pass on what is there already, then tell the process."""
