@@ -332,6 +332,7 @@ def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
         (("/nonexistent.tar",), "/nonexistent.tar: no such file or directory"),
         ((KATA,), "tar"),
         (("--config", "/nonexistent.toml", "--rootfs", "{rootfs}", "true"), "/nonexistent.toml"),
+        (("-it", "--rootfs", "{rootfs}", "sh"), "standard input is not a terminal"),
         (("--frobnicate",), "no such option"),
     ],
 )

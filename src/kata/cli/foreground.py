@@ -111,7 +111,12 @@ class Foreground:
     def _source(self) -> HostSource | None:
         if not self._request.interactive:
             return None
-        return HostSource(0)
+        return HostSource(0, self._terminal_gone if self._request.tty else lambda: None)
+
+    def _terminal_gone(self) -> None:
+        """A terminal that passes every key on ends only when it is hung up."""
+        if self._container is not None:
+            self._on_signal(signal.SIGHUP)
 
     def _sink(self, fd: int) -> HostSink:
         return HostSink(fd, self._output_failed)

@@ -84,6 +84,8 @@ def _check_before(request: RunRequest, config: Config) -> None:
     for path in (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image):
         if not os.access(path, os.R_OK):
             raise NotFound(f"guest image: {path} is not a readable file", hint="run: kata image build")
+    if request.interactive and request.tty and not os.isatty(0):
+        raise InvalidArgument("standard input is not a terminal", hint="leave -t out, or -i")
     if request.rootfs is not None and not request.rootfs.is_dir():
         raise NotFound(f"rootfs {request.rootfs} is not a directory")
     for volume in request.volumes:

@@ -58,24 +58,35 @@ class _HostStream:
 class HostSource(_HostStream):
     """`kata.sandbox.stdio.Source` of one of this process's descriptors, which stays the caller's.
 
+    Args:
+        at_end: called when there is nothing more to read.
+
     Raises:
         OSError: the descriptor is closed, or cannot be opened again.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, at_end: Callable[[], None] = lambda: None) -> None:
         super().__init__(fd, os.O_RDONLY)
+        self._at_end = at_end
 
     async def read(self) -> bytes:
+        data = b""
         while self._wait_fd >= 0:
             try:
-                if self._socket is not None:
-                    return self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
-                return os.read(self._fd, _READ_SIZE)
+                data = self._read()
+                break
             except BlockingIOError:
                 await readable(self._wait_fd)
             except OSError:
-                return b""  # a terminal that was hung up
-        return b""
+                break  # a terminal that was hung up
+        if not data:
+            self._at_end()
+        return data
+
+    def _read(self) -> bytes:
+        if self._socket is not None:
+            return self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        return os.read(self._fd, _READ_SIZE)
 
 
 class HostSink:

@@ -74,7 +74,9 @@ class Collector(threading.Thread):
 async def test_pipe_in() -> None:
     read_end, write_end = os.pipe()
     thread = feed(write_end, DATA)
-    assert await read_all(HostSource(read_end)) == DATA
+    ends: list[bool] = []
+    assert await read_all(HostSource(read_end, lambda: ends.append(True))) == DATA
+    assert ends == [True]
     thread.join()
     assert not nonblocking(read_end)
     os.close(read_end)
