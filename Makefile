@@ -6,8 +6,7 @@ BIN ?= /usr/local/bin
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 
-APT_RUN := python3 python3-venv qemu-system-x86 util-linux containerd runc \
-           mmdebstrap erofs-utils kmod xz-utils busybox ca-certificates
+APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
 APT_TEST := protobuf-compiler
 
 .DEFAULT_GOAL := help
