@@ -106,7 +106,7 @@ class Guest:
     def _command(self) -> list[str]:
         image = store.find()
         return [
-            "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1",
+            "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", "1",
             "-m", f"{self._memory}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(image.kernel), "-initrd", str(image.initrd),
             "-append", " ".join((_PARAMETERS, *self._parameters)),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from kata.agent import files, guest, stats
 from kata.agent.container import Container, Machinery
@@ -131,12 +132,6 @@ class AgentService:
         await self._process(request).stdio.close_stdin()
         return Empty()
 
-    async def read_stdout(self, request: pb.ReadStreamRequest, ctx: CallContext) -> pb.ReadStreamResponse:
-        return pb.ReadStreamResponse(data=await self._container(request).read(request.exec_id, "stdout", request.len))
-
-    async def read_stderr(self, request: pb.ReadStreamRequest, ctx: CallContext) -> pb.ReadStreamResponse:
-        return pb.ReadStreamResponse(data=await self._container(request).read(request.exec_id, "stderr", request.len))
-
     async def tty_win_resize(self, request: pb.TtyWinResizeRequest, ctx: CallContext) -> Empty:
         self._process(request).stdio.resize(request.row, request.column)
         return Empty()
@@ -168,12 +163,42 @@ class AgentService:
     async def get_metrics(self, request: pb.GetMetricsRequest, ctx: CallContext) -> pb.Metrics:
         return pb.Metrics(metrics=self._metrics.render())
 
+    def reader(self, stream: str) -> Handler:
+        """ReadStdout or ReadStderr, which answer ReadStreamResponse{data=1}.
+
+        The message is put together by hand: protobuf would copy the output twice more, and in an emulated guest that
+        is a third of the time that output takes.
+        """
+
+        async def read(ctx: CallContext, payload: bytes) -> bytes:
+            try:
+                request = pb.ReadStreamRequest.FromString(payload)
+            except DecodeError as error:
+                raise InvalidArgument("request is no ReadStreamRequest") from error
+            data = await self._container(request).read(request.exec_id, stream, request.len)
+            return b"".join((b"\x0a", _varint(len(data)), data)) if data else b""
+
+        return read
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes lengths."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
 
 def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
     """The handlers of both services, for a ttrpc server."""
+    service = pb.DESCRIPTOR.services_by_name["AgentService"]
     return {
         **handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], HealthService()),
-        **handlers(pb.DESCRIPTOR.services_by_name["AgentService"], agent),
+        **handlers(service, agent),
+        (service.full_name, "ReadStdout"): agent.reader("stdout"),
+        (service.full_name, "ReadStderr"): agent.reader("stderr"),
     }
 
 

@@ -18,10 +18,10 @@ import termios
 from kata.agent.runtime import Streams
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
 
-# Below ttrpc's message limit of 4 MiB, and enough that the round trip no longer matters.
-MAX_READ = 1024 * 1024
 # What a pipe holds decides how much one call can bring; the kernel's 64 KiB would make four calls of it.
 PIPE_SIZE = 256 * 1024
+# More would only make Python allocate, and give back, what a pipe cannot fill.
+MAX_READ = PIPE_SIZE
 
 _DRAIN = 0.5
 _CONSOLE_TIMEOUT = 10.0

@@ -189,10 +189,15 @@ class _PortTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing:
             return
-        idle = not self._pending
+        if not self._pending:
+            # Straight from the caller's buffer: in an emulated guest each copy of a megabyte is felt.
+            with memoryview(data) as view:
+                written = self._write(view)
+                if written == len(view):
+                    return
+                data = bytes(view[written:])
         self._pending += data
-        if idle:
-            self.flush()
+        self._limit()
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))
@@ -202,25 +207,34 @@ class _PortTransport(asyncio.Transport):
 
     def flush(self) -> None:
         """Write what the port takes; the rest goes with the next event."""
+        if self._pending:
+            with memoryview(self._pending) as view:
+                written = self._write(view)
+            del self._pending[:written]
+            self._limit()
+        if self._closing and not self._pending:
+            self._finish(None, by_host=False)
+
+    def _write(self, view: memoryview) -> int:
+        """How much of `view` the port took."""
         written = 0
         try:
-            with memoryview(self._pending) as view:
-                while written < len(view):
-                    written += os.write(self._port.fd, view[written : written + _CHUNK])
+            while written < len(view):
+                written += os.write(self._port.fd, view[written : written + _CHUNK])
         except BlockingIOError:
             pass
         except OSError as error:
             self.drop(error)
-            return
-        del self._pending[:written]
+        return written
+
+    def _limit(self) -> None:
+        """Tell the writers to wait, or to go on."""
         if not self._blocked and len(self._pending) > _HIGH_WATER:
             self._blocked = True
             self._protocol.pause_writing()
         elif self._blocked and len(self._pending) < _HIGH_WATER // 4:
             self._blocked = False
             self._protocol.resume_writing()
-        if self._closing and not self._pending:
-            self._finish(None, by_host=False)
 
     def close(self) -> None:
         if not self._closing:
