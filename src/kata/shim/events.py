@@ -101,10 +101,12 @@ class Publisher:
                     timeout=_TIMEOUT_S,
                 )
                 return
-            except ttrpc.StatusError as error:
-                log.warning("containerd refused event %s: %s", request.envelope.topic, error)
-                return
-            except (OSError, ttrpc.ConnectionClosed) as error:
+            except (OSError, ttrpc.TtrpcError) as error:
+                # A containerd that hangs may get the event twice; that is better than never.
+                hangs = isinstance(error, ttrpc.StatusError) and error.code == ttrpc.Code.DEADLINE_EXCEEDED
+                if not hangs and not isinstance(error, OSError | ttrpc.ConnectionClosed):
+                    log.warning("containerd refused event %s: %s", request.envelope.topic, error)
+                    return
                 log.debug("event %s waits for containerd: %s", request.envelope.topic, error)
             await self._disconnect()
             await asyncio.sleep(delay)
