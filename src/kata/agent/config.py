@@ -6,6 +6,7 @@ wins). What is not known is returned rather than refused: a newer host must be a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ class AgentConfig:
         log_level: name of a level of `logging`.
         server_addr: where to listen, e.g. "vsock://-1:1024" (see kata.agent.transports).
         container_pipe_size: bytes of the pipes of a container's stdio; 0 leaves the choice to the agent.
+        hotplug_timeout: seconds that what the host plugs in may take to appear.
         debug_console: whether to offer a shell to the host.
         debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
         unknown: parameters that began with "agent." and mean nothing here.
@@ -36,6 +38,7 @@ class AgentConfig:
     log_level: str = "INFO"
     server_addr: str = "vsock://-1:1024"
     container_pipe_size: int = 0
+    hotplug_timeout: float = 3.0
     debug_console: bool = False
     debug_console_vport: int = 0
     unknown: tuple[str, ...] = field(default=())
@@ -60,9 +63,10 @@ def parse_duration(text: str) -> float:
     """
     digits = text.rstrip("".join(_UNITS)) if text else ""
     unit = text[len(digits) :] or "s"
-    if unit not in _UNITS or float(digits) < 0:
+    seconds = float(digits) * _UNITS.get(unit, math.nan)
+    if not 0 <= seconds < math.inf:
         raise ValueError(text)
-    return float(digits) * _UNITS[unit]
+    return seconds
 
 
 def _parse_level(text: str) -> str:
@@ -82,6 +86,7 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "agent.log": ("log_level", _parse_level),
     "agent.server_addr": ("server_addr", str),
     "agent.container_pipe_size": ("container_pipe_size", _parse_size),
+    "agent.hotplug_timeout": ("hotplug_timeout", parse_duration),
     "agent.debug_console": ("debug_console", lambda text: parse_bool(text or "true")),
     "agent.debug_console_vport": ("debug_console_vport", _parse_size),
 }

@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from kata.agent import guestspec
+from kata.agent.config import AgentConfig
 from kata.agent.oom import OomWatcher
 from kata.agent.paths import Paths
 from kata.agent.process import Process
@@ -52,18 +53,18 @@ class State(Enum):
 class Machinery:
     """What all containers of an agent use."""
 
-    def __init__(self, paths: Paths, reaper: Reaper, runtime: Runtime, oom: OomWatcher, pipe_size: int) -> None:
+    def __init__(self, paths: Paths, reaper: Reaper, runtime: Runtime, oom: OomWatcher, config: AgentConfig) -> None:
         self.paths = paths
         self.reaper = reaper
         self.runtime = runtime
         self.oom = oom
-        self.pipe_size = pipe_size
+        self.config = config
         self._consoles = 0
 
     def open_stdio(self, process: Mapping[str, Any]) -> Stdio:
         """Streams as the OCI `process` wants them."""
         if not process.get("terminal"):
-            return Stdio.open_pipes(self.pipe_size)
+            return Stdio.open_pipes(self.config.container_pipe_size)
         self._consoles += 1
         os.makedirs(self.paths.run, mode=0o700, exist_ok=True)
         return Stdio.open_terminal(f"{self.paths.run}/console-{self._consoles}")

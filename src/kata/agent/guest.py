@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Iterable
 
-from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from kata.errors import DeadlineExceeded, InvalidArgument
 from kata.protocols import agent_pb2
 from kata.version import VERSION
 
@@ -23,8 +23,6 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _MAX_SEED = 4096
 
-# Kata's: a processor that the host has plugged in is there within five seconds, or not at all.
-_ONLINE_TRIES = 100
 _ONLINE_PAUSE = 0.05
 
 
@@ -74,29 +72,24 @@ def set_time(seconds: int, microseconds: int) -> None:
     time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 10**9 + microseconds * 1000)
 
 
-async def online(cpus: int, memory: bool, wait: bool) -> None:
+async def online(cpus: int, memory: bool, timeout: float) -> None:
     """Put processors and memory that the host has plugged in to use.
 
     Args:
         cpus: how many more processors are to come online.
         memory: whether to take all new memory, too.
-        wait: whether the processors may still be on their way.
+        timeout: seconds that the processors may still need to appear.
 
     Raises:
         DeadlineExceeded: fewer processors appeared in time.
-        FailedPrecondition: fewer are there, and there was no leave to wait.
     """
-    missing = cpus
-    for attempt in range(_ONLINE_TRIES):
+    deadline = time.monotonic() + timeout
+    missing = cpus - _online_cpus(cpus)
+    while missing:
+        if time.monotonic() >= deadline:
+            raise DeadlineExceeded(f"{missing} of {cpus} new processors did not appear within {timeout:g} s")
+        await asyncio.sleep(_ONLINE_PAUSE)
         missing -= _online_cpus(missing)
-        if not missing:
-            break
-        if not wait:
-            raise FailedPrecondition(f"{missing} of {cpus} new processors are not there")
-        if attempt:
-            await asyncio.sleep(_ONLINE_PAUSE)
-    if missing:
-        raise DeadlineExceeded(f"{missing} of {cpus} new processors did not appear")
     if memory:
         _online_memory()
 

@@ -50,7 +50,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings.container_pipe_size)
+    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings)
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
     server = Server(all_handlers(service), to_status=to_status)

@@ -157,7 +157,8 @@ class AgentService:
 
     async def online_cpu_mem(self, request: pb.OnlineCPUMemRequest, ctx: CallContext) -> Empty:
         self._require_machine()
-        await guest.online(request.nb_cpus, not request.cpu_only, request.wait)
+        timeout = self._machinery.config.hotplug_timeout if request.wait else 0.0
+        await guest.online(request.nb_cpus, not request.cpu_only, timeout)
         return Empty()
 
     async def get_metrics(self, request: pb.GetMetricsRequest, ctx: CallContext) -> pb.Metrics:

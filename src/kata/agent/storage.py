@@ -6,9 +6,10 @@ to, so every path is walked without following a symbolic link, and mounts are ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kata.agent.paths import Paths
@@ -33,7 +34,7 @@ class Storages:
         self._paths = paths
         self._users: dict[str, int] = {}
         self._mounted: set[str] = set()
-        self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], bool]] = {
+        self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], None]] = {
             "9p": self._filesystem,
             "virtio-fs": self._filesystem,
             "ephemeral": self._ephemeral,
@@ -92,27 +93,22 @@ class Storages:
         if driver is None:
             raise InvalidArgument(f"storage for {point} has the unknown driver {request.driver!r}")
         try:
-            mounted = driver(request, point, owner)
-        except OSError as error:
-            raise FailedPrecondition(f"cannot mount storage {request.driver} on {point}: {error.strerror}") from error
-        if mounted:
-            self._mounted.add(point)
-        try:
+            driver(request, point, owner)
             if request.HasField("fs_group"):
                 self._give_to_group(point, request.fs_group, "ro" in request.options)
         except OSError as error:
             self._unmount(point)
-            raise FailedPrecondition(f"cannot change the group of {point}: {error.strerror}") from error
+            raise FailedPrecondition(f"cannot mount storage {request.driver} on {point}: {error.strerror}") from error
+        except BaseException:
+            self._unmount(point)
+            raise
 
     def _unmount(self, point: str) -> None:
         if point in self._mounted:
             self._mounted.discard(point)
             parent, name = os.path.split(point)
-            fd = self._open(parent, create=False)
-            try:
-                mounts.umount(f"/proc/self/fd/{fd}/{name}")
-            finally:
-                os.close(fd)
+            with self._directory(parent) as directory:
+                mounts.umount(f"{directory}/{name}")
 
     def _inside(self, path: str) -> str:
         """The normal form of a path below the base directory."""
@@ -125,31 +121,33 @@ class Storages:
             raise InvalidArgument(f"storage path {path!r} is not below {self._paths.base}")
         return point
 
-    def _open(self, path: str, *, create: bool, mode: int = 0o755) -> int:
-        """A descriptor of a directory below the base, no symbolic link on the way."""
+    @contextlib.contextmanager
+    def _directory(self, path: str, *, create: bool = False) -> Iterator[str]:
+        """A directory below the base, no symbolic link on the way, as a path that only names it while in use."""
         base = os.open(self._paths.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            relative = path[len(self._paths.base) + 1 :]
-            return open_directory(base, relative, create_mode=mode if create else None)
+            fd = open_directory(base, path[len(self._paths.base) + 1 :], create_mode=0o755 if create else None)
         finally:
             os.close(base)
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
 
     def _mount_at(self, source: str, point: str, fstype: str, options: Iterable[str]) -> None:
         parsed = mounts.parse_options(options)
-        fd = self._open(point, create=True)
-        try:
-            mounts.mount(source, f"/proc/self/fd/{fd}", fstype, parsed.flags, parsed.data)
-        finally:
-            os.close(fd)
+        with self._directory(point, create=True) as target:
+            mounts.mount(source, target, fstype, parsed.flags, parsed.data)
+        self._mounted.add(point)
         if parsed.propagation:
-            mounts.set_propagation(point, parsed.propagation)
+            with self._directory(point) as mounted:
+                mounts.set_propagation(mounted, parsed.propagation)
 
-    def _filesystem(self, request: agent_pb2.Storage, point: str, owner: str) -> bool:
+    def _filesystem(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """9p and virtio-fs: `source` is the device's tag."""
         self._mount_at(request.source, point, request.fstype, request.options)
-        return True
 
-    def _ephemeral(self, request: agent_pb2.Storage, point: str, owner: str) -> bool:
+    def _ephemeral(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """Memory: a tmpfs, or huge pages, which have to be set aside first."""
         options = list(request.options)
         group = _take_group(options)
@@ -157,66 +155,59 @@ class Storages:
             _reserve_hugepages(options)
         self._mount_at(request.source or "tmpfs", point, request.fstype or "tmpfs", options)
         if group is not None:
-            os.chown(point, -1, group)
-            os.chmod(point, stat.S_IMODE(os.stat(point).st_mode) | stat.S_ISGID)
-        return True
+            with self._directory(point) as mounted:
+                os.chown(mounted, -1, group)
+                os.chmod(mounted, stat.S_IMODE(os.stat(mounted).st_mode) | stat.S_ISGID)
 
-    def _local(self, request: agent_pb2.Storage, point: str, owner: str) -> bool:
+    def _local(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """A directory on a file system that is there already."""
         options = list(request.options)
         group = _take_group(options)
         mode = next((option[5:] for option in options if option.startswith("mode=")), "0777")
-        fd = self._open(point, create=True)
         try:
-            os.chmod(f"/proc/self/fd/{fd}", int(mode, 8) | (stat.S_ISGID if group is not None else 0))
-            if group is not None:
-                os.chown(f"/proc/self/fd/{fd}", -1, group)
+            bits = int(mode, 8) | (stat.S_ISGID if group is not None else 0)
         except ValueError as error:
             raise InvalidArgument(f"storage {point} has the bad mode {mode!r}") from error
-        finally:
-            os.close(fd)
-        return False
+        with self._directory(point, create=True) as directory:
+            if group is not None:
+                os.chown(directory, -1, group)
+            os.chmod(directory, bits & 0o7777)
 
-    def _overlay(self, request: agent_pb2.Storage, point: str, owner: str) -> bool:
+    def _overlay(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """Layers below, and for a writable one two directories in the container's bundle."""
         options = list(request.options)
         if _OVERLAY_RW in options:
             options.remove(_OVERLAY_RW)
             for name in ("upper", "work"):
                 directory = f"{self._paths.base}/{owner or 'sandbox'}/{name}"
-                os.close(self._open(directory, create=True))
+                with self._directory(directory, create=True):
+                    pass
                 options.append(f"{name}dir={directory}")
         for option in request.driver_options:
             if option.startswith(_OVERLAY_CREATE):
-                os.close(self._open(self._inside(option.removeprefix(_OVERLAY_CREATE)), create=True))
+                with self._directory(self._inside(option.removeprefix(_OVERLAY_CREATE)), create=True):
+                    pass
         self._mount_at("overlay", point, "overlay", options)
-        return True
 
-    def _bind(self, request: agent_pb2.Storage, point: str, owner: str) -> bool:
+    def _bind(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """Another directory below the base, at a second place."""
         parsed = mounts.parse_options(request.options)
-        source = self._open(self._inside(request.source), create=False)
-        try:
-            target = self._open(point, create=True)
-            try:
-                mounts.bind(f"/proc/self/fd/{source}", f"/proc/self/fd/{target}", parsed.flags)
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-        if parsed.propagation:
-            mounts.set_propagation(point, parsed.propagation)
-        return True
+        with self._directory(self._inside(request.source)) as source, self._directory(point, create=True) as target:
+            mounts.bind(source, target, parsed.flags & mounts.MS_REC)
+        self._mounted.add(point)
+        # Only now does the path lead to what is mounted, which is what flags and propagation are for.
+        with self._directory(point) as mounted:
+            mounts.restrict(mounted, parsed.flags)
+            if parsed.propagation:
+                mounts.set_propagation(mounted, parsed.propagation)
 
     def _give_to_group(self, point: str, group: agent_pb2.FSGroup, read_only: bool) -> None:
         """Make a volume the group's, as Kubernetes' fsGroup asks: setgid directories, files that the group can use."""
-        fd = self._open(point, create=False)
-        try:
-            path = f"/proc/self/fd/{fd}"
+        with self._directory(point) as path:
             if group.group_change_policy == _ON_ROOT_MISMATCH and os.stat(path).st_gid == group.group_id:
                 return
             wanted = 0o440 if read_only else 0o660
-            for _, _, files, directory in os.fwalk(path, follow_symlinks=False):
+            for _, _, files, directory in os.fwalk(f"{path}/."):
                 os.fchown(directory, -1, group.group_id)
                 os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode) | wanted | 0o110 | stat.S_ISGID)
                 for name in files:
@@ -224,8 +215,6 @@ class Storages:
                     mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
                     if stat.S_ISREG(mode):
                         os.chmod(name, stat.S_IMODE(mode) | wanted, dir_fd=directory)
-        finally:
-            os.close(fd)
 
 
 def _take_group(options: list[str]) -> int | None:

@@ -103,17 +103,14 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 
 def bind(source: str, target: str, flags: int = MS_REC) -> None:
-    """Bind `source` on `target`, recursively unless told otherwise, and apply per-mount flags such as MS_RDONLY.
-
-    The kernel ignores per-mount flags in the binding call, so they need a remount; if that fails the bind is undone.
-    """
+    """Bind `source` on `target`; `flags` is MS_REC or 0, as the kernel ignores others here (see `restrict`)."""
     mount(source, target, flags=MS_BIND | (flags & MS_REC))
+
+
+def restrict(target: str, flags: int) -> None:
+    """Give the bind mount at `target` per-mount flags such as MS_RDONLY; others in `flags` do not matter."""
     if flags & _PER_MOUNT:
-        try:
-            mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
-        except OSError:
-            umount(target)
-            raise
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
 
 
 def set_propagation(target: str, propagation: int) -> None:

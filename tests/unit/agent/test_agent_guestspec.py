@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from kata.agent.guestspec import Namespaces, finish
+
+SHARED = Namespaces(ipc="/ns/ipc", uts="/ns/uts", network="/proc/1/ns/net")
+
+
+def edited(spec: dict[str, Any], namespaces: Namespaces = SHARED, root: tuple[int, int] | None = (254, 0)) -> Any:
+    before = copy.deepcopy(spec)
+    result = finish(spec, rootfs="/b/rootfs", cgroup="/kata/c", namespaces=namespaces, root_device=root)
+    assert spec == before
+    return result
+
+
+def kinds(result: Any) -> dict[str, str]:
+    return {entry["type"]: entry.get("path", "") for entry in result["linux"]["namespaces"]}
+
+
+def test_namespaces_are_the_sandbox_s() -> None:
+    spec = {
+        "hostname": "h",
+        "linux": {
+            "namespaces": [
+                {"type": "mount"},
+                {"type": "ipc", "path": "/proc/99/ns/ipc"},
+                {"type": "network", "path": "/var/run/netns/x"},
+                {"type": "time"},
+            ]
+        },
+    }
+    result = edited(spec)
+    assert kinds(result) == {
+        "mount": "", "ipc": "/ns/ipc", "uts": "/ns/uts", "network": "/proc/1/ns/net", "pid": "", "cgroup": "",
+    }  # fmt: skip
+    assert result["hostname"] == "h"
+    assert kinds(edited(spec, SHARED._replace(pid="/ns/pid")))["pid"] == "/ns/pid"
+
+
+def test_root_and_cgroup_are_the_guest_s() -> None:
+    result = edited({"root": {"path": "/x", "readonly": True}, "linux": {"cgroupsPath": "system.slice:cri:c"}})
+    assert result["root"] == {"path": "/b/rootfs", "readonly": True}
+    assert result["linux"]["cgroupsPath"] == "/kata/c"
+
+
+def test_the_root_disk_is_denied_last() -> None:
+    denied = {"allow": False, "type": "b", "major": 254, "minor": 0, "access": "rwm"}
+    assert edited({})["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}, denied]
+    rules = [{"allow": False, "access": "rwm"}]
+    spec = {"linux": {"resources": {"devices": rules, "pids": {"limit": 5}}}}
+    resources = edited(spec)["linux"]["resources"]
+    assert resources == {"devices": [*rules, denied], "pids": {"limit": 5}}
+    assert "resources" not in edited({}, root=None)["linux"]
+
+
+def test_a_user_namespace_cannot_rename_the_sandbox() -> None:
+    assert "hostname" not in edited({"hostname": "h", "linux": {"namespaces": [{"type": "user"}]}})

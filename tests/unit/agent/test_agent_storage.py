@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kata.agent.paths import Paths
+from kata.agent.storage import Storages, parse_size
+from kata.errors import FailedPrecondition, InvalidArgument
+from kata.linux import mount
+from kata.protocols import agent_pb2 as pb
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    paths = Paths.under(str(tmp_path))
+    os.makedirs(paths.shared)
+    return paths
+
+
+def tmpfs(point: str, **fields: object) -> pb.Storage:
+    return pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", mount_point=point, **fields)  # type: ignore[arg-type]
+
+
+def mounted(paths: Paths) -> list[str]:
+    return [point.removeprefix(paths.base) for point in mount.mount_points(paths.base)]
+
+
+def test_the_last_user_unmounts(paths: Paths) -> None:
+    storages = Storages(paths)
+    request = tmpfs(f"{paths.sandbox}/shm", options=["size=1m", "mode=1777"])
+    first = storages.acquire([request], "a")
+    second = storages.acquire([request], "b")
+    assert mounted(paths) == ["/sandbox/shm"]
+    assert stat.S_IMODE(os.stat(f"{paths.sandbox}/shm").st_mode) == 0o1777
+    storages.release(first)
+    assert mounted(paths) == ["/sandbox/shm"]
+    storages.release(second)
+    assert mounted(paths) == []
+
+
+def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> None:
+    storages = Storages(paths)
+    assert storages.acquire([tmpfs(f"{paths.sandbox}/x", shared=True)], "a") == []
+    assert mounted(paths) == ["/sandbox/x"]
+    storages.release_all()
+    assert mounted(paths) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pb.Storage(driver="blk", mount_point="BASE/x"),
+        pb.Storage(driver="", mount_point="BASE/x"),
+        tmpfs("/etc"),
+        tmpfs("relative"),
+        tmpfs(""),
+        tmpfs("BASE"),
+        tmpfs("BASE/../x"),
+        tmpfs("BASE/x\0y"),
+        tmpfs("BASE/x", options=["fsgid=root"]),
+        pb.Storage(driver="bind", source="/etc", mount_point="BASE/x"),
+        pb.Storage(driver="ephemeral", fstype="hugetlbfs", mount_point="BASE/x", options=["pagesize=3Mi", "size=3Mi"]),
+        pb.Storage(driver="ephemeral", fstype="hugetlbfs", mount_point="BASE/x"),
+    ],
+)
+def test_bad_requests_undo_the_good_ones_before_them(paths: Paths, bad: pb.Storage) -> None:
+    request = pb.Storage()
+    request.CopyFrom(bad)
+    request.mount_point = bad.mount_point.replace("BASE", paths.base)
+    with pytest.raises(InvalidArgument):
+        Storages(paths).acquire([tmpfs(f"{paths.sandbox}/good"), request], "a")
+    assert mounted(paths) == []
+
+
+def test_a_mount_that_fails_is_told_with_its_reason(paths: Paths) -> None:
+    with pytest.raises(FailedPrecondition, match=r"cannot mount storage ephemeral on .*: mount nonsense shm"):
+        Storages(paths).acquire(
+            [pb.Storage(driver="ephemeral", source="shm", fstype="nonsense", mount_point=f"{paths.sandbox}/x")], "a"
+        )
+
+
+def test_a_link_planted_by_a_container_leads_nowhere(paths: Paths, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    os.symlink(outside, f"{paths.shared}/local")
+    for driver in ("local", "ephemeral"):
+        request = pb.Storage(driver=driver, fstype="tmpfs", mount_point=f"{paths.shared}/local/data")
+        with pytest.raises(FailedPrecondition):
+            Storages(paths).acquire([request], "a")
+    assert list(outside.iterdir()) == []
+    assert mounted(paths) == []
+
+
+def test_local_makes_a_directory(paths: Paths) -> None:
+    point = f"{paths.shared}/s/local/data"
+    storages = Storages(paths)
+    held = storages.acquire([pb.Storage(driver="local", options=["mode=0770", "fsgid=1234"], mount_point=point)], "a")
+    status = os.stat(point)
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o2770, 1234)
+    storages.release(held)
+    assert os.path.isdir(point)
+
+
+def test_bind_and_overlay(paths: Paths) -> None:
+    lower = f"{paths.shared}/lower"
+    os.mkdir(lower)
+    Path(lower, "word").write_text("below")
+    os.mkdir(f"{paths.base}/c1")
+    storages = Storages(paths)
+    held = storages.acquire(
+        [
+            tmpfs(f"{paths.base}/c1"),
+            pb.Storage(driver="bind", source=lower, options=["bind", "ro"], mount_point=f"{paths.shared}/bound"),
+            pb.Storage(
+                driver="overlayfs",
+                options=[f"lowerdir={lower}", "io.katacontainers.fs-opt.overlay-rw"],
+                mount_point=f"{paths.shared}/over",
+            ),
+        ],
+        "c1",
+    )
+    try:
+        assert Path(paths.shared, "bound/word").read_text() == "below"
+        with pytest.raises(OSError, match="Read-only"):
+            Path(paths.shared, "bound/new").write_text("x")
+        Path(paths.shared, "over/word").write_text("above")
+        assert Path(lower, "word").read_text() == "below"
+    finally:
+        storages.release(held)
+    assert mounted(paths) == []
+
+
+def test_fs_group(paths: Paths) -> None:
+    storages = Storages(paths)
+    point = f"{paths.sandbox}/x"
+    request = tmpfs(point)
+    request.fs_group.group_id = 77
+    held = storages.acquire([request], "a")
+    status = os.stat(point)
+    assert status.st_gid == 77
+    assert status.st_mode & stat.S_ISGID
+    storages.release(held)
+
+
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("5", "2M", "2Mi", "1G", "1Gi", "4kB")] == [
+        5,
+        2 << 20,
+        2 << 20,
+        1 << 30,
+        1 << 30,
+        4096,
+    ]
+    for bad in ("", "M", "2X", "-1", "1.5G"):
+        with pytest.raises(InvalidArgument):
+            parse_size(bad)

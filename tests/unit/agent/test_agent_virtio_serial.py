@@ -1,0 +1,131 @@
+"""The port on a raw pseudo-terminal, which polls and ends much like one; the driver itself is tested in a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import tty
+from collections.abc import Iterator
+
+import pytest
+
+from kata.agent.virtio_serial import VirtioSerialPort, find_port
+from kata.errors import NotFound
+
+
+def frame(stream: int, payload: bytes) -> bytes:
+    return struct.pack(">IIBB", len(payload), stream, 1, 0) + payload
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[int, str]]:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    yield master, os.ttyname(slave)
+    os.close(slave)
+    os.close(master)
+
+
+async def read_until(fd: int, size: int) -> bytes:
+    data = b""
+    async with asyncio.timeout(10):
+        while len(data) < size:
+            try:
+                data += os.read(fd, 65536)
+            except BlockingIOError:
+                await asyncio.sleep(0.005)
+    return data
+
+
+async def test_echo_and_a_host_that_came_back_unnoticed(pair: tuple[int, str]) -> None:
+    host, path = pair
+    ended: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        total = 0
+        while data := await reader.read(1000):
+            total += len(data)
+            writer.write(data)
+            await writer.drain()
+        ended.append(total)
+
+    port = VirtioSerialPort(path, serve)
+    try:
+        first = frame(1, b"hello") + frame(3, b"")
+        os.write(host, first)
+        assert await read_until(host, len(first)) == first
+        second = frame(1, b"again")
+        os.write(host, second)
+        assert await read_until(host, len(second)) == second
+        assert ended == [len(first)]
+    finally:
+        port.close()
+        port.close()
+    await asyncio.sleep(0)
+    assert ended == [len(first)] or ended == [len(first), len(second)]
+
+
+async def test_much_output_waits_for_a_slow_host(pair: tuple[int, str]) -> None:
+    host, path = pair
+    data = os.urandom(3 << 20)
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        for start in range(0, len(data), 1 << 18):
+            writer.write(data[start : start + (1 << 18)])
+            await writer.drain()
+        done.set()
+        await reader.read()
+
+    port = VirtioSerialPort(path, serve)
+    try:
+        os.write(host, frame(1, b""))
+        await asyncio.sleep(0.1)
+        assert not done.is_set()
+        assert await read_until(host, len(data)) == data
+        assert done.is_set()
+    finally:
+        port.close()
+
+
+async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(pair: tuple[int, str]) -> None:
+    host, path = pair
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1000))
+
+    port = VirtioSerialPort(path, serve)
+    try:
+        os.write(host, frame(1, b"a"))
+        await asyncio.sleep(0.05)
+        os.write(host, frame(3, b"late"))
+        await asyncio.sleep(0.3)
+        os.write(host, frame(1, b"b"))
+        await asyncio.sleep(0.05)
+        assert seen == [frame(1, b"a"), frame(1, b"b")]
+    finally:
+        port.close()
+
+
+async def test_a_busy_loop_is_not_made_of_an_idle_port(pair: tuple[int, str]) -> None:
+    _, path = pair
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    port = VirtioSerialPort(path, serve)
+    try:
+        before = os.times().user + os.times().system
+        await asyncio.sleep(0.5)
+        assert os.times().user + os.times().system - before < 0.2
+    finally:
+        port.close()
+
+
+def test_a_port_that_does_not_exist() -> None:
+    with pytest.raises(NotFound, match=r"no virtio-serial port is called kata\.none"):
+        find_port("kata.none", 0)

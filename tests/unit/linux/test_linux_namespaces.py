@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kata.linux import mount, namespaces
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def test_pinned_namespaces_live_on_and_the_caller_stays(tmp_path: Path) -> None:
+    home = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("uts", "ipc")}
+    name = socket.gethostname()
+    targets = {kind: str(tmp_path / kind) for kind in ("uts", "ipc")}
+    namespaces.make_pinned(targets, lambda: socket.sethostname("elsewhere"))
+    try:
+        assert {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in home} == home
+        assert socket.gethostname() == name
+        back, there = os.open("/proc/self/ns/uts", os.O_RDONLY), os.open(targets["uts"], os.O_RDONLY)
+        try:
+            namespaces.setns(there, namespaces.CLONE_NEWUTS)
+            assert socket.gethostname() == "elsewhere"
+            namespaces.setns(back, namespaces.CLONE_NEWUTS)
+        finally:
+            os.close(back)
+            os.close(there)
+    finally:
+        for target in targets.values():
+            namespaces.unpin(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing_pinned(tmp_path: Path) -> None:
+    home = os.readlink("/proc/self/ns/uts")
+    targets = {"ipc": str(tmp_path / "ipc"), "uts": str(tmp_path / "none/uts")}
+    with pytest.raises(FileNotFoundError):
+        namespaces.make_pinned(targets)
+    assert os.readlink("/proc/self/ns/uts") == home
+    assert mount.mount_points(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
