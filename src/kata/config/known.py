@@ -36,10 +36,11 @@ KEYS: dict[str, frozenset[str]] = {
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
         sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io vfio_mode
         """),
+    "factory": _names("vm_cache_endpoint vm_cache_number"),
 }
 
 SECTIONS = _names("""
-    factory image netmon hypervisor.acrn hypervisor.clh hypervisor.cloud-hypervisor hypervisor.dragonball
+    image netmon hypervisor.acrn hypervisor.clh hypervisor.cloud-hypervisor hypervisor.dragonball
     hypervisor.firecracker hypervisor.openvmm hypervisor.remote hypervisor.stratovirt
     """)
 
@@ -59,6 +60,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         virtio_fs_extra_args
         """),
     "agent": frozenset({"cdh_api_timeout_ms", "enable_tracing", "policy"}),
+    "factory": frozenset(),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
         guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts sandbox_cgroup_only

@@ -13,6 +13,7 @@ from typing import Any
 from kata.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Regex, Text
 
 IMAGES = Path("/var/lib/kata/images")
+TEMPLATES = Path("/var/lib/kata/templates")
 ANNOTATION_PREFIX = "io.katacontainers.config."
 
 _DAY = 86400
@@ -299,12 +300,36 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class FactoryConfig:
+    """[factory]: how virtual machines come to be."""
+
+    enable_template: bool = field(
+        default=True,
+        metadata=_row(
+            Flag(),
+            "Start virtual machines from a template: one of each size is booted once and saved, and every sandbox goes "
+            "on from there. Kata's default is false; without it every start waits for a boot, and sandboxes share no "
+            "memory.",
+        ),
+    )
+    template_path: Path = field(
+        default=TEMPLATES,
+        metadata=_row(
+            FilePath(),
+            "Where templates are kept, about 100 MB each. Kata's default, a tmpfs in /run/vc/vm/template, takes that "
+            "much memory whether or not it is in use, and has to be made anew after each start of the host.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that can be configured. `Config()` is the built-in defaults."""
 
     hypervisor: HypervisorConfig = field(default_factory=HypervisorConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    factory: FactoryConfig = field(default_factory=FactoryConfig)
 
 
 @dataclass(frozen=True)
@@ -323,7 +348,9 @@ class Section:
     settings: dict[str, Setting]
 
 
-def _section(name: str, attribute: str, kind: type[HypervisorConfig | AgentConfig | RuntimeConfig]) -> Section:
+def _section(
+    name: str, attribute: str, kind: type[HypervisorConfig | AgentConfig | RuntimeConfig | FactoryConfig]
+) -> Section:
     rows = {f.name: Setting(key=f.name, default=f.default, **f.metadata) for f in fields(kind)}
     assert kind.__doc__ is not None
     return Section(name, attribute, kind.__doc__.partition(": ")[2].rstrip("."), rows)
@@ -333,4 +360,5 @@ SECTIONS = (
     _section("hypervisor.qemu", "hypervisor", HypervisorConfig),
     _section("agent.kata", "agent", AgentConfig),
     _section("runtime", "runtime", RuntimeConfig),
+    _section("factory", "factory", FactoryConfig),
 )

@@ -71,6 +71,16 @@ class AgentClient:
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
 
+    async def reseed(self, seed: bytes, timeout: float) -> None:
+        request = agent_pb2.ReseedRandomDevRequest(data=seed)
+        await self._call("reseed the random source", "ReseedRandomDev", request, timeout=timeout)
+
+    async def set_time(self, now_ns: int, timeout: float) -> None:
+        """Set the guest's clock to nanoseconds since 1970."""
+        seconds, rest = divmod(now_ns, 10**9)
+        request = agent_pb2.SetGuestDateTimeRequest(Sec=seconds, Usec=rest // 1000)
+        await self._call("set the clock", "SetGuestDateTime", request, timeout=timeout)
+
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
         await self._call("create sandbox", "CreateSandbox", request)
 

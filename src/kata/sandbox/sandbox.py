@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,14 @@ from kata.errors import (
     KataError,
     NotFound,
     Unavailable,
-    VmLaunchError,
 )
 from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine
-from kata.hypervisor.qemu.machine import QemuMachine
 from kata.oci.convert import dropped_fields
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle
-from kata.sandbox import plan
+from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
 from kata.sandbox.ledger import PROCESS, Ledger
 from kata.sandbox.states import Lifecycle, State
@@ -78,11 +76,19 @@ class Sandbox(Lifecycle):
         self._monitor: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger) -> Sandbox:
-        """Boot a virtual machine for the bundle's container or pod and set the sandbox up in it.
+    async def start(
+        cls,
+        sandbox_id: str,
+        bundle: Bundle,
+        config: Config,
+        ledger: Ledger,
+        *,
+        progress: Callable[[str], None] = log.info,
+    ) -> Sandbox:
+        """Start a virtual machine for the bundle's container or pod and set the sandbox up in it.
 
         The caller has entered a mount namespace of its own (`kata.sandbox.isolation`) and hands the sandbox's ledger
-        over (`kata.sandbox.ledger.claim`): on failure it has been released.
+        over (`kata.sandbox.ledger.claim`): on failure it has been released. `progress` is told what takes seconds.
 
         Raises:
             VmLaunchError: the machine or its agent did not come up.
@@ -90,13 +96,13 @@ class Sandbox(Lifecycle):
         """
         sandbox = cls(sandbox_id, config, ledger)
         try:
-            await sandbox._start(bundle)
+            await sandbox._start(bundle, progress)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(sandbox.stop()))
             raise
         return sandbox
 
-    async def _start(self, bundle: Bundle) -> None:
+    async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
         hypervisor = self._config.hypervisor
         accelerator = await accel.choose(
             hypervisor.accelerator,
@@ -109,11 +115,8 @@ class Sandbox(Lifecycle):
         vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
         self._ledger.hold(PROCESS, self._ledger.directory)
-        self._vm = vm = QemuMachine(vm_plan)
-        await vm.start()
+        self._vm, self._agent = vm, _ = await machine.bring_up(vm_plan, self._config, progress)
         self.pid = vm.pid
-        self._agent = await AgentClient.connect(vm.channel(plan.AGENT_CHANNEL))
-        await self._await_agent(vm, self._agent)
         await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
         self.become(State.CREATED)
         self.become(State.RUNNING)
@@ -130,35 +133,6 @@ class Sandbox(Lifecycle):
         except KataError as error:
             log.error("%s hangs and is ended: %s; its console ends with: %s", self.what, error, vm.console_tail(3))
             vm.kill()
-
-    async def _await_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
-        """Wait until the agent answers, the machine dies, or the time is up."""
-        timeout = self._config.agent.dial_timeout
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        answer = asyncio.ensure_future(agent.check(timeout))
-        death = asyncio.ensure_future(vm.wait())
-        try:
-            await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() and answer.exception() is None:
-                return
-            # The channel closes a moment before the exit is known: the exit says more.
-            await asyncio.wait({death}, timeout=0.0 if not answer.done() else 0.5)
-            exit_ = death.result() if death.done() else None
-            reason = "the machine ended" if exit_ else f"the agent did not answer within {timeout:.0f} s"
-            raise VmLaunchError(
-                "agent",
-                reason,
-                elapsed=loop.time() - begin,
-                exit_status=exit_.status if exit_ else None,
-                output=exit_.output if exit_ else "",
-                console=vm.console_tail(),
-                hint="`kata check` tests this host; dial_timeout in the configuration sets the wait",
-            )
-        finally:
-            for task in (answer, death):
-                task.cancel()
-            await asyncio.gather(answer, death, return_exceptions=True)
 
     @property
     def agent(self) -> AgentClient:

@@ -240,7 +240,7 @@ class TestWarnings:
             (b"[hypervisor.qemu]\ndial_timeout = 5", "dial_timeout: unknown key, it belongs to [agent.kata]"),
             (b"[runtime]\nzzzzzzzz = 5", "zzzzzzzz: unknown key"),
             (b"[agent.kata.mem_agent]\nx = 5", "mem_agent: known to Kata, has no effect here"),
-            (b"[factory]\nenable_template = true", "[factory]: known to Kata, has no effect here"),
+            (b"[image]\nservice_offload = true", "[image]: known to Kata, has no effect here"),
             (b"[hypervisor.firecracker]\npath = 1", "[hypervisor.firecracker]: known to Kata, has no effect here"),
             (b"[hypervisor.quemu]\npath = 1", "[hypervisor.quemu]: unknown section, did you mean [hypervisor.qemu]?"),
         ],

@@ -1,12 +1,12 @@
 """QEMU's command line, made from a plan without touching anything.
 
-Every device has a fixed PCI address, so that two machines of one plan are alike:
+Every device has a fixed PCI address, so that two machines of one plan are alike, and one can be the other's template:
 
     0x2        root disk           0x4.0 … 0x7.0   PCIe root ports, for hot-plug
     0x3        virtio-serial       0x8             random numbers
     0x10       9p
 
-References: qemu-system(1); QEMU's docs/pcie.txt.
+References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from kata.hypervisor.kernel_params import kernel_command_line
 #: Keys of `fds` besides the names of the plan's channels, which cannot contain a colon.
 QMP_FD = ":qmp"
 CONSOLE_FD = ":console"
+#: A file that is the guest's memory; without it the memory is QEMU's own.
+MEMORY_FD = ":memory"
+#: The state of a saved machine, to go on from; the memory is then that machine's, and what this one writes is private.
+STATE_FD = ":state"
 
 _ROOT_PORTS = 4
 _ROOT_PORT_SLOT = 0x4
@@ -31,7 +35,8 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
 
     Args:
         plan: the machine.
-        fds: numbers of the connected stream sockets that QEMU inherits: QMP_FD, CONSOLE_FD and one for each channel.
+        fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
+            channel; files for MEMORY_FD (to save the machine later) and STATE_FD (to restore a saved one).
 
     Raises:
         InvalidArgument: the kernel command line is too long.
@@ -43,14 +48,13 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-no-user-config",),
         ("-no-reboot",),
         ("-display", "none"),
-        ("-machine", plan.machine_type),
+        ("-machine", plan.machine_type + (",memory-backend=memory" if MEMORY_FD in fds else "")),
         *_processor(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
         ("-m", f"size={plan.memory_mib}M"),
+        *_memory(plan, fds),
         ("-rtc", "base=utc,clock=host"),
-        ("-kernel", str(plan.kernel)),
-        ("-initrd", str(plan.initrd)),
-        ("-append", kernel_command_line(plan)),
+        *_beginning(plan, fds),
         ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
         ("-mon", "chardev=qmp,mode=control"),
         ("-chardev", f"socket,id=console,fd={fds[CONSOLE_FD]}"),
@@ -67,6 +71,22 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
     if plan.seccomp:
         options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
     return [str(plan.qemu), *(word for option in options for word in option)]
+
+
+def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    if MEMORY_FD not in fds:
+        return []
+    share = "off" if STATE_FD in fds else "on"
+    path = f"/proc/self/fd/{fds[MEMORY_FD]}"
+    return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={share}")]
+
+
+def _beginning(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Where the machine starts from: a kernel, or the state that another machine was saved in."""
+    if STATE_FD in fds:
+        # Deferred, because what the state leaves out has to be said first, and only QMP can say it.
+        return [("-incoming", "defer")]
+    return [("-kernel", str(plan.kernel)), ("-initrd", str(plan.initrd)), ("-append", kernel_command_line(plan))]
 
 
 def _processor(plan: VmPlan) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""One QEMU process: started, watched, paused, ended.
+"""One QEMU process: started or restored, watched, paused, saved, ended.
 
 QMP, the guest's console and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no
 races, nothing for others to connect to. One task waits for the end of the process, reaps it and releases all that
@@ -22,7 +22,7 @@ from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFoun
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.qemu import confine
-from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, STATE_FD, command_line
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -42,13 +42,25 @@ STOP_TIMEOUT_S = 2.0
 _KILL_TIMEOUT_S = 10.0
 #: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
 _DRAIN_TIMEOUT_S = 1.0
+#: Seconds between two looks at a machine that is being saved or restored, which takes 10 to 50 ms.
+_STATUS_POLL_S = 0.005
 
 
 class QemuMachine:
-    """A virtual machine run by QEMU. Implements `kata.hypervisor.base.VirtualMachine`."""
+    """A virtual machine run by QEMU. Implements `kata.hypervisor.base.VirtualMachine`.
 
-    def __init__(self, plan: VmPlan) -> None:
+    Args:
+        plan: what it is.
+        memory: descriptor of a file to be the guest's memory, for `save`; with `state`, of a saved machine's memory.
+        state: descriptor of what `save` wrote; the machine then goes on from there. Its memory file is only read.
+
+    The descriptors stay the caller's, who has to keep them open until `start` returns.
+    """
+
+    def __init__(self, plan: VmPlan, *, memory: int | None = None, state: int | None = None) -> None:
         self.plan = plan
+        files = {MEMORY_FD: memory, STATE_FD: state}
+        self._files = {name: fd for name, fd in files.items() if fd is not None}
         self._pid = 0
         self._pidfd = -1
         self._expected = False
@@ -86,6 +98,8 @@ class QemuMachine:
             self._spawn()
             async with asyncio.timeout(timeout):
                 await self._connect()
+                if STATE_FD in self._files:
+                    await self._restore()
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, KataError) or not isinstance(error, Exception):
@@ -118,7 +132,7 @@ class QemuMachine:
             self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
             self._output = RingFile(self.plan.run_dir / QEMU_LOG)
             read_end, write_end = os.pipe()
-            fds = {name: end.fileno() for name, end in theirs.items()}
+            fds = {name: end.fileno() for name, end in theirs.items()} | self._files
             argv = command_line(self.plan, fds)
             log.debug("qemu command line: %s", argv)
             capabilities = confine.SHARE_CAPABILITIES if self.plan.share_dir else ()
@@ -153,6 +167,29 @@ class QemuMachine:
         self._qmp = QMPClient(self.plan.sandbox_id)
         assert self._qmp_socket is not None
         await self._qmp.connect(self._qmp_socket)
+
+    async def _restore(self) -> None:
+        """Read the state and let the machine go on."""
+        await self._leave_memory_out()
+        await self._execute("migrate-incoming", _QMP_TIMEOUT_S, uri=f"fd:{self._files[STATE_FD]}")
+        # A state that is no good ends QEMU, but has been seen not to: the deadline is the caller's.
+        status = await self._status_after("query-status", "inmigrate")
+        if status != "running":
+            raise FailedPrecondition(f"the saved machine of {self.plan.sandbox_id} goes on as {status}")
+
+    async def _leave_memory_out(self) -> None:
+        """Of the state: what is in a file that machines share is in that file already."""
+        capability = {"capability": "x-ignore-shared", "state": True}
+        await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
+
+    async def _status_after(self, query: str, *passing: str) -> object:
+        """Wait until a status is none of those that pass by themselves; what it is then."""
+        while True:
+            answer = await self._execute(query, _QMP_TIMEOUT_S)
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if status not in passing:
+                return status
+            await asyncio.sleep(_STATUS_POLL_S)
 
     async def _abandon(self) -> VmExit | None:
         self._expected = True
@@ -293,7 +330,31 @@ class QemuMachine:
         """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
         await self._execute("cont", _QMP_TIMEOUT_S)
 
-    async def _execute(self, command: str, timeout: float) -> object:
+    async def save(self, state: int, timeout: float) -> None:
+        """Write the machine's state, less its memory, to the file `state`; afterwards it does not run any more.
+
+        The memory is complete in the file that the machine was made with.
+
+        Raises:
+            FailedPrecondition: the machine has no such file, or a device that cannot be saved.
+            DeadlineExceeded, Unavailable: as for any command.
+        """
+        what = f"saving the machine of {self.plan.sandbox_id}"
+        if MEMORY_FD not in self._files or self._qmp is None:
+            raise FailedPrecondition(f"{what}: its memory is in no file")
+        await self._leave_memory_out()
+        self._qmp.send_fd_scm(state)
+        await self._execute("getfd", _QMP_TIMEOUT_S, fdname="state")
+        await self._execute("migrate", _QMP_TIMEOUT_S, uri="fd:state")
+        try:
+            async with asyncio.timeout(timeout):
+                status = await self._status_after("query-migrate", "none", "setup", "active", "device")
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what} did not end within {timeout:.0f} s") from None
+        if status != "completed":
+            raise FailedPrecondition(f"{what} ended as {status}")
+
+    async def _execute(self, command: str, timeout: float, **arguments: object) -> object:
         """Run a QMP command.
 
         Raises:
@@ -308,7 +369,7 @@ class QemuMachine:
 
         try:
             async with asyncio.timeout(timeout):
-                return await self._qmp.execute(command)
+                return await self._qmp.execute(command, arguments or None)
         except TimeoutError:
             raise DeadlineExceeded(f"{what}: no answer within {timeout:.1f} s") from None
         except ExecuteError as error:

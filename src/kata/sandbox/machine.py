@@ -1,0 +1,185 @@
+"""A sandbox's virtual machine with its agent answering: gone on from a template, or booted.
+
+A template that cannot be made or used costs a warning and the time of a boot, never the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from kata.config.settings import Config
+from kata.errors import KataError, VmLaunchError
+from kata.guest.agent import AgentClient
+from kata.hypervisor import template, template_build
+from kata.hypervisor.base import VirtualMachine, VmPlan
+from kata.hypervisor.qemu.machine import QemuMachine
+from kata.hypervisor.template import Template
+from kata.sandbox.plan import AGENT_CHANNEL
+
+log = logging.getLogger(__name__)
+
+#: On the kernel command line: the agent goes through a container's life before it listens.
+WARM_UP = "agent.warm_up"
+#: Seconds from QEMU's start to the first answer of a machine that goes on from a template; the usual is 0.1 s.
+RESTORE_TIMEOUT_S = 20.0
+#: Seconds that the agent's warm-up may take on top of a boot.
+_WARM_UP_TIMEOUT_S = 45.0
+#: Seconds that others may be making templates before a machine is booted without.
+_LOCK_TIMEOUT_S = 120.0
+#: Seconds for a guest that has answered to come to rest before it is saved.
+_SETTLE_S = 0.3
+#: The clock is as wrong as its setting took: seconds that are good enough, and how often to try for them.
+_CLOCK_ERROR_S = 0.01
+_CLOCK_TRIES = 5
+_SEED_BYTES = 64
+
+Progress = Callable[[str], None]
+
+
+async def bring_up(plan: VmPlan, config: Config, progress: Progress) -> tuple[VirtualMachine, AgentClient]:
+    """Start the machine of `plan`, by a template if the configuration allows it.
+
+    Args:
+        progress: told in one sentence each what takes seconds.
+
+    Raises:
+        VmLaunchError: the machine or its agent did not come up; nothing is left of it.
+        NotFound: QEMU or the guest image is not there.
+    """
+    if config.factory.enable_template and (found := await _template(plan, config, progress)):
+        with found:
+            try:
+                return await _restore(plan, found)
+            except VmLaunchError as error:
+                if error.exit_status == -signal.SIGKILL:
+                    raise  # from outside, for lack of memory perhaps: the template is not to blame, nor would a boot do
+                log.warning("template %s does not work, the machine is booted: %s", found.key, error.message)
+                _remove(found, config)
+    return await _boot(plan, config)
+
+
+async def _template(plan: VmPlan, config: Config, progress: Progress) -> Template | None:
+    try:
+        return await ensure_template(plan, config, progress)
+    except KataError as error:
+        log.warning("there is no template, the machine is booted: %s", error.message)
+        return None
+
+
+def _remove(found: Template, config: Config) -> None:
+    try:
+        template.discard(config.factory.template_path, found.key, found.memory)
+    except KataError as error:
+        log.warning("%s", error.message)
+
+
+async def ensure_template(plan: VmPlan, config: Config, progress: Progress) -> Template:
+    """The template for machines of `plan`, made if there is none; the caller closes it.
+
+    Raises:
+        KataError: there is none and none could be made.
+    """
+    timeout = config.agent.dial_timeout + _WARM_UP_TIMEOUT_S
+
+    async def make_ready(machine: VirtualMachine) -> None:
+        agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "template")
+        await agent.close()
+        await asyncio.sleep(_SETTLE_S)
+
+    return await template_build.ensure(
+        replace(plan, kernel_params=(*plan.kernel_params, WARM_UP)),
+        config.factory.template_path,
+        make_ready=make_ready,
+        progress=progress,
+        lock_timeout=_LOCK_TIMEOUT_S,
+    )
+
+
+async def _restore(plan: VmPlan, found: Template) -> tuple[VirtualMachine, AgentClient]:
+    machine = QemuMachine(plan, memory=found.memory, state=found.state)
+    template.mark_used(found)
+    try:
+        await machine.start(RESTORE_TIMEOUT_S)
+        agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore")
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        raise
+    return machine, agent
+
+
+async def _boot(plan: VmPlan, config: Config) -> tuple[VirtualMachine, AgentClient]:
+    machine = QemuMachine(plan)
+    timeout = config.agent.dial_timeout
+    try:
+        await machine.start()
+        agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "agent")
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        raise
+    return machine, agent
+
+
+async def make_unique(agent: AgentClient) -> None:
+    """Give a machine that went on from a template randomness and a clock of its own, before it does anything else.
+
+    The agent takes calls in the order of their arrival, so nothing needs to wait for the answers. What it cannot
+    change is in docs/limitations.md.
+    """
+    seed = os.urandom(_SEED_BYTES)
+    await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
+    for _ in range(_CLOCK_TRIES):
+        begin = time.monotonic()
+        await agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S)
+        if time.monotonic() - begin < _CLOCK_ERROR_S:
+            return
+
+
+async def _first_answer(
+    machine: VirtualMachine, call: Callable[[AgentClient], Awaitable[None]], timeout: float, phase: str
+) -> AgentClient:
+    """The client of a machine's agent after a first call to it.
+
+    Args:
+        call: starts the call.
+        timeout: seconds.
+        phase: for the error.
+
+    Raises:
+        VmLaunchError: the machine ended, or the agent did not answer in time.
+    """
+    agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    answer = asyncio.ensure_future(call(agent))
+    death = asyncio.ensure_future(machine.wait())
+    try:
+        await asyncio.wait({answer, death}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done() and answer.exception() is None:
+            return agent
+        # The channel closes a moment before the exit is known: the exit says more.
+        await asyncio.wait({death}, timeout=0.0 if not answer.done() else 0.5)
+        exit_ = death.result() if death.done() else None
+        if exit_:
+            reason = "the machine ended"
+        else:
+            reason = str(answer.exception()) if answer.done() else f"the agent did not answer within {timeout:.0f} s"
+        await agent.close()
+        raise VmLaunchError(
+            phase,
+            reason,
+            elapsed=loop.time() - begin,
+            exit_status=exit_.status if exit_ else None,
+            output=exit_.output if exit_ else "",
+            console=machine.console_tail(),
+            hint="`kata check` tests this host; dial_timeout in the configuration sets the wait",
+        )
+    finally:
+        for task in (answer, death):
+            task.cancel()
+        await asyncio.gather(answer, death, return_exceptions=True)
