@@ -18,7 +18,9 @@ def read(directory: str) -> agent_pb2.StatsContainerResponse:
     _cpu(directory, stats.cpu_stats)
     _memory(directory, stats.memory_stats)
     stats.pids_stats.current = cgroup.read_value(directory, "pids.current")
-    stats.pids_stats.limit = _limit(directory, "pids.max")
+    limit = cgroup.read_value(directory, "pids.max")
+    # As Kata has it: no limit is 0 for processes, and the largest number for memory.
+    stats.pids_stats.limit = 0 if limit == cgroup.UNLIMITED else limit
     _block(directory, stats.blkio_stats)
     for path in glob.glob(f"{glob.escape(directory)}/hugetlb.*.current"):
         name = os.path.basename(path).removesuffix(".current")
@@ -26,12 +28,6 @@ def read(directory: str) -> agent_pb2.StatsContainerResponse:
         entry.usage = cgroup.read_value(directory, f"{name}.current")
         entry.failcnt = cgroup.read_flat(directory, f"{name}.events").get("max", 0)
     return response
-
-
-def _limit(directory: str, name: str) -> int:
-    """A limit as v1 tells it: 0 for none."""
-    value = cgroup.read_value(directory, name)
-    return 0 if value == cgroup.UNLIMITED else value
 
 
 def _cpu(directory: str, cpu: agent_pb2.CpuStats) -> None:

@@ -36,6 +36,15 @@ def test_version_and_bad_arguments() -> None:
     assert "Traceback" not in result.stderr
 
 
+async def connect(path: Path) -> Client:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await Client.connect_unix(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(0.02)
+
+
 @pytest.fixture
 async def agent(tmp_path: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], Stub, Stub]]:
     if os.geteuid():
@@ -46,10 +55,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], 
         stderr=subprocess.DEVNULL,
     )
     try:
-        async with asyncio.timeout(30):
-            while not path.exists():
-                await asyncio.sleep(0.02)
-        async with await Client.connect_unix(str(path)) as client:
+        async with await connect(path) as client:
             yield (
                 process,
                 Stub(client, pb.DESCRIPTOR.services_by_name["AgentService"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kata.agent import stats
+from kata.linux.cgroup import UNLIMITED
 
 FILES = {
     "cpu.stat": "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 3\nnr_throttled 2\nthrottled_usec 7\n",
@@ -31,7 +32,7 @@ def test_version_2_files_as_version_1_numbers(tmp_path: Path) -> None:
     assert (cpu.throttling_data.periods, cpu.throttling_data.throttled_time) == (3, 7000)
     memory = found.memory_stats
     assert (memory.cache, memory.usage.usage, memory.usage.max_usage, memory.usage.failcnt) == (200, 600, 700, 4)
-    assert (memory.usage.limit, memory.swap_usage.limit, memory.kernel_usage.usage) == (0, 800, 300)
+    assert (memory.usage.limit, memory.swap_usage.limit, memory.kernel_usage.usage) == (UNLIMITED, 800, 300)
     assert dict(memory.stats) == {"anon": 100, "file": 200, "kernel": 300}
     assert (found.pids_stats.current, found.pids_stats.limit) == (2, 50)
     entries = [
