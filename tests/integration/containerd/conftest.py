@@ -35,17 +35,17 @@ def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left() -> Iterator[None]:
     """What a module's tests and shared containers held is gone at its end."""
-    before = snapshot(TEST_PREFIX)
+    before = snapshot(f"{TEST_PREFIX}-")
     yield
-    assert_nothing_left(before, TEST_PREFIX)
+    assert_nothing_left(before, f"{TEST_PREFIX}-")
 
 
 @pytest.fixture
 def nothing_left_by_this() -> Iterator[None]:
     """For modules that share nothing: each test is held to it by itself."""
-    before = snapshot(TEST_PREFIX)
+    before = snapshot(f"{TEST_PREFIX}-")
     yield
-    assert_nothing_left(before, TEST_PREFIX)
+    assert_nothing_left(before, f"{TEST_PREFIX}-")
 
 
 @pytest.fixture(autouse=True)
