@@ -66,6 +66,7 @@ class TaskService:
         self._ledger = ledger
         self._publisher = publisher
         self._sandbox: Sandbox | None = None
+        self._vm_pid = 0
         self._starting = asyncio.Lock()
         self._bundles: dict[str, str] = {}
         self._io: dict[tuple[str, str], Io] = {}
@@ -114,6 +115,7 @@ class TaskService:
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
                 self._sandbox = await Sandbox.start(self._settings.sandbox_id, bundle, config, self._ledger)
+                self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
 
@@ -281,7 +283,8 @@ class TaskService:
         return self._sandbox.container(container_id)
 
     def _pid(self) -> int:
-        return self._sandbox.pid if self._sandbox else 0
+        # Known beyond the sandbox's end: what is told about the exits that come with it names it, too.
+        return self._vm_pid
 
     def _follow(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -29,6 +29,8 @@ from kata.version import VERSION
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
+#: A machine that boots, which takes seconds.
+COLD = "[factory]\nenable_template = false\n"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
@@ -274,7 +276,7 @@ class TestOneContainer:
         # The same id again, and execs before their time.
         await refused(task.Create(raw.create_request(container_id)), Code.ALREADY_EXISTS, container_id)
         await refused(task.Exec(exec_request(container_id, "e", "not JSON")), Code.INVALID_ARGUMENT, "not JSON")
-        await refused(task.Exec(exec_request(container_id, "e", "[]")), Code.INVALID_ARGUMENT, "not a JSON object")
+        await refused(task.Exec(exec_request(container_id, "e", "[]")), Code.INVALID_ARGUMENT, "expected an object")
         await refused(task.Exec(exec_request(container_id, "e", "{}")), Code.INVALID_ARGUMENT)
         await refused(task.Exec(exec_request(container_id, "../e", raw.exec_spec("true"))), Code.INVALID_ARGUMENT)
         await refused(task.Start(task_v2_pb2.StartRequest(id=container_id, exec_id="e")), Code.NOT_FOUND, "no exec e")
@@ -346,7 +348,9 @@ class TestOneContainer:
 
     async def test_an_agent_that_never_answers(self, raw: RawShim) -> None:
         container_id = raw.bundle()
-        body = '[hypervisor.qemu]\nkernel_params = "rdinit=/nonexistent panic=0"\n[agent.kata]\ndial_timeout = 4\n'
+        body = (
+            '[hypervisor.qemu]\nkernel_params = "rdinit=/nonexistent panic=0"\n[agent.kata]\ndial_timeout = 4\n' + COLD
+        )
         task = await raw.connect(raw.start(container_id, options(body)))
         await refused(
             task.Create(raw.create_request(container_id), timeout=30),
@@ -358,7 +362,7 @@ class TestOneContainer:
     async def test_a_deadline_of_the_callers(self, raw: RawShim) -> None:
         """Pitfall: crictl's deadline of two seconds travels into Create; what it interrupts must not stay."""
         container_id = raw.bundle()
-        task = await raw.task(container_id)
+        task = await raw.connect(raw.start(container_id, options(COLD)))
         await refused(task.Create(raw.create_request(container_id), timeout=1), Code.DEADLINE_EXCEEDED)
         done = await asyncio.to_thread(raw.binary, container_id, "delete")
         assert task_v2_pb2.DeleteResponse.FromString(done.stdout).exit_status == 137
