@@ -16,9 +16,11 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
 from kata.images.model import ImageConfig
 from kata.sandbox.ledger import MARKER
@@ -44,9 +46,13 @@ def name() -> str:
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
     yield
-    # Sockets of shims have no names: not looked at, none of them can be ours.
-    eventually(lambda: not [what for what in leaks.snapshot(PREFIX) if PREFIX in what], "nothing is left", 5.0)
-    assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
+    try:
+        # Sockets of shims have no names: not looked at, none of them can be ours.
+        eventually(lambda: not [what for what in leaks.snapshot(PREFIX) if PREFIX in what], "nothing is left", 5.0)
+        assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
+    finally:
+        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
+            gc.release(sandbox_id)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +86,27 @@ def kata(*arguments: str | Path, **options: object) -> subprocess.CompletedProce
     return subprocess.run([KATA, *map(str, arguments)], check=False, **{**settings, **options})  # type: ignore[call-overload, no-any-return]
 
 
-def start(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
-    settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([KATA, *map(str, arguments)], **{**settings, **options})  # type: ignore[call-overload, no-any-return]
+class Start(Protocol):
+    def __call__(self, *arguments: str | Path, **options: object) -> subprocess.Popen[bytes]: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `kata` in the background; at the end of the test it is gone."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
+        settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        started.append(subprocess.Popen([KATA, *map(str, arguments)], **settings))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def machines(name: str) -> list[int]:
@@ -181,7 +205,7 @@ def test_twenty_megabytes_through_pipes_are_exact(rootfs: Path, name: str) -> No
     assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(data).digest()
 
 
-def test_files_in_and_out_slow_reader_loses_nothing(rootfs: Path, name: str, tmp_path: Path) -> None:
+def test_files_in_and_out_slow_reader_loses_nothing(start: Start, rootfs: Path, name: str, tmp_path: Path) -> None:
     """Input is a file read from where the caller left it; output goes to a pipe that nobody reads for a while."""
     (tmp_path / "in").write_bytes(b"skipped" + b"x" * 3_000_000)
     with (tmp_path / "in").open("rb", buffering=0) as file:
@@ -196,7 +220,7 @@ def test_files_in_and_out_slow_reader_loses_nothing(rootfs: Path, name: str, tmp
     assert first + rest == b"x" * 3_000_000 + b"end\n"
 
 
-def test_a_reader_that_leaves_ends_it(rootfs: Path, name: str) -> None:
+def test_a_reader_that_leaves_ends_it(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "yes")
     assert read_line(process) == b"y\n"
     assert process.stdout is not None
@@ -237,7 +261,7 @@ def test_a_terminal_is_one_and_is_given_back(rootfs: Path, name: str) -> None:
 _NONBLOCKING = 'import os; print("blocking" if all(os.get_blocking(fd) for fd in (0, 1, 2)) else "left non-blocking")'
 
 
-def test_a_new_window_size_reaches_the_command(rootfs: Path, name: str) -> None:
+def test_a_new_window_size_reaches_the_command(start: Start, rootfs: Path, name: str) -> None:
     main, terminal = os.openpty()
     try:
         process = start(
@@ -258,7 +282,7 @@ def test_a_new_window_size_reaches_the_command(rootfs: Path, name: str) -> None:
         os.close(terminal)
 
 
-def test_signals_are_the_commands(rootfs: Path, name: str) -> None:
+def test_signals_are_the_commands(start: Start, rootfs: Path, name: str) -> None:
     script = "trap 'echo usr1' USR1; trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.1; done"
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", script)
     assert read_line(process) == b"ready\n"
@@ -269,7 +293,7 @@ def test_signals_are_the_commands(rootfs: Path, name: str) -> None:
     assert (process.returncode, output, errors) == (9, b"bye\n", b"")
 
 
-def test_a_signal_while_it_starts_ends_it(rootfs: Path, name: str) -> None:
+def test_a_signal_while_it_starts_ends_it(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "true")
     eventually(lambda: machines(name), "a machine")
     process.send_signal(signal.SIGTERM)
@@ -278,10 +302,34 @@ def test_a_signal_while_it_starts_ends_it(rootfs: Path, name: str) -> None:
     assert errors == b""
 
 
+def test_who_insists_ends_what_ignores_signals(start: Start, rootfs: Path, name: str) -> None:
+    script = "trap 'echo no' TERM; echo ready; while :; do sleep 0.1; done"
+    process = start("run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", script)
+    assert read_line(process) == b"ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        assert read_line(process) == b"no\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (137, b"")
+
+
 # ------------------------------------------------------------------------------------------------------- afterwards
 
 
-def test_kill_9_leaves_nothing_that_gc_does_not_clear(image: Path, name: str) -> None:
+def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
+    process = start(
+        "run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; while :; do sleep 1; done"
+    )
+    assert read_line(process) == b"ready\n"
+    for pid in machines(name):
+        os.kill(pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 125
+    assert b"kata: the virtual machine ended while the command ran" in errors
+
+
+def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path, name: str) -> None:
     """One boot for what concerns a sandbox that lives, and then does not: its name is taken, its owner is killed."""
     process = start("run", "--name", name, image, "--", "echo ready; sleep 1000")
     assert read_line(process) == b"ready\n"

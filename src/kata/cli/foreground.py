@@ -16,6 +16,7 @@ from typing import Any
 from kata.cli import terminal
 from kata.cli.render import ExitCode, command_exit_code, report, say, signalled
 from kata.cli.request import RunRequest
+from kata.cli.signals import ENDING, Signals, ignore
 from kata.cli.streams import HostSink, HostSource
 from kata.config.settings import Config
 from kata.errors import KataError, Unavailable
@@ -26,8 +27,6 @@ from kata.sandbox.process import KILLED
 from kata.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.sandbox.stdio import Stdio
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 #: So many of these, and the user means it.
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)
 _INSISTENCE = 3
@@ -44,12 +43,15 @@ class Foreground:
         bundle: spec and root file system; nothing of it has to be on disk.
     """
 
-    def __init__(self, request: RunRequest, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger) -> None:
+    def __init__(
+        self, request: RunRequest, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger, signals: Signals
+    ) -> None:
         self._request = request
         self._id = sandbox_id
         self._bundle = bundle
         self._config = config
         self._ledger = ledger
+        self._signals = signals
         self._on_signal: Callable[[int], None] = self._cut_start
         self._main: asyncio.Task[Any] | None = None
         self._container: Container | None = None
@@ -67,13 +69,14 @@ class Foreground:
             KataError: the sandbox could not start, or ended by itself.
         """
         self._main = asyncio.current_task()
-        self._handle(_FORWARDED, lambda number: self._on_signal(number))
+        loop = asyncio.get_running_loop()
+        self._signals.tell(lambda number: loop.call_soon_threadsafe(self._signalled, number))
         try:
             sandbox = await Sandbox.start(self._id, self._bundle, self._config, self._ledger)
             try:
                 return await self._in_sandbox(sandbox)
             finally:
-                self._on_signal = self._ignore
+                self._on_signal = ignore
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -82,6 +85,8 @@ class Foreground:
             if self._cut:
                 return signalled(self._cut)
             raise
+        finally:
+            self._signals.tell(ignore)
 
     async def _in_sandbox(self, sandbox: Sandbox) -> int:
         stdout, stderr = self._sink(1), None if self._request.tty else self._sink(2)
@@ -92,10 +97,11 @@ class Foreground:
             if self._request.tty:
                 # Before the start, so that the command never sees another size.
                 await self._resize(container)
-                self._handle((signal.SIGWINCH,), lambda _: self._spawn(self._resize(container)))
             await container.start()
-        except KataError as error:
+        except BaseException as error:
             stdio.close()
+            if not isinstance(error, KataError):
+                raise
             report(error, debug=self._request.debug)
             return command_exit_code(error)
         self._spawn(self._watch_memory(sandbox))
@@ -147,21 +153,18 @@ class Foreground:
 
     # --------------------------------------------------------------------------------------------------------- signals
 
-    def _handle(self, numbers: tuple[signal.Signals, ...], handler: Callable[[int], None]) -> None:
-        loop = asyncio.get_running_loop()
-        for number in numbers:
-            # What is ignored stays ignored: that is how nohup and a shell's background jobs ask for it.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, handler, number)
+    def _signalled(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            if self._request.tty and self._container is not None:
+                self._spawn(self._resize(self._container))
+        else:
+            self._on_signal(number)
 
     def _cut_start(self, number: int) -> None:
-        if number in _ENDING and self._main is not None:
+        if number in ENDING and self._main is not None:
             self._cut = number
-            self._on_signal = self._ignore
+            self._on_signal = ignore
             self._main.cancel()
-
-    def _ignore(self, number: int) -> None:
-        """Everything is ending already, and within bounded time."""
 
     def _forward(self, container: Container, number: int) -> None:
         if number in _INSISTENT:

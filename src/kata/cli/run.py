@@ -13,18 +13,15 @@ import json
 import logging
 import os
 import secrets
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
 
 from kata.cli.foreground import Foreground
 from kata.cli.gc import RUN_ROOT
 from kata.cli.render import printable, signalled, warn
 from kata.cli.request import RunRequest
+from kata.cli.signals import Interrupted, Signals, ignore
 from kata.config.loader import load
 from kata.config.settings import Config
 from kata.errors import InvalidArgument, NotFound, PermissionDenied
@@ -40,15 +37,8 @@ from kata.sandbox.plan import STATE_ROOT
 from kata.storage.share import plan_container
 
 
-class _Interrupted(Exception):
-    """A signal ended the preparations."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def run(request: RunRequest) -> int:
-    """Run the command in the foreground and return the exit code.
+    """Run the command in the foreground and return the exit code. The process's signals are taken over for good.
 
     Raises:
         KataError: it could not be run; nothing is left of the attempt.
@@ -61,21 +51,22 @@ def run(request: RunRequest) -> int:
         warn(warning)
     _check_before(request, loaded.config)
     sandbox_id = request.name or f"run-{secrets.token_hex(6)}"
+    signals = Signals()
     try:
-        with _interruptible():
-            ledger = claim(str(STATE_ROOT / sandbox_id))
-            try:
-                enter_mount_namespace(ledger.directory)
-                rootfs, image = _root_filesystem(request, sandbox_id, ledger)
-                spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
-                _tell_plan(sandbox_id, spec, debug=request.debug)
-                bundle = Bundle(Path(ledger.directory), spec, rootfs)
-                return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger).run())
-            finally:
-                # In general the sandbox has done so already; then this changes nothing.
-                for problem in ledger.release():
-                    warn(f"cannot give back {problem}")
-    except _Interrupted as interruption:
+        ledger = claim(str(STATE_ROOT / sandbox_id))
+        try:
+            enter_mount_namespace(ledger.directory)
+            rootfs, image = _root_filesystem(request, sandbox_id, ledger)
+            spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
+            _tell_plan(sandbox_id, spec, debug=request.debug)
+            bundle = Bundle(Path(ledger.directory), spec, rootfs)
+            return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals).run())
+        finally:
+            signals.tell(ignore)
+            # In general the sandbox has done so already; then this changes nothing.
+            for problem in ledger.release():
+                warn(f"cannot give back {problem}")
+    except Interrupted as interruption:
         return signalled(interruption.number)
 
 
@@ -154,25 +145,6 @@ def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
         for volume in files.volumes:
             access = "read-only" if volume.readonly else "writable"
             print(f"debug: volume: {volume.source}, shared as {volume.name}, {access}", file=sys.stderr)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Signals that end a process end the preparations here, in order, so that nothing is left of them."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        raise _Interrupted(number)
-
-    previous: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        # What is ignored stays ignored: that is how nohup and a shell's background jobs ask for it.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            previous[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for handled, handler in previous.items():
-            signal.signal(handled, handler)
 
 
 class _StderrHandler(logging.Handler):
