@@ -60,9 +60,11 @@ class Container(Lifecycle):
         """Prepare one more process; `start_exec` runs it.
 
         Raises:
-            AlreadyExists: the exec id is taken.
+            InvalidArgument: the exec id is no id.
+            AlreadyExists: it is taken.
             FailedPrecondition: the container has stopped.
         """
+        validate_id(exec_id, "exec id")
         self.refresh()
         self.require("exec in", State.CREATED, State.RUNNING, State.PAUSED)
         if exec_id in self.execs or exec_id == self.id:

@@ -15,8 +15,8 @@ from pathlib import Path
 from kata.sandbox.ledger import MARKER
 from kata.shim.start import SOCKET_DIR, STATE_ROOT
 
-#: What the ids of sandboxes in tests begin with.
-TEST_PREFIX = "ittest"
+#: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
+TEST_PREFIX = f"t{os.getpid()}"
 
 #: What ended a moment ago may still be on its way out.
 _SETTLE_S = 5.0
