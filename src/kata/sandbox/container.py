@@ -7,6 +7,7 @@ import signal
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
 from kata.guest.agent import AgentClient
 from kata.oci import convert, edit
+from kata.oci.ids import validate_id
 from kata.oci.spec import LinuxResources
 from kata.oci.spec import Process as ProcessSpec
 from kata.protocols import agent_pb2
