@@ -116,6 +116,8 @@ class Guest:
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=rpc,path={self.directory}/rpc,server=on,wait=off",
             "-device", "virtserialport,chardev=rpc,name=kata.rpc",
+            "-chardev", f"socket,id=console,path={self.directory}/debug,server=on,wait=off",
+            "-device", "virtserialport,chardev=console,name=kata.console",
             "-fsdev", f"local,id=share,path={self.share},security_model=none,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=share,mount_tag=kataShared",
         ]  # fmt: skip

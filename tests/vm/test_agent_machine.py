@@ -190,4 +190,23 @@ def test_an_agent_that_cannot_start_says_why_and_switches_the_machine_off() -> N
         assert guest.wait_off(60) == 0
         record = guest.records[-1]
         assert record["level"] == "CRITICAL"
-        assert "no virtio-serial port is called nonsense (there are: kata.rpc)" in record["msg"]
+        assert "no virtio-serial port is called nonsense (there are: kata.rpc, kata.console)" in record["msg"]
+
+
+async def test_the_debug_console_is_a_root_shell_on_a_terminal() -> None:
+    if lack := missing():
+        pytest.skip(f"needs {lack}")
+    with Guest("agent.debug_console", "agent.nonsense=1") as guest:
+        async with guest.connect():
+            assert "unknown kernel parameters: agent.nonsense" in guest.console
+            for _ in range(2):
+                reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/debug")
+                writer.write(b"tty; echo $((6 * 7)); exit\n")
+                text = b""
+                async with asyncio.timeout(30):
+                    while b"\n42" not in text:
+                        text += await reader.read(1000)
+                assert b"/dev/pts/" in text
+                writer.close()
+                await writer.wait_closed()
+                await asyncio.sleep(0.5)

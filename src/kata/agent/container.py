@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ _log = logging.getLogger(__name__)
 # A process that has ended and been waited for keeps its unread output this long; seconds.
 _LINGER = 60.0
 _FREEZE_TIMEOUT = 10.0
-_FREEZE_POLL = 0.01
+_CGROUP_TIMEOUT = 5.0
+_POLL = 0.01
 # Kata's protocol has 0 for "wait for ever"; a process that survives this after SIGKILL will not go.
 _REMOVE_TIMEOUT = 60.0
 
@@ -135,12 +137,28 @@ class Container:
         stdio = machinery.open_stdio(finished.get("process") or {})
         self._held.callback(stdio.close)
         with machinery.reaper.adopting():
+            self._held.push_async_callback(self._remove_cgroup)
             self._held.push_async_callback(machinery.runtime.delete, self.id)
             pid = await machinery.runtime.create(self.id, self.bundle, stdio.streams)
             self._adopt("", pid, stdio)
         await stdio.handed_over()
         machinery.oom.watch(self.id, self.cgroup)
         self._held.callback(machinery.oom.forget, self.id)
+
+    async def _remove_cgroup(self) -> None:
+        """Remove what a runtime that was killed half-way has left; usually it is gone by now."""
+        self.kill_all()
+        deadline = time.monotonic() + _CGROUP_TIMEOUT
+        while True:
+            try:
+                os.rmdir(self.cgroup)
+            except FileNotFoundError:
+                return
+            except OSError:
+                # Killed processes leave the group only when they have been waited for.
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_POLL)
 
     def _mount_rootfs(self, source: str) -> str:
         """Bind the root directory into the bundle, where the host cannot take it away any more."""
@@ -269,7 +287,7 @@ class Container:
             async with asyncio.timeout(_FREEZE_TIMEOUT):
                 # The change is announced by inotify only, which is more machinery than a few polls are worth.
                 while cgroup.is_frozen(self.cgroup) != frozen and self.process("").running:  # noqa: ASYNC110
-                    await asyncio.sleep(_FREEZE_POLL)
+                    await asyncio.sleep(_POLL)
         except BaseException as error:
             cgroup.set_frozen(self.cgroup, not frozen)
             if isinstance(error, TimeoutError):

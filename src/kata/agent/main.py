@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 from kata.agent import config, log, system
 from kata.agent.paths import Paths
@@ -18,6 +20,9 @@ from kata.errors import KataError
 from kata.linux.process import set_child_subreaper
 from kata.linux.reboot import power_off
 from kata.version import VERSION
+
+if TYPE_CHECKING:
+    from kata.agent.reaper import Reaper
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     from kata.agent.sandbox import Sandbox
     from kata.agent.service import AgentService, all_handlers, to_status
     from kata.agent.transports import listen
+    from kata.agent.warmup import warm_up
     from kata.ttrpc import Server
 
     loop = asyncio.get_running_loop()
@@ -54,6 +60,10 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
     server = Server(all_handlers(service), to_status=to_status)
+    if settings.debug_console:
+        await _open_console(reaper, settings.debug_console_vport)
+    if settings.warm_up and owns_machine:
+        await warm_up(server, sandbox)
     stop_listening = await listen(settings.server_addr, server.serve_connection)
     _log.info("listening on %s", settings.server_addr)
     try:
@@ -66,6 +76,17 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
             await sandbox.destroy()
         oom.close()
         reaper.stop()
+
+
+async def _open_console(reaper: Reaper, vport: int) -> None:
+    """Offer the debug console. It listens as long as the machine runs; without a channel there is none."""
+    from kata.agent import console
+    from kata.agent.transports import listen
+
+    try:
+        await listen(console.address(vport), partial(console.serve, reaper), framed=False)
+    except (KataError, OSError) as error:
+        _log.warning("no debug console: %s", error)
 
 
 def run_machine() -> None:

@@ -109,9 +109,12 @@ class Reaper:
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        terminal: str | None = None,
         env: Mapping[str, str] = ENVIRONMENT,
     ) -> tuple[int, asyncio.Future[int]]:
         """Start a program in a session of its own; streams that are not given are /dev/null. Returns pid and exit.
+
+        With `terminal`, a path, that is all three streams, and what the session is controlled by.
 
         Raises:
             OSError: the program cannot be executed.
@@ -119,7 +122,7 @@ class Reaper:
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
         for target, fd in enumerate((stdin, stdout, stderr)):
             if fd is None:
-                actions.append((os.POSIX_SPAWN_OPEN, target, os.devnull, os.O_RDWR, 0))
+                actions.append((os.POSIX_SPAWN_OPEN, target, terminal or os.devnull, os.O_RDWR, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, target))
         pid = os.posix_spawnp(

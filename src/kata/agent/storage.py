@@ -76,17 +76,20 @@ class Storages:
 
     def release(self, points: Sequence[str]) -> None:
         """Give back what `acquire` returned, last first."""
-        for point in reversed(points):
-            self._users[point] -= 1
-            if not self._users[point]:
-                del self._users[point]
-                self._unmount(point)
+        with contextlib.ExitStack() as stack:
+            # A stack, so that one that cannot be unmounted does not keep the others.
+            for point in points:
+                self._users[point] -= 1
+                if not self._users[point]:
+                    del self._users[point]
+                    stack.callback(self._unmount, point)
 
     def release_all(self) -> None:
         """Unmount everything: the sandbox is going."""
-        for point in reversed(list(self._users)):
-            del self._users[point]
-            self._unmount(point)
+        with contextlib.ExitStack() as stack:
+            for point in self._users:
+                stack.callback(self._unmount, point)
+            self._users.clear()
 
     def _mount(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         driver = self._drivers.get(request.driver)

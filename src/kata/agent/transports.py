@@ -50,8 +50,11 @@ def parse(text: str) -> Address:
     )
 
 
-async def listen(text: str, serve: Serve) -> Callable[[], None]:
+async def listen(text: str, serve: Serve, *, framed: bool = True) -> Callable[[], None]:
     """Serve every connection to the address `text`; returns the function that stops listening.
+
+    Args:
+        framed: see VirtioSerialPort.
 
     Raises:
         InvalidArgument: bad address.
@@ -60,7 +63,7 @@ async def listen(text: str, serve: Serve) -> Callable[[], None]:
     """
     address = parse(text)
     if address.scheme == "virtio-serial":
-        return VirtioSerialPort(find_port(address.target, _PORT_TIMEOUT), serve).close
+        return VirtioSerialPort(find_port(address.target, _PORT_TIMEOUT), serve, framed=framed).close
     listener = _bind(address)
     path = address.target if address.target.startswith("/") else ""
     try:

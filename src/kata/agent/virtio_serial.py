@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from kata.agent.conversations import Splitter
+from kata.agent.conversations import Piece, Splitter
 from kata.errors import NotFound
 
 _PORTS = Path("/sys/class/virtio-ports")
@@ -63,10 +63,13 @@ class VirtioSerialPort:
         path: the device node.
         serve: called with reader and writer of each new connection. When it returns, input is thrown away until the
             host leaves or falls silent: the middle of a conversation must not be taken for the beginning of one.
+        framed: whether ttrpc is spoken, so that conversations can be told apart. Otherwise the bytes are anything, and
+            a connection begins as soon as the host is there, for it may be waiting to be spoken to.
     """
 
-    def __init__(self, path: str, serve: Serve) -> None:
+    def __init__(self, path: str, serve: Serve, *, framed: bool = True) -> None:
         self._serve = serve
+        self._framed = framed
         self._loop = asyncio.get_running_loop()
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         self._epoll = select.epoll()
@@ -100,6 +103,8 @@ class VirtioSerialPort:
             try:
                 data = os.read(self.fd, _CHUNK)
             except BlockingIOError:
+                if not (self._framed or self._transport) and self._loop.time() >= self._discard_until:
+                    self._connect()
                 return
             except OSError as error:
                 self._lost(error)
@@ -114,7 +119,7 @@ class VirtioSerialPort:
         if self._transport is None and now < self._discard_until:
             self._discard_until = now + _SILENCE
             return
-        for piece in self._splitter.feed(data):
+        for piece in self._splitter.feed(data) if self._framed else (Piece(data, False),):
             if piece.begins and self._transport:
                 self._transport.drop(None)
             if self._transport is None:

@@ -1,0 +1,99 @@
+"""What an agent does before it is saved in a template: a container's whole life, once, and the memory tidied up.
+
+Machines that go on from the template then find the modules loaded, the programs and libraries of the guest's root in
+memory, and the agent's own code imported and run. The container's root directory is the guest's own. The calls take
+the host's way, through ttrpc, because that code is to be warm as well. What fails is logged and no more: a cold
+template works too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+
+from kata.agent.sandbox import Sandbox
+from kata.errors import KataError
+from kata.linux.libc import LIBC
+from kata.oci import convert
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2 as pb
+from kata.protocols import health_pb2
+from kata.ttrpc import Client, Server, StatusError
+from kata.ttrpc.typed import Stub
+
+_log = logging.getLogger(__name__)
+
+_ID = "warm-up"
+_SHARE = "/run/kata-containers/shared/containers/"
+_SHM = "/run/kata-containers/sandbox/shm"
+#: Seconds; an emulated guest needs three.
+_TIMEOUT = 30.0
+_DROP_CACHES = "/proc/sys/vm/drop_caches"
+_COMPACT = "/proc/sys/vm/compact_memory"
+
+
+async def warm_up(server: Server, sandbox: Sandbox) -> None:
+    """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
+    # What was read until now is read once in a guest's life; what is read from here on is what containers need.
+    _write(_DROP_CACHES, "3")
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
+    try:
+        async with asyncio.timeout(_TIMEOUT), await Client.from_socket(ours) as client:
+            await _live(client)
+    except (KataError, StatusError, OSError, TimeoutError) as error:
+        _log.warning("warm-up: %s", error)
+    finally:
+        await serving
+        if sandbox.running:
+            await sandbox.destroy()
+    _tidy()
+
+
+async def _live(client: Client) -> None:
+    """A container with pipes, and a process in it with a terminal."""
+    health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+    agent = Stub(client, pb.DESCRIPTOR.services_by_name["AgentService"])
+    await health.Check(health_pb2.CheckRequest())
+    share = ["trans=virtio", "version=9p2000.L", "cache=mmap", "nodev", "msize=512000"]
+    storages = [
+        pb.Storage(driver="9p", source="kataShared", fstype="9p", options=share, mount_point=_SHARE),
+        pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=["size=65536k"], mount_point=_SHM),
+    ]
+    await agent.CreateSandbox(pb.CreateSandboxRequest(sandbox_id=_ID, storages=storages))
+    spec = default_spec(["/bin/cat"], rootfs="/", hostname="")
+    await agent.CreateContainer(pb.CreateContainerRequest(container_id=_ID, OCI=convert.to_proto(spec)))
+    await agent.StartContainer(pb.StartContainerRequest(container_id=_ID))
+    await agent.WriteStdin(pb.WriteStreamRequest(container_id=_ID, data=b"warm\n"))
+    await agent.ReadStdout(pb.ReadStreamRequest(container_id=_ID, len=1 << 20))
+    await agent.StatsContainer(pb.StatsContainerRequest(container_id=_ID))
+
+    process = convert.process_to_proto({**spec["process"], "args": ["/bin/echo", "warm"], "terminal": True})
+    await agent.ExecProcess(pb.ExecProcessRequest(container_id=_ID, exec_id="exec", process=process))
+    await agent.TtyWinResize(pb.TtyWinResizeRequest(container_id=_ID, exec_id="exec", row=24, column=80))
+    while (await agent.ReadStdout(pb.ReadStreamRequest(container_id=_ID, exec_id="exec", len=1 << 20))).data:
+        pass
+    await agent.WaitProcess(pb.WaitProcessRequest(container_id=_ID, exec_id="exec"))
+
+    await agent.SignalProcess(pb.SignalProcessRequest(container_id=_ID, signal=signal.SIGKILL))
+    await agent.WaitProcess(pb.WaitProcessRequest(container_id=_ID))
+    await agent.RemoveContainer(pb.RemoveContainerRequest(container_id=_ID))
+
+
+def _tidy() -> None:
+    """Give back what is not needed, and keep the collector from touching what is: a page touched is a page copied."""
+    gc.collect()
+    gc.freeze()
+    LIBC.malloc_trim(0)
+    _write(_COMPACT, "1")
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        _log.warning("warm-up: %s: %s", path, error.strerror)
