@@ -231,6 +231,13 @@ def test_a_reader_that_leaves_ends_it(start: Start, rootfs: Path, name: str) -> 
     process.stderr.close()
 
 
+def test_a_full_disk_under_the_output_ends_it(rootfs: Path, name: str) -> None:
+    with open("/dev/full", "wb") as full:
+        result = kata("run", "--rootfs", rootfs, "--name", name, "--", "yes", stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 125
+    assert result.stderr == b"kata: cannot write the command's output: no space left on device\n"
+
+
 # --------------------------------------------------------------------------------------------- terminal and signals
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
     distribution, distribution_version = host.distribution()
     vendor, model = host.processor()
     memory = host.memory()
-    major, minor, patch = (int(part) for part in VERSION.split("."))
+    major, minor, patch = (int(number) for number in re.findall(r"\d+", VERSION)[:3])
     return {
         "Meta": {"Version": FORMAT_VERSION},
         "Runtime": {

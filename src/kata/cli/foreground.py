@@ -196,7 +196,7 @@ class Foreground:
         if self._output_error is not None:
             if self._output_error.errno == errno.EPIPE:
                 return signalled(signal.SIGPIPE)
-            report(self._output_error)
+            say(f"cannot write the command's output: {(self._output_error.strerror or '').lower()}")
             return ExitCode.RUN_FAILED
         if status == KILLED:
             try:

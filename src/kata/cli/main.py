@@ -211,4 +211,7 @@ def main() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115 - for as long as the process lives
     sys.exit(invoke(sys.argv[1:]))

@@ -59,13 +59,9 @@ _TRACE_HINT = "run with --debug for the trace; `kata env` prints what a bug repo
 
 def say(message: str, *, hint: str | None = None) -> None:
     """A line for the user, on stderr."""
-    lines = [f"kata: {printable(message)}"]
+    _print(f"kata: {printable(message)}")
     if hint:
-        lines.append(f"hint: {printable(hint)}")
-    try:
-        print("\n".join(lines), file=sys.stderr, flush=True)
-    except OSError:
-        pass  # nobody can be told
+        _print(f"hint: {printable(hint)}")
 
 
 def warn(message: str) -> None:
@@ -73,9 +69,23 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+def detail(text: str) -> None:
+    """What --debug shows, line by line."""
+    for line in text.splitlines():
+        _print(f"debug: {''.join(map(_visible, line))}")
+
+
+def _print(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody can be told
+
+
 def printable(text: str) -> str:
     """The text on one line, with control characters and the like written as escapes."""
-    words = " ".join(text.split())
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in words
-    )
+    return "".join(map(_visible, " ".join(text.split())))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

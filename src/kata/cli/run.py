@@ -13,13 +13,12 @@ import json
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from kata.cli.foreground import Foreground
 from kata.cli.gc import RUN_ROOT
-from kata.cli.render import printable, signalled, warn
+from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
 from kata.cli.signals import Interrupted, Signals, ignore
 from kata.config.loader import load
@@ -140,22 +139,21 @@ def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
     for reason in files.skipped:
         warn(reason)
     if debug:
-        print(f"debug: spec: {json.dumps(spec, indent=2)}", file=sys.stderr)
-        print(f"debug: rootfs: {files.rootfs_dir} on {files.guest_rootfs} in the guest", file=sys.stderr)
+        detail(f"spec: {json.dumps(spec, indent=2)}")
+        detail(f"rootfs: {files.rootfs_dir} on {files.guest_rootfs} in the guest")
         for volume in files.volumes:
             access = "read-only" if volume.readonly else "writable"
-            print(f"debug: volume: {volume.source}, shared as {volume.name}, {access}", file=sys.stderr)
+            detail(f"volume: {volume.source}, shared as {volume.name}, {access}")
 
 
 class _StderrHandler(logging.Handler):
     """The log as lines for the user."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = printable(record.getMessage())
         if record.levelno >= logging.WARNING:
-            warn(message)
+            warn(record.getMessage())
         else:
-            print(f"debug: {record.name}: {message}", file=sys.stderr)
+            detail(f"{record.name}: {record.getMessage()}")
 
 
 def _setup_logging(debug: bool) -> None:
