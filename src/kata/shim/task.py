@@ -155,7 +155,6 @@ class TaskService:
 
     async def delete(self, request: task_v2_pb2.DeleteRequest, ctx: CallContext) -> task_v2_pb2.DeleteResponse:
         container = self._container(request.id)
-        self._io.pop((request.id, request.exec_id), None)
         if request.exec_id:
             exit_ = await container.delete_exec(request.exec_id)
         else:
@@ -173,6 +172,7 @@ class TaskService:
                     exited_at=timestamp(exit_.at_ns),
                 )
             )
+        self._io.pop((request.id, request.exec_id), None)
         return task_v2_pb2.DeleteResponse(pid=self._pid(), exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
     async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
