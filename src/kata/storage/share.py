@@ -172,6 +172,7 @@ class SharedTree:
         self.directory = directory
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._mounted: dict[str, list[str]] = {}
+        self._points: dict[str, list[str]] = {}
 
     def add(self, plan: ContainerPlan) -> None:
         """Mount what the plan says. Either all of it is there afterwards or nothing.
@@ -202,6 +203,7 @@ class SharedTree:
     def _bind(self, container_id: str, bind: Bind) -> None:
         target = self.directory / bind.name
         target.parent.mkdir(mode=0o755, exist_ok=True)
+        self._points.setdefault(container_id, []).append(str(target))
         if os.path.isdir(bind.source):
             target.mkdir(mode=0o755)
         else:
@@ -218,21 +220,22 @@ class SharedTree:
                 directory, data = compact(data)
                 with chdir(directory or "."):
                     linux.mount(source, target, kind, flags, data)
+            self._mounted.setdefault(container_id, []).append(target)
+            if flags & linux.MS_BIND:
+                linux.restrict(target, flags)
             if propagation:
                 linux.set_propagation(target, propagation)
         except OSError as error:
             raise FailedPrecondition(
                 f"container {container_id}: cannot mount {source} ({kind}) in the shared tree: {error}"
             ) from error
-        self._mounted.setdefault(container_id, []).append(target)
 
     def remove(self, container_id: str) -> None:
         """Unmount what belongs to a container and remove its mount points. Idempotent."""
-        targets = self._mounted.pop(container_id, [])
-        for target in reversed(targets):
+        for target in reversed(self._mounted.pop(container_id, [])):
             linux.umount(target)
         rootfs = self.directory / container_id / "rootfs"
-        for path in dict.fromkeys([*targets, str(rootfs), str(rootfs.parent)]):
+        for path in dict.fromkeys([*self._points.pop(container_id, []), str(rootfs), str(rootfs.parent)]):
             self._remove_mount_point(path)
 
     @staticmethod

@@ -1,0 +1,131 @@
+"""Sizes and requests, decided from spec and configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata.config.settings import Config
+from kata.errors import InvalidArgument
+from kata.oci.default import default_spec
+from kata.oci.spec import Spec
+from kata.sandbox.ledger import MARKER
+from kata.sandbox.plan import Size, agent_params, create_container_request, create_sandbox_request, plan_vm, vm_size
+from kata.storage.share import plan_container
+
+HOST_CPUS = 8
+
+
+def config(**hypervisor: Any) -> Config:
+    base = Config()
+    return replace(base, hypervisor=replace(base.hypervisor, default_memory=1000, **hypervisor))
+
+
+def spec(**changes: Any) -> Spec:
+    made: Any = {**default_spec(["true"], rootfs="/r", hostname="box"), **changes}
+    return made  # type: ignore[no-any-return]
+
+
+def limits(**resources: Any) -> Spec:
+    return spec(linux={"resources": resources})
+
+
+class TestSize:
+    @pytest.mark.parametrize(
+        ("given", "size"),
+        [
+            (spec(), Size(1, 1000)),
+            (limits(memory={"limit": 256 << 20}), Size(1, 1256)),
+            (limits(memory={"limit": (256 << 20) + 1}), Size(1, 1257)),
+            (limits(memory={"limit": -1}), Size(1, 1000)),
+            (limits(memory={}), Size(1, 1000)),
+            (limits(cpu={"quota": 50_000, "period": 100_000}), Size(2, 1000)),
+            (limits(cpu={"quota": 250_000, "period": 100_000}), Size(4, 1000)),
+            (limits(cpu={"quota": 200_000}), Size(3, 1000)),
+            (limits(cpu={"quota": -1, "period": 100_000}), Size(1, 1000)),
+            (limits(cpu={"quota": 10**9, "period": 1000}), Size(HOST_CPUS, 1000)),
+            ({**spec(), "linux": None}, Size(1, 1000)),
+        ],
+    )
+    def test_limits_come_on_top_of_the_defaults(self, given: Spec, size: Size) -> None:
+        assert vm_size(given, config(), HOST_CPUS) == size
+
+    def test_the_sums_that_cri_writes_on_a_pod(self) -> None:
+        annotations = {
+            "io.kubernetes.cri.sandbox-memory": str(512 << 20),
+            "io.kubernetes.cri.sandbox-cpu-quota": "300000",
+            "io.kubernetes.cri.sandbox-cpu-period": "100000",
+        }
+        assert vm_size(spec(annotations=annotations), config(), HOST_CPUS) == Size(4, 1512)
+
+    @pytest.mark.parametrize("text", ["much", "", "1e9", "0x10"])
+    def test_an_annotation_that_is_no_number(self, text: str) -> None:
+        with pytest.raises(
+            InvalidArgument, match=r"^annotation io\.kubernetes\.cri\.sandbox-memory: '.*' is not a number$"
+        ):
+            vm_size(spec(annotations={"io.kubernetes.cri.sandbox-memory": text}), config(), HOST_CPUS)
+
+    def test_the_maximum_holds(self) -> None:
+        assert vm_size(limits(cpu={"quota": 900_000}), config(default_maxvcpus=3), HOST_CPUS).vcpus == 3
+
+
+class TestMachine:
+    def test_what_marks_it_and_where_it_lives(self, tmp_path: Path) -> None:
+        plan = plan_vm("box", tmp_path, spec(), config(kernel_params="extra=1 more"), accelerator="tcg")
+        assert dict(plan.environment)[MARKER] == str(tmp_path)
+        assert (plan.run_dir, plan.share_dir) == (tmp_path, tmp_path / "shared")
+        assert plan.kernel_params[-2:] == ("extra=1", "more"), "the administrator's come last and win"
+
+    def test_the_image_is_pinned(self, tmp_path: Path) -> None:
+        """What is `current` may change while the machine runs."""
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one/vmlinux").touch()
+        (tmp_path / "current").symlink_to("one")
+        plan = plan_vm("box", tmp_path, spec(), config(kernel=tmp_path / "current/vmlinux"), accelerator="tcg")
+        assert plan.kernel == tmp_path / "one/vmlinux"
+
+    def test_the_agent_is_told_what_to_serve_on(self) -> None:
+        assert "agent.server_addr=virtio-serial://kata.rpc" in agent_params(Config())
+        loud = replace(Config(), agent=replace(Config().agent, enable_debug=True, container_pipe_size=4096))
+        assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud))
+
+
+class TestRequests:
+    def test_sandbox(self) -> None:
+        request = create_sandbox_request("box", spec(hostname="h" * 100), Config())
+        assert (request.sandbox_id, request.hostname) == ("box", "h" * 64)
+        share, shm = request.storages
+        assert (share.driver, share.source, share.mount_point) == (
+            "9p",
+            "kataShared",
+            "/run/kata-containers/shared/containers/",
+        )
+        assert "version=9p2000.L" in share.options
+        assert (shm.driver, shm.mount_point) == ("ephemeral", "/run/kata-containers/sandbox/shm")
+        assert {"noexec", "nosuid", "nodev", "mode=1777", "size=65536k"} <= set(shm.options)
+
+    def test_sandbox_without_a_hostname_takes_its_id(self) -> None:
+        assert create_sandbox_request("box", spec(hostname=""), Config()).hostname == "box"
+
+    def test_shm_has_the_size_that_the_spec_gives_it(self) -> None:
+        mounts = [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1g"]}]
+        assert "size=1g" in create_sandbox_request("box", spec(mounts=mounts), Config()).storages[1].options
+
+    def test_kernel_modules_with_parameters(self) -> None:
+        modules = replace(Config(), agent=replace(Config().agent, kernel_modules=("loop max_loop=8 x=y", "tun")))
+        first, second = create_sandbox_request("box", spec(), modules).kernel_modules
+        assert (first.name, list(first.parameters)) == ("loop", ["max_loop=8", "x=y"])
+        assert (second.name, list(second.parameters)) == ("tun", [])
+
+    def test_container(self) -> None:
+        given = spec()
+        files = plan_container("box", given["mounts"], rootfs=(), rootfs_dir="/r")
+        request = create_container_request("box", given, files, Config())
+        assert (request.container_id, request.exec_id) == ("box", "box")
+        assert request.OCI.Root.Path == files.guest_rootfs
+        shm = next(mount for mount in request.OCI.Mounts if mount.destination == "/dev/shm")
+        assert shm.source == "/run/kata-containers/sandbox/shm"
+        assert given["root"]["path"] == "/r", "the spec of the caller is not changed"
