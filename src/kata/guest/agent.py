@@ -20,6 +20,8 @@ from kata.ttrpc.typed import Stub
 REQUEST_TIMEOUT_S = 60.0
 #: Bytes asked for in one read of a stream: large enough that round trips do not limit throughput, well under 4 MiB.
 READ_SIZE = 1 << 20
+#: Characters of an error of the guest's that are passed on.
+_TEXT_MAX = 1000
 #: Bytes sent in one write to a container's standard input.
 WRITE_SIZE = 1 << 18
 
@@ -58,7 +60,7 @@ class AgentClient:
                 f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
                 hint="the guest's console is in console.log of the sandbox's state directory",
             )
-        return from_code(error.code, f"{what}: {error.message}")
+        return from_code(error.code, f"{what}: {_shown(error.message)}")
 
     async def check(self, timeout: float) -> None:
         """Ask for the agent's health: the first call of every sandbox."""
@@ -179,3 +181,9 @@ class AgentClient:
                 "out-of-memory events", "GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout=None
             )
             yield str(answer.container_id)  # type: ignore[attr-defined]
+
+
+def _shown(text: str) -> str:
+    """What the guest says, on one line of bounded length: it ends up in the host's logs and on terminals."""
+    line = "".join(character if character.isprintable() else " " for character in text[:_TEXT_MAX])
+    return line if len(text) <= _TEXT_MAX else f"{line}..."

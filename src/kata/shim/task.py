@@ -163,6 +163,8 @@ class TaskService:
             assert container.init.exit is not None
             exit_ = container.init.exit
             self._bundles.pop(request.id, None)
+            # Its execs have gone with it.
+            self._io = {key: io for key, io in self._io.items() if key[0] != request.id}
             self._publisher.publish(
                 events_pb2.TaskDelete(
                     container_id=request.id,
