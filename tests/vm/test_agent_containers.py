@@ -288,3 +288,26 @@ async def test_a_lost_caller_leaves_no_half_made_container(guest: Guest) -> None
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.1)
         await agent.remove(container_id)
+
+
+async def test_many_containers_and_execs_leave_nothing_behind(agent: Agent) -> None:
+    script = (
+        "ls /guest/proc/1/fd | busybox wc -l; ls /guest/run/crun /guest/run/kata-containers | busybox wc -l; "
+        "busybox wc -l < /guest/proc/1/mountinfo; ls -d /guest/sys/fs/cgroup/kata/*/ | busybox wc -l; "
+        "cat /guest/proc/[0-9]*/status | grep -c '^State:.Z'"
+    )
+    before = await inspect(agent, script)
+    for _ in range(3):
+        container_id = next(_ids)
+        await agent.run(container_id, spec("sleep", "1000"))
+        await agent.exec(container_id, "e1", "sh", "-c", "sleep 1000 & sleep 1000 & exit 0")
+        await agent.exec(container_id, "t1", "sh", terminal=True)
+        assert await agent.wait(container_id, "e1") == 0
+        with pytest.raises(StatusError):
+            await agent.exec(container_id, "e2", "nonsense")
+        with pytest.raises(StatusError):
+            await agent.exec(container_id, "e3", "nonsense", terminal=True)
+        with pytest.raises(StatusError):
+            await agent.create(next(_ids), spec("nonsense", terminal=True))
+        await agent.remove(container_id)
+    assert await inspect(agent, script) == before
