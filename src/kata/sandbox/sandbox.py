@@ -94,7 +94,11 @@ class Sandbox(Lifecycle):
             VmLaunchError: the machine or its agent did not come up.
             KataError: the plan is impossible, or the agent refused.
         """
-        sandbox = cls(sandbox_id, config, ledger)
+        try:
+            sandbox = cls(sandbox_id, config, ledger)
+        except BaseException:
+            ledger.release()
+            raise
         try:
             await sandbox._start(bundle, progress)
         except BaseException:

@@ -38,6 +38,7 @@ class RawShim:
 
     Attributes:
         directory: holds the bundles and the launcher.
+        environment: of the shim.
         address: stands for containerd's; part of the hash that names the sockets.
     """
 
@@ -45,7 +46,7 @@ class RawShim:
         self.directory = Path(mkdtemp(prefix="kr-", dir="/tmp"))
         self.address = str(self.directory / "c.sock")
         self._prefix = prefix
-        self._environment = {"PATH": os.defpath, **(environment or {})}
+        self.environment = {"PATH": os.defpath, **(environment or {})}
         self._clients: list[ttrpc.Client] = []
         self._bundles: dict[str, Path] = {}
         write_launcher(self.directory / "bin")
@@ -97,7 +98,7 @@ class RawShim:
         return subprocess.run(
             [self.directory / "bin" / NAME, *arguments],
             cwd=cwd or self.directory,
-            env=self._environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL if stdin is None else None,
             input=stdin,
             capture_output=True,

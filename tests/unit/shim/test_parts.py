@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -110,6 +111,13 @@ class TestStatus:
     def test_of_errors_on_purpose(self) -> None:
         assert to_status(NotFound("no x")) == (Code.NOT_FOUND, "no x")
         assert to_status(FailedPrecondition("no", hint="do y")) == (Code.FAILED_PRECONDITION, "no (do y)")
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+    def test_of_a_host_that_ran_out(self, number: int) -> None:
+        code, message = to_status(OSError(number, os.strerror(number), "/run/kata/x"))
+        assert code == Code.RESOURCE_EXHAUSTED
+        assert os.strerror(number) in message
+        assert "/run/kata/x" in message
 
     def test_of_a_bug(self, caplog: pytest.LogCaptureFixture) -> None:
         code, message = to_status(ZeroDivisionError("division by zero"))

@@ -62,12 +62,14 @@ class Shim:
     def config(self, spec: object) -> None:
         (self.bundle / "config.json").write_text(spec if isinstance(spec, str) else json.dumps(spec))
 
-    def start(self, container_id: str = "box", stdin: bytes = b"", *, report: bool = False) -> tuple[int, str, str]:
+    def start(
+        self, container_id: str = "box", stdin: bytes = b"", *, report: bool = False, action: str = "start"
+    ) -> tuple[int, str, str]:
         script = SCRIPT.format(path=PATH, state=str(self.state), sockets=str(self.sockets), report=report)
         done = subprocess.run(
             [
                 *(sys.executable, "-IS", "-c", script),
-                *("-namespace", "ns", "-address", "/c.sock", "-id", container_id, "start"),
+                *("-namespace", "ns", "-address", "/c.sock", "-id", container_id, action),
             ],
             env={},
             cwd=self.bundle,
@@ -75,7 +77,7 @@ class Shim:
             capture_output=True,
             timeout=20,
         )
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
+        return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode()
 
     def refused(self, container_id: str = "box", stdin: bytes = b"") -> str:
         status, out, err = self.start(container_id, stdin)
@@ -246,6 +248,12 @@ class TestDaemon:
             "kata.shim.main",
             "kata.shim.start",
         }
+
+    def test_delete_loads_as_little(self, shim: Shim) -> None:
+        loaded = set(shim.start(report=True, action="delete")[2].split())
+        own = {name for name in loaded if name == "kata" or name.startswith("kata.")}
+        assert loaded - own <= ALLOWED
+        assert "kata.shim.delete" in own
 
     def test_takes_over_from_a_sandbox_that_died(self, shim: Shim) -> None:
         serving(shim.path("box")).close()
