@@ -72,7 +72,7 @@ class Foreground:
         loop = asyncio.get_running_loop()
         self._signals.tell(lambda number: loop.call_soon_threadsafe(self._signalled, number))
         try:
-            sandbox = await Sandbox.start(self._id, self._bundle, self._config, self._ledger)
+            sandbox = await Sandbox.start(self._id, self._bundle, self._config, self._ledger, progress=say)
             try:
                 return await self._in_sandbox(sandbox)
             finally:

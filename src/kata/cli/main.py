@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kata.cli import image
+from kata.cli import factory, image
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(image.app, name="image")
+app.add_typer(factory.app, name="factory")
 
 # typer.UsageError is not exported by every version, its subclass is.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.config.settings import HypervisorConfig
 from kata.errors import FailedPrecondition, InvalidArgument, KataError
 from kata.hypervisor import kvm
 from kata.hypervisor.base import VmPlan
@@ -83,6 +84,17 @@ async def choose(
             hint="enable virtualization on this host, or set accelerator to auto and require_kvm to false",
         )
     return Accelerator("tcg", obstacle)
+
+
+async def choose_for(hypervisor: HypervisorConfig) -> Accelerator:
+    """Decide as the configuration asks; see `choose`."""
+    return await choose(
+        hypervisor.accelerator,
+        require_kvm=hypervisor.require_kvm,
+        qemu=hypervisor.path,
+        kernel=hypervisor.kernel,
+        initrd=hypervisor.initrd,
+    )
 
 
 async def _trial(name: str, qemu: Path, kernel: Path, initrd: Path, cache: Path, timeout: float) -> str | None:

@@ -96,7 +96,7 @@ async def _make(
         template.require_room(root, _ROOM + plan.memory_mib * (1 << 20) // _PAGE * _ROOM_PER_PAGE)
         directory = Path(tempfile.mkdtemp(prefix=template.BUILDING, dir=root))
         try:
-            progress(f"making the template of machines with {plan.vcpus} CPUs and {plan.memory_mib} MiB (done once)")
+            progress(f"making a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it")
             await _boot_and_save(plan, directory, make_ready, progress)
             template.write_manifest(directory, machine)
             os.rename(directory, root / key)
@@ -119,7 +119,7 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
             share.mkdir()
             machine = QemuMachine(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
             try:
-                progress("booting it")
+                progress("booting a virtual machine for it")
                 await machine.start()
                 await make_ready(machine)
                 progress("saving it")

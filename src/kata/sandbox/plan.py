@@ -61,6 +61,15 @@ def vm_size(spec: Spec, config: Config, host_cpus: int) -> Size:
     return Size(min(vcpus, hypervisor.max_vcpus(host_cpus)), hypervisor.default_memory + math.ceil(memory / _MIB))
 
 
+def size_class(memory_mib: int) -> int:
+    """The next of four sizes for each power of two, so that few templates serve many limits.
+
+    What a container may use is still its limit, and what the guest does not touch takes no memory of the host.
+    """
+    step = max(1, 1 << (memory_mib.bit_length() - 3))
+    return -(-memory_mib // step) * step
+
+
 def _number(annotations: Mapping[str, str], name: str) -> int:
     text = annotations.get(name, "0")
     try:
@@ -86,7 +95,7 @@ def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, acc
         accelerator=accelerator,
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
-        memory_mib=size.memory_mib,
+        memory_mib=size_class(size.memory_mib) if config.factory.enable_template else size.memory_mib,
         # Resolved: the image that is current now stays this machine's, whatever is built meanwhile.
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),

@@ -107,14 +107,7 @@ class Sandbox(Lifecycle):
         return sandbox
 
     async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
-        hypervisor = self._config.hypervisor
-        accelerator = await accel.choose(
-            hypervisor.accelerator,
-            require_kvm=hypervisor.require_kvm,
-            qemu=hypervisor.path,
-            kernel=hypervisor.kernel,
-            initrd=hypervisor.initrd,
-        )
+        accelerator = await accel.choose_for(self._config.hypervisor)
         log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
         vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)

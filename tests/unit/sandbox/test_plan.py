@@ -13,7 +13,15 @@ from kata.errors import InvalidArgument
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.sandbox.ledger import MARKER
-from kata.sandbox.plan import Size, agent_params, create_container_request, create_sandbox_request, plan_vm, vm_size
+from kata.sandbox.plan import (
+    Size,
+    agent_params,
+    create_container_request,
+    create_sandbox_request,
+    plan_vm,
+    size_class,
+    vm_size,
+)
 from kata.storage.share import plan_container
 
 HOST_CPUS = 8
@@ -91,6 +99,21 @@ class TestMachine:
         assert "agent.server_addr=virtio-serial://kata.rpc" in agent_params(Config())
         loud = replace(Config(), agent=replace(Config().agent, enable_debug=True, container_pipe_size=4096))
         assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got"),
+    [(128, 128), (129, 160), (512, 512), (576, 640), (2048, 2048), (2049, 2560), (2112, 2560), (4000, 4096)],
+)
+def test_memory_comes_in_few_sizes(wanted: int, got: int) -> None:
+    assert size_class(wanted) == got
+
+
+def test_without_templates_memory_is_what_was_asked_for() -> None:
+    cold = replace(Config(), factory=replace(Config().factory, enable_template=False))
+    limited = limits(memory={"limit": 64 << 20})
+    assert plan_vm("box", Path("/run/kata/box"), limited, cold, accelerator="tcg").memory_mib == 2048 + 64
+    assert plan_vm("box", Path("/run/kata/box"), limited, Config(), accelerator="tcg").memory_mib == 2560
 
 
 class TestRequests:

@@ -1,0 +1,129 @@
+"""`kata factory`: make, show and remove the templates that virtual machines start from."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kata.cli.render import say
+from kata.config.loader import load
+from kata.config.settings import Config
+from kata.errors import FailedPrecondition, PermissionDenied
+
+app = typer.Typer(help="Templates that virtual machines start from.", no_args_is_help=True)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
+]
+
+#: Seconds that others may be making templates.
+_LOCK_TIMEOUT_S = 60.0
+
+
+@app.command()
+def init(config: ConfigFile = None) -> None:
+    """Make the template for sandboxes without limits; does nothing if there is one."""
+    loaded = _load(config)
+    if not loaded.factory.enable_template:
+        raise FailedPrecondition(
+            "templates are switched off", hint="set enable_template = true in [factory] of the configuration"
+        )
+    if os.geteuid() != 0:
+        raise PermissionDenied("kata factory init needs root", hint="run it with sudo")
+    key, size = asyncio.run(_init(loaded))
+    print(f"{key}  {size / 1e6:.0f} MB")
+
+
+async def _init(config: Config) -> tuple[str, int]:
+    from kata.hypervisor import accel
+    from kata.sandbox.ledger import PROCESS, claim
+    from kata.sandbox.machine import ensure_template
+    from kata.sandbox.plan import STATE_ROOT, plan_vm
+
+    accelerator = await accel.choose_for(config.hypervisor)
+    ledger = claim(str(STATE_ROOT / f"factory-{secrets.token_hex(6)}"))
+    try:
+        ledger.hold(PROCESS, ledger.directory)
+        plan = plan_vm("factory", Path(ledger.directory), {}, config, accelerator=accelerator.name)
+        with await ensure_template(plan, config, say) as template:
+            return template.key, template.size
+    finally:
+        for problem in ledger.release():
+            say(f"cannot give back {problem}")
+
+
+@app.command()
+def status(
+    config: ConfigFile = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
+) -> None:
+    """Show the templates, the most recently used first."""
+    from kata.hypervisor.template import list_templates
+
+    factory = _load(config).factory
+    listed = list_templates(factory.template_path)
+    if json:
+        import json as encoder
+
+        found: list[dict[str, Any]] = [
+            {
+                "key": template.key,
+                "accelerator": template.machine.get("accelerator"),
+                "vcpus": template.machine.get("vcpus"),
+                "memory_mib": template.machine.get("memory_mib"),
+                "bytes": template.size,
+                "used": int(template.used),
+                "problem": template.problem or None,
+            }
+            for template in listed
+        ]
+        print(encoder.dumps(found, indent=2))
+        return
+    if not factory.enable_template:
+        say("templates are switched off in the configuration")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("TEMPLATE", "CPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED"):
+        table.add_column(heading, justify="right" if heading in ("CPUS", "MEMORY", "SIZE") else "left", no_wrap=True)
+    for template in listed:
+        table.add_row(
+            template.key,
+            str(template.machine.get("vcpus", "")),
+            f"{template.machine['memory_mib']} MiB" if template.machine else "",
+            str(template.machine.get("accelerator", "")),
+            f"{template.size / 1e6:.0f} MB",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(template.used)),
+        )
+    Console().print(table)
+    for template in listed:
+        if template.problem:
+            say(template.problem)
+
+
+@app.command()
+def destroy(config: ConfigFile = None) -> None:
+    """Remove all templates. Machines that started from them run on; the next start makes a new one."""
+    root = _load(config).factory.template_path
+    for key in asyncio.run(_destroy(root)) if root.exists() else ():
+        print(key)
+
+
+async def _destroy(root: Path) -> list[str]:
+    from kata.hypervisor import template
+
+    async with template.locked(root, _LOCK_TIMEOUT_S):
+        return template.destroy(root)
+
+
+def _load(path: Path | None) -> Config:
+    loaded = load(path)
+    for warning in loaded.warnings:
+        say(f"warning: {warning}")
+    return loaded.config
