@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from types import ModuleType
@@ -35,6 +35,7 @@ class RawShim:
     Args:
         prefix: what the ids begin with.
         environment: of the shim; TTRPC_ADDRESS is empty unless it is in here.
+        wrapper: a command that runs the shim, e.g. with fewer privileges.
 
     Attributes:
         directory: holds the bundles and the launcher.
@@ -42,10 +43,13 @@ class RawShim:
         address: stands for containerd's; part of the hash that names the sockets.
     """
 
-    def __init__(self, prefix: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, prefix: str, environment: Mapping[str, str] | None = None, *, wrapper: Sequence[str] = ()
+    ) -> None:
         self.directory = Path(mkdtemp(prefix="kr-", dir="/tmp"))
         self.address = str(self.directory / "c.sock")
         self._prefix = prefix
+        self._wrapper = wrapper
         self.environment = {"PATH": os.defpath, **(environment or {})}
         self._clients: list[ttrpc.Client] = []
         self._bundles: dict[str, Path] = {}
@@ -96,7 +100,7 @@ class RawShim:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the shim binary with any arguments."""
         return subprocess.run(
-            [self.directory / "bin" / NAME, *arguments],
+            [*self._wrapper, self.directory / "bin" / NAME, *arguments],
             cwd=cwd or self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL if stdin is None else None,

@@ -265,6 +265,20 @@ def test_events_of_a_life_are_in_order(containerd: PrivateContainerd, events: Ev
     assert wait_for(events, container_id, "delete") == ["create", "start", "exit", "delete"]
 
 
+def test_out_of_memory_is_told(containerd: PrivateContainerd, events: Events) -> None:
+    """CRI's reason OOMKilled comes from this event alone."""
+    container_id = unique_id(TEST_PREFIX)
+    done = containerd.ctr(
+        *("run", "--rm", "--memory-limit", str(32 << 20), "--runtime", RUNTIME, BUSYBOX, container_id),
+        *("sh", "-c", "head -c 100000000 /dev/zero | tail >/dev/null; exit 3"),
+        check=False,
+    )
+    assert done.returncode in (3, 137), done.stderr
+    topics = wait_for(events, container_id, "delete")
+    assert "oom" in topics
+    assert topics.index("start") < topics.index("oom")
+
+
 def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
     """The end of a container of its own, since the others still need theirs."""
     task = Task(containerd, "sh", "-c", "trap 'exit 5' TERM; touch /ready; while true; do sleep 0.1; done")

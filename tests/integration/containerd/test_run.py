@@ -6,6 +6,7 @@ import hashlib
 import platform
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -76,6 +77,29 @@ def test_bulk_output_arrives_whole(containerd: PrivateContainerd) -> None:
     assert done.returncode == 3
     assert done.stdout == "0123456789abcde\n" * (BULK // 16)
     assert done.stderr == "0123456789abcde\n" * (BULK // 64)
+
+
+@pytest.mark.parametrize("scheme", ["file", "binary"])
+def test_output_to_a_log(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory, scheme: str) -> None:
+    directory = tmp_path_factory.mktemp("log")
+    log, logger = directory / "log", directory / "logger"
+    logger.write_text('#!/bin/sh\nexec 5>&-\ncat <&3 >>"$2"\ncat <&4 >>"$2"\n')
+    logger.chmod(0o755)
+    uri = f"file://{log}" if scheme == "file" else f"binary://{logger}?to={log}"
+    container_id = unique_id(TEST_PREFIX)
+    containerd.ctr(
+        *("run", "--detach", "--log-uri", uri, "--runtime", RUNTIME, BUSYBOX, container_id),
+        *("sh", "-c", "echo to the log; echo problem >&2"),
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while "STOPPED" not in containerd.ctr("tasks", "ls").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert sorted(log.read_text().splitlines()) == ["problem", "to the log"], "all of it, once the exit is told"
+    finally:
+        containerd.ctr("tasks", "delete", "--force", container_id)
+        containerd.ctr("containers", "delete", container_id)
 
 
 @pytest.mark.parametrize(

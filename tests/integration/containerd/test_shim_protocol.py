@@ -98,6 +98,14 @@ class TestWithoutAMachine:
             await asyncio.to_thread(os.read, reading, 1)  # the end, once the daemon has closed its copy
         os.close(reading)
 
+    async def test_without_the_privilege_to_be_spared(self) -> None:
+        """Pitfall: a negative oom_score_adj needs CAP_SYS_RESOURCE, which a host may not give."""
+        less = ("setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "--")
+        async with RawShim(TEST_PREFIX, wrapper=less) as raw:
+            container_id = raw.bundle()
+            task = await raw.task(container_id)
+            await task.Connect(task_v2_pb2.ConnectRequest(id=container_id), timeout=10)
+
     async def test_questions_before_create(self, raw: RawShim) -> None:
         container_id = raw.bundle()
         task = await raw.task(container_id)
