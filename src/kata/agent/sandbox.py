@@ -44,7 +44,7 @@ class Sandbox:
         self._creating: set[str] = set()
         self._pinned: list[str] = []
         self._pid_owner: Container | None = None
-        self._resolv_conf_bound = False
+        self._bound: list[str] = []
 
     async def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Prepare what the containers share.
@@ -71,8 +71,10 @@ class Sandbox:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
             self.storages.acquire(request.storages, "")
+            # Systemd's machine-id(5): drawn now, so that machines from one template have different ones.
+            self._provide("machine-id", f"{os.urandom(16).hex()}\n")
             if request.dns:
-                self._set_dns(request.dns)
+                self._provide("resolv.conf", "".join(f"{line}\n" for line in request.dns))
         except BaseException:
             self._release()
             raise
@@ -92,14 +94,15 @@ class Sandbox:
         namespaces.make_pinned(targets, lambda: socket.sethostname(hostname) if hostname else None)
         self._pinned += targets.values()
 
-    def _set_dns(self, lines: Sequence[str]) -> None:
-        """The guest's own resolver configuration; each container has a file from the host."""
-        path = f"{self._machinery.paths.sandbox}/resolv.conf"
+    def _provide(self, name: str, content: str) -> None:
+        """The guest's own file in /etc, whose root is read-only; what containers see in theirs comes from the host."""
+        path = f"{self._machinery.paths.sandbox}/{name}"
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+            file.write(content)
         if self._owns_machine:
-            mount.bind(path, os.path.realpath("/etc/resolv.conf"), 0)
-            self._resolv_conf_bound = True
+            target = os.path.realpath(f"/etc/{name}")
+            mount.bind(path, target, 0)
+            self._bound.append(target)
 
     async def destroy(self) -> None:
         """Remove all containers and give everything back. What fails is logged: there is nobody to try again."""
@@ -114,9 +117,8 @@ class Sandbox:
 
     def _release(self) -> None:
         self.storages.release_all()
-        if self._resolv_conf_bound:
-            mount.umount(os.path.realpath("/etc/resolv.conf"))
-            self._resolv_conf_bound = False
+        while self._bound:
+            mount.umount(self._bound.pop())
         while self._pinned:
             namespaces.unpin(self._pinned.pop())
         self._pid_owner = None

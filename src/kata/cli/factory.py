@@ -53,7 +53,7 @@ async def _init(config: Config) -> tuple[str, int]:
     try:
         ledger.hold(PROCESS, ledger.directory)
         plan = plan_vm("factory", Path(ledger.directory), {}, config, accelerator=accelerator.name)
-        with await ensure_template(plan, config, say) as template:
+        with await ensure_template(plan, config, ledger, say) as template:
             return template.key, template.size
     finally:
         for problem in ledger.release():

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 #: Templates that stay, the most recently used: one for each size of machine and each configuration in use.
 KEEP = 8
 _SAVE_TIMEOUT_S = 30.0
+#: Seconds from which on a failed attempt costs a start too much to be repeated at each.
+_COSTLY_S = 1.0
 #: Bytes that a template may take on the disk: a guest's kernel and agent, and the kernel's 64 bytes for each page.
 _ROOM = 256 << 20
 _ROOM_PER_PAGE = 64
@@ -38,13 +41,18 @@ MakeReady = Callable[[VirtualMachine], Awaitable[None]]
 Progress = Callable[[str], None]
 
 
+def building(root: Path, sandbox_id: str) -> Path:
+    """Where a template is made for a sandbox; only a kill can leave it there when `ensure` has returned."""
+    return root / f"{template.BUILDING}{sandbox_id}"
+
+
 async def ensure(
     plan: VmPlan, root: Path, *, make_ready: MakeReady, progress: Progress, lock_timeout: float
 ) -> Template:
     """The template for machines of `plan`, made if there is none; the caller closes it.
 
     Args:
-        plan: the kernel parameters are those of the template's boot.
+        plan: the kernel parameters are those of the template's boot; its run directory is used for it.
         root: where templates are kept.
         progress: told in one sentence each what takes time.
         lock_timeout: seconds to wait for others who are making a template.
@@ -67,10 +75,12 @@ async def ensure(
             return _open(root, key)
         except NotFound:
             pass
+        begin = time.monotonic()
         try:
             await _make(plan, root, key, machine, make_ready, progress)
         except KataError as error:
-            template.remember_failure(root, key, error.message)
+            if time.monotonic() - begin > _COSTLY_S:
+                template.remember_failure(root, key, error.message)
             raise
         for removed in template.prune(root, KEEP):
             log.info("removed template %s: others were used more recently", removed)
@@ -94,7 +104,8 @@ async def _make(
         template.sweep(root)
         template.discard(root, key)
         template.require_room(root, _ROOM + plan.memory_mib * (1 << 20) // _PAGE * _ROOM_PER_PAGE)
-        directory = Path(tempfile.mkdtemp(prefix=template.BUILDING, dir=root))
+        directory = building(root, plan.sandbox_id)
+        directory.mkdir(mode=0o700)
         try:
             progress(f"making a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it")
             await _boot_and_save(plan, directory, make_ready, progress)
@@ -114,7 +125,7 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
     state = os.memfd_create("template-state", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memory, plan.memory_mib << 20)
-        with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as run:
+        with tempfile.TemporaryDirectory(prefix="template-", dir=plan.run_dir) as run:
             share = Path(run) / "shared"
             share.mkdir()
             machine = QemuMachine(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)

@@ -20,6 +20,7 @@ from kata.hypervisor import template, template_build
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
+from kata.sandbox.ledger import TREE, Ledger
 from kata.sandbox.plan import AGENT_CHANNEL
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ _SEED_BYTES = 64
 Progress = Callable[[str], None]
 
 
-async def bring_up(plan: VmPlan, config: Config, progress: Progress) -> tuple[VirtualMachine, AgentClient]:
+async def bring_up(
+    plan: VmPlan, config: Config, ledger: Ledger, progress: Progress
+) -> tuple[VirtualMachine, AgentClient]:
     """Start the machine of `plan`, by a template if the configuration allows it.
 
     Args:
@@ -52,7 +55,7 @@ async def bring_up(plan: VmPlan, config: Config, progress: Progress) -> tuple[Vi
         VmLaunchError: the machine or its agent did not come up; nothing is left of it.
         NotFound: QEMU or the guest image is not there.
     """
-    if config.factory.enable_template and (found := await _template(plan, config, progress)):
+    if config.factory.enable_template and (found := await _template(plan, config, ledger, progress)):
         with found:
             try:
                 return await _restore(plan, found)
@@ -64,9 +67,9 @@ async def bring_up(plan: VmPlan, config: Config, progress: Progress) -> tuple[Vi
     return await _boot(plan, config)
 
 
-async def _template(plan: VmPlan, config: Config, progress: Progress) -> Template | None:
+async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template | None:
     try:
-        return await ensure_template(plan, config, progress)
+        return await ensure_template(plan, config, ledger, progress)
     except KataError as error:
         log.warning("there is no template, the machine is booted: %s", error.message)
         return None
@@ -79,7 +82,7 @@ def _remove(found: Template, config: Config) -> None:
         log.warning("%s", error.message)
 
 
-async def ensure_template(plan: VmPlan, config: Config, progress: Progress) -> Template:
+async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template:
     """The template for machines of `plan`, made if there is none; the caller closes it.
 
     Raises:
@@ -92,13 +95,18 @@ async def ensure_template(plan: VmPlan, config: Config, progress: Progress) -> T
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
 
-    return await template_build.ensure(
+    root = config.factory.template_path
+    building = str(template_build.building(root, plan.sandbox_id))
+    ledger.hold(TREE, building)
+    found = await template_build.ensure(
         replace(plan, kernel_params=(*plan.kernel_params, WARM_UP)),
-        config.factory.template_path,
+        root,
         make_ready=make_ready,
         progress=progress,
         lock_timeout=_LOCK_TIMEOUT_S,
     )
+    ledger.drop(TREE, building)
+    return found
 
 
 async def _restore(plan: VmPlan, found: Template) -> tuple[VirtualMachine, AgentClient]:

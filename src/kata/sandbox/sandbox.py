@@ -112,7 +112,7 @@ class Sandbox(Lifecycle):
         vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
         self._ledger.hold(PROCESS, self._ledger.directory)
-        self._vm, self._agent = vm, _ = await machine.bring_up(vm_plan, self._config, progress)
+        self._vm, self._agent = vm, _ = await machine.bring_up(vm_plan, self._config, self._ledger, progress)
         self.pid = vm.pid
         await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
         self.become(State.CREATED)
