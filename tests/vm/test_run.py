@@ -137,6 +137,24 @@ def read_line(process: subprocess.Popen[bytes]) -> bytes:
 # ---------------------------------------------------------------------------------------------------- what it runs
 
 
+def test_files_of_every_kind_in_the_root_directory(name: str, rootfs: Path) -> None:
+    script = """
+        cd /root; mkfifo f; mknod n c 1 3; echo a >a; ln a b; ln -s a c; mv a d; stat -c '%n %F %h' b c d f n
+        cat f & echo through >f; wait
+        exec 3<>u; rm u; echo kept >&3; rm -r /root/*
+    """
+    done = kata("run", "--name", name, "--rootfs", rootfs, "--", "/bin/sh", "-c", script)
+    assert done.stdout.decode().splitlines() == [
+        "b regular file 2",
+        "c symbolic link 1",
+        "d regular file 2",
+        "f fifo 1",
+        "n character special file 1",
+        "through",
+    ], done.stderr
+    assert not list((rootfs / "root").iterdir())
+
+
 def test_the_container_is_what_was_asked_for(rootfs: Path, name: str, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir(mode=0o777)

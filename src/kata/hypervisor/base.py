@@ -48,6 +48,7 @@ class VmPlan:
         image: read-only root image for the first disk, or None.
         kernel_params: come last on the kernel command line, so they win.
         share_dir: host directory that the guest may mount over 9p, or None.
+        share_helper: the program that serves that directory, or None for the monitor itself.
         share_tag: the mount tag of that directory.
         channels: names of virtio-serial ports, in the order of their port numbers.
         seccomp: whether the monitor confines its own system calls.
@@ -73,6 +74,7 @@ class VmPlan:
     memory_mib: int = 512
     kernel_params: tuple[str, ...] = ()
     share_dir: Path | None = None
+    share_helper: Path | None = None
     share_tag: str = SHARE_TAG
     channels: tuple[str, ...] = ()
     seccomp: bool = True

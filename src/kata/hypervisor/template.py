@@ -32,7 +32,7 @@ from typing import Any
 from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFound, ResourceExhausted
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.kvm import processor_flags
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, command_line
 
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 BUILDING = ".building-"
@@ -98,7 +98,7 @@ class Listed:
 def description(plan: VmPlan) -> dict[str, Any]:
     """All that a machine of this plan has in common with the machines that can go on from its template."""
     anonymous = replace(plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"), environment=())
-    names = (QMP_FD, CONSOLE_FD, MEMORY_FD, *plan.channels)
+    names = (QMP_FD, CONSOLE_FD, MEMORY_FD, SHARE_FD, *plan.channels)
     found: dict[str, Any] = {
         "accelerator": plan.accelerator,
         "vcpus": plan.vcpus,

@@ -12,6 +12,7 @@ from typing import Any
 from kata.config.settings import Config
 from kata.errors import InvalidArgument
 from kata.hypervisor.base import VmPlan
+from kata.hypervisor.qemu.share import find_helper
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
 from kata.protocols import agent_pb2
@@ -102,6 +103,7 @@ def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, acc
         image=hypervisor.image.resolve(),
         kernel_params=(*agent_params(config), *hypervisor.kernel_params.split()),
         share_dir=directory / "shared",
+        share_helper=find_helper(),
         channels=(AGENT_CHANNEL,),
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,

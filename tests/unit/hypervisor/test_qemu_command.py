@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.hypervisor.base import VmPlan
-from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, SHARE_FD, command_line
 
 FDS = {QMP_FD: 11, CONSOLE_FD: 12, "kata.rpc": 13, "log": 14}
 
@@ -37,7 +37,7 @@ def test_under_emulation(full: VmPlan) -> None:
     assert argv[0] == "/usr/bin/qemu-system-x86_64"
     assert [value.partition(",")[0] for value in values(argv, "-accel")] == ["tcg"]
     assert "thread=multi" in values(argv, "-accel")[0]
-    assert values(argv, "-cpu") == ["max"]
+    assert values(argv, "-cpu") == ["max,-erms,-fsrm"]
     assert values(argv, "-global") == []
 
 
@@ -141,3 +141,8 @@ def test_a_path_cannot_add_options(make_plan: Callable[..., VmPlan]) -> None:
     argv = command_line(make_plan(image=Path("/i,readonly=off"), share_dir=Path("/s,security_model=x")), FDS)
     assert values(argv, "-blockdev")[0].endswith("filename=/i,,readonly=off")
     assert "path=/s,,security_model=x,security_model=none," in values(argv, "-fsdev")[0]
+
+
+def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
+    plan = make_plan(share_dir=Path("/s"), share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"))
+    assert values(command_line(plan, {**FDS, SHARE_FD: 77}), "-fsdev") == ["proxy,id=share,sock_fd=77"]

@@ -22,7 +22,8 @@ from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFoun
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.qemu import confine
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.share import ShareHelper
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -74,6 +75,7 @@ class QemuMachine:
         self._console: RingFile | None = None
         self._output: RingFile | None = None
         self._pumps: list[Pump] = []
+        self._share: ShareHelper | None = None
 
     @property
     def pid(self) -> int:
@@ -133,15 +135,26 @@ class QemuMachine:
             self._output = RingFile(self.plan.run_dir / QEMU_LOG)
             read_end, write_end = os.pipe()
             fds = {name: end.fileno() for name, end in theirs.items()} | self._files
+            if self.plan.share_dir and self.plan.share_helper:
+                self._share = ShareHelper(
+                    self.plan.share_helper,
+                    self.plan.share_dir,
+                    output=write_end,
+                    environment=dict(self.plan.environment),
+                    died=self._lose_share,
+                )
+                fds[SHARE_FD] = self._share.socket.fileno()
             argv = command_line(self.plan, fds)
             log.debug("qemu command line: %s", argv)
-            capabilities = confine.SHARE_CAPABILITIES if self.plan.share_dir else ()
+            capabilities = confine.SHARE_CAPABILITIES if self.plan.share_dir and not self._share else ()
             self._process = confine.spawn(
                 confine.confined(argv, capabilities),
                 fds=tuple(fds.values()),
                 output=write_end,
                 environment=dict(self.plan.environment),
             )
+            if self._share:
+                self._share.socket.close()
             self._pid = self._process.pid
             self._pidfd = os.pidfd_open(self._pid)
             self._pumps.append(Pump(ours.pop(CONSOLE_FD).detach(), self._console))
@@ -156,6 +169,12 @@ class QemuMachine:
             for fd in (read_end, write_end):
                 if fd >= 0:
                     os.close(fd)
+
+    def _lose_share(self) -> None:
+        """The guest's files are gone: a machine without them is no use to anybody."""
+        if self._end is not None and not self._end.done() and not self._expected:
+            log.error("the helper that serves the files of %s has ended, so its machine is ended", self.plan.sandbox_id)
+            self._signal(signal.SIGKILL)
 
     async def _connect(self) -> None:
         # Imported while QEMU starts by itself: the import takes time, which is free here.
@@ -239,6 +258,8 @@ class QemuMachine:
         for end in self._channels.values():
             end.close()
         self._channels.clear()
+        if self._share is not None:
+            self._share.stop()
         if self._qmp_socket is not None:
             self._qmp_socket.close()
         for ring in (self._console, self._output):

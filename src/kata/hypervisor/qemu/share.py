@@ -1,0 +1,82 @@
+"""Who serves the shared tree over 9p: a helper of QEMU's, in a chroot of that tree, or QEMU itself.
+
+QEMU 7.2 to 9.1 can itself not create FIFOs, sockets and device nodes there: the fix of CVE-2023-2861 broke that, and
+programs that make a socket in their root directory (databases above all) fail. Those versions come with
+`virtfs-proxy-helper`, which can; the versions without it do it right themselves. With the helper, QEMU needs no
+capability at all, and what the guest reaches of the host's files is a process of 2 MB in a chroot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from kata.hypervisor.qemu import confine
+
+_HELPERS = (Path("/usr/lib/qemu/virtfs-proxy-helper"), Path("/usr/libexec/virtfs-proxy-helper"))
+#: What it asks for at its start, and gives up but for those over files.
+_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setgid", "setuid", "sys_chroot")
+
+
+def find_helper() -> Path | None:
+    """The helper's executable, or None where QEMU has none."""
+    return next((path for path in _HELPERS if os.access(path, os.X_OK)), None)
+
+
+class ShareHelper:
+    """The running helper of one machine: it ends with QEMU's end of the socket, with its parent, or by `stop`.
+
+    Args:
+        helper: its executable.
+        directory: the shared tree.
+        output: descriptor for what it says.
+        environment: all of its variables.
+        died: called if it ends by itself; the guest's file system is gone then.
+    """
+
+    def __init__(
+        self,
+        helper: Path,
+        directory: Path,
+        *,
+        output: int,
+        environment: dict[str, str],
+        died: Callable[[], None],
+    ) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                argv = [str(helper), "--nodaemon", "--path", str(directory), "--fd", str(theirs.fileno())]
+                self._process: subprocess.Popen[bytes] = confine.spawn(
+                    confine.confined(argv, _CAPABILITIES),
+                    fds=(theirs.fileno(),),
+                    output=output,
+                    environment=environment,
+                )
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except BaseException:
+            self.socket.close()
+            raise
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended, died)
+
+    def _ended(self, died: Callable[[], None]) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        died()
+
+    def stop(self) -> None:
+        """Kill it, reap it, close what is open. Idempotent."""
+        self.socket.close()
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._process.wait()
+            os.close(self._pidfd)
+            self._pidfd = -1
