@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that calls under way get to finish once the sandbox has ended.
 _GRACE_S = 1.0
+#: containerd asks for a sandbox at once. By now it, or `start`, must have died before anybody knew of this daemon.
+_UNASKED_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) ->
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
+    loop.call_later(_UNASKED_S, service.end_unless_asked)
     await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())
     try:

@@ -67,6 +67,7 @@ class TaskService:
         self._publisher = publisher
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
+        self._asked = False
         self._starting = asyncio.Lock()
         self._bundles: dict[str, str] = {}
         self._io: dict[tuple[str, str], Io] = {}
@@ -75,6 +76,7 @@ class TaskService:
     # ------------------------------------------------------------------------------------------------ life of a task
 
     async def create(self, request: task_v2_pb2.CreateTaskRequest, ctx: CallContext) -> task_v2_pb2.CreateTaskResponse:
+        self._asked = True
         if request.checkpoint or request.parent_checkpoint:
             raise Unimplemented(f"container {request.id}: restoring a checkpoint is not supported")
         bundle = load_bundle(Path(request.bundle))
@@ -309,6 +311,12 @@ class TaskService:
     async def _tell_out_of_memory(self, sandbox: Sandbox) -> None:
         async for container_id in sandbox.oom_events():
             self._publisher.publish(events_pb2.TaskOOM(container_id=container_id))
+
+    def end_unless_asked(self) -> None:
+        """End if nobody has asked for a container yet."""
+        if not self._asked:
+            log.warning("nobody asks for sandbox %s", self._settings.sandbox_id)
+            self.ended.set()
 
     async def close(self) -> None:
         """Stop the sandbox and give everything back. Idempotent."""

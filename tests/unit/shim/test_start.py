@@ -34,6 +34,7 @@ before = set(sys.modules)
 import kata.shim.start
 kata.shim.start.STATE_ROOT = {state!r}
 kata.shim.start.SOCKET_DIR = {sockets!r}
+{more}
 from kata.shim.main import main
 leave = os._exit
 def report(status):
@@ -63,9 +64,15 @@ class Shim:
         (self.bundle / "config.json").write_text(spec if isinstance(spec, str) else json.dumps(spec))
 
     def start(
-        self, container_id: str = "box", stdin: bytes = b"", *, report: bool = False, action: str = "start"
+        self,
+        container_id: str = "box",
+        stdin: bytes = b"",
+        *,
+        report: bool = False,
+        action: str = "start",
+        before: str = "",
     ) -> tuple[int, str, str]:
-        script = SCRIPT.format(path=PATH, state=str(self.state), sockets=str(self.sockets), report=report)
+        script = SCRIPT.format(path=PATH, state=str(self.state), sockets=str(self.sockets), report=report, more=before)
         done = subprocess.run(
             [
                 *(sys.executable, "-IS", "-c", script),
@@ -262,6 +269,15 @@ class TestDaemon:
         ledger.close()
         status, out, _ = shim.start()
         assert (status, out) == (0, f"unix://{shim.path('box')}")
+
+    @pytest.mark.root
+    def test_ends_when_nobody_ever_asks_for_a_sandbox(self, shim: Shim) -> None:
+        """containerd, or `start`, may be killed when the daemon is there and before anybody knows its address."""
+        shim.start(before="import kata.shim.daemon; kata.shim.daemon._UNASKED_S = 0.1")
+        deadline = time.monotonic() + 20
+        while (shim.state / "box").exists() or shim.path("box").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     @pytest.mark.root
     async def test_a_signal_ends_it_and_it_gives_everything_back(self, shim: Shim) -> None:
