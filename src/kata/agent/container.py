@@ -214,6 +214,9 @@ class Container:
     async def exec(self, exec_id: str, spec: Mapping[str, Any]) -> None:
         """Run one more process."""
         async with self._lock:
+            former = self._processes.get(exec_id)
+            if former and not former.running and exec_id:
+                self._forget(exec_id, former)  # who asks for the id again is done with what had it
             if exec_id in self._processes or exec_id == self.id:
                 raise AlreadyExists(f"container {self.id} has a process {exec_id} already")
             self._require(State.CREATED, State.RUNNING)

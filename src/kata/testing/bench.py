@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -121,15 +121,18 @@ class Bench:
     def record(self, name: str, unit: str, measured: Mapping[str, tuple[float, ...]]) -> None:
         self.figures += [Figure(name, contender, unit, values) for contender, values in measured.items()]
 
-    def run_once(self, runtime: str) -> float:
-        return timed(lambda: self.containerd.ctr("run", "--rm", "--runtime", runtime, IMAGE, "bench", "true"))
+    def run_once(self, runtime: str, *options: str) -> float:
+        return timed(lambda: self.containerd.ctr("run", "--rm", "--runtime", runtime, *options, IMAGE, "bench", "true"))
 
     def start(self) -> None:
         """`ctr run --rm` of `true`, and a boot of the same guest to the same agent."""
         config = load().config
         share = self.directory / "shared"
         share.mkdir(exist_ok=True)
-        bare = sandbox_plan.plan_vm("bare", self.directory, {}, config, accelerator=accelerator(config).name)
+        plan = sandbox_plan.plan_vm("bare", self.directory, {}, config, accelerator=accelerator(config).name)
+        bare = replace(plan, share_helper=None)
+        cold = self.directory / "cold.toml"
+        cold.write_text("[factory]\nenable_template = false\n")
         self.record(
             "ctr run --rm",
             "s",
@@ -137,6 +140,7 @@ class Bench:
                 self.runs,
                 {
                     "kata": lambda: self.run_once(KATA),
+                    "kata, cold boot": lambda: self.run_once(KATA, "--runtime-config-path", str(cold)),
                     "runc": lambda: self.run_once(RUNC),
                     "bare qemu boot": lambda: bare_qemu(bare),
                 },

@@ -141,6 +141,11 @@ def test_exec_id_that_is_taken(task: Task) -> None:
     task.containerd.ctr("tasks", "kill", "--exec-id", arguments[3], "--signal", "KILL", task.id)
 
 
+def test_exec_id_that_is_free_again(task: Task) -> None:
+    arguments = task.exec_arguments("sh", "-c", "echo again")
+    assert [task.containerd.ctr(*arguments).stdout for _ in range(3)] == ["again\n"] * 3
+
+
 def cpu_usage(task: Task) -> int:
     """Nanoseconds that the container's processes have run, as containerd tells them."""
     said = task.containerd.ctr("tasks", "metrics", task.id).stdout
