@@ -9,6 +9,7 @@ Not here: images to run (`kata.testing.images`) and the check for leftovers (`ka
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -28,6 +29,10 @@ from kata.shim.start import STATE_ROOT
 
 #: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.
 RUNTIME = "io.containerd.kata.v2"
+
+_PARENT = "/tmp"
+_PREFIX = "kc-"
+_LOCK = "lock"
 
 _START_S = 20.0
 _CTR_S = 15.0
@@ -90,7 +95,9 @@ class PrivateContainerd:
         self._containerd = _executable("containerd")
         self._ctr = _executable("ctr")
         self._process: subprocess.Popen[bytes] | None = None
-        self.directory = Path(tempfile.mkdtemp(prefix="kc-", dir="/tmp"))
+        _clear_abandoned()
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
+        self._lock = _lock(self.directory / _LOCK, os.O_CREAT)
         self.address = self.directory / "c.sock"
         self.ttrpc_address = self.directory / "c.ttrpc"
         self.log_file = self.directory / "containerd.log"
@@ -258,15 +265,10 @@ class PrivateContainerd:
             self._delete_tasks()
         # What is left is ended by force; containerd first, since it would clean up after its shims at the same time.
         self.stop()
-        shims = self.shims()
-        for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
-            for pid in self.shims():
-                _signal(pid, number)
-            _wait_until(lambda: not self.shims(), wait_s)
-        for sandbox_id in shims.values():
-            _release(sandbox_id)
-        _unmount_beneath(self.directory)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        _clear(self.directory)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _delete_tasks(self) -> None:
         """The gentle way, which gives back what runtimes of any kind hold."""
@@ -280,6 +282,46 @@ class PrivateContainerd:
 def unique_id(prefix: str) -> str:
     """An id that no other sandbox on this machine has: the state directories of all containerds lie side by side."""
     return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def _clear(directory: Path) -> None:
+    """Give back by force what is left of a containerd that has ended: shims, their sandboxes, mounts, files."""
+    address = str(directory / "c.sock")
+    shims = dict(_shims_of(address))
+    for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
+        for pid, _ in _shims_of(address):
+            _signal(pid, number)
+        _wait_until(lambda: not dict(_shims_of(address)), wait_s)
+    for sandbox_id in shims.values():
+        _release(sandbox_id)
+    _unmount_beneath(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _clear_abandoned() -> None:
+    """Give back what others left that were killed: nobody holds the lock any more."""
+    for directory in Path(_PARENT).glob(f"{_PREFIX}*"):
+        try:
+            if directory.lstat().st_uid != os.geteuid():
+                continue
+            lock = _lock(directory / _LOCK)
+        except OSError:
+            continue  # in use, or just being made
+        try:
+            _clear(directory)
+        finally:
+            os.close(lock)
+
+
+def _lock(path: Path, flags: int = 0) -> int:
+    """Open and lock a file; the kernel unlocks it when this process ends. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _text(data: bytes) -> str:
