@@ -25,6 +25,9 @@ _MAX_SEED = 4096
 
 _ONLINE_PAUSE = 0.05
 
+# What a request of the host's may take on its way.
+_MAX_DELAY_NS = 250_000_000
+
 
 def details(
     request: agent_pb2.GuestDetailsRequest, storage_handlers: Iterable[str], init_daemon: bool
@@ -62,14 +65,19 @@ def reseed(data: bytes) -> None:
 
 
 def set_time(seconds: int, microseconds: int) -> None:
-    """Set the clock.
+    """Set the clock to what the host's showed when it asked.
+
+    A clock that is just a little ahead of that stays: the request has been on its way, and the one that set the clock
+    was quicker. So a host that sets the time again and again gets the best of its tries, and no step backwards.
 
     Raises:
         InvalidArgument: no time of day.
     """
     if seconds < 0 or not 0 <= microseconds < 1_000_000:
         raise InvalidArgument(f"{seconds} s and {microseconds} µs are no time")
-    time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 10**9 + microseconds * 1000)
+    told = seconds * 10**9 + microseconds * 1000
+    if not 0 <= time.time_ns() - told < _MAX_DELAY_NS:
+        time.clock_settime_ns(time.CLOCK_REALTIME, told)
 
 
 async def online(cpus: int, memory: bool, timeout: float) -> None:

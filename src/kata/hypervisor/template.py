@@ -138,7 +138,8 @@ def write_manifest(directory: Path, machine: Mapping[str, Any]) -> None:
         "memory": _memory_identity(os.stat(directory / MEMORY)),
         "state": hashlib.sha256((directory / STATE).read_bytes()).hexdigest(),
     }
-    with (directory / MANIFEST).open("x", encoding="utf-8") as file:
+    fd = os.open(directory / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -171,8 +172,8 @@ def open_template(root: Path, key: str) -> Template:
             raise FailedPrecondition(f"template {key} is broken: its state is not what was saved")
         template = Template(key, directory, fds[0], fds[1], info.st_blocks * 512)
         fds.clear()
-    except FileNotFoundError as error:
-        if not directory.exists():
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not directory.is_dir():
             raise NotFound(f"there is no template {key}") from error
         raise FailedPrecondition(f"template {key} is broken: {error.filename} is missing") from error
     except OSError as error:

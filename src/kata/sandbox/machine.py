@@ -35,9 +35,10 @@ _WARM_UP_TIMEOUT_S = 45.0
 _LOCK_TIMEOUT_S = 120.0
 #: Seconds for a guest that has answered to come to rest before it is saved.
 _SETTLE_S = 0.3
-#: The clock is as wrong as its setting took: seconds that are good enough, and how often to try for them.
-_CLOCK_ERROR_S = 0.01
-_CLOCK_TRIES = 5
+#: The clock is as wrong as its setting took at most: seconds that are good enough, and how to try for them.
+_CLOCK_ERROR_S = 0.005
+_CLOCK_TRIES = 50
+_CLOCK_PAUSE_S = 0.2
 _SEED_BYTES = 64
 
 Progress = Callable[[str], None]
@@ -98,15 +99,16 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
     root = config.factory.template_path
     building = str(template_build.building(root, plan.sandbox_id))
     ledger.hold(TREE, building)
-    found = await template_build.ensure(
-        replace(plan, kernel_params=(*plan.kernel_params, WARM_UP)),
-        root,
-        make_ready=make_ready,
-        progress=progress,
-        lock_timeout=_LOCK_TIMEOUT_S,
-    )
-    ledger.drop(TREE, building)
-    return found
+    try:
+        return await template_build.ensure(
+            replace(plan, kernel_params=(*plan.kernel_params, WARM_UP)),
+            root,
+            make_ready=make_ready,
+            progress=progress,
+            lock_timeout=_LOCK_TIMEOUT_S,
+        )
+    finally:
+        ledger.drop(TREE, building)
 
 
 async def _restore(plan: VmPlan, found: Template) -> tuple[VirtualMachine, AgentClient]:
@@ -141,11 +143,21 @@ async def make_unique(agent: AgentClient) -> None:
     """
     seed = os.urandom(_SEED_BYTES)
     await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
+    await agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S)
+
+
+async def settle_clock(agent: AgentClient) -> None:
+    """Set the guest's clock until that was quick, which says how right it is. A busy host may need several tries.
+
+    Raises:
+        KataError: the agent does not answer.
+    """
     for _ in range(_CLOCK_TRIES):
         begin = time.monotonic()
         await agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S)
         if time.monotonic() - begin < _CLOCK_ERROR_S:
             return
+        await asyncio.sleep(_CLOCK_PAUSE_S)
 
 
 async def _first_answer(

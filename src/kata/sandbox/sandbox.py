@@ -122,6 +122,7 @@ class Sandbox(Lifecycle):
     async def _watch_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """End the machine of a guest that hangs: every call that waits for it then learns that it is gone."""
         try:
+            await machine.settle_clock(agent)
             while True:
                 await asyncio.sleep(_CHECK_INTERVAL_S)
                 await agent.check(_CHECK_TIMEOUT_S)

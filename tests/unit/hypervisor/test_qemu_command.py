@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.hypervisor.base import VmPlan
-from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, SHARE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
 
 FDS = {QMP_FD: 11, CONSOLE_FD: 12, "kata.rpc": 13, "log": 14}
 
@@ -146,3 +146,26 @@ def test_a_path_cannot_add_options(make_plan: Callable[..., VmPlan]) -> None:
 def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
     plan = make_plan(share_dir=Path("/s"), share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"))
     assert values(command_line(plan, {**FDS, SHARE_FD: 77}), "-fsdev") == ["proxy,id=share,sock_fd=77"]
+
+
+def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:
+    argv = command_line(full, FDS | {MEMORY_FD: 20})
+    assert values(argv, "-machine") == ["q35,memory-backend=memory"]
+    [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
+    assert memory == "memory-backend-file,id=memory,size=600M,mem-path=/proc/self/fd/20,share=on"
+    assert values(argv, "-kernel") == ["/images/vmlinux"]
+
+
+def test_a_restored_machine_writes_to_no_file_and_boots_nothing(full: VmPlan) -> None:
+    argv = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21})
+    [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
+    assert memory.endswith(",share=off")
+    assert values(argv, "-incoming") == ["defer"]
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)
+
+
+def test_a_restored_machine_has_the_devices_of_the_saved_one(full: VmPlan) -> None:
+    saved = command_line(full, FDS | {MEMORY_FD: 20})
+    restored = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21})
+    for option in ("-device", "-smp", "-m", "-cpu", "-machine"):
+        assert values(saved, option) == values(restored, option)

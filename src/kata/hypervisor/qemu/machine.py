@@ -18,7 +18,15 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFound, Unavailable, VmLaunchError
+from kata.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    KataError,
+    NotFound,
+    Unavailable,
+    VmLaunchError,
+)
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.qemu import confine
@@ -104,14 +112,16 @@ class QemuMachine:
                     await self._restore()
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
-            if isinstance(error, KataError) or not isinstance(error, Exception):
+            if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
                 raise
             if isinstance(error, TimeoutError):
                 reason = f"no answer within {timeout:.0f} s"
             elif isinstance(error, OSError):
                 reason = error.strerror or str(error)
+            elif not self._forced:
+                reason = "qemu ended by itself"
             else:
-                reason = "qemu does not take commands" if self._forced else "qemu ended by itself"
+                reason = error.message if isinstance(error, KataError) else "qemu does not take commands"
             raise VmLaunchError(
                 "qemu start",
                 reason,

@@ -1,0 +1,366 @@
+"""Templates with the real guest: made once, started from many times, and never in the way.
+
+The clones are told apart by what only their own randomness, clock and names can say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata.cli import gc
+from kata.config.loader import load
+from kata.config.settings import Config
+from kata.errors import FailedPrecondition, ResourceExhausted
+from kata.guest.agent import AgentClient
+from kata.hypervisor import template, template_build
+from kata.hypervisor.base import VirtualMachine, VmPlan
+from kata.linux import mount
+from kata.oci import convert
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2
+from kata.sandbox.ledger import PROCESS, Ledger, claim
+from kata.sandbox.machine import bring_up, ensure_template, settle_clock
+from kata.sandbox.plan import STATE_ROOT, create_sandbox_request, plan_vm
+from kata.storage.share import GUEST_SHARED
+from kata.testing import leaks
+from kata.testing.images import busybox_rootfs
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
+
+KATA = str(Path(sys.executable).with_name("kata"))
+PREFIX = f"{leaks.TEST_PREFIX}tpl-"
+#: Enough for the guest, and as little as possible to write.
+MEMORY_MIB = 256
+CLONES = 20
+CLOCK_ERROR_S = 0.02
+
+
+@dataclass
+class Started:
+    """A machine that is up."""
+
+    machine: VirtualMachine
+    agent: AgentClient
+    plan: VmPlan
+
+
+@asynccontextmanager
+async def started(config: Config, name: str, says: list[str] | None = None) -> AsyncIterator[Started]:
+    """A machine by a template or without; nothing is left of it afterwards."""
+    ledger = ledger_of(name)
+    try:
+        plan = plan_of(config, ledger)
+        progress = (lambda _: None) if says is None else says.append
+        machine, agent = await bring_up(plan, config, ledger, progress)
+        try:
+            yield Started(machine, agent, plan)
+        finally:
+            await machine.stop()
+            await agent.close()
+    finally:
+        assert ledger.release() == []
+
+
+def ledger_of(name: str) -> Ledger:
+    ledger = claim(str(STATE_ROOT / f"{PREFIX}{name}"))
+    ledger.hold(PROCESS, ledger.directory)
+    return ledger
+
+
+def plan_of(config: Config, ledger: Ledger) -> VmPlan:
+    directory = Path(ledger.directory)
+    (directory / "shared").mkdir(exist_ok=True)
+    return plan_vm(directory.name, directory, {}, config, accelerator="tcg")
+
+
+def configured(root: Path) -> Config:
+    config = load().config
+    return replace(
+        config,
+        hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB),
+        factory=replace(config.factory, template_path=root),
+    )
+
+
+def keys(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    before = leaks.snapshot(PREFIX)
+    yield
+    try:
+        leaks.assert_nothing_left(before, PREFIX)
+    finally:
+        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
+            gc.release(sandbox_id)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("templates")
+
+
+@pytest.fixture
+def config(root: Path) -> Config:
+    return configured(root)
+
+
+async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> None:
+    says: list[str] = []
+    async with AsyncExitStack() as stack:
+        machines = await asyncio.gather(
+            *(stack.enter_async_context(started(config, f"first{number}", says)) for number in range(3))
+        )
+        await asyncio.gather(*(one.agent.check(10) for one in machines))
+    assert len(keys(root)) == 1
+    assert [text for text in says if text.startswith("making")] == [says[0]], "one made it, and told"
+    assert says[-1].startswith("the template takes ")
+    assert [path.name for path in root.iterdir() if path.name != ".lock"] == keys(root)
+
+
+async def test_a_template_is_small_and_private(config: Config, root: Path) -> None:
+    async with started(config, "small"):
+        [found] = template.list_templates(root)
+    assert (found.machine["memory_mib"], found.machine["vcpus"]) == (MEMORY_MIB, 1)
+    assert found.size < 100_000_000
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
+
+
+async def test_a_machine_goes_on_in_a_moment_and_writes_nothing_to_the_template(config: Config, root: Path) -> None:
+    async with started(config, "warm"):
+        pass
+    [key] = keys(root)
+    before = (root / key / template.MEMORY).stat()
+    begin = time.monotonic()
+    async with started(config, "moment") as one:
+        elapsed = time.monotonic() - begin
+        await one.agent.create_sandbox(create_sandbox_request("moment", {}, config))
+    assert elapsed < 2.0, "a boot takes more"
+    after = (root / key / template.MEMORY).stat()
+    assert (before.st_mtime_ns, before.st_ctime_ns, before.st_blocks) == (
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+        after.st_blocks,
+    )
+
+
+#: Run with the guest's own Python: what only this clone can know, then the time for each line of input.
+SCRIPT = """
+import json, os, random, sys, time
+read = lambda path: open(path).read().strip()
+print(json.dumps({
+    "urandom": os.urandom(16).hex(),
+    "uuid": read("/proc/sys/kernel/random/uuid"),
+    "python": random.random(),
+    "openssl": os.popen("/bin/openssl rand -hex 16").read().strip(),
+    "machine id": read("/machine-id"),
+    "hostname": os.uname().nodename,
+}), flush=True)
+for line in sys.stdin:
+    print(time.time(), flush=True)
+"""
+
+
+def put_openssl(rootfs: Path) -> None:
+    """The host's openssl, and its libraries where its loader looks first."""
+    listed = subprocess.run(["ldd", "/usr/bin/openssl"], capture_output=True, text=True, check=True).stdout
+    libraries = {word for line in listed.splitlines() for word in line.split() if word.startswith("/")}
+    (rootfs / "ssl").mkdir()
+    for path in ("/usr/bin/openssl", *libraries):
+        shutil.copy(path, rootfs / "ssl")
+    loader = next(path for path in libraries if "/ld-" in path)
+    (rootfs / "bin/openssl").write_text(
+        f'#!/bin/sh\nOPENSSL_CONF=/dev/null exec /ssl/{Path(loader).name} --library-path /ssl /ssl/openssl "$@"\n'
+    )
+    (rootfs / "bin/openssl").chmod(0o755)
+
+
+async def tell(one: Started, name: str, rootfs: Path, config: Config) -> dict[str, Any]:
+    """Run SCRIPT in a container of the machine; it goes on telling the time."""
+    mount.bind(str(rootfs), str(one.plan.share_dir / "box"), 0)  # type: ignore[operator]
+    await one.agent.create_sandbox(create_sandbox_request(name, {}, config))
+    spec = default_spec(
+        ["/usr/bin/python3", "-ISc", SCRIPT],
+        rootfs=f"{GUEST_SHARED}/box",
+        hostname=name,
+        mounts=[
+            {"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
+            for target, source in (
+                ("/usr", "/usr"),
+                ("/lib", "/usr/lib"),
+                ("/lib64", "/usr/lib64"),
+                ("/machine-id", "/etc/machine-id"),
+            )
+        ],
+    )
+    spec["mounts"] = [entry for entry in spec["mounts"] if entry["destination"] != "/dev/shm"]
+    request = agent_pb2.CreateContainerRequest(container_id="box", OCI=convert.to_proto(spec))
+    await one.agent.create_container(request, timeout=60)
+    await one.agent.start_container("box")
+    found: dict[str, Any] = json.loads(await one.agent.read_stdout("box", ""))
+    return found
+
+
+async def clock_error(one: Started) -> float:
+    """How far off the guest's clock is at least, in seconds."""
+    errors = []
+    for _ in range(5):
+        before = time.time()
+        await one.agent.write_stdin("box", "", b"\n")
+        guest = float(await one.agent.read_stdout("box", ""))
+        errors.append(max(0.0, before - guest, guest - time.time()))
+    return min(errors)
+
+
+async def test_clones_differ_in_all_that_must_not_be_equal(config: Config, tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    busybox_rootfs(rootfs)
+    put_openssl(rootfs)
+    for name in ("usr", "lib", "lib64"):
+        if (rootfs / name).exists():
+            shutil.rmtree(rootfs / name)
+        (rootfs / name).mkdir()
+    (rootfs / "machine-id").touch()
+    async with AsyncExitStack() as stack:
+        clones = await asyncio.gather(
+            *(stack.enter_async_context(started(config, f"clone{number}")) for number in range(CLONES))
+        )
+        for one in clones:
+            assert one.plan.share_dir is not None
+            box = one.plan.share_dir / "box"
+            box.mkdir()
+            stack.callback(mount.umount, str(box))
+        told = await asyncio.gather(*(tell(one, f"clone{number}", rootfs, config) for number, one in enumerate(clones)))
+        await asyncio.gather(*(settle_clock(one.agent) for one in clones))  # what a sandbox does while it runs
+        errors = [await clock_error(one) for one in clones]
+    for what in told[0]:
+        assert len({one[what] for one in told}) == CLONES, what
+        assert all(one[what] for one in told), what
+    assert max(errors) < CLOCK_ERROR_S, errors
+
+
+async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
+    async with started(config, "inuse") as one:
+        for key in keys(root):
+            template.discard(root, key)
+        await one.agent.create_sandbox(create_sandbox_request("inuse", {}, config))
+    assert keys(root) == []
+
+
+async def test_a_changed_template_is_reported_and_made_anew(
+    config: Config, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(config, "before"):
+        [key] = keys(root)
+    with (root / key / template.MEMORY).open("r+b") as file:
+        file.write(b"changed")
+    says: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        async with started(config, "after", says) as one:
+            await one.agent.check(10)
+    assert "its memory was changed after it was made; it is made anew" in caplog.text
+    assert says[0].startswith("making a template")
+    assert keys(root) == [key]
+
+
+async def test_a_template_that_does_not_work_costs_a_boot_and_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(tmp_path)
+    ledger = ledger_of("garbage")
+    machine = template.description(with_warm_up(plan_of(config, ledger)))
+    ledger.release()
+    directory = tmp_path / template.key_of(machine)
+    directory.mkdir()
+    with (directory / template.MEMORY).open("wb") as file:
+        file.truncate(MEMORY_MIB << 20)
+    (directory / template.STATE).write_bytes(b"no state of qemu's")
+    template.write_manifest(directory, machine)
+    with caplog.at_level(logging.WARNING):
+        async with started(config, "garbage") as one:
+            await one.agent.check(10)
+    assert "does not work, the machine is booted" in caplog.text
+    assert keys(tmp_path) == []
+
+
+def with_warm_up(plan: VmPlan) -> VmPlan:
+    return replace(plan, kernel_params=(*plan.kernel_params, "agent.warm_up"))
+
+
+async def test_a_place_that_cannot_be_written_to_costs_a_boot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        async with started(configured(tmp_path / "file/templates"), "nowhere") as one:
+            await one.agent.check(10)
+    assert "there is no template, the machine is booted: templates cannot be kept in" in caplog.text
+
+
+async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "full"
+    directory.mkdir()
+    mount.mount("tmpfs", str(directory), "tmpfs", 0, "size=20m")
+    try:
+        config = configured(directory)
+        ledger = ledger_of("full")
+        try:
+            with pytest.raises(ResourceExhausted, match="a template may need"):
+                await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
+            monkeypatch.setattr(template_build, "_ROOM", 0)
+            with pytest.raises(ResourceExhausted, match="no space left on device"):
+                await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
+            assert keys(directory) == []
+            with pytest.raises(FailedPrecondition, match=r"has just failed: .*no space left"):
+                await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
+        finally:
+            assert ledger.release() == []
+        assert not [path for path in directory.iterdir() if path.is_dir()]
+    finally:
+        mount.umount(str(directory))
+
+
+def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "configuration.toml"
+    file.write_text(f'[factory]\ntemplate_path = "{tmp_path / "templates"}"\n')
+    builder = subprocess.Popen([KATA, "factory", "init", "--config", str(file)], stderr=subprocess.PIPE, text=True)
+    assert builder.stderr is not None
+    with builder:
+        while "booting" not in (line := builder.stderr.readline()):
+            assert line, "the builder ended by itself"
+        deadline = time.monotonic() + 10
+        while not (machines := machines_of(builder.pid)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        builder.send_signal(signal.SIGKILL)
+    assert len(machines) == 1
+    while Path(f"/proc/{machines[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{machines[0]}").exists()
+    left = [name for name in gc.candidates() if name.startswith("factory-")]
+    for name in left:
+        gc.release(name)
+    assert not [path for path in STATE_ROOT.glob("factory-*") if path.name in left]
+    assert keys(tmp_path / "templates") == []
+    assert not list((tmp_path / "templates").glob(f"{template.BUILDING}*"))
+
+
+def machines_of(parent: int) -> list[int]:
+    """Process ids of the virtual machines that a process started."""
+    children = [
+        child for task in Path(f"/proc/{parent}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")]
