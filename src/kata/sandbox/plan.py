@@ -34,19 +34,19 @@ _CRI_CPU_PERIOD = "io.kubernetes.cri.sandbox-cpu-period"
 
 @dataclass(frozen=True)
 class Size:
-    """A virtual machine's size."""
+    """Processors and memory of a machine, virtual or not."""
 
     vcpus: int
     memory_mib: int
 
 
-def vm_size(spec: Spec, config: Config, host_cpus: int) -> Size:
+def vm_size(spec: Spec, config: Config, host: Size) -> Size:
     """The VM has to hold the guest's own needs (the configured defaults) and on top of them what the limits allow.
 
     A limit of the spec itself counts, and so do the sums that CRI writes on a pod's sandbox.
 
     Args:
-        host_cpus: processors of the host; a machine never gets more virtual ones.
+        host: what the host has; a machine never gets more.
 
     Raises:
         InvalidArgument: a limit is not a number.
@@ -58,8 +58,16 @@ def vm_size(spec: Spec, config: Config, host_cpus: int) -> Size:
     quota = _number(annotations, _CRI_CPU_QUOTA) or _positive(resources.get("cpu"), "quota")
     period = _number(annotations, _CRI_CPU_PERIOD) or _positive(resources.get("cpu"), "period") or 100_000
     hypervisor = config.hypervisor
-    vcpus = hypervisor.vcpus(host_cpus) + (math.ceil(quota / period) if quota else 0)
-    return Size(min(vcpus, hypervisor.max_vcpus(host_cpus)), hypervisor.default_memory + math.ceil(memory / _MIB))
+    vcpus = hypervisor.vcpus(host.vcpus) + (math.ceil(quota / period) if quota else 0)
+    memory_mib = hypervisor.default_memory + math.ceil(memory / _MIB)
+    # Managers write numbers near 2^63 for "no limit".
+    most = max(hypervisor.default_memory, host.memory_mib)
+    return Size(min(vcpus, hypervisor.max_vcpus(host.vcpus)), min(memory_mib, most))
+
+
+def host_size() -> Size:
+    """What this host has."""
+    return Size(os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB)
 
 
 def size_class(memory_mib: int) -> int:
@@ -69,6 +77,16 @@ def size_class(memory_mib: int) -> int:
     """
     step = max(1, 1 << (memory_mib.bit_length() - 3))
     return -(-memory_mib // step) * step
+
+
+def refuse_host_network(container_id: str, spec: Spec) -> None:
+    """Raise InvalidArgument if the container is to be in the host's network namespace."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    if "network" not in {entry.get("type") for entry in namespaces}:
+        raise InvalidArgument(
+            f"container {container_id} asks for the host's network, which a virtual machine cannot have",
+            hint="run it without the host network",
+        )
 
 
 def _number(annotations: Mapping[str, str], name: str) -> int:
@@ -86,7 +104,7 @@ def _positive(section: Mapping[str, Any] | None, key: str) -> int:
 
 def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str) -> VmPlan:
     """The virtual machine of a sandbox."""
-    size = vm_size(spec, config, os.cpu_count() or 1)
+    size = vm_size(spec, config, host_size())
     hypervisor = config.hypervisor
     return VmPlan(
         sandbox_id=sandbox_id,

@@ -12,7 +12,6 @@ from kata.config.settings import Config
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
-    InvalidArgument,
     KataError,
     NotFound,
     Unavailable,
@@ -107,6 +106,7 @@ class Sandbox(Lifecycle):
         return sandbox
 
     async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
+        plan.refuse_host_network(self.id, bundle.spec)
         accelerator = await accel.choose_for(self._config.hypervisor)
         log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
         vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
@@ -161,11 +161,7 @@ class Sandbox(Lifecycle):
         if request.id in self.containers or request.id in self._creating:
             raise AlreadyExists(f"container {request.id} exists already")
         spec = request.bundle.spec
-        if "network" not in {entry.get("type") for entry in (spec.get("linux") or {}).get("namespaces") or ()}:
-            raise InvalidArgument(
-                f"container {request.id} asks for the host's network, which a virtual machine cannot have",
-                hint="run it without the host network",
-            )
+        plan.refuse_host_network(request.id, spec)
         files = plan_container(
             request.id, spec.get("mounts") or (), rootfs=request.rootfs, rootfs_dir=str(request.bundle.rootfs)
         )

@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from kata.config.loader import load
-from kata.config.settings import Config
 from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
@@ -138,7 +137,9 @@ class Bench:
         config = load().config
         share = self.directory / "shared"
         share.mkdir(exist_ok=True)
-        plan = sandbox_plan.plan_vm("bare", self.directory, {}, config, accelerator=accelerator(config).name)
+        plan = sandbox_plan.plan_vm(
+            "bare", self.directory, {}, config, accelerator=asyncio.run(accel.choose_for(config.hypervisor)).name
+        )
         bare = replace(plan, share_helper=None)
         cold = self.directory / "cold.toml"
         cold.write_text("[factory]\nenable_template = false\n")
@@ -213,24 +214,10 @@ def render(figures: list[Figure], console: Console) -> None:
     console.print(table)
 
 
-def accelerator(config: Config) -> accel.Accelerator:
-    """The verdict that a sandbox of this configuration gets."""
-    hypervisor = config.hypervisor
-    return asyncio.run(
-        accel.choose(
-            hypervisor.accelerator,
-            require_kvm=hypervisor.require_kvm,
-            qemu=hypervisor.path,
-            kernel=hypervisor.kernel,
-            initrd=hypervisor.initrd,
-        )
-    )
-
-
 def machine() -> dict[str, object]:
     """The machine, as far as it matters for the figures."""
     config = load().config
-    verdict = accelerator(config)
+    verdict = asyncio.run(accel.choose_for(config.hypervisor))
     version = subprocess.run([config.hypervisor.path, "--version"], capture_output=True, text=True, check=True).stdout
     return {
         "cpus": os.cpu_count(),

@@ -24,7 +24,7 @@ from kata.sandbox.plan import (
 )
 from kata.storage.share import plan_container
 
-HOST_CPUS = 8
+HOST = Size(8, 65536)
 
 
 def config(**hypervisor: Any) -> Config:
@@ -49,17 +49,18 @@ class TestSize:
             (limits(memory={"limit": 256 << 20}), Size(1, 1256)),
             (limits(memory={"limit": (256 << 20) + 1}), Size(1, 1257)),
             (limits(memory={"limit": -1}), Size(1, 1000)),
+            (limits(memory={"limit": 2**63 - 4096}), Size(1, HOST.memory_mib)),
             (limits(memory={}), Size(1, 1000)),
             (limits(cpu={"quota": 50_000, "period": 100_000}), Size(2, 1000)),
             (limits(cpu={"quota": 250_000, "period": 100_000}), Size(4, 1000)),
             (limits(cpu={"quota": 200_000}), Size(3, 1000)),
             (limits(cpu={"quota": -1, "period": 100_000}), Size(1, 1000)),
-            (limits(cpu={"quota": 10**9, "period": 1000}), Size(HOST_CPUS, 1000)),
+            (limits(cpu={"quota": 10**9, "period": 1000}), Size(HOST.vcpus, 1000)),
             ({**spec(), "linux": None}, Size(1, 1000)),
         ],
     )
     def test_limits_come_on_top_of_the_defaults(self, given: Spec, size: Size) -> None:
-        assert vm_size(given, config(), HOST_CPUS) == size
+        assert vm_size(given, config(), HOST) == size
 
     def test_the_sums_that_cri_writes_on_a_pod(self) -> None:
         annotations = {
@@ -67,17 +68,17 @@ class TestSize:
             "io.kubernetes.cri.sandbox-cpu-quota": "300000",
             "io.kubernetes.cri.sandbox-cpu-period": "100000",
         }
-        assert vm_size(spec(annotations=annotations), config(), HOST_CPUS) == Size(4, 1512)
+        assert vm_size(spec(annotations=annotations), config(), HOST) == Size(4, 1512)
 
     @pytest.mark.parametrize("text", ["much", "", "1e9", "0x10"])
     def test_an_annotation_that_is_no_number(self, text: str) -> None:
         with pytest.raises(
             InvalidArgument, match=r"^annotation io\.kubernetes\.cri\.sandbox-memory: '.*' is not a number$"
         ):
-            vm_size(spec(annotations={"io.kubernetes.cri.sandbox-memory": text}), config(), HOST_CPUS)
+            vm_size(spec(annotations={"io.kubernetes.cri.sandbox-memory": text}), config(), HOST)
 
     def test_the_maximum_holds(self) -> None:
-        assert vm_size(limits(cpu={"quota": 900_000}), config(default_maxvcpus=3), HOST_CPUS).vcpus == 3
+        assert vm_size(limits(cpu={"quota": 900_000}), config(default_maxvcpus=3), HOST).vcpus == 3
 
 
 class TestMachine:
