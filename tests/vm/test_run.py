@@ -23,8 +23,7 @@ import pytest
 from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
 from kata.images.model import ImageConfig
-from kata.sandbox.ledger import MARKER
-from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.ledger import MARKER, STATE_ROOT
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs, write_oci_archive
 from kata.testing.terminal import on_a_terminal
@@ -111,7 +110,7 @@ def start() -> Iterator[Start]:
 
 def machines(name: str) -> list[int]:
     """Ids of the processes that belong to a sandbox."""
-    wanted = f"{MARKER}={STATE_ROOT / name}".encode()
+    wanted = f"{MARKER}={STATE_ROOT}/{name}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

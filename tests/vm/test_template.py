@@ -32,9 +32,9 @@ from kata.linux import mount
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.protocols import agent_pb2
-from kata.sandbox.ledger import PROCESS, Ledger, claim
+from kata.sandbox.ledger import PROCESS, STATE_ROOT, Ledger, claim
 from kata.sandbox.machine import bring_up, ensure_template, settle_clock
-from kata.sandbox.plan import STATE_ROOT, create_sandbox_request, plan_vm
+from kata.sandbox.plan import create_sandbox_request, plan_vm
 from kata.storage.share import GUEST_SHARED
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs
@@ -76,7 +76,7 @@ async def started(config: Config, name: str, says: list[str] | None = None) -> A
 
 
 def ledger_of(name: str) -> Ledger:
-    ledger = claim(str(STATE_ROOT / f"{PREFIX}{name}"))
+    ledger = claim(f"{STATE_ROOT}/{PREFIX}{name}")
     ledger.hold(PROCESS, ledger.directory)
     return ledger
 
@@ -353,7 +353,7 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     left = [name for name in gc.candidates() if name.startswith("factory-")]
     for name in left:
         gc.release(name)
-    assert not [path for path in STATE_ROOT.glob("factory-*") if path.name in left]
+    assert not [path for path in Path(STATE_ROOT).glob("factory-*") if path.name in left]
     assert keys(tmp_path / "templates") == []
     assert not list((tmp_path / "templates").glob(f"{template.BUILDING}*"))
 

@@ -17,7 +17,7 @@ from kata.config.loader import load
 from kata.config.settings import Config
 from kata.errors import KataError
 from kata.osbuilder import store
-from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT
 
 SHIM = "containerd-shim-kata-v2"
 #: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.
@@ -142,7 +142,7 @@ def namespaces(_config: Config) -> Row:
         try:
             from kata.sandbox.isolation import enter_mount_namespace
 
-            enter_mount_namespace(str(STATE_ROOT))
+            enter_mount_namespace(STATE_ROOT)
             os._exit(0)
         except BaseException:
             os._exit(1)

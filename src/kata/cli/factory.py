@@ -44,12 +44,12 @@ def init(config: ConfigFile = None) -> None:
 
 async def _init(config: Config) -> tuple[str, int]:
     from kata.hypervisor import accel
-    from kata.sandbox.ledger import PROCESS, claim
+    from kata.sandbox.ledger import PROCESS, STATE_ROOT, claim
     from kata.sandbox.machine import ensure_template
-    from kata.sandbox.plan import STATE_ROOT, plan_vm
+    from kata.sandbox.plan import plan_vm
 
     accelerator = await accel.choose_for(config.hypervisor)
-    ledger = claim(str(STATE_ROOT / f"factory-{secrets.token_hex(6)}"))
+    ledger = claim(f"{STATE_ROOT}/factory-{secrets.token_hex(6)}")
     try:
         ledger.hold(PROCESS, ledger.directory)
         plan = plan_vm("factory", Path(ledger.directory), {}, config, accelerator=accelerator.name)

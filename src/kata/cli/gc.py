@@ -13,8 +13,7 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from kata.oci.ids import validate_id
-from kata.sandbox.ledger import TREE, Ledger, Locked
-from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT, TREE, Ledger, Locked
 
 #: Where `kata run` unpacks images, one directory a sandbox.
 RUN_ROOT = Path("/var/lib/kata/run")
@@ -34,7 +33,7 @@ class Released:
     problems: tuple[str, ...]
 
 
-def candidates(state_root: Path = STATE_ROOT, run_root: Path = RUN_ROOT) -> Iterator[str]:
+def candidates(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Iterator[str]:
     """Ids of the sandboxes that have something on this host, alive or not."""
     names = {entry.name for root in (state_root, run_root) for entry in _directories(root)}
     for name in sorted(names):
@@ -44,7 +43,7 @@ def candidates(state_root: Path = STATE_ROOT, run_root: Path = RUN_ROOT) -> Iter
             continue  # nothing that this project made
 
 
-def leftovers(state_root: Path = STATE_ROOT, run_root: Path = RUN_ROOT) -> list[str]:
+def leftovers(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> list[str]:
     """Ids of the sandboxes that nobody runs any more. Looks only; the lock is held for a moment."""
     return [name for name in candidates(state_root, run_root) if not _is_alive(state_root / name)]
 
@@ -59,7 +58,7 @@ def _is_alive(directory: Path) -> bool:
     return False
 
 
-def release(sandbox_id: str, state_root: Path = STATE_ROOT, run_root: Path = RUN_ROOT) -> Released | None:
+def release(sandbox_id: str, state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Released | None:
     """Give back what a sandbox left; None if it is alive.
 
     Raises:
@@ -77,7 +76,7 @@ def release(sandbox_id: str, state_root: Path = STATE_ROOT, run_root: Path = RUN
     return Released(sandbox_id, tuple(f"{kind} {value}" for kind, value in held), tuple(problems))
 
 
-def run(state_root: Path = STATE_ROOT, run_root: Path = RUN_ROOT) -> Iterator[Released]:
+def run(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Iterator[Released]:
     """Release every dead sandbox, one after the other.
 
     Raises:

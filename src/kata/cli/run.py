@@ -31,8 +31,7 @@ from kata.images.user import User, resolve_user
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import TREE, Ledger, claim, remove_tree
-from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT, TREE, Ledger, claim, remove_tree
 from kata.storage.share import plan_container
 
 
@@ -52,7 +51,7 @@ def run(request: RunRequest) -> int:
     sandbox_id = request.name or f"run-{secrets.token_hex(6)}"
     signals = Signals()
     try:
-        ledger = claim(str(STATE_ROOT / sandbox_id))
+        ledger = claim(f"{STATE_ROOT}/{sandbox_id}")
         try:
             enter_mount_namespace(ledger.directory)
             rootfs, image = _root_filesystem(request, sandbox_id, ledger)

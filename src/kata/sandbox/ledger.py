@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Where each sandbox has its state directory, under its id.
+STATE_ROOT = "/run/kata"
 #: Every process that belongs to a sandbox has this variable in its environment; its value is the state directory.
 MARKER = "KATA_SANDBOX_DIR"
 

@@ -19,7 +19,6 @@ from kata.protocols import agent_pb2
 from kata.sandbox.ledger import MARKER
 from kata.storage.share import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
-STATE_ROOT = Path("/run/kata")
 AGENT_CHANNEL = "kata.rpc"
 
 _MIB = 1 << 20

@@ -8,13 +8,13 @@ import logging
 import os
 import signal
 import socket
-from dataclasses import dataclass
 
 from kata.protocols.containerd import task_v2_pb2
 from kata.sandbox.isolation import enter_mount_namespace
 from kata.sandbox.ledger import Ledger
 from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
+from kata.shim.settings import Settings
 from kata.shim.status import to_status
 from kata.shim.task import TaskService
 from kata.ttrpc import Server
@@ -26,24 +26,6 @@ log = logging.getLogger(__name__)
 _GRACE_S = 1.0
 #: containerd asks for a sandbox at once. By now it, or `start`, must have died before anybody knew of this daemon.
 _UNASKED_S = 120.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `start` learned and hands to the daemon.
-
-    Attributes:
-        events_address: containerd's ttrpc socket, or "" if it did not say.
-        options: the serialised Any of the runtime's options, or b"".
-        bundle: the bundle of the sandbox's first container.
-    """
-
-    sandbox_id: str
-    namespace: str
-    events_address: str
-    options: bytes
-    debug: bool
-    bundle: str
 
 
 def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:

@@ -12,12 +12,11 @@ import os
 import time
 
 from kata.oci.ids import validate_id
-from kata.sandbox.ledger import Ledger, Locked
-from kata.shim.start import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT, Ledger, Locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kata.shim.main import Arguments
+    from kata.shim.arguments import Arguments
 
 #: The exit status that containerd reports for a task whose shim is gone: killed.
 KILLED = 137

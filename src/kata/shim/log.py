@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kata.shim.daemon import Settings
+    from kata.shim.settings import Settings
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 

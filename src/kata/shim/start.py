@@ -15,14 +15,13 @@ import stat
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
-from kata.sandbox.ledger import FILE, Ledger, claim
+from kata.sandbox.ledger import FILE, STATE_ROOT, Ledger, claim
 from kata.shim.bootstrap import read_bootstrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kata.shim.main import Arguments
+    from kata.shim.arguments import Arguments
 
-STATE_ROOT = "/run/kata"
 SOCKET_DIR = "/run/containerd/s"
 
 _STDIN_MAX = 1 << 20
@@ -159,7 +158,8 @@ def _become_daemon(arguments: Arguments, listener: _socket.socket, ledger: Ledge
             # containerd waits until nobody has its pipe open any more.
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
-        from kata.shim.daemon import Settings, run
+        from kata.shim.daemon import run
+        from kata.shim.settings import Settings
 
         run(
             Settings(

@@ -29,7 +29,7 @@ from kata.storage.share import RootfsMount
 from kata.ttrpc import CallContext
 
 if TYPE_CHECKING:
-    from kata.shim.daemon import Settings
+    from kata.shim.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from kata.config.loader import load
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle
 from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import Ledger, claim
-from kata.sandbox.plan import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT, Ledger, claim
 from kata.sandbox.sandbox import Sandbox
 
 
@@ -31,7 +30,7 @@ async def _start(sandbox_id: str, config: Path, ledger: Ledger) -> float:
 
 def main() -> None:
     sandbox_id = f"bench-{secrets.token_hex(4)}"
-    ledger = claim(str(STATE_ROOT / sandbox_id))
+    ledger = claim(f"{STATE_ROOT}/{sandbox_id}")
     enter_mount_namespace(ledger.directory)
     sys.stdout.write(f"{asyncio.run(_start(sandbox_id, Path(sys.argv[1]), ledger))}\n")
 

@@ -31,7 +31,7 @@ from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
 from kata.sandbox import plan as sandbox_plan
-from kata.sandbox.ledger import processes_of
+from kata.sandbox.ledger import STATE_ROOT, processes_of
 from kata.testing.containerd import PrivateContainerd
 from kata.testing.images import BUSYBOX, busybox_archive
 from kata.ttrpc.connection import Connection, Role
@@ -188,7 +188,7 @@ class Bench:
 
     def sandbox_pids(self, container: str) -> list[int]:
         """All processes of a sandbox: the shim, and what it or the container runs."""
-        pids = [*processes_of(f"{sandbox_plan.STATE_ROOT}/{container}")]
+        pids = [*processes_of(f"{STATE_ROOT}/{container}")]
         for line in self.containerd.ctr("task", "ls").stdout.splitlines():
             fields = line.split()
             if fields[:1] == [container] and int(fields[1]) not in pids:

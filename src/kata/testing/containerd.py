@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
-from kata.sandbox.ledger import Ledger, Locked, processes_of
+from kata.sandbox.ledger import STATE_ROOT, Ledger, Locked, processes_of
 from kata.shim.launcher import write_launcher
-from kata.shim.start import STATE_ROOT
 
 #: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.
 RUNTIME = "io.containerd.kata.v2"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from kata.sandbox.ledger import MARKER
-from kata.shim.start import SOCKET_DIR, STATE_ROOT
+from kata.sandbox.ledger import MARKER, STATE_ROOT
+from kata.shim.start import SOCKET_DIR
 
 #: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
 TEST_PREFIX = f"t{os.getpid()}"

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from kata.sandbox.ledger import processes_of
-from kata.shim.start import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT, processes_of
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kata.sandbox.ledger import STATE_ROOT
 from kata.shim.launcher import NAME
-from kata.shim.start import STATE_ROOT
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError

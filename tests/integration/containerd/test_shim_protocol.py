@@ -20,7 +20,7 @@ from kata.protocols.containerd import (
     task_v3_pb2,
     types_pb2,
 )
-from kata.shim.start import STATE_ROOT
+from kata.sandbox.ledger import STATE_ROOT
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError

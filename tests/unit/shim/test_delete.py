@@ -17,7 +17,7 @@ from kata.errors import InvalidArgument
 from kata.protocols.containerd import task_v2_pb2
 from kata.sandbox.ledger import FILE, Ledger
 from kata.shim import delete as module
-from kata.shim.main import parse
+from kata.shim.arguments import parse
 
 #: Sits on a ledger's lock as a hung daemon would.
 HOLDER = """

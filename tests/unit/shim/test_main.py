@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.shim.main import parse
+from kata.shim.arguments import parse
 from kata.version import VERSION
 
 #: What containerd 1.6 passes to `start`, as recorded.

@@ -251,6 +251,7 @@ class TestDaemon:
             "kata.sandbox",
             "kata.sandbox.ledger",
             "kata.shim",
+            "kata.shim.arguments",
             "kata.shim.bootstrap",
             "kata.shim.main",
             "kata.shim.start",

@@ -1,0 +1,23 @@
+"""What `start` hands to the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `start` learned and hands to the daemon.
+
+    Attributes:
+        events_address: containerd's ttrpc socket, or "" if it did not say.
+        options: the serialised Any of the runtime's options, or b"".
+        bundle: the bundle of the sandbox's first container.
+    """
+
+    sandbox_id: str
+    namespace: str
+    events_address: str
+    options: bytes
+    debug: bool
+    bundle: str
