@@ -167,6 +167,7 @@ read = lambda path: open(path).read().strip()
 print(json.dumps({
     "urandom": os.urandom(16).hex(),
     "uuid": read("/proc/sys/kernel/random/uuid"),
+    "boot id": read("/proc/sys/kernel/random/boot_id"),
     "python": random.random(),
     "openssl": os.popen("/bin/openssl rand -hex 16").read().strip(),
     "machine id": read("/machine-id"),
