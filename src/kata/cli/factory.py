@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import time
@@ -31,6 +30,8 @@ _LOCK_TIMEOUT_S = 60.0
 @app.command()
 def init(config: ConfigFile = None) -> None:
     """Make the template for sandboxes without limits; does nothing if there is one."""
+    import asyncio
+
     loaded = _load(config)
     if not loaded.factory.enable_template:
         raise FailedPrecondition(
@@ -110,6 +111,8 @@ def status(
 @app.command()
 def destroy(config: ConfigFile = None) -> None:
     """Remove all templates. Machines that started from them run on; the next start makes a new one."""
+    import asyncio
+
     root = _load(config).factory.template_path
     for key in asyncio.run(_destroy(root)) if root.exists() else ():
         print(key)
