@@ -256,14 +256,6 @@ async def test_clones_differ_in_all_that_must_not_be_equal(config: Config, tmp_p
     assert max(errors) < CLOCK_ERROR_S, errors
 
 
-async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
-    async with started(config, "inuse") as one:
-        for key in keys(root):
-            template.discard(root, key)
-        await one.agent.create_sandbox(create_sandbox_request("inuse", {}, config))
-    assert keys(root) == []
-
-
 async def test_a_changed_template_is_reported_and_made_anew(
     config: Config, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -278,6 +270,14 @@ async def test_a_changed_template_is_reported_and_made_anew(
     assert "its memory was changed after it was made; it is made anew" in caplog.text
     assert says[0].startswith("making a template")
     assert keys(root) == [key]
+
+
+async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
+    async with started(config, "inuse") as one:
+        for key in keys(root):
+            template.discard(root, key)
+        await one.agent.create_sandbox(create_sandbox_request("inuse", {}, config))
+    assert keys(root) == []
 
 
 async def test_a_template_that_does_not_work_costs_a_boot_and_is_removed(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ class ShareHelper:
     Args:
         helper: its executable.
         directory: the shared tree.
+        socket: its end of the socket; stays the caller's.
         output: descriptor for what it says.
         environment: all of its variables.
         died: called if it ends by itself; the guest's file system is gone then.
@@ -43,24 +43,22 @@ class ShareHelper:
         self,
         helper: Path,
         directory: Path,
+        socket: int,
         *,
         output: int,
         environment: dict[str, str],
         died: Callable[[], None],
     ) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._pidfd = -1
+        argv = [str(helper), "--nodaemon", "--path", str(directory), "--fd", str(socket)]
+        self._process: subprocess.Popen[bytes] = confine.spawn(
+            confine.confined(argv, _CAPABILITIES), fds=(socket,), output=output, environment=environment
+        )
         try:
-            with theirs:
-                argv = [str(helper), "--nodaemon", "--path", str(directory), "--fd", str(theirs.fileno())]
-                self._process: subprocess.Popen[bytes] = confine.spawn(
-                    confine.confined(argv, _CAPABILITIES),
-                    fds=(theirs.fileno(),),
-                    output=output,
-                    environment=environment,
-                )
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
-            self.socket.close()
+            self._process.kill()
+            self._process.wait()
             raise
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended, died)
 
@@ -69,8 +67,7 @@ class ShareHelper:
         died()
 
     def stop(self) -> None:
-        """Kill it, reap it, close what is open. Idempotent."""
-        self.socket.close()
+        """Kill it and reap it. Idempotent."""
         if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             try:
