@@ -6,6 +6,7 @@ A template that cannot be made or used costs a warning and the time of a boot, n
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -41,6 +42,9 @@ _CLOCK_TRIES = 50
 _CLOCK_PAUSE_S = 0.2
 _SEED_BYTES = 64
 
+_KILLED = "something has killed it: see whether this host, or the cgroup of who started it, is short of memory"
+_SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
+
 Progress = Callable[[str], None]
 
 
@@ -61,11 +65,16 @@ async def bring_up(
             try:
                 return await _restore(plan, found)
             except VmLaunchError as error:
-                if error.exit_status == -signal.SIGKILL:
-                    raise  # from outside, for lack of memory perhaps: the template is not to blame, nor would a boot do
+                if _lacks_memory(error):
+                    raise  # the template is not to blame, and a boot needs more
                 log.warning("template %s does not work, the machine is booted: %s", found.key, error.message)
                 _remove(found, config)
     return await _boot(plan, config)
+
+
+def _lacks_memory(error: VmLaunchError) -> bool:
+    """Whether the host has no memory for the machine: QEMU says so, or the kernel has killed it."""
+    return error.exit_status == -signal.SIGKILL or os.strerror(errno.ENOMEM) in error.output
 
 
 async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template | None:
@@ -197,7 +206,7 @@ async def _first_answer(
             exit_status=exit_.status if exit_ else None,
             output=exit_.output if exit_ else "",
             console=machine.console_tail(),
-            hint="`kata check` tests this host; dial_timeout in the configuration sets the wait",
+            hint=_KILLED if exit_ and exit_.status == -signal.SIGKILL else _SLOW,
         )
     finally:
         for task in (answer, death):

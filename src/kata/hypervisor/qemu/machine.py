@@ -43,6 +43,8 @@ QEMU_LOG = "qemu.log"
 
 #: The other end of SHARE_FD.
 _HELPER_FD = ":helper"
+#: Seconds that QEMU may outlive its helper when it ends by itself.
+_HELPER_GRACE_S = 0.2
 #: Seconds from QEMU's start to its readiness for commands.
 START_TIMEOUT_S = 20.0
 #: Seconds for a command that only changes the machine's state.
@@ -184,6 +186,10 @@ class QemuMachine:
                     os.close(fd)
 
     def _lose_share(self) -> None:
+        """The helper has ended: for itself, or because QEMU has, whose end is then known in a moment."""
+        asyncio.get_running_loop().call_later(_HELPER_GRACE_S, self._end_without_share)
+
+    def _end_without_share(self) -> None:
         """The guest's files are gone: a machine without them is no use to anybody."""
         if self._end is not None and not self._end.done() and not self._expected:
             log.error("the helper that serves the files of %s has ended, so its machine is ended", self.plan.sandbox_id)
