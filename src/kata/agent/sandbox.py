@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _MODPROBE = "/sbin/modprobe"
 _MODULE_TIMEOUT = 30.0
+# Killed processes that are not gone by then hang in the kernel; seconds.
+_HALT_TIMEOUT = 2.0
 _MAX_HOSTNAME = 64
 
 
@@ -114,6 +116,16 @@ class Sandbox:
                 _log.error("destroying the sandbox: %s", result)
         self._containers.clear()
         self._release()
+
+    async def halt(self) -> None:
+        """Kill every process and have what was written reach the host; the machine, which ends now, takes the rest."""
+        for container in self._containers.values():
+            container.kill_all()
+        waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
+        if waits:
+            await asyncio.wait(waits, timeout=_HALT_TIMEOUT)
+        os.sync()
+        self.running = False
 
     def _release(self) -> None:
         self.storages.release_all()

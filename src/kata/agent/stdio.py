@@ -18,8 +18,8 @@ import termios
 from kata.agent.runtime import Streams
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
 
-# What a pipe holds decides how much one call can bring; the kernel's 64 KiB would make four calls of it.
-PIPE_SIZE = 256 * 1024
+# What a pipe holds decides how much one call can bring, and a call costs an emulated guest about 3 ms.
+PIPE_SIZE = 1024 * 1024
 # More would only make Python allocate, and give back, what a pipe cannot fill.
 MAX_READ = PIPE_SIZE
 

@@ -24,6 +24,8 @@ from kata.errors import NotFound
 
 _PORTS = Path("/sys/class/virtio-ports")
 _CHUNK = 256 * 1024  # the driver copies 32 KiB a write; fewer calls into Python matter more
+# The driver receives into pages, and a read returns what is in one: to ask for more only costs memory.
+_PAGE = 4096
 _HIGH_WATER = 1024 * 1024
 _POLL = 0.02
 # After so many seconds of silence the next byte is the first of a frame: hosts write whole frames.
@@ -101,7 +103,7 @@ class VirtioSerialPort:
         """Read until the port is empty, the host is gone, or the connection asks for a pause."""
         while self.fd >= 0 and not (self._transport and self._transport.paused):
             try:
-                data = os.read(self.fd, _CHUNK)
+                data = self._receive()
             except BlockingIOError:
                 if not (self._framed or self._transport) and self._loop.time() >= self._discard_until:
                     self._connect()
@@ -113,6 +115,16 @@ class VirtioSerialPort:
                 self._lost(None)
                 return
             self._deliver(data)
+
+    def _receive(self) -> bytes:
+        """What is there, at most _CHUNK; b"" if the host is gone. Raises BlockingIOError if nothing is there."""
+        pages = [os.read(self.fd, _PAGE)]
+        try:
+            while len(pages[-1]) == _PAGE and len(pages) < _CHUNK // _PAGE:
+                pages.append(os.read(self.fd, _PAGE))
+        except OSError:
+            pass  # the next call says so
+        return b"".join(pages)
 
     def _deliver(self, data: bytes) -> None:
         now = self._loop.time()

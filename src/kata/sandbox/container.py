@@ -170,15 +170,19 @@ class Container(Lifecycle):
         assert process.exit is not None
         return process.exit
 
+    def require_deletable(self, *, force: bool) -> None:
+        """Raise FailedPrecondition if it runs and `force` is not set."""
+        self.refresh()
+        if not force:
+            self.require("delete", State.CREATING, State.CREATED, State.STOPPED)
+
     async def delete(self, *, force: bool = False) -> Exit:
         """Remove the container from the guest and its files from the shared tree.
 
         Raises:
             FailedPrecondition: it runs, and `force` is not set.
         """
-        self.refresh()
-        if not force:
-            self.require("delete", State.CREATING, State.CREATED, State.STOPPED)
+        self.require_deletable(force=force)
         await self._remove_from_guest()
         for process in (*self.execs.values(), self.init):
             await process.close()

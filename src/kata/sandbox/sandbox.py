@@ -180,9 +180,13 @@ class Sandbox(Lifecycle):
         return container
 
     async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
-        """Delete a container; the sandbox lives on."""
+        """Delete a container. The sandbox lives on, unless the container is its own: the only one, or a pod's first."""
         container = self.container(container_id)
-        await container.delete(force=force)
+        if container_id == self.id:
+            container.require_deletable(force=force)
+            await self.stop()
+        else:
+            await container.delete(force=force)
         del self.containers[container_id]
         return container
 

@@ -1,18 +1,21 @@
 """A process's standard streams on the host: where its input comes from and where its output goes.
 
-The relay moves bytes between the agent and file descriptors that a front end opened. Nothing is buffered beyond one
-read: a consumer that stops reading stops its own stream and nobody else's.
+The relay moves bytes between the agent and file descriptors that a front end opened. Nothing is buffered beyond two
+reads: a consumer that stops reading stops its own stream and nobody else's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-_READ_SIZE = 1 << 16
+#: Bytes moved at once, if the pipe holds so many: each time costs a round trip to the guest, which takes milliseconds.
+PIECE = 1 << 20
 
 
 class Sink(Protocol):
@@ -63,6 +66,7 @@ class FdSink:
 
     def __init__(self, fd: int, *, keep: tuple[int, ...] = ()) -> None:
         os.set_blocking(fd, False)
+        widen(fd)
         self._fds = (fd, *keep)
         self._gone = False
 
@@ -95,6 +99,7 @@ class FdSource:
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
+        widen(fd)
         self._fd = fd
         self._ending = asyncio.Event()
 
@@ -103,7 +108,7 @@ class FdSource:
             if not self._ending.is_set():
                 await self._readable_or_ending()
             try:
-                return os.read(self._fd, _READ_SIZE)
+                return os.read(self._fd, PIECE)
             except BlockingIOError:
                 if self._ending.is_set():
                     return b""
@@ -127,6 +132,12 @@ class FdSource:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def widen(fd: int) -> None:
+    """Let a pipe hold a whole piece, which makes no other difference to those who share it; not where it may not."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIECE)
 
 
 async def readable(fd: int) -> None:
@@ -159,10 +170,17 @@ async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, 
     Args:
         moved: called after each piece that the consumer took.
     """
-    while data := await read():
-        if sink is not None:
-            await sink.write(data)
-        moved()
+    ahead = asyncio.ensure_future(read())
+    try:
+        while data := await ahead:
+            # The guest is asked for more while the consumer takes this.
+            ahead = asyncio.ensure_future(read())
+            if sink is not None:
+                await sink.write(data)
+            moved()
+    finally:
+        ahead.cancel()
+        await asyncio.gather(ahead, return_exceptions=True)
     if sink is not None:
         await sink.finish()
 
