@@ -15,9 +15,8 @@ import socket
 import stat
 from collections.abc import Callable
 
-from kata.sandbox.stdio import readable, writable
+from kata.sandbox.stdio import PIECE, readable, widen, writable
 
-_READ_SIZE = 1 << 16
 #: One write to a regular file: larger ones would hold up everything else for as long as the disk takes.
 _WRITE_SIZE = 1 << 20
 
@@ -33,6 +32,7 @@ class _HostStream:
         kind = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(kind) else None
         self._wait_fd = os.dup(fd)
+        widen(fd)
         if self._socket is not None:
             self._fd = self._socket.fileno()
         elif stat.S_ISREG(kind):
@@ -85,8 +85,8 @@ class HostSource(_HostStream):
 
     def _read(self) -> bytes:
         if self._socket is not None:
-            return self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
-        return os.read(self._fd, _READ_SIZE)
+            return self._socket.recv(PIECE, socket.MSG_DONTWAIT)
+        return os.read(self._fd, PIECE)
 
 
 class HostSink:

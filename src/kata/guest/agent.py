@@ -23,7 +23,7 @@ READ_SIZE = 1 << 20
 #: Characters of an error of the guest's that are passed on.
 _TEXT_MAX = 1000
 #: Bytes sent in one write to a container's standard input.
-WRITE_SIZE = 1 << 18
+WRITE_SIZE = 1 << 20
 
 
 class AgentClient:

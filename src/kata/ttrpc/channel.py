@@ -27,9 +27,11 @@ class Channel:
         """Some bytes; b"" at the end. Raises OSError."""
         return await self._reader.read(_CHUNK)
 
-    def post(self, frame: bytes) -> None:
+    def post(self, frame: bytes, tail: bytes = b"") -> None:
         """Write without waiting: for the turn's holder, and for small frames that must not wait."""
         self._writer.write(frame)
+        if tail:
+            self._writer.write(tail)
 
     async def drained(self) -> None:
         """Wait until the peer has taken enough. Raises OSError if the connection is gone."""

@@ -259,7 +259,7 @@ class Connection:
         return self._open(request, StreamState.HALF_CLOSED, frames.REMOTE_CLOSED)
 
     def respond(self, stream_id: int, response: Response) -> bytes:
-        """Server: end the stream with a response.
+        """Server: end the stream with a response. Its tail is not in the frame, and must be sent right after it.
 
         Raises:
             MessageTooLarge: the stream is still there, to be answered with something smaller.
@@ -267,7 +267,7 @@ class Connection:
         """
         self._require(Role.SERVER)
         self.state(stream_id)
-        frame = self._frame(stream_id, frames.RESPONSE, 0, response_parts(response))
+        frame = self._frame(stream_id, frames.RESPONSE, 0, response_parts(response), tail=len(response.tail))
         del self._streams[stream_id]
         return frame
 
@@ -314,8 +314,8 @@ class Connection:
         if not self.sendable(stream_id):
             raise LocalProtocolError(f"stream {stream_id} is unary or closed for sending")
 
-    def _frame(self, stream_id: int, kind: int, flags: int, parts: Sequence[bytes]) -> bytes:
-        return frames.encode(stream_id, kind, flags, parts, max_message=self._max_message)
+    def _frame(self, stream_id: int, kind: int, flags: int, parts: Sequence[bytes], *, tail: int = 0) -> bytes:
+        return frames.encode(stream_id, kind, flags, parts, tail=tail, max_message=self._max_message)
 
     def _require(self, role: Role) -> None:
         if self.role is not role:

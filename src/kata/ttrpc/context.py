@@ -52,7 +52,9 @@ class CallContext:
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
 
-UnaryHandler = Callable[[CallContext, bytes], Awaitable[bytes]]
+#: The serialized answer, whole or in two pieces: the second one is not copied any more, which pays if it is large.
+Answer = bytes | tuple[bytes, bytes]
+UnaryHandler = Callable[[CallContext, bytes], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,17 @@ class Status(NamedTuple):
 
 
 class Response(NamedTuple):
-    """How a call ended. An absent status is OK."""
+    """How a call ended. An absent status is OK.
+
+    Attributes:
+        payload: the serialized response message.
+        tail: the end of the message, if it is large: it follows `payload` on the wire without having been copied.
+            What was received has none.
+    """
 
     status: Status = Status()
     payload: bytes = b""
+    tail: bytes = b""
 
 
 def metadata_pairs(metadata: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
@@ -79,7 +86,10 @@ def request_parts(request: Request) -> list[bytes]:
 
 
 def response_parts(response: Response) -> list[bytes]:
-    """The encoded response, in pieces to be joined. The status is always present: old Go clients insist on it."""
+    """The encoded response but for its tail, in pieces to be joined.
+
+    The status is always present: old Go clients insist on it.
+    """
     code, message, details = response.status
     status = b""
     if code:
@@ -88,8 +98,8 @@ def response_parts(response: Response) -> list[bytes]:
     for detail in details:
         status += b"\x1a" + _varint(len(detail)) + detail
     parts = [b"\x0a", _varint(len(status)), status]
-    if response.payload:
-        parts += (b"\x12", _varint(len(response.payload)), response.payload)
+    if length := len(response.payload) + len(response.tail):
+        parts += (b"\x12", _varint(length), response.payload)
     return parts
 
 

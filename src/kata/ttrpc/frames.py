@@ -50,13 +50,18 @@ class Frame(NamedTuple):
 _NOTHING = memoryview(b"")
 
 
-def encode(stream_id: int, kind: int, flags: int, parts: Sequence[bytes], *, max_message: int = MAX_MESSAGE) -> bytes:
+def encode(
+    stream_id: int, kind: int, flags: int, parts: Sequence[bytes], *, tail: int = 0, max_message: int = MAX_MESSAGE
+) -> bytes:
     """The frame whose data is `parts`, joined. The join is the only copy of a message on its way out.
 
+    Args:
+        tail: bytes of data that are not among `parts`: the caller sends them right after the frame.
+
     Raises:
-        MessageTooLarge: the parts exceed `max_message` bytes.
+        MessageTooLarge: parts and tail exceed `max_message` bytes.
     """
-    length = sum(map(len, parts))
+    length = sum(map(len, parts)) + tail
     if length > max_message:
         raise MessageTooLarge(length, max_message)
     return b"".join((HEADER.pack(length, stream_id, kind, flags), *parts))

@@ -24,7 +24,7 @@ from kata.ttrpc.connection import (
     StreamRejected,
     StreamState,
 )
-from kata.ttrpc.context import CallContext, Handlers, PeerCredentials, StreamHandler
+from kata.ttrpc.context import Answer, CallContext, Handlers, PeerCredentials, StreamHandler
 from kata.ttrpc.envelope import Response, Status
 from kata.ttrpc.errors import Code, MessageTooLarge, RemoteProtocolError, StatusError
 from kata.ttrpc.stream import Stream
@@ -161,7 +161,7 @@ class ServerConnection:
             metadata = dict(reversed(request.metadata))
             timeout = request.timeout_nano / 1e9 if request.timeout_nano else None
             ctx = CallContext(request.service, request.method, metadata, timeout, self._peer)
-            work: Callable[[], Awaitable[bytes | None]]
+            work: Callable[[], Awaitable[Answer | None]]
             if isinstance(handler, StreamHandler):
                 work = partial(handler.run, ctx, self._open_stream(event))
             else:
@@ -181,13 +181,13 @@ class ServerConnection:
             stream.inbox.put(event.request.payload)
         return stream
 
-    async def _answer(self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[bytes | None]]) -> None:
+    async def _answer(self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]) -> None:
         """The task of one call. Whatever the handler does, the caller gets one answer, unless it is gone."""
         try:
             response = await self._outcome(stream_id, ctx, work)
             async with self._channel.turn:
                 if stream_id in self._core:
-                    self._channel.post(self._encode(stream_id, response))
+                    self._channel.post(*self._encode(stream_id, response))
                     await self._channel.drained()
         except OSError:
             pass  # the connection is gone, which _read finds out as well
@@ -199,7 +199,7 @@ class ServerConnection:
         self._tasks.pop(stream_id, None)
 
     async def _outcome(
-        self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[bytes | None]]
+        self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]
     ) -> Response | None:
         """What to answer; None stands for the plain end of a stream."""
         limit = asyncio.timeout(ctx.timeout)
@@ -208,6 +208,8 @@ class ServerConnection:
                 payload = await work()
             if payload is None and stream_id in self._streams:
                 return None
+            if isinstance(payload, tuple):
+                return Response(Status(), *payload)
             if not isinstance(payload, bytes):
                 raise TypeError(f"handler returned {type(payload).__name__} instead of bytes")
             return Response(payload=payload)
@@ -239,14 +241,15 @@ class ServerConnection:
         # A failure is never OK, whatever a handler says, and its text never too long to be sent.
         return Status(code or Code.UNKNOWN, text[: min(_MAX_TEXT, self._settings.max_message // 8)], details)
 
-    def _encode(self, stream_id: int, response: Response | None) -> bytes:
+    def _encode(self, stream_id: int, response: Response | None) -> tuple[bytes, bytes]:
+        """The frame, and what follows it."""
         if response is None:
-            return self._core.close_send(stream_id)
+            return self._core.close_send(stream_id), b""
         try:
-            return self._core.respond(stream_id, response)
+            return self._core.respond(stream_id, response), response.tail
         except MessageTooLarge as error:
             status = self._failure(Code.RESOURCE_EXHAUSTED, f"answer cannot be sent: {error}")
-            return self._core.respond(stream_id, Response(status))
+            return self._core.respond(stream_id, Response(status)), b""
 
     def _refuse(self, stream_id: int, code: Code, text: str) -> None:
         self._channel.post(self._core.respond(stream_id, Response(self._failure(code, text))))

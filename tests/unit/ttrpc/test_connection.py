@@ -154,6 +154,8 @@ def test_messages_that_are_too_large_are_not_sent_and_harm_nothing() -> None:
     feed(server, client.request(CALL)[1])
     with pytest.raises(MessageTooLarge):
         server.respond(1, Response(payload=bytes(100)))
+    with pytest.raises(MessageTooLarge):
+        server.respond(1, Response(payload=b"x", tail=bytes(99)))
     assert 1 in server
     assert feed(client, server.respond(1, Response())) == [ResponseReceived(1, Response())]
 

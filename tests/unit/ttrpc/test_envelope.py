@@ -78,6 +78,7 @@ RESPONSES = st.builds(
     Response,
     st.builds(Status, st.integers(-(2**31), 2**31 - 1), st.text(), st.lists(ANY, max_size=3).map(tuple)),
     st.binary(),
+    st.just(b""),
 )
 
 
@@ -103,6 +104,14 @@ def test_response_golden_bytes() -> None:
     wire = bytes.fromhex("0a0608051202 6e6f 120101")
     assert b"".join(response_parts(response)) == wire
     assert decode_response(wire) == response
+
+
+@pytest.mark.parametrize("payload", [b"", b"ab"])
+def test_the_tail_follows_the_parts(payload: bytes) -> None:
+    response = Response(Status(), payload, b"c" * 300)
+    whole = Response(Status(), payload + b"c" * 300)
+    assert b"".join(response_parts(response)) + response.tail == b"".join(response_parts(whole))
+    assert decode_response(b"".join(response_parts(whole))) == whole
 
 
 def test_ok_response_carries_an_empty_status_for_old_clients() -> None:

@@ -83,6 +83,19 @@ async def test_payloads_come_back_as_they_were(connected: Connected, size: int) 
     assert await client.call(*ECHO, payload, timeout=10) == payload
 
 
+async def test_answers_in_two_pieces_are_one_message(connected: Connected) -> None:
+    async def halved(ctx: CallContext, payload: bytes) -> tuple[bytes, bytes]:
+        return (payload[:3], payload[3:]) if payload != b"too large" else (b"x", bytes(frames.MAX_MESSAGE))
+
+    _, client = await connected({ECHO: halved})
+    payloads = [os.urandom(size) for size in (0, 1, 3, 4, 70_000, 1 << 20, 1 << 20, 10)]
+    calls = [client.call(*ECHO, payload, timeout=10) for payload in payloads]
+    assert await asyncio.gather(*calls) == payloads
+    with pytest.raises(StatusError) as caught:
+        await client.call(*ECHO, b"too large", timeout=10)
+    assert caught.value.code == Code.RESOURCE_EXHAUSTED
+
+
 async def test_context_tells_about_the_call(connected: Connected) -> None:
     seen: list[CallContext] = []
     remaining: list[float | None] = []
