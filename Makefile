@@ -7,7 +7,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
-APT_TEST := protobuf-compiler
+APT_TEST := protobuf-compiler cpio
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench image install uninstall protos docs packages test-packages

@@ -292,9 +292,12 @@ async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuMachine]
     task = asyncio.create_task(machine.start())
     await asyncio.sleep(delay)
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    try:
         await task
-    assert machine.pid == 0
+    except asyncio.CancelledError:
+        assert machine.pid == 0
+    else:
+        await machine.stop()  # it was quicker
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -26,6 +26,7 @@ from kata.images.model import ImageConfig
 from kata.sandbox.ledger import MARKER, STATE_ROOT
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs, write_oci_archive
+from kata.testing.mounts import in_mount_namespace
 from kata.testing.terminal import on_a_terminal
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
@@ -174,7 +175,8 @@ def test_the_container_is_what_was_asked_for(rootfs: Path, name: str, tmp_path: 
     assert result.returncode == 42, result.stderr
     assert lines[0] == f"uid=1000(joe) gid=1000(joe) groups=10(wheel),1000(joe)|/tmp|1 2|on|{name}|not a tty"
     assert lines[1:] == ["of the host", str(64 << 20), "50000 100000"]
-    errors = result.stderr.decode().splitlines()
+    # What takes seconds, as the making of a template does, is told on the same stream.
+    errors = [line for line in result.stderr.decode().splitlines() if not line.startswith("kata: ")]
     assert "/ro/no" in errors[0]
     assert "Read-only" in errors[0]
     assert errors[1] != os.uname().release, "the kernel is the guest's"
@@ -383,7 +385,7 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
 def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
     RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = f"mount -t tmpfs -o size=200k none {RUN_ROOT} && exec {KATA} run --name {name} {image}"
-    result = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, timeout=30, check=False)
+    result = subprocess.run(in_mount_namespace("sh", "-c", script), capture_output=True, timeout=30, check=False)
     assert result.returncode == 125
     assert b"kata: " in result.stderr
     assert b"no space left" in result.stderr.lower()
@@ -427,7 +429,10 @@ def test_without_a_guest_image_the_hint_says_how_to_get_one(rootfs: Path, name: 
 def test_without_root_it_says_so(rootfs: Path, name: str) -> None:
     setpriv = shutil.which("setpriv")
     assert setpriv
-    argv = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", KATA, "run", "--rootfs", str(rootfs), "true"]
+    nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if subprocess.run([*nobody, "test", "-r", KATA], check=False).returncode:
+        pytest.skip("this checkout is in a directory that only root can read")
+    argv = [*nobody, KATA, "run", "--rootfs", str(rootfs), "true"]
     result = subprocess.run(argv, capture_output=True, timeout=30, check=False, cwd="/")
     assert result.returncode == 125
     assert b"needs root" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from kata.errors import FailedPrecondition
 from kata.linux import mount, namespaces
@@ -18,26 +19,43 @@ def enter_mount_namespace(directory: str) -> None:
         FailedPrecondition: the kernel refuses, in general because this is not root.
     """
     try:
+        propagates = _propagates(directory)
         namespaces.unshare(namespaces.CLONE_NEWNS)
         try:
             mount.set_propagation("/", mount.MS_SLAVE | mount.MS_REC)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            _enslave_one_by_one(directory)
+            # A chroot whose root is no mount point: only the mounts inside it can be changed.
+            points = mount.mount_points("/")
+            for point in points:
+                mount.set_propagation(point, mount.MS_SLAVE)
+            if propagates and not any(directory.startswith(point + "/") for point in points):
+                raise FailedPrecondition(
+                    f"mounts made in {directory} would reach the host: it is on a shared mount outside of this chroot",
+                    hint="mount a tmpfs on /run first",
+                ) from None
     except OSError as error:
         raise FailedPrecondition(
             f"cannot make a mount namespace: {error.strerror or error}", hint="sandboxes are started by root"
         ) from error
 
 
-def _enslave_one_by_one(directory: str) -> None:
-    """In a chroot whose root is no mount point only the mounts inside can be changed; `directory` must be in one."""
-    points = mount.mount_points("/")
-    if not any(directory == point or directory.startswith(point + "/") for point in points):
-        raise FailedPrecondition(
-            f"in this chroot {directory} is on no file system of its own: mounts made there would reach the host",
-            hint="mount a tmpfs on /run first",
-        )
-    for point in points:
-        mount.set_propagation(point, mount.MS_SLAVE)
+def _propagates(directory: str) -> bool:
+    """Whether the mount that a directory is on is shared with others, as far as can be seen."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+    # A chroot hides the mount that its root is on from all but the processes outside; the first one is there.
+    for process in ("self", "1"):
+        try:
+            with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                for line in file:
+                    if line.split(" ", 1)[0] == mount_id:
+                        return " shared:" in line.partition(" - ")[0]
+        except (FileNotFoundError, PermissionError):
+            continue
+    return True

@@ -14,6 +14,7 @@ import pytest
 from kata.sandbox.ledger import STATE_ROOT
 from kata.shim.launcher import NAME
 from kata.testing.leaks import TEST_PREFIX
+from kata.testing.mounts import in_mount_namespace
 from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError
 
@@ -21,7 +22,6 @@ pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_t
 
 #: $1: mount options of the small file system; $2: bytes to fill it with beforehand.
 WRAPPER = f"""
-mount --make-rslave / 2>/dev/null || mount --make-slave /run  # in a chroot / is no mount point
 mkdir -p {STATE_ROOT}
 mount -t tmpfs -o "$1" full {STATE_ROOT}
 head -c "$2" /dev/zero >{STATE_ROOT}/.filler
@@ -39,7 +39,7 @@ async def raw(configuration: Path) -> AsyncIterator[RawShim]:
 def start(raw: RawShim, container_id: str, options: str, filler: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            *("unshare", "--mount", "--propagation=unchanged", "sh", "-c", WRAPPER, "sh", options, str(filler)),
+            *in_mount_namespace("sh", "-c", WRAPPER, "sh", options, str(filler)),
             *(str(raw.directory / "bin" / NAME), "-namespace", "raw", "-address", raw.address, "-id", container_id),
             "start",
         ],

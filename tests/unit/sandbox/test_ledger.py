@@ -13,6 +13,7 @@ import pytest
 
 from kata.errors import AlreadyExists, FailedPrecondition
 from kata.sandbox.ledger import FILE, MARKER, PROCESS, TREE, Ledger, Locked, claim, processes_of, remove_tree
+from kata.testing.mounts import in_mount_namespace
 
 
 @pytest.fixture
@@ -282,16 +283,7 @@ class TestRemoveTree:
             "open(sys.argv[2] + '/file').close()\n"
         )
         done = subprocess.run(
-            [
-                "unshare",
-                "--mount",
-                "--propagation=private",
-                sys.executable,
-                "-c",
-                script,
-                str(inner.parent),
-                str(inner),
-            ],
+            in_mount_namespace(sys.executable, "-c", script, str(inner.parent), str(inner)),
             capture_output=True,
             text=True,
             timeout=20,

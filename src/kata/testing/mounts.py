@@ -1,0 +1,11 @@
+"""Commands in a mount namespace of their own, for tests that mount."""
+
+from __future__ import annotations
+
+# In a chroot the root is no mount point: there, what can be changed is changed.
+_SCRIPT = 'mount --make-rslave / 2>/dev/null || mount --make-slave /run 2>/dev/null; exec "$@"'
+
+
+def in_mount_namespace(*command: str) -> list[str]:
+    """The command line that runs `command` where its mounts do not reach the host."""
+    return ["unshare", "--mount", "--propagation=unchanged", "sh", "-c", _SCRIPT, "sh", *command]
