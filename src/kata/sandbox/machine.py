@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from kata.config.settings import Config
-from kata.errors import KataError, VmLaunchError
+from kata.errors import KataError, NotFound, VmLaunchError
 from kata.guest.agent import AgentClient
 from kata.hypervisor import template, template_build
 from kata.hypervisor.base import VirtualMachine, VmPlan
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: On the kernel command line: the agent goes through a container's life before it listens.
 WARM_UP = "agent.warm_up"
+#: In the agent's log if that failed.
+_COLD = '"warm-up: '
 #: Seconds from QEMU's start to the first answer of a machine that goes on from a template; the usual is 0.1 s.
 RESTORE_TIMEOUT_S = 20.0
 #: Seconds that the agent's warm-up may take on top of a boot.
@@ -80,6 +82,8 @@ def _lacks_memory(error: VmLaunchError) -> bool:
 async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template | None:
     try:
         return await ensure_template(plan, config, ledger, progress)
+    except NotFound:
+        return None  # something is not installed: the boot says what, and what to do
     except KataError as error:
         log.warning("there is no template, the machine is booted: %s", error.message)
         return None
@@ -104,6 +108,9 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
         agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "template")
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
+        for line in machine.console_tail(100).splitlines():
+            if _COLD in line:
+                log.warning("the template works, but is not warm: %s", line)
 
     root = config.factory.template_path
     building = str(template_build.building(root, plan.sandbox_id))
