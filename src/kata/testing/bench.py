@@ -29,9 +29,11 @@ from rich.table import Table
 from kata.config.loader import load
 from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
-from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, STATE_FD, command_line
+from kata.hypervisor.template import Template, description, key_of, open_template
 from kata.sandbox import plan as sandbox_plan
 from kata.sandbox.ledger import STATE_ROOT, processes_of
+from kata.sandbox.machine import WARM_UP
 from kata.testing.containerd import PrivateContainerd
 from kata.testing.images import BUSYBOX, busybox_archive
 from kata.ttrpc.connection import Connection, Role
@@ -42,6 +44,13 @@ KATA = "io.containerd.kata.v2"
 RUNC = "io.containerd.runc.v2"
 
 _BOOT_TIMEOUT_S = 60.0
+#: What QMP has to be told for a restore; the state's descriptor is filled in.
+_RESTORE = b"""
+{"execute": "qmp_capabilities"}
+{"execute": "migrate-set-capabilities",
+ "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": true}]}}
+{"execute": "migrate-incoming", "arguments": {"uri": "fd:%d"}}
+"""
 
 
 @dataclass(frozen=True)
@@ -79,18 +88,24 @@ def alternate(runs: int, actions: Mapping[str, Callable[[], float]]) -> dict[str
     return {name: tuple(values) for name, values in measured.items()}
 
 
-def bare_qemu(plan: VmPlan) -> float:
-    """Seconds from QEMU's execution to the agent's answer to a health check: a boot with nothing around it."""
+def bare_qemu(plan: VmPlan, saved: Template | None = None) -> float:
+    """Seconds from QEMU's execution to the agent's answer to a health check: a boot, or a restore of what was saved,
+    with nothing around it."""
     with ExitStack() as stack:
         ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, *plan.channels)}
         for ours, theirs in ends.values():
             stack.callback(ours.close)
             stack.callback(theirs.close)
         fds = {name: theirs.fileno() for name, (_, theirs) in ends.items()}
+        if saved:
+            fds |= {MEMORY_FD: saved.memory, STATE_FD: saved.state}
+            os.lseek(saved.state, 0, os.SEEK_SET)
         begin = time.perf_counter()
         process = subprocess.Popen(command_line(plan, fds), pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL)
         stack.callback(process.wait)
         stack.callback(process.kill)
+        if saved:
+            ends[QMP_FD][0].sendall(_RESTORE % saved.state)
         channel = ends[sandbox_plan.AGENT_CHANNEL][0]
         channel.settimeout(_BOOT_TIMEOUT_S)
         channel.sendall(Connection(Role.CLIENT).request(Request("grpc.Health", "Check"))[1])
@@ -141,21 +156,34 @@ class Bench:
             "bare", self.directory, {}, config, accelerator=asyncio.run(accel.choose_for(config.hypervisor)).name
         )
         bare = replace(plan, share_helper=None)
-        cold = self.directory / "cold.toml"
+        warm, cold = self.directory / "warm.toml", self.directory / "cold.toml"
+        warm.touch()
         cold.write_text("[factory]\nenable_template = false\n")
-        measured = alternate(
-            self.runs,
-            {
-                "kata": lambda: self.run_once(KATA),
-                "kata, cold boot": lambda: self.run_once(KATA, "--runtime-config-path", str(cold)),
-                "runc": lambda: self.run_once(RUNC),
-                "bare qemu": lambda: bare_qemu(bare),
-                "answer": lambda: answered(cold),
-            },
+        answered(warm)  # makes the template
+        warmed = replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
+        with open_template(config.factory.template_path, key_of(description(warmed))) as saved:
+            self.record(
+                "restore to the agent's answer",
+                "s",
+                alternate(self.runs, {"kata": lambda: answered(warm), "bare qemu": lambda: bare_qemu(bare, saved)}),
+            )
+        self.record(
+            "cold boot to the agent's answer",
+            "s",
+            alternate(self.runs, {"kata": lambda: answered(cold), "bare qemu": lambda: bare_qemu(bare)}),
         )
-        answers = {"kata": measured.pop("answer"), "bare qemu": measured.pop("bare qemu")}
-        self.record("ctr run --rm", "s", measured)
-        self.record("cold boot to the agent's answer", "s", answers)
+        self.record(
+            "ctr run --rm",
+            "s",
+            alternate(
+                self.runs,
+                {
+                    "kata": lambda: self.run_once(KATA),
+                    "kata, cold boot": lambda: self.run_once(KATA, "--runtime-config-path", str(cold)),
+                    "runc": lambda: self.run_once(RUNC),
+                },
+            ),
+        )
 
     def exec(self) -> None:
         """`ctr task exec` of `true` in a running container."""
