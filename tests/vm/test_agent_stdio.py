@@ -137,3 +137,21 @@ async def test_output_outlives_its_process(agent: Agent) -> None:
     await asyncio.sleep(0.7)
     assert len(await agent.read_all(container_id)) == 50000
     await agent.remove(container_id)
+
+
+async def test_a_program_that_cannot_be_executed_says_so_in_plain_text(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
+    await agent.exec(container_id, "e1", "sh", "-c", "echo '#!/no/such' > /tmp/program; chmod 755 /tmp/program")
+    assert await agent.wait(container_id, "e1") == 0
+    await agent.exec(container_id, "e2", "/tmp/program")
+    assert await agent.wait(container_id, "e2") == 1
+    said = await agent.read_all(container_id, "e2", stderr=True)
+    assert said.startswith(b"exec")
+    assert said.endswith(b": No such file or directory\n")
+    await agent.remove(container_id)
+    other_id = next(_ids)
+    await agent.run(other_id, container_spec(ROOTFS, "/tmp/program"))
+    assert await agent.wait(other_id) == 1
+    assert b"`/tmp/program`: No such file or directory\n" in await agent.read_all(other_id, stderr=True)
+    await agent.remove(other_id)

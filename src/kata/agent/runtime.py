@@ -1,13 +1,16 @@
 """crun, which makes the containers: its command lines, and its errors as ours.
 
 crun gives its own standard streams to what it starts, so they are the container's here, and its messages come through a
-log file instead. A call is one process: nothing is asked of crun that a system call can answer.
+log file instead. Only what goes wrong at the very last, when the program is executed, is said on the container's
+standard error, where there is nobody else left to tell: in plain text, which is why the log is plain text as well. The
+status is 1 then, as with runc. A call is one process: nothing is asked of crun that a system call can answer.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +20,7 @@ from kata.errors import FailedPrecondition, Internal, KataError, NotFound, Permi
 # Emulated guests are slow, but no call takes a tenth of this.
 _TIMEOUT = 60.0
 _MAX_TEXT = 64 * 1024
+_MISSING = re.compile("executable file `(.*)` not found", re.DOTALL | re.IGNORECASE)
 
 
 class Streams(NamedTuple):
@@ -103,7 +107,7 @@ class Crun:
             paths = {option: f"/proc/{os.getpid()}/fd/{fd}" for option, fd in memory.items()}
             log = paths.pop("--log")
             argv = ["crun", f"--root={self._root}", "--cgroup-manager=cgroupfs", f"--log=file:{log}"]
-            argv += ["--log-format=json", verb, *(f"{option}={path}" for option, path in paths.items()), *options]
+            argv += [verb, *(f"{option}={path}" for option, path in paths.items()), *options]
             pid, exited = self._reaper.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr)
             status = await self._reaper.finish(pid, exited, f"crun {verb}", _TIMEOUT)
             if status:
@@ -116,16 +120,11 @@ class Crun:
 
 def explain(verb: str, status: int, log: str) -> KataError:
     """The error that crun's log stands for. The texts that container engines look for are runc's, hence the quotes."""
-    message = ""
-    for line in log.splitlines():
-        try:
-            message = str(json.loads(line)["msg"])
-        except (ValueError, KeyError, TypeError):
-            message = line
+    message = log.strip().rpartition("\n")[2]  # what comes before are warnings
     lower = message.lower()
-    if "executable file" in lower and "not found" in lower:
-        name = message.split("`")[1] if message.count("`") >= 2 else "?"
-        return NotFound(f'exec: "{name}": executable file not found in $PATH')
+    # The name is the container's, and may contain anything.
+    if missing := _MISSING.search(log):
+        return NotFound(f'exec: "{missing[1]}": executable file not found in $PATH')
     if "open executable" in lower or ("exec" in lower and "permission denied" in lower):
         return PermissionDenied(f"exec: permission denied ({message})")
     if "not running" in lower or "is paused" in lower:
