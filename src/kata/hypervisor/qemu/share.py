@@ -1,9 +1,9 @@
 """Who serves the shared tree over 9p: a helper of QEMU's, in a chroot of that tree, or QEMU itself.
 
-QEMU 7.2 to 9.1 can itself not create FIFOs, sockets and device nodes there: the fix of CVE-2023-2861 broke that, and
-programs that make a socket in their root directory (databases above all) fail. Those versions come with
-`virtfs-proxy-helper`, which can; the versions without it do it right themselves. With the helper, QEMU needs no
-capability at all, and what the guest reaches of the host's files is a process of 2 MB in a chroot.
+QEMU 7.2, Debian 12's, can itself not create FIFOs and device nodes there (a socket is made the same way): the fix of
+CVE-2023-2861 broke that, and a repair was posted upstream in December 2024. Its `virtfs-proxy-helper` can. Where there
+is no helper, QEMU serves the files itself; versions other than 7.2 have not been tried. With the helper, QEMU needs no
+capability at all, and what the guest reaches of the host's files is a process in a chroot.
 """
 
 from __future__ import annotations
