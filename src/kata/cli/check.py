@@ -112,17 +112,8 @@ def accelerator(config: Config) -> Row:
 
     from kata.hypervisor import accel
 
-    hypervisor = config.hypervisor
     try:
-        chosen = asyncio.run(
-            accel.choose(
-                hypervisor.accelerator,
-                require_kvm=hypervisor.require_kvm,
-                qemu=hypervisor.path,
-                kernel=hypervisor.kernel,
-                initrd=hypervisor.initrd,
-            )
-        )
+        chosen = asyncio.run(accel.choose_for(config.hypervisor))
     except KataError as error:
         return Row("accelerator", Status.FAILED, error.message, error.hint or "")
     if chosen.name == "kvm":

@@ -82,15 +82,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
 
 def _accelerator(hypervisor: Any) -> tuple[str, str]:
     try:
-        chosen = asyncio.run(
-            accel.choose(
-                hypervisor.accelerator,
-                require_kvm=hypervisor.require_kvm,
-                qemu=hypervisor.path,
-                kernel=hypervisor.kernel,
-                initrd=hypervisor.initrd,
-            )
-        )
+        chosen = asyncio.run(accel.choose_for(hypervisor))
     except KataError as error:
         return "", error.message
     return chosen.name, chosen.reason

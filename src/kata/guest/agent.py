@@ -89,10 +89,6 @@ class AgentClient:
     async def destroy_sandbox(self, timeout: float) -> None:
         await self._call("destroy sandbox", "DestroySandbox", agent_pb2.DestroySandboxRequest(), timeout=timeout)
 
-    async def guest_details(self) -> agent_pb2.GuestDetailsResponse:
-        request = agent_pb2.GuestDetailsRequest(mem_block_size=True, mem_hotplug_probe=True)
-        return await self._call("guest details", "GetGuestDetails", request)  # type: ignore[return-value]
-
     async def create_container(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
         await self._call(f"create container {request.container_id}", "CreateContainer", request, timeout=timeout)
 

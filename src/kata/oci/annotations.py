@@ -13,14 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BUNDLE_PATH = "io.katacontainers.pkg.oci.bundle_path"
-"""Set on what is passed on to the guest: the bundle's path on the host."""
-CONTAINER_TYPE = "io.katacontainers.pkg.oci.container_type"
-"""Set on what is passed on to the guest: one of `ContainerType`'s values."""
-
 
 class ContainerType:
-    """What a bundle is. The values are Kata's, as in `CONTAINER_TYPE`."""
+    """What a bundle is. The values are Kata's, as in its `io.katacontainers.pkg.oci.container_type`."""
 
     SINGLE = "single_container"
     SANDBOX = "pod_sandbox"
