@@ -5,6 +5,8 @@ PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
 PYTHON ?= /usr/bin/python3
 VENV := .venv
+# Options of `make bench`, e.g. BENCH='--only start'.
+BENCH ?=
 
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
 APT_TEST := protobuf-compiler cpio
@@ -29,7 +31,7 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/ready image ## Measure against runc and bare QEMU, side by side
-	$(VENV)/bin/python -m kata.testing.bench
+	$(VENV)/bin/python -m kata.testing.bench $(BENCH)
 
 image: $(VENV)/ready ## Build the guest image if its inputs have changed
 	$(VENV)/bin/kata image build

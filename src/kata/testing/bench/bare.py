@@ -1,0 +1,103 @@
+"""QEMU with nothing around it, and the sandboxes' own machine: from an execution to the agent's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from kata.config.loader import load
+from kata.errors import Internal
+from kata.hypervisor import accel
+from kata.hypervisor.base import VmPlan
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, STATE_FD, command_line
+from kata.hypervisor.template import Template, description, key_of, open_template
+from kata.sandbox import plan as sandbox_plan
+from kata.sandbox.machine import WARM_UP
+from kata.ttrpc.connection import Connection, Role
+from kata.ttrpc.envelope import Request
+
+_BOOT_TIMEOUT_S = 60.0
+#: What QMP has to be told for a restore; the state's descriptor is filled in.
+_RESTORE = b"""
+{"execute": "qmp_capabilities"}
+{"execute": "migrate-set-capabilities",
+ "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": true}]}}
+{"execute": "migrate-incoming", "arguments": {"uri": "fd:%d"}}
+"""
+
+
+def default_plan(directory: Path) -> VmPlan:
+    """The machine of a sandbox without limits, its file server included."""
+    (directory / "shared").mkdir(exist_ok=True)
+    config = load().config
+    accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
+    return sandbox_plan.plan_vm("bare", directory, {}, config, accelerator=accelerator)
+
+
+def template_of(plan: VmPlan) -> Template:
+    """The template that sandboxes of this plan start from; the caller closes it.
+
+    Raises:
+        KataError: there is none.
+    """
+    warmed = replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
+    return open_template(load().config.factory.template_path, key_of(description(warmed)))
+
+
+@contextmanager
+def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[int, float]]:
+    """A machine whose agent answers: booted, or gone on from what was saved.
+
+    Yields:
+        QEMU's process id, and the seconds from its execution to the answer to a health check.
+
+    Raises:
+        Internal: it ended before.
+        TimeoutError: nothing answered.
+    """
+    plan = replace(plan, share_helper=None)
+    with ExitStack() as stack:
+        ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, *plan.channels)}
+        for ours, theirs in ends.values():
+            stack.callback(ours.close)
+            stack.callback(theirs.close)
+        fds = {name: theirs.fileno() for name, (_, theirs) in ends.items()}
+        if saved:
+            fds |= {MEMORY_FD: saved.memory, STATE_FD: saved.state}
+            os.lseek(saved.state, 0, os.SEEK_SET)
+        begin = time.perf_counter()
+        process = subprocess.Popen(command_line(plan, fds), pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        if saved:
+            ends[QMP_FD][0].sendall(_RESTORE % saved.state)
+        channel = ends[sandbox_plan.AGENT_CHANNEL][0]
+        channel.settimeout(_BOOT_TIMEOUT_S)
+        channel.sendall(Connection(Role.CLIENT).request(Request("grpc.Health", "Check"))[1])
+        if not channel.recv(1):
+            raise Internal("bare QEMU ended before the agent answered")
+        yield process.pid, time.perf_counter() - begin
+
+
+def bare_seconds(plan: VmPlan, saved: Template | None = None) -> float:
+    """Seconds from QEMU's execution to the agent's answer."""
+    with bare_machine(plan, saved) as (_, seconds):
+        return seconds
+
+
+def answered(config: Path) -> float:
+    """Seconds from the execution of a process of ours to the agent's answer in the sandbox that it starts."""
+    begin = time.time()
+    command = [sys.executable, "-m", "kata.testing.answer", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * _BOOT_TIMEOUT_S)
+    if done.returncode != 0:
+        raise Internal(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+    return float(done.stdout) - begin

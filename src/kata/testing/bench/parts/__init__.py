@@ -1,0 +1,29 @@
+"""What is measured. A part takes the stage and leaves figures on it; the order here is the order of a full run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kata.testing.bench.parts import execs, files, memory, parallel, shim, start, stdout, stop
+from kata.testing.bench.stage import Stage
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: what to run, and a sentence for people."""
+
+    run: Callable[[Stage], None]
+    sentence: str
+
+
+PARTS: Mapping[str, Part] = {
+    "start": Part(start.measure, "From a command to an agent that answers, and to the end of a container of `true`."),
+    "exec": Part(execs.measure, "One more process, `true`, in a container that runs."),
+    "stop": Part(stop.measure, "From the command that kills a container until nothing of it is left."),
+    "parallel": Part(parallel.measure, "Containers of `true` started at the same moment, until the last has ended."),
+    "memory": Part(memory.measure, "Proportional memory (PSS) per idle sandbox, all its processes included."),
+    "shim": Part(shim.measure, "What containerd waits for at each container, and the memory of what stays."),
+    "files": Part(files.measure, "Files in the root file system of a running container."),
+    "stdout": Part(stdout.measure, "A container's standard output, as fast as it can write and `ctr` can read."),
+}
