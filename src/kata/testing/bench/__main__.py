@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from kata.testing.bench import page, text
 from kata.testing.bench.contenders import OPTIONAL, usable
 from kata.testing.bench.figures import ordered
 from kata.testing.bench.machine import machine
-from kata.testing.bench.parts import PARTS
+from kata.testing.bench.parts import PARTS, Part
 from kata.testing.bench.report import Report, from_json, to_json
 from kata.testing.bench.stage import Stage
 from kata.testing.containerd import PrivateContainerd
@@ -41,18 +41,25 @@ def measure(parts: Sequence[str], runs: int, sandboxes: int, console: Console) -
         for line in (*notes, *failures.values()):
             console.print(line, markup=False)
         stage = Stage(containerd, contenders, runs, sandboxes, Path(scratch))
-        for name in parts:
-            stage.part = name
-            part_begin = time.monotonic()
-            try:
-                PARTS[name].run(stage)
-            except Exception as error:  # whatever it is, the other parts are worth measuring
-                failures[name] = error.message if isinstance(error, KataError) else repr(error)
-                console.print(f"{name} failed: {failures[name]}", markup=False)
-            console.print(f"{name} took {time.monotonic() - part_begin:.0f} s", markup=False)
+        failures |= run_parts(stage, parts, PARTS, console)
     sentences = {name: PARTS[name].sentence for name in parts}
     seconds = round(time.monotonic() - begin, 1)
     return Report(date, machine(), sentences, ordered(stage.figures), failures, notes, seconds)
+
+
+def run_parts(stage: Stage, names: Sequence[str], parts: Mapping[str, Part], console: Console) -> dict[str, str]:
+    """Run parts on a stage; returns what failed and why. What such a part has left before counts all the same."""
+    failures: dict[str, str] = {}
+    for name in names:
+        stage.part = name
+        begin = time.monotonic()
+        try:
+            parts[name].run(stage)
+        except Exception as error:  # whatever it is, the other parts are worth measuring
+            failures[name] = error.message if isinstance(error, KataError) else repr(error)
+            console.print(f"{name} failed: {failures[name]}", markup=False)
+        console.print(f"{name} took {time.monotonic() - begin:.0f} s", markup=False)
+    return failures
 
 
 def parser() -> argparse.ArgumentParser:

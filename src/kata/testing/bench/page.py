@@ -82,11 +82,12 @@ def _part(report: Report, name: str, colours: Mapping[str, int]) -> str:
         if figures[0].unit == "failed":
             continue  # the table has them, and what failed is told above
         counts = {figure.count for figure in figures}
-        drawn = lines(figures, colours) if len(counts) > 1 else bars(figures, colours)
+        grows = len(counts) > 1
+        drawn = lines(figures, colours) if grows else bars(figures, colours)
         unit = figures[0].unit
         told = f"{unit}{', more is better' if unit in RATES else ''}"
-        if len(counts) > 1:
-            told += ", by number of sandboxes"
+        if grows:
+            told += " by number of sandboxes, logarithmic"
         elif counts != {0}:
             told += f", {counts.pop()} at a time"
         cards.append(f'<div class="card"><h3>{escape(what)} <span>{escape(told)}</span></h3>{drawn}</div>\n')

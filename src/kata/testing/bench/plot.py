@@ -66,7 +66,7 @@ def lines(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
     for index in range(round(top / step) + 1):
         y = up(index * step)
         drawn.append(f'<path class="{"grid" if index else "axis"}" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-        drawn.append(f'<text class="tick end" x="{_LEFT - 8}" y="{y:.1f}">{number(index * step)}</text>')
+        drawn.append(f'<text class="tick end" x="{_LEFT - 8}" y="{y:.1f}">{index * step:g}</text>')
     drawn += [
         f'<text class="tick middle" x="{across(count):.1f}" y="{_HEIGHT - _BOTTOM + 16}">{count}</text>'
         for count in counts

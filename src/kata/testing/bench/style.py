@@ -40,7 +40,7 @@ a:hover { text-decoration: underline; }
 .failed { border: 1px solid var(--alarm); border-radius: 10px; padding: 0.9rem 1.15rem; margin-top: 1.5rem; }
 .failed strong { color: var(--alarm); }
 .failed code { overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; max-width: 38rem; height: auto; }
 svg text { font-size: 13px; fill: var(--ink); dominant-baseline: central; font-variant-numeric: tabular-nums; }
 svg .name, svg .end { text-anchor: end; }
 svg .middle { text-anchor: middle; }

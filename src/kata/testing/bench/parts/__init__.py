@@ -18,12 +18,12 @@ class Part:
 
 
 PARTS: Mapping[str, Part] = {
-    "start": Part(start.measure, "From a command to an agent that answers, and to the end of a container of `true`."),
-    "exec": Part(execs.measure, "One more process, `true`, in a container that runs."),
+    "start": Part(start.measure, "From a command to an agent that answers, and to the end of a container of true."),
+    "exec": Part(execs.measure, "One more process, true, in a container that runs."),
     "stop": Part(stop.measure, "From the command that kills a container until nothing of it is left."),
-    "parallel": Part(parallel.measure, "Containers of `true` started at the same moment, until the last has ended."),
+    "parallel": Part(parallel.measure, "Containers of true, started at the same moment, until the last has ended."),
     "memory": Part(memory.measure, "Proportional memory (PSS) per idle sandbox, all its processes included."),
     "shim": Part(shim.measure, "What containerd waits for at each container, and the memory of what stays."),
     "files": Part(files.measure, "Files in the root file system of a running container."),
-    "stdout": Part(stdout.measure, "A container's standard output, as fast as it can write and `ctr` can read."),
+    "stdout": Part(stdout.measure, "A container's standard output, as fast as it can write and ctr can read."),
 }
