@@ -85,6 +85,7 @@ class Container:
         self._held = contextlib.AsyncExitStack()
         self._started = False
         self._paused = False
+        self._has_poststart = False
 
     @classmethod
     async def create(
@@ -133,6 +134,7 @@ class Container:
             namespaces=namespaces,
             root_device=_root_device(),
         )
+        self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
         stdio = machinery.open_stdio(finished.get("process") or {})
         self._held.callback(stdio.close)
@@ -208,7 +210,7 @@ class Container:
         """Let the first process run."""
         async with self._lock:
             self._require(State.CREATED)
-            await self._machinery.runtime.start(self.id)
+            await self._machinery.runtime.start(self.id, hooks=self._has_poststart)
             self._started = True
 
     async def exec(self, exec_id: str, spec: Mapping[str, Any]) -> None:

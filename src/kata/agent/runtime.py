@@ -3,11 +3,12 @@
 crun gives its own standard streams to what it starts, so they are the container's here, and its messages come through a
 log file instead. Only what goes wrong at the very last, when the program is executed, is said on the container's
 standard error, where there is nobody else left to tell: in plain text, which is why the log is plain text as well. The
-status is 1 then, as with runc. A call is one process: nothing is asked of crun that a system call can answer.
+status is 1 then, as with runc. A call is one process: nothing is asked of crun that a few system calls can do.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -41,8 +42,8 @@ class Runtime(Protocol):
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         """Make the container, its first process waiting to be started; returns that process's id."""
 
-    async def start(self, container_id: str) -> None:
-        """Let the first process run its program."""
+    async def start(self, container_id: str, *, hooks: bool) -> None:
+        """Let the first process run its program; `hooks`: the spec has some for after that (`poststart`)."""
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
         """Run one more process (OCI `process`) in the container; returns its id."""
@@ -69,8 +70,11 @@ class Crun:
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
 
-    async def start(self, container_id: str) -> None:
-        await self._call("start", [container_id])
+    async def start(self, container_id: str, *, hooks: bool) -> None:
+        if hooks:
+            await self._call("start", [container_id])
+        else:
+            _open_gate(container_id, f"{self._root}/{container_id}/exec.fifo")
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
         options = ["--detach", container_id]
@@ -116,6 +120,31 @@ class Crun:
         finally:
             for fd in memory.values():
                 os.close(fd)
+
+
+def _open_gate(container_id: str, path: str) -> None:
+    """Do what `crun start` does, which in an emulated guest takes less than a tenth of executing it.
+
+    The container's first process waits in a read from this FIFO (libcrun, status.c). crun removes it once the waiting
+    is over, so that a container cannot be started twice.
+
+    Raises:
+        FailedPrecondition: nobody waits there.
+    """
+    try:
+        # Without waiting: the process has had it open since it exists, or is dead.
+        gate = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENXIO):
+            raise
+        raise FailedPrecondition(f"container {container_id} does not wait to be started") from None
+    try:
+        os.unlink(path)
+        os.write(gate, b"\0")
+    except BrokenPipeError:
+        raise FailedPrecondition(f"container {container_id} has ended before it was started") from None
+    finally:
+        os.close(gate)
 
 
 def explain(verb: str, status: int, log: str) -> KataError:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from kata.agent.runtime import explain
+from kata.agent.reaper import Reaper
+from kata.agent.runtime import Crun, explain
 from kata.errors import FailedPrecondition, Internal, KataError, NotFound, PermissionDenied
 
 
@@ -35,3 +39,26 @@ def test_what_crun_does_not_say(log: str) -> None:
     error = explain("create", 137, log)
     assert type(error) is Internal
     assert "crun create failed with status 137" in str(error)
+
+
+async def test_start_lets_the_waiting_process_go_once(tmp_path: Path) -> None:
+    crun = Crun(Reaper(), str(tmp_path))
+    gate = tmp_path / "c1" / "exec.fifo"
+    gate.parent.mkdir()
+    os.mkfifo(gate)
+    waiting = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        await crun.start("c1", hooks=False)
+        assert os.read(waiting, 10) == b"\0"
+    finally:
+        os.close(waiting)
+    with pytest.raises(FailedPrecondition, match="c1 does not wait to be started"):
+        await crun.start("c1", hooks=False)
+
+
+async def test_start_does_not_wait_for_a_dead_process(tmp_path: Path) -> None:
+    gate = tmp_path / "c1" / "exec.fifo"
+    gate.parent.mkdir()
+    os.mkfifo(gate)
+    with pytest.raises(FailedPrecondition, match="c1 does not wait to be started"):
+        await Crun(Reaper(), str(tmp_path)).start("c1", hooks=False)
