@@ -35,6 +35,7 @@ from kata.protocols import agent_pb2
 from kata.sandbox.ledger import PROCESS, STATE_ROOT, Ledger, claim
 from kata.sandbox.machine import bring_up, ensure_template, settle_clock
 from kata.sandbox.plan import create_sandbox_request, plan_vm
+from kata.sandbox.timings import Timings
 from kata.storage.share import GUEST_SHARED
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs
@@ -65,7 +66,7 @@ async def started(config: Config, name: str, says: list[str] | None = None) -> A
     try:
         plan = plan_of(config, ledger)
         progress = (lambda _: None) if says is None else says.append
-        machine, agent = await bring_up(plan, config, ledger, progress)
+        machine, agent = await bring_up(plan, config, ledger, Timings(plan.run_dir, time.monotonic()), progress)
         try:
             yield Started(machine, agent, plan)
         finally:

@@ -169,6 +169,26 @@ def gc() -> int:
     return code
 
 
+@app.command()
+def timings(
+    sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id: the pod's, or the container's own.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show where the time of a running sandbox's start went."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from kata.cli import timings as of_sandbox
+
+    phases = of_sandbox.load(sandbox)
+    if as_json:
+        print(json.dumps([asdict(phase) for phase in phases], indent=2))
+    else:
+        Console().print(of_sandbox.as_table(phases))
+    return ExitCode.OK
+
+
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong has been told on stderr."""
     # No option before the command takes a value, so its first plain word is the command.

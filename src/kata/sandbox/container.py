@@ -14,6 +14,7 @@ from kata.protocols import agent_pb2
 from kata.sandbox.process import Exit, Process
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
+from kata.sandbox.timings import Timings
 from kata.storage.share import ContainerPlan, SharedTree
 
 #: Seconds the guest has to remove a container whose processes have been killed.
@@ -25,25 +26,37 @@ class Container(Lifecycle):
 
     Args:
         files: what of it is mounted in `share`.
+        timings: where its phases go.
     """
 
     def __init__(
-        self, container_id: str, agent: AgentClient, share: SharedTree, files: ContainerPlan, stdio: Stdio
+        self,
+        container_id: str,
+        agent: AgentClient,
+        share: SharedTree,
+        files: ContainerPlan,
+        stdio: Stdio,
+        timings: Timings,
     ) -> None:
         super().__init__(f"container {container_id}")
         self.id = container_id
-        self.init = Process(agent, container_id, "", stdio)
+        self.init = Process(
+            agent, container_id, "", stdio, first_output=lambda: timings.moment("first output", container_id)
+        )
         self.execs: dict[str, Process] = {}
         self._exec_specs: dict[str, ProcessSpec] = {}
         self._agent = agent
         self._share = share
         self._files = files
+        self._timings = timings
 
     async def create(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
         """Mount its files and have the agent create it; on failure nothing of it stays."""
-        self._share.add(self._files)
+        with self._timings.phase("rootfs", self.id):
+            self._share.add(self._files)
         try:
-            await self._agent.create_container(request, timeout=timeout)
+            with self._timings.phase("create", self.id):
+                await self._agent.create_container(request, timeout=timeout)
         except BaseException:
             self._share.remove(self.id)
             await self.init.close()
@@ -53,7 +66,9 @@ class Container(Lifecycle):
 
     async def start(self) -> None:
         self.require("start", State.CREATED)
-        await self._agent.start_container(self.id)
+        with self._timings.phase("start", self.id):
+            await self._agent.start_container(self.id)
+        self._timings.write()
         self.become(State.RUNNING)
         self.init.follow()
 

@@ -23,6 +23,7 @@ from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
 from kata.sandbox.ledger import TREE, Ledger
 from kata.sandbox.plan import AGENT_CHANNEL
+from kata.sandbox.timings import Timings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ Progress = Callable[[str], None]
 
 
 async def bring_up(
-    plan: VmPlan, config: Config, ledger: Ledger, progress: Progress
+    plan: VmPlan, config: Config, ledger: Ledger, timings: Timings, progress: Progress
 ) -> tuple[VirtualMachine, AgentClient]:
     """Start the machine of `plan`, by a template if the configuration allows it.
 
@@ -62,16 +63,20 @@ async def bring_up(
         VmLaunchError: the machine or its agent did not come up; nothing is left of it.
         NotFound: QEMU or the guest image is not there.
     """
-    if config.factory.enable_template and (found := await _template(plan, config, ledger, progress)):
+    found = None
+    if config.factory.enable_template:
+        with timings.phase("template"):
+            found = await _template(plan, config, ledger, progress)
+    if found:
         with found:
             try:
-                return await _restore(plan, found)
+                return await _restore(plan, found, timings)
             except VmLaunchError as error:
                 if _lacks_memory(error):
                     raise  # the template is not to blame, and a boot needs more
                 log.warning("template %s does not work, the machine is booted: %s", found.key, error.message)
                 _remove(found, config)
-    return await _boot(plan, config)
+    return await _boot(plan, config, timings)
 
 
 def _lacks_memory(error: VmLaunchError) -> bool:
@@ -127,24 +132,28 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
         ledger.drop(TREE, building)
 
 
-async def _restore(plan: VmPlan, found: Template) -> tuple[VirtualMachine, AgentClient]:
+async def _restore(plan: VmPlan, found: Template, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
     machine = QemuMachine(plan, memory=found.memory, state=found.state)
     template.mark_used(found)
     try:
-        await machine.start(RESTORE_TIMEOUT_S)
-        agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore")
+        with timings.phase("qemu"):
+            await machine.start(RESTORE_TIMEOUT_S)
+        with timings.phase("first answer"):
+            agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
     return machine, agent
 
 
-async def _boot(plan: VmPlan, config: Config) -> tuple[VirtualMachine, AgentClient]:
+async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
     machine = QemuMachine(plan)
     timeout = config.agent.dial_timeout
     try:
-        await machine.start()
-        agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "agent")
+        with timings.phase("qemu"):
+            await machine.start()
+        with timings.phase("boot"):
+            agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "agent")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise

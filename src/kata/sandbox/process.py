@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kata.errors import InvalidArgument, KataError, NotFound, Unavailable
@@ -39,9 +40,18 @@ class Process(Lifecycle):
     Args:
         exec_id: "" for the container's first process.
         stdio: its streams on the host, owned from now on.
+        first_output: called once its consumer has got the first piece of output.
     """
 
-    def __init__(self, agent: AgentClient, container_id: str, exec_id: str, stdio: Stdio) -> None:
+    def __init__(
+        self,
+        agent: AgentClient,
+        container_id: str,
+        exec_id: str,
+        stdio: Stdio,
+        *,
+        first_output: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(f"exec {exec_id} of container {container_id}" if exec_id else f"container {container_id}")
         self.container_id = container_id
         self.exec_id = exec_id
@@ -51,6 +61,7 @@ class Process(Lifecycle):
         self._tasks: list[asyncio.Task[None]] = []
         self._input: asyncio.Task[None] | None = None
         self._progress = time.monotonic()
+        self._first_output = first_output
 
     @property
     def exit(self) -> Exit | None:
@@ -99,6 +110,9 @@ class Process(Lifecycle):
 
         def moved() -> None:
             self._progress = time.monotonic()
+            tell, self._first_output = self._first_output, None
+            if tell is not None:
+                tell()
 
         try:
             await relay_output(lambda: read(self.container_id, self.exec_id), sink, moved)

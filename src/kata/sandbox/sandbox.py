@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from kata.sandbox.container import Container
 from kata.sandbox.ledger import PROCESS, Ledger
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
+from kata.sandbox.timings import Timings
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Sandbox(Lifecycle):
             after the machine has ended.
     """
 
-    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger) -> None:
+    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger, begun: float) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
         self.pid = 0
@@ -72,6 +74,7 @@ class Sandbox(Lifecycle):
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._creating: set[str] = set()
+        self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
 
     @classmethod
@@ -82,19 +85,23 @@ class Sandbox(Lifecycle):
         config: Config,
         ledger: Ledger,
         *,
+        begun: float | None = None,
         progress: Callable[[str], None] = log.info,
     ) -> Sandbox:
         """Start a virtual machine for the bundle's container or pod and set the sandbox up in it.
 
         The caller has entered a mount namespace of its own (`kata.sandbox.isolation`) and hands the sandbox's ledger
         over (`kata.sandbox.ledger.claim`): on failure it has been released. `progress` is told what takes seconds.
+        `begun` is when the front end began with it, by `time.monotonic`: now, if it does not say.
 
         Raises:
             VmLaunchError: the machine or its agent did not come up.
             KataError: the plan is impossible, or the agent refused.
         """
         try:
-            sandbox = cls(sandbox_id, config, ledger)
+            sandbox = cls(sandbox_id, config, ledger, time.monotonic() if begun is None else begun)
+            if begun is not None:
+                sandbox._timings.add("front end", begun)
         except BaseException:
             ledger.release()
             raise
@@ -107,14 +114,19 @@ class Sandbox(Lifecycle):
 
     async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
         plan.refuse_host_network(self.id, bundle.spec)
-        accelerator = await accel.choose_for(self._config.hypervisor)
-        log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
-        vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
+        with self._timings.phase("plan"):
+            accelerator = await accel.choose_for(self._config.hypervisor)
+            log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+            vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
         self._ledger.hold(PROCESS, self._ledger.directory)
-        self._vm, self._agent = vm, _ = await machine.bring_up(vm_plan, self._config, self._ledger, progress)
+        self._vm, self._agent = vm, _ = await machine.bring_up(
+            vm_plan, self._config, self._ledger, self._timings, progress
+        )
         self.pid = vm.pid
-        await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        with self._timings.phase("sandbox"):
+            await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
@@ -169,7 +181,7 @@ class Sandbox(Lifecycle):
             log.info("container %s: %s", request.id, reason)
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
-        container = Container(request.id, self.agent, self._share, files, request.stdio)
+        container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         message = plan.create_container_request(request.id, spec, files, self._config)
         self._creating.add(request.id)
         try:

@@ -13,6 +13,7 @@ class Settings:
         events_address: containerd's ttrpc socket, or "" if it did not say.
         options: the serialised Any of the runtime's options, or b"".
         bundle: the bundle of the sandbox's first container.
+        begun: when `start` began, by `time.monotonic`.
     """
 
     sandbox_id: str
@@ -21,3 +22,4 @@ class Settings:
     options: bytes
     debug: bool
     bundle: str
+    begun: float

@@ -11,6 +11,7 @@ import _socket
 import fcntl
 import os
 import stat
+import time
 
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.annotations import classify
@@ -35,6 +36,7 @@ def start(arguments: Arguments) -> None:
         KataError: bad input, or the id is taken.
         OSError: the socket cannot be made.
     """
+    begun = time.monotonic()
     validate_id(arguments.id)
     bootstrap = read_bootstrap(_read_stdin(), arguments.id)
     sandbox_id = _sandbox_of_bundle(arguments.id)
@@ -52,7 +54,7 @@ def start(arguments: Arguments) -> None:
         ledger.release()
         raise
     if child == 0:
-        _become_daemon(arguments, listener, ledger, bootstrap.options)
+        _become_daemon(arguments, listener, ledger, bootstrap.options, begun)
     ledger.close()
     _write_file("shim.pid", str(child))
     _publish(path)
@@ -148,7 +150,9 @@ def _write_file(name: str, text: str) -> None:
     os.rename(temporary, name)
 
 
-def _become_daemon(arguments: Arguments, listener: _socket.socket, ledger: Ledger, options: bytes) -> None:
+def _become_daemon(
+    arguments: Arguments, listener: _socket.socket, ledger: Ledger, options: bytes, begun: float
+) -> None:
     """The child: leave containerd's session and descriptors, then serve. Never returns."""
     status = 1
     try:
@@ -169,6 +173,7 @@ def _become_daemon(arguments: Arguments, listener: _socket.socket, ledger: Ledge
                 options=options,
                 debug=arguments.switches["debug"],
                 bundle=os.getcwd(),
+                begun=begun,
             ),
             listener.detach(),
             ledger,

@@ -116,7 +116,9 @@ class TaskService:
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
-                self._sandbox = await Sandbox.start(self._settings.sandbox_id, bundle, config, self._ledger)
+                self._sandbox = await Sandbox.start(
+                    self._settings.sandbox_id, bundle, config, self._ledger, begun=self._settings.begun
+                )
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox

@@ -7,9 +7,12 @@ import platform
 import re
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from kata.sandbox.ledger import STATE_ROOT
+from kata.sandbox.timings import read
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
@@ -49,6 +52,21 @@ def test_exit_status(containerd: PrivateContainerd, command: str, status: int) -
     # A signal cannot end process 1 of its own namespace: a child does the dying.
     done = run(containerd, "sh", "-c", f"sh -c '{command}'; exit $?")
     assert done.returncode == status, done.stderr
+
+
+def test_the_phases_of_a_start_can_be_asked_for(containerd: PrivateContainerd) -> None:
+    sandbox = unique_id(TEST_PREFIX)
+    containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sh", "-c", "echo out; sleep 1000")
+    try:
+        deadline = time.monotonic() + 20
+        while "first output" not in (names := [phase.name for phase in read(Path(STATE_ROOT) / sandbox)]):
+            assert time.monotonic() < deadline, names
+            time.sleep(0.05)
+    finally:
+        containerd.ctr("task", "rm", "-f", sandbox)
+        containerd.ctr("container", "rm", sandbox)
+    expected = ["front end", "plan", "template", "qemu", "first answer", "sandbox", "rootfs", "create", "start"]
+    assert [name for name in names if name in expected] == expected
 
 
 def test_terminal(containerd: PrivateContainerd) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kata.sandbox import process as process_module
 from kata.sandbox.container import Container
 from kata.sandbox.states import State
 from kata.sandbox.stdio import FdSink, FdSource, Stdio
+from kata.sandbox.timings import Timings
 from kata.storage.share import ContainerPlan, SharedTree
 from kata.ttrpc.typed import handlers
 
@@ -90,12 +92,15 @@ class Setting:
         self.guest = guest
         self.agent = agent
         self.share = SharedTree(directory)
+        self.timings = Timings(directory, time.monotonic())
         self.containers: list[Container] = []
 
     def container(self, stdio: Stdio | None = None) -> Container:
         # Nothing to mount: what is tested here needs no root.
         self.share.add = self.share.remove = lambda *_: None  # type: ignore[method-assign, assignment]
-        self.containers.append(Container("box", self.agent, self.share, ContainerPlan("box", (), ""), stdio or Stdio()))
+        self.containers.append(
+            Container("box", self.agent, self.share, ContainerPlan("box", (), ""), stdio or Stdio(), self.timings)
+        )
         return self.containers[-1]
 
     async def created(self, stdio: Stdio | None = None) -> Container:

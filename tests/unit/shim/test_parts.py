@@ -98,7 +98,7 @@ class TestLog:
     def test_without_a_fifo_there_is_no_log(self, tmp_path: Path, debug: bool) -> None:
         script = (
             "import logging, sys; from kata.shim.settings import Settings; from kata.shim.log import setup_logging;"
-            "setup_logging(Settings('s', 'n', '', b'', sys.argv[2] == 'True', sys.argv[1]));"
+            "setup_logging(Settings('s', 'n', '', b'', sys.argv[2] == 'True', sys.argv[1], 0.0));"
             "logging.error('unheard'); print(logging.getLogger().level)"
         )
         done = subprocess.run(

@@ -50,11 +50,9 @@ class Stage:
         container = unique_id("bench")
         return timed(lambda: self.containerd.ctr("run", "--rm", *options, BUSYBOX, container, "true", timeout=180))
 
-    def launch(self, contender: str) -> str:
-        """Start a container that does nothing; returns its id."""
-        container = unique_id("bench")
+    def launch(self, contender: str, container: str) -> None:
+        """Start a container that does nothing."""
         self.containerd.ctr("run", "-d", *self.contenders[contender], BUSYBOX, container, *_FOREVER)
-        return container
 
     def remove(self, container: str) -> None:
         """End and remove a container, whatever its state."""
@@ -64,8 +62,9 @@ class Stage:
     @contextmanager
     def running(self, contender: str) -> Iterator[str]:
         """The id of a container that does nothing, removed afterwards."""
-        container = self.launch(contender)
+        container = unique_id("bench")
         try:
+            self.launch(contender, container)
             yield container
         finally:
             self.remove(container)

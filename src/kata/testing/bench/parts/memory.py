@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 from kata.testing.bench.bare import bare_machine, default_plan, template_of
 from kata.testing.bench.processes import processes, pss_by_kind, pss_mib
 from kata.testing.bench.stage import Stage
+from kata.testing.containerd import unique_id
 
 _COUNTS = (1, 5, 20, 50, 100)
 _BARE_COUNTS = (1, 5)
@@ -23,20 +27,29 @@ def measure(stage: Stage) -> None:
 
 
 def _sandboxes(stage: Stage, contender: str) -> None:
-    with ExitStack() as stack:
-        containers: list[str] = []
-        for count in _COUNTS:
-            if count > stage.sandboxes:
-                break
-            while len(containers) < count:
-                containers.append(stack.enter_context(stage.running(contender)))
-            time.sleep(_SETTLE_S)
-            pids = processes(stage.containerd.shims())
-            each = [pss_by_kind(pids[container]) for container in containers]
-            stage.record(_TOTAL, "MiB", {contender: tuple(sum(kinds.values()) for kinds in each)}, count)
-            for kind in sorted({kind for kinds in each for kind in kinds}):
-                values = tuple(kinds.get(kind, 0.0) for kinds in each)
-                stage.record(f"{_TOTAL}: {kind}", "MiB", {contender: values}, count)
+    containers: list[str] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a hundred starts take minutes
+        try:
+            for count in _COUNTS:
+                if count > stage.sandboxes:
+                    break
+                new = [unique_id("bench") for _ in range(count - len(containers))]
+                containers += new  # known before they exist, so that all are removed
+                list(pool.map(partial(stage.launch, contender), new))
+                time.sleep(_SETTLE_S)
+                _record(stage, contender, containers)
+        finally:
+            list(pool.map(stage.remove, containers))
+
+
+def _record(stage: Stage, contender: str, containers: list[str]) -> None:
+    """Each sandbox as a whole, then by kind of process."""
+    pids = processes(stage.containerd.shims())
+    each = [pss_by_kind(pids[container]) for container in containers]
+    stage.record(_TOTAL, "MiB", {contender: tuple(sum(kinds.values()) for kinds in each)}, len(containers))
+    for kind in sorted({kind for kinds in each for kind in kinds}):
+        values = tuple(kinds.get(kind, 0.0) for kinds in each)
+        stage.record(f"{_TOTAL}: {kind}", "MiB", {contender: values}, len(containers))
 
 
 def _bare(stage: Stage) -> None:

@@ -10,8 +10,8 @@ from kata.testing.bench.figures import turns
 from kata.testing.bench.stage import Stage
 
 _COUNTS = (1, 5, 10, 20)
-#: Rounds of twenty are long, and each is a median of twenty already.
-_MAX_ROUNDS = 3
+#: Rounds of twenty take long, and many starts make each of them steady.
+_MAX_ROUNDS = 2
 
 
 def measure(stage: Stage) -> None:

@@ -1,0 +1,111 @@
+"""Where the time of a start goes: its phases, kept beside the sandbox's ledger for as long as the sandbox lives.
+
+    <state directory>/timings.json      {"phases": [{"name", "subject", "begin_ms", "length_ms"}, …]}
+
+Phases may overlap. What comes before the first line of this project's code, the interpreter's own start, is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kata.errors import FailedPrecondition, NotFound
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "timings.json"
+_SIZE_MAX = 1 << 20
+#: A sandbox may see any number of containers; what is asked for is its start.
+_PHASES_MAX = 256
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of a start.
+
+    Attributes:
+        name: what was done.
+        subject: the container that it was done for; "" for the sandbox itself.
+        begin_ms: when it began, in milliseconds since the start began.
+        length_ms: how long it took; 0 for a moment.
+    """
+
+    name: str
+    subject: str
+    begin_ms: float
+    length_ms: float
+
+
+class Timings:
+    """The phases of one sandbox, as they happen.
+
+    Args:
+        directory: the sandbox's state directory.
+        begun: when the start began, by `time.monotonic`.
+    """
+
+    def __init__(self, directory: Path, begun: float) -> None:
+        self._path = directory / FILE_NAME
+        self._begun = begun
+        self._phases: list[Phase] = []
+
+    @contextmanager
+    def phase(self, name: str, subject: str = "") -> Iterator[None]:
+        """Record how long the body takes, also if it fails."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, begin, subject)
+
+    def moment(self, name: str, subject: str = "") -> None:
+        """Record that something happened."""
+        self.add(name, time.monotonic(), subject)
+        self.write()
+
+    def add(self, name: str, begin: float, subject: str = "") -> None:
+        """Record a phase that ends now."""
+        if len(self._phases) < _PHASES_MAX:
+            length = time.monotonic() - begin
+            phase = Phase(name, subject, round((begin - self._begun) * 1000, 1), round(length * 1000, 1))
+            self._phases.append(phase)
+
+    def write(self) -> None:
+        """Put the file in its place, whole. Nothing depends on it, so what goes wrong is only logged."""
+        temporary = self._path.with_name(f".{FILE_NAME}")
+        try:
+            temporary.write_text(json.dumps({"phases": [asdict(phase) for phase in self._phases]}))
+            os.replace(temporary, self._path)
+        except OSError as error:
+            log.debug("%s: %s", self._path, error.strerror)
+
+
+def read(directory: Path) -> list[Phase]:
+    """The phases that the sandbox of this state directory has gone through, in the order of their beginnings.
+
+    Raises:
+        NotFound: there is no such sandbox, or it is not that far.
+        FailedPrecondition: the file is not what a sandbox writes.
+    """
+    path = directory / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            listed = json.loads(file.read(_SIZE_MAX))["phases"]
+        phases = [
+            Phase(str(entry["name"]), str(entry["subject"]), float(entry["begin_ms"]), float(entry["length_ms"]))
+            for entry in listed
+        ]
+    except FileNotFoundError:
+        raise NotFound(f"sandbox {directory.name} does not exist, or has not started anything yet") from None
+    except OSError as error:
+        raise FailedPrecondition(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FailedPrecondition(f"{path} is broken: {error}") from None
+    return sorted(phases, key=lambda phase: phase.begin_ms)
