@@ -32,19 +32,20 @@ def measure(parts: Sequence[str], runs: int, sandboxes: int, console: Console) -
     """Run parts one after the other; what fails is in the report, and the others go on."""
     begin = time.monotonic()
     date = datetime.now(UTC).isoformat(timespec="seconds")
+    described = machine()  # first: what cannot be described cannot be measured, and said before it takes minutes
     failures: dict[str, str] = {}
     with TemporaryDirectory(prefix="kata-bench-") as scratch, PrivateContainerd() as containerd:
         containerd.import_image(busybox_archive(Path(scratch) / "busybox.tar", name=BUSYBOX))
         contenders, complaints = usable(containerd)
         failures |= {name: said for name, said in complaints.items() if name not in OPTIONAL}
         notes = tuple(f"{name} {said}" for name, said in complaints.items() if name in OPTIONAL)
-        for line in (*notes, *failures.values()):
-            console.print(line, markup=False)
+        for name, said in complaints.items():
+            console.print(f"{name} {said}", markup=False)
         stage = Stage(containerd, contenders, runs, sandboxes, Path(scratch))
         failures |= run_parts(stage, parts, PARTS, console)
     sentences = {name: PARTS[name].sentence for name in parts}
     seconds = round(time.monotonic() - begin, 1)
-    return Report(date, machine(), sentences, ordered(stage.figures), failures, notes, seconds)
+    return Report(date, described, sentences, ordered(stage.figures), failures, notes, seconds)
 
 
 def run_parts(stage: Stage, names: Sequence[str], parts: Mapping[str, Part], console: Console) -> dict[str, str]:
@@ -105,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parts = [name for name in PARTS if not options.only or name in options.only]
     sandboxes = options.sandboxes or (_PART_SANDBOXES if options.only else _FULL_SANDBOXES)
-    report = measure(parts, options.runs, sandboxes, console)
+    try:
+        report = measure(parts, options.runs, sandboxes, console)
+    except KataError as error:
+        console.print(f"nothing can be measured: {error}", markup=False)
+        return 1
     console.print(text.table(report))
     for path, content in ((options.json, to_json(report)), (options.html, page.page(report))):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,15 @@ def test_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a report" in capsys.readouterr().out
 
 
+def test_a_machine_that_cannot_be_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KATA_CONF_FILE", str(tmp_path / "none.toml"))
+    assert main(["--json", str(tmp_path / "x.json"), "--html", str(tmp_path / "x.html")]) == 1
+    assert "nothing can be measured: cannot read configuration" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("command", "kind"),
     [
