@@ -41,7 +41,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     from kata.agent.sandbox import Sandbox
     from kata.agent.service import AgentService, all_handlers, to_status
     from kata.agent.transports import listen
-    from kata.agent.warmup import warm_up
+    from kata.agent.warmup import rehearsing, warm_up
+    from kata.protocols import standby
     from kata.ttrpc import Server
 
     loop = asyncio.get_running_loop()
@@ -59,7 +60,10 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings)
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
-    server = Server(all_handlers(service), to_status=to_status)
+    calls = all_handlers(service)
+    server = Server(calls, to_status=to_status)
+    if owns_machine:
+        calls[standby.SERVICE, standby.REHEARSE] = rehearsing(server, sandbox)
     if settings.debug_console:
         await _open_console(reaper, settings.debug_console_vport)
     if settings.warm_up and owns_machine:

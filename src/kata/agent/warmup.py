@@ -17,14 +17,14 @@ import signal
 import socket
 
 from kata.agent.sandbox import Sandbox
-from kata.errors import KataError
+from kata.errors import FailedPrecondition, KataError
 from kata.linux import mount
 from kata.linux.libc import LIBC
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
-from kata.ttrpc import Client, Server, StatusError
+from kata.ttrpc import CallContext, Client, Handler, Server, StatusError
 from kata.ttrpc.typed import Stub
 
 _log = logging.getLogger(__name__)
@@ -43,9 +43,27 @@ _ZEROED = 48 << 20
 
 
 async def warm_up(server: Server, sandbox: Sandbox) -> None:
-    """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
+    """Have the memory hold what containers need, and little else."""
     # What was read until now is read once in a guest's life; what is read from here on is what containers need.
     _write(_DROP_CACHES, "3")
+    await rehearse(server, sandbox)
+    _tidy()
+
+
+def rehearsing(server: Server, sandbox: Sandbox) -> Handler:
+    """The handler of `kata.protocols.standby`."""
+
+    async def handle(ctx: CallContext, payload: bytes) -> bytes:
+        if sandbox.running:
+            raise FailedPrecondition(f"sandbox {sandbox.id} is running already")
+        await rehearse(server, sandbox)
+        return b""
+
+    return handle
+
+
+async def rehearse(server: Server, sandbox: Sandbox) -> None:
+    """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
     os.makedirs(_ROOT, mode=0o700)
     # Only the root disk, without what is mounted in it: a container mounts its own.
     mount.bind("/", _ROOT, 0)
@@ -62,7 +80,6 @@ async def warm_up(server: Server, sandbox: Sandbox) -> None:
             await sandbox.destroy()
         mount.umount(_ROOT)
         os.rmdir(_ROOT)
-    _tidy()
 
 
 async def _live(client: Client) -> None:

@@ -62,6 +62,25 @@ async def _init(config: Config) -> tuple[str, int]:
 
 
 @app.command()
+def serve(config: ConfigFile = None) -> None:
+    """Keep virtual machines in standby for the sandboxes that containerd starts; in the foreground, until ended."""
+    import logging
+
+    from kata.shim.pool import Pool
+
+    loaded = _load(config)
+    if not loaded.factory.enable_template or not loaded.factory.vm_cache_number:
+        raise FailedPrecondition(
+            "standby is switched off",
+            hint="set enable_template = true and vm_cache_number to 1 or more in [factory] of the configuration",
+        )
+    if os.geteuid() != 0:
+        raise PermissionDenied("kata factory serve needs root", hint="run it with sudo")
+    logging.basicConfig(format="kata: %(message)s", level=logging.WARNING)
+    Pool(loaded, loaded.factory.vm_cache_number, say).run()
+
+
+@app.command()
 def status(
     config: ConfigFile = None,
     json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,

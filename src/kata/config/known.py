@@ -36,7 +36,7 @@ KEYS: dict[str, frozenset[str]] = {
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
         sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io vfio_mode
         """),
-    "factory": _names("vm_cache_endpoint vm_cache_number"),
+    "factory": _names("vm_cache_endpoint"),
 }
 
 SECTIONS = _names("""

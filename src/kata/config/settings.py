@@ -320,6 +320,14 @@ class FactoryConfig:
             "much memory whether or not it is in use, and has to be made anew after each start of the host.",
         ),
     )
+    vm_cache_number: int = field(
+        default=1,
+        metadata=_row(
+            Integer(0, 1000),
+            "How many virtual machines `kata factory serve` keeps in standby, each for one sandbox. Kata's default is "
+            "0; here nothing is kept unless that command runs.",
+        ),
+    )
 
 
 @dataclass(frozen=True)

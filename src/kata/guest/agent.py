@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
-from kata.protocols import agent_pb2, health_pb2, oci_pb2
+from kata.protocols import agent_pb2, health_pb2, oci_pb2, standby
 from kata.ttrpc.typed import Stub
 
 #: Seconds a request may take unless it says otherwise (Kata's default).
@@ -82,6 +82,15 @@ class AgentClient:
         seconds, rest = divmod(now_ns, 10**9)
         request = agent_pb2.SetGuestDateTimeRequest(Sec=seconds, Usec=rest // 1000)
         await self._call("set the clock", "SetGuestDateTime", request, timeout=timeout)
+
+    async def rehearse(self) -> None:
+        """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
+        try:
+            await self._client.call(standby.SERVICE, standby.REHEARSE, b"", timeout=REQUEST_TIMEOUT_S)
+        except ttrpc.StatusError as error:
+            raise self._explain("rehearse", error, REQUEST_TIMEOUT_S) from error
+        except ttrpc.ConnectionClosed as error:
+            raise Unavailable("rehearse: the connection to the guest's agent is gone") from error
 
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
         await self._call("create sandbox", "CreateSandbox", request)

@@ -77,6 +77,15 @@ class Ledger:
             os.close(self._fd)
         self._held: list[tuple[str, str]] = _read(self._fd)
 
+    @classmethod
+    def adopt(cls, directory: str, fd: int) -> Ledger:
+        """The ledger that another process has opened and locked, by its descriptor, which is owned from now on."""
+        self = cls.__new__(cls)
+        self.directory = directory
+        self._fd = fd
+        self._held = _read(fd)
+        return self
+
     def _lock(self, deadline: float) -> None:
         while True:
             try:

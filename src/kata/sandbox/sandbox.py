@@ -25,7 +25,8 @@ from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle
 from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
-from kata.sandbox.ledger import PROCESS, Ledger
+from kata.sandbox.ledger import PROCESS, TREE, Ledger
+from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
 from kata.sandbox.timings import Timings
@@ -62,7 +63,7 @@ class Sandbox(Lifecycle):
             after the machine has ended.
     """
 
-    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger, begun: float) -> None:
+    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger, begun: float, standby: Standby | None) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
         self.pid = 0
@@ -70,7 +71,8 @@ class Sandbox(Lifecycle):
         self._config = config
         self._ledger = ledger
         self._directory = Path(ledger.directory)
-        self._share = SharedTree(self._directory / "shared")
+        self._standby = standby
+        self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._creating: set[str] = set()
@@ -86,12 +88,14 @@ class Sandbox(Lifecycle):
         ledger: Ledger,
         *,
         begun: float | None = None,
+        standby: Standby | None = None,
         progress: Callable[[str], None] = log.info,
     ) -> Sandbox:
         """Start a virtual machine for the bundle's container or pod and set the sandbox up in it.
 
         The caller has entered a mount namespace of its own (`kata.sandbox.isolation`) and hands the sandbox's ledger
         over (`kata.sandbox.ledger.claim`): on failure it has been released. `progress` is told what takes seconds.
+        `standby`, if the machine wanted is like it, becomes the sandbox's, else is discarded.
         `begun` is when the front end began with it, by `time.monotonic`: now, if it does not say.
 
         Raises:
@@ -99,7 +103,7 @@ class Sandbox(Lifecycle):
             KataError: the plan is impossible, or the agent refused.
         """
         try:
-            sandbox = cls(sandbox_id, config, ledger, time.monotonic() if begun is None else begun)
+            sandbox = cls(sandbox_id, config, ledger, time.monotonic() if begun is None else begun, standby)
             if begun is not None:
                 sandbox._timings.add("front end", begun)
         except BaseException:
@@ -120,9 +124,15 @@ class Sandbox(Lifecycle):
             vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
         self._ledger.hold(PROCESS, self._ledger.directory)
-        self._vm, self._agent = vm, _ = await machine.bring_up(
-            vm_plan, self._config, self._ledger, self._timings, progress
-        )
+        if self._standby and self._standby.suits(vm_plan):
+            with self._timings.phase("standby"):
+                vm, self._agent = self._take(self._standby)
+        else:
+            if self._standby:
+                log.info("the machine in standby is not what %s needs", self.what)
+                await self._discard_standby()
+            vm, self._agent = await machine.bring_up(vm_plan, self._config, self._ledger, self._timings, progress)
+        self._vm = vm
         self.pid = vm.pid
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
@@ -130,6 +140,22 @@ class Sandbox(Lifecycle):
         self.become(State.CREATED)
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
+
+    def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:
+        """Take over a machine in standby: it is on the sandbox's ledger now, and ends with the sandbox.
+
+        Its own ledger stays locked for as long as this process lives, so that nobody takes it for dead.
+        """
+        self._ledger.hold(TREE, standby.ledger.directory)
+        self._ledger.hold(PROCESS, standby.ledger.directory)
+        self._standby = None
+        return standby.vm, standby.agent
+
+    async def _discard_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby:
+            await standby.discard()
+            self._share = SharedTree(self._directory / "shared")
 
     async def _watch_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """End the machine of a guest that hangs: every call that waits for it then learns that it is gone."""
@@ -223,6 +249,7 @@ class Sandbox(Lifecycle):
             What could not be given back, for the log.
         """
         self.become(State.STOPPED)
+        await self._discard_standby()
         if self._monitor is not None:
             self._monitor.cancel()
         if self._agent is not None:

@@ -12,6 +12,7 @@ import socket
 from kata.protocols.containerd import task_v2_pb2
 from kata.sandbox.isolation import enter_mount_namespace
 from kata.sandbox.ledger import Ledger
+from kata.sandbox.standby import Standby
 from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
 from kata.shim.settings import Settings
@@ -31,6 +32,18 @@ _UNASKED_S = 120.0
 def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
     """Serve until the sandbox has ended; everything it held has then been given back."""
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    become_shim(settings)
+    try:
+        enter_mount_namespace(ledger.directory)
+        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger))
+    except BaseException:
+        log.exception("the shim of sandbox %s failed", settings.sandbox_id)
+        ledger.release()
+        raise
+
+
+def become_shim(settings: Settings) -> None:
+    """What a process has to do to itself before it serves a sandbox."""
     setup_logging(settings)
     os.chdir("/")
     try:
@@ -39,18 +52,12 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
             file.write("-998")
     except OSError as error:
         log.debug("cannot protect the shim from the out-of-memory killer: %s", error.strerror)
-    try:
-        enter_mount_namespace(ledger.directory)
-        asyncio.run(_serve(settings, socket.socket(fileno=listener_fd), ledger))
-    except BaseException:
-        log.exception("the shim of sandbox %s failed", settings.sandbox_id)
-        ledger.release()
-        raise
 
 
-async def _serve(settings: Settings, listener: socket.socket, ledger: Ledger) -> None:
+async def serve(settings: Settings, listener: socket.socket, ledger: Ledger, standby: Standby | None = None) -> None:
+    """Serve containerd until the sandbox has ended, which may take over a machine in standby."""
     publisher = Publisher(settings.events_address, settings.namespace)
-    service = TaskService(settings, ledger, publisher)
+    service = TaskService(settings, ledger, publisher, standby)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}

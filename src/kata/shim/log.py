@@ -54,6 +54,8 @@ def setup_logging(settings: Settings) -> None:
     """Send this process's log to containerd; without its FIFO (a test, a bundle made by hand) there is none."""
     path = os.path.join(settings.bundle, "log")
     root = logging.getLogger()
+    # A process that was in standby had another log until now.
+    root.handlers.clear()
     root.setLevel(logging.DEBUG if settings.debug else logging.INFO)
     if os.path.exists(path):
         handler = FifoHandler(path)

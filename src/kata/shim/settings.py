@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from kata.shim.handover import Handover
 
 
 @dataclass(frozen=True)
@@ -23,3 +25,8 @@ class Settings:
     debug: bool
     bundle: str
     begun: float
+
+    @classmethod
+    def of(cls, handover: Handover) -> Settings:
+        """What the daemon needs of what `start` knows."""
+        return cls(**{field.name: getattr(handover, field.name) for field in fields(cls)})

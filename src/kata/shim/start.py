@@ -18,6 +18,7 @@ from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
 from kata.sandbox.ledger import FILE, STATE_ROOT, Ledger, claim
 from kata.shim.bootstrap import read_bootstrap
+from kata.shim.handover import Handover, hand_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,14 +48,24 @@ def start(arguments: Arguments) -> None:
         _publish(path)
         return
     ledger = claim(f"{STATE_ROOT}/{arguments.id}")
+    handover = Handover(
+        sandbox_id=arguments.id,
+        namespace=arguments.namespace,
+        events_address=os.environ.get("TTRPC_ADDRESS", ""),
+        options=bootstrap.options,
+        debug=arguments.switches["debug"],
+        bundle=os.getcwd(),
+        begun=begun,
+        environment=os.environ,
+    )
     try:
         listener = _bind(path, ledger)
-        child = os.fork()
+        child = hand_over(handover, (listener.fileno(), ledger.fileno())) or os.fork()
     except BaseException:
         ledger.release()
         raise
     if child == 0:
-        _become_daemon(arguments, listener, ledger, bootstrap.options, begun)
+        _become_daemon(handover, listener, ledger)
     ledger.close()
     _write_file("shim.pid", str(child))
     _publish(path)
@@ -150,9 +161,7 @@ def _write_file(name: str, text: str) -> None:
     os.rename(temporary, name)
 
 
-def _become_daemon(
-    arguments: Arguments, listener: _socket.socket, ledger: Ledger, options: bytes, begun: float
-) -> None:
+def _become_daemon(handover: Handover, listener: _socket.socket, ledger: Ledger) -> None:
     """The child: leave containerd's session and descriptors, then serve. Never returns."""
     status = 1
     try:
@@ -166,15 +175,7 @@ def _become_daemon(
         from kata.shim.settings import Settings
 
         run(
-            Settings(
-                sandbox_id=arguments.id,
-                namespace=arguments.namespace,
-                events_address=os.environ.get("TTRPC_ADDRESS", ""),
-                options=options,
-                debug=arguments.switches["debug"],
-                bundle=os.getcwd(),
-                begun=begun,
-            ),
+            Settings.of(handover),
             listener.detach(),
             ledger,
         )

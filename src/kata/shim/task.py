@@ -21,6 +21,7 @@ from kata.sandbox.container import Container
 from kata.sandbox.ledger import MARKER, Ledger
 from kata.sandbox.process import Exit, Process
 from kata.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.sandbox.standby import Standby
 from kata.sandbox.states import State
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
@@ -60,11 +61,14 @@ class TaskService:
         ended: set when containerd has shut the sandbox down, or nothing is left to serve.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, publisher: Publisher) -> None:
+    def __init__(
+        self, settings: Settings, ledger: Ledger, publisher: Publisher, standby: Standby | None = None
+    ) -> None:
         self.ended = asyncio.Event()
         self._settings = settings
         self._ledger = ledger
         self._publisher = publisher
+        self._standby = standby
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
         self._asked = False
@@ -116,8 +120,14 @@ class TaskService:
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
+                standby, self._standby = self._standby, None
                 self._sandbox = await Sandbox.start(
-                    self._settings.sandbox_id, bundle, config, self._ledger, begun=self._settings.begun
+                    self._settings.sandbox_id,
+                    bundle,
+                    config,
+                    self._ledger,
+                    begun=self._settings.begun,
+                    standby=standby,
                 )
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
@@ -327,6 +337,8 @@ class TaskService:
             if sandbox is not None:
                 await sandbox.stop()
             else:
+                if self._standby is not None:
+                    await self._standby.discard()
                 self._ledger.release()
             for task in list(self._tasks):
                 task.cancel()

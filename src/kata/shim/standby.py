@@ -1,0 +1,165 @@
+"""A process in standby: it has a machine ready, and becomes the shim of the sandbox that `start` hands over to it.
+
+It is forked by the pool (`kata.shim.pool`), whose death ends it until it has a sandbox; then it is a shim like any
+other, and ends with its sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import struct
+
+from kata.config.settings import Config
+from kata.errors import KataError
+from kata.linux.process import set_parent_death_signal
+from kata.sandbox.isolation import enter_mount_namespace
+from kata.sandbox.ledger import STATE_ROOT, Ledger, claim
+from kata.sandbox.standby import Standby, prepare
+from kata.shim import handover
+from kata.shim.daemon import become_shim, serve
+from kata.shim.handover import Handover
+from kata.shim.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: What a process in standby tells the pool, a byte each.
+IS_READY, IS_TAKEN = b"r", b"t"
+#: Seconds for `start` to send what it has connected for.
+_MESSAGE_S = 2.0
+#: What a shim shares with who starts it, in /proc/PID/ns, besides its root directory.
+_NAMESPACES = ("mnt", "net", "pid", "ipc", "uts", "user")
+
+
+def surroundings(process: str = "self") -> tuple[object, ...]:
+    """What has to be the same for one process to stand in for another. Raises OSError."""
+    root = os.stat(f"/proc/{process}/root")
+    namespaces = tuple(os.readlink(f"/proc/{process}/ns/{name}") for name in _NAMESPACES)
+    return root.st_dev, root.st_ino, *namespaces
+
+
+def run(config: Config, pool: int, tell: int, home: tuple[object, ...]) -> None:
+    """Be in standby, then a shim; returns when that has ended.
+
+    Args:
+        pool: the pool's process id.
+        tell: descriptor of a pipe to the pool.
+        home: the pool's `surroundings`.
+    """
+    set_parent_death_signal(signal.SIGTERM)
+    if os.getppid() != pool:
+        return  # it has died before that took effect
+    os.setsid()
+    ledger = claim(f"{STATE_ROOT}/{handover.PREFIX}{secrets.token_hex(6)}")
+    try:
+        enter_mount_namespace(ledger.directory)
+        asyncio.run(_stand_by(config, ledger, tell, home))
+    finally:
+        ledger.release()
+
+
+async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> None:
+    asked_to_end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_end.set)
+    preparing = asyncio.create_task(prepare(config, ledger))
+    ending = asyncio.create_task(asked_to_end.wait())
+    await asyncio.wait({preparing, ending}, return_when=asyncio.FIRST_COMPLETED)
+    if not preparing.done():
+        preparing.cancel()
+    try:
+        standby = await preparing
+    except asyncio.CancelledError:
+        return
+    except KataError as error:
+        log.error("no machine in standby: %s", error)
+        return
+    try:
+        taken = await _wait_for_start(standby, ending, tell, home)
+    except BaseException:
+        await standby.discard()
+        raise
+    if taken is None:
+        await standby.discard()
+        return
+    ending.cancel()
+    settings, listener, sandbox_ledger = taken
+    set_parent_death_signal(0)
+    os.write(tell, IS_TAKEN)
+    os.close(tell)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)  # a terminal that the pool was started in is none of the sandbox's
+    os.close(null)
+    become_shim(settings)
+    try:
+        await serve(settings, listener, sandbox_ledger, standby)
+    finally:
+        sandbox_ledger.release()
+
+
+async def _wait_for_start(
+    standby: Standby, ending: asyncio.Task[bool], tell: int, home: object
+) -> tuple[Settings, socket.socket, Ledger] | None:
+    """What the first `start` hands over; None if there is nothing to wait for any more."""
+    loop = asyncio.get_running_loop()
+    dying = asyncio.create_task(standby.vm.wait())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.setblocking(False)
+        path = standby.directory / handover.SOCKET
+        mask = os.umask(0o077)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen()
+        os.write(tell, IS_READY)
+        try:
+            while True:
+                connecting = asyncio.ensure_future(loop.sock_accept(listener))
+                await asyncio.wait({connecting, dying, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if not connecting.done():
+                    connecting.cancel()
+                    if dying.done():
+                        log.error("the machine in standby has ended: %s", dying.result().output)
+                    return None
+                peer, _ = connecting.result()
+                with peer:
+                    if taken := _take(peer, home):
+                        return taken
+        finally:
+            path.unlink(missing_ok=True)
+            dying.cancel()
+
+
+def _take(peer: socket.socket, home: object) -> tuple[Settings, socket.socket, Ledger] | None:
+    """Receive a sandbox from a `start`. Without waiting long: nobody else is served meanwhile."""
+    peer.settimeout(_MESSAGE_S)
+    received: list[int] = []
+    try:
+        pid, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if user != 0 or surroundings(str(pid)) != home:
+            return None
+        peer.send(handover.READY)
+        data, received, flags, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 2)
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(received) != 2:
+            return None
+        message = Handover.decode(data)
+        for fd in received:
+            os.set_inheritable(fd, False)
+        peer.send(handover.ACCEPTED)
+    except (OSError, ValueError) as error:
+        log.info("a start was not served: %s", error)
+        for fd in received:
+            os.close(fd)
+        return None
+    settings = Settings.of(message)
+    os.environ.clear()
+    os.environ.update(message.environment)
+    ledger = Ledger.adopt(f"{STATE_ROOT}/{message.sandbox_id}", received[1])
+    return settings, socket.socket(fileno=received[0]), ledger

@@ -1,0 +1,134 @@
+"""Machines in standby, taken over by sandboxes that containerd starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kata.sandbox.ledger import STATE_ROOT, processes_of
+from kata.sandbox.timings import read
+from kata.shim.handover import PREFIX, SOCKET
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX
+from kata.testing.leaks import TEST_PREFIX
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+
+_SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve']))"
+
+
+def standbys() -> set[Path]:
+    return set(Path(STATE_ROOT).glob(f"{PREFIX}*"))
+
+
+def wait_ready(timeout: float = 90.0) -> Path:
+    deadline = time.monotonic() + timeout
+    while True:
+        for directory in standbys():
+            if (directory / SOCKET).exists():
+                return directory
+        assert time.monotonic() < deadline, "no machine in standby"
+        time.sleep(0.05)
+
+
+def wait_none(timeout: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout
+    while left := [(path, list(processes_of(str(path)))) for path in standbys()]:
+        assert time.monotonic() < deadline, f"still in standby: {left}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def pool() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(20) in (0, -signal.SIGKILL)
+        wait_none()
+
+
+@contextmanager
+def running(containerd: PrivateContainerd, *flags: str) -> Iterator[str]:
+    sandbox = unique_id(TEST_PREFIX)
+    containerd.ctr("run", "-d", "--runtime", RUNTIME, *flags, BUSYBOX, sandbox, "sleep", "1000")
+    try:
+        yield sandbox
+    finally:
+        containerd.ctr("task", "rm", "-f", sandbox)
+        containerd.ctr("container", "rm", sandbox)
+
+
+def phases(sandbox: str) -> list[str]:
+    return [phase.name for phase in read(Path(STATE_ROOT) / sandbox)]
+
+
+def hostname(containerd: PrivateContainerd, sandbox: str) -> str:
+    return containerd.ctr("task", "exec", "--exec-id", unique_id("e"), sandbox, "hostname").stdout.strip()
+
+
+def test_a_sandbox_takes_the_machine_and_another_one_is_made(containerd: PrivateContainerd) -> None:
+    with pool():
+        first = wait_ready()
+        with running(containerd) as sandbox:
+            assert "standby" in phases(sandbox)
+            assert "qemu" not in phases(sandbox)
+            assert hostname(containerd, sandbox) == sandbox
+            assert list(processes_of(str(first)))
+            second = wait_ready()
+            assert second != first
+        assert not first.exists()
+        done = containerd.ctr(
+            "run", "--rm", "--runtime", RUNTIME, BUSYBOX, unique_id(TEST_PREFIX), "sh", "-c", "exit 7", check=False
+        )
+        assert done.returncode == 7, done.stderr
+        assert not second.exists()
+
+
+def test_a_sandbox_that_needs_another_machine_starts_without(containerd: PrivateContainerd) -> None:
+    with pool():
+        first = wait_ready()
+        with running(containerd, "--memory-limit", str(64 << 20)) as sandbox:
+            assert "standby" not in phases(sandbox)
+            assert hostname(containerd, sandbox) == sandbox
+            assert not first.exists()
+
+
+def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(containerd: PrivateContainerd) -> None:
+    with pool() as process:
+        wait_ready()
+        with running(containerd) as sandbox:
+            assert "standby" in phases(sandbox)
+            wait_ready()
+            process.kill()
+            process.wait(10)
+            deadline = time.monotonic() + 15
+            while len(standbys()) > 1:  # the sandbox's own stays
+                assert time.monotonic() < deadline, standbys()
+                time.sleep(0.05)
+            assert hostname(containerd, sandbox) == sandbox
+
+
+def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd) -> None:
+    with pool():
+        wait_ready()
+        sandbox = unique_id(TEST_PREFIX)
+        containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
+        (directory,) = [path for path in standbys() if not (path / SOCKET).exists()]
+        machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
+        os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
+        deadline = time.monotonic() + 15
+        while (Path(STATE_ROOT) / sandbox).exists() or directory.exists():
+            assert time.monotonic() < deadline, "not given back"
+            time.sleep(0.05)
+        containerd.ctr("task", "rm", "-f", sandbox, check=False)
+        containerd.ctr("container", "rm", sandbox)
