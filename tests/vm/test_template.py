@@ -273,6 +273,15 @@ async def test_a_changed_template_is_reported_and_made_anew(
     assert keys(root) == [key]
 
 
+async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config) -> None:
+    async with started(config, "practice") as one:
+        await one.agent.rehearse()
+        await one.agent.rehearse()
+        await one.agent.create_sandbox(create_sandbox_request("practice", {}, config))
+        with pytest.raises(FailedPrecondition, match="sandbox practice is running already"):
+            await one.agent.rehearse()
+
+
 async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
     async with started(config, "inuse") as one:
         for key in keys(root):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,46 +13,12 @@ import pytest
 
 from kata.sandbox.ledger import STATE_ROOT, processes_of
 from kata.sandbox.timings import read
-from kata.shim.handover import PREFIX, SOCKET
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
+from kata.testing.pool import pool, ready, standbys, wait_ready
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
-
-_SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve']))"
-
-
-def standbys() -> set[Path]:
-    return set(Path(STATE_ROOT).glob(f"{PREFIX}*"))
-
-
-def wait_ready(timeout: float = 90.0) -> Path:
-    deadline = time.monotonic() + timeout
-    while True:
-        for directory in standbys():
-            if (directory / SOCKET).exists():
-                return directory
-        assert time.monotonic() < deadline, "no machine in standby"
-        time.sleep(0.05)
-
-
-def wait_none(timeout: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout
-    while left := [(path, list(processes_of(str(path)))) for path in standbys()]:
-        assert time.monotonic() < deadline, f"still in standby: {left}"
-        time.sleep(0.05)
-
-
-@contextmanager
-def pool() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        assert process.wait(20) in (0, -signal.SIGKILL)
-        wait_none()
 
 
 @contextmanager
@@ -123,7 +87,7 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
         wait_ready()
         sandbox = unique_id(TEST_PREFIX)
         containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
-        (directory,) = [path for path in standbys() if not (path / SOCKET).exists()]
+        (directory,) = [path for path in standbys() if path not in ready()]
         machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
         os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
         deadline = time.monotonic() + 15

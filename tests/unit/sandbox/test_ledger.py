@@ -52,6 +52,17 @@ class TestContent:
         assert again.held == ((PROCESS, "/b"), (FILE, "/c"))
         again.close()
 
+    def test_a_descriptor_of_it_is_the_same_ledger(self, state: Path, tmp_path: Path) -> None:
+        first = Ledger(str(state))
+        first.hold(FILE, str(tmp_path / "socket"))
+        second = Ledger.adopt(str(state), os.dup(first.fileno()))
+        first.close()
+        assert second.held == ((FILE, str(tmp_path / "socket")),)
+        with pytest.raises(Locked):
+            Ledger(str(state))
+        assert second.release() == []
+        assert not state.exists()
+
     def test_dropping_what_is_not_held_changes_nothing(self, state: Path) -> None:
         ledger = Ledger(str(state))
         ledger.drop(FILE, "/a")

@@ -253,6 +253,7 @@ class TestDaemon:
             "kata.shim",
             "kata.shim.arguments",
             "kata.shim.bootstrap",
+            "kata.shim.handover",
             "kata.shim.main",
             "kata.shim.start",
         }

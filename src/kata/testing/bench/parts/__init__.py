@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kata.testing.bench.parts import execs, files, memory, parallel, shim, start, stdout, stop
+from kata.testing.bench.parts import execs, files, memory, parallel, shim, standby, start, stdout, stop
 from kata.testing.bench.stage import Stage
 
 
@@ -19,6 +19,7 @@ class Part:
 
 PARTS: Mapping[str, Part] = {
     "start": Part(start.measure, "From a command to an agent that answers, and to the end of a container of true."),
+    "standby": Part(standby.measure, "To the end of a container of true, with a machine in standby."),
     "exec": Part(execs.measure, "One more process, true, in a container that runs."),
     "stop": Part(stop.measure, "From the command that kills a container until nothing of it is left."),
     "parallel": Part(parallel.measure, "Containers of true, started at the same moment, until the last has ended."),

@@ -1,0 +1,64 @@
+"""`kata factory serve` as a process of one's own, for tests and the benchmark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kata.errors import DeadlineExceeded
+from kata.sandbox.ledger import STATE_ROOT
+from kata.shim.handover import PREFIX, SOCKET
+
+_SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve']))"
+#: The first one may have to make the template.
+_READY_S = 120.0
+_END_S = 20.0
+_POLL_S = 0.02
+
+
+@contextmanager
+def pool() -> Iterator[subprocess.Popen[bytes]]:
+    """A pool of the configured number; afterwards no machine is in standby any more.
+
+    Raises:
+        DeadlineExceeded: one still is.
+    """
+    process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(_END_S)
+        _until(lambda: not standbys(), _END_S, "a machine is still in standby")
+
+
+def standbys() -> list[Path]:
+    """The state directories of machines in standby, and of those that were until a sandbox took them."""
+    return list(Path(STATE_ROOT).glob(f"{PREFIX}*"))
+
+
+def ready() -> list[Path]:
+    """Those of machines that a sandbox can take."""
+    return [directory for directory in standbys() if (directory / SOCKET).exists()]
+
+
+def wait_ready() -> Path:
+    """The state directory of a machine that a sandbox can take.
+
+    Raises:
+        DeadlineExceeded: there is none.
+    """
+    _until(ready, _READY_S, "no machine in standby")
+    return ready()[0]
+
+
+def _until(condition: Callable[[], object], timeout: float, complaint: str) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{complaint} after {timeout:.0f} s")
+        time.sleep(_POLL_S)
