@@ -13,7 +13,7 @@ from kata.errors import DeadlineExceeded
 from kata.sandbox.ledger import STATE_ROOT
 from kata.shim.handover import PREFIX, SOCKET
 
-_SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve']))"
+_SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve', *sys.argv[1:]]))"
 #: The first one may have to make the template.
 _READY_S = 120.0
 _END_S = 20.0
@@ -21,13 +21,17 @@ _POLL_S = 0.02
 
 
 @contextmanager
-def pool() -> Iterator[subprocess.Popen[bytes]]:
+def pool(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A pool of the configured number; afterwards no machine is in standby any more.
+
+    Args:
+        arguments: of the command.
 
     Raises:
         DeadlineExceeded: one still is.
     """
-    process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", _SERVE, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

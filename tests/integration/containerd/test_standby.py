@@ -40,8 +40,10 @@ def hostname(containerd: PrivateContainerd, sandbox: str) -> str:
     return containerd.ctr("task", "exec", "--exec-id", unique_id("e"), sandbox, "hostname").stdout.strip()
 
 
-def test_a_sandbox_takes_the_machine_and_another_one_is_made(containerd: PrivateContainerd) -> None:
-    with pool():
+def test_a_sandbox_takes_the_machine_and_another_one_is_made(
+    containerd: PrivateContainerd, configuration: Path
+) -> None:
+    with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd) as sandbox:
             assert "standby" in phases(sandbox)
@@ -58,8 +60,10 @@ def test_a_sandbox_takes_the_machine_and_another_one_is_made(containerd: Private
         assert not second.exists()
 
 
-def test_a_sandbox_that_needs_another_machine_starts_without(containerd: PrivateContainerd) -> None:
-    with pool():
+def test_a_sandbox_that_needs_another_machine_starts_without(
+    containerd: PrivateContainerd, configuration: Path
+) -> None:
+    with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd, "--memory-limit", str(64 << 20)) as sandbox:
             assert "standby" not in phases(sandbox)
@@ -67,8 +71,10 @@ def test_a_sandbox_that_needs_another_machine_starts_without(containerd: Private
             assert not first.exists()
 
 
-def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(containerd: PrivateContainerd) -> None:
-    with pool() as process:
+def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(
+    containerd: PrivateContainerd, configuration: Path
+) -> None:
+    with pool("--config", str(configuration)) as process:
         wait_ready()
         with running(containerd) as sandbox:
             assert "standby" in phases(sandbox)
@@ -82,8 +88,8 @@ def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(containerd: P
             assert hostname(containerd, sandbox) == sandbox
 
 
-def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd) -> None:
-    with pool():
+def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd, configuration: Path) -> None:
+    with pool("--config", str(configuration)):
         wait_ready()
         sandbox = unique_id(TEST_PREFIX)
         containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
