@@ -72,7 +72,13 @@ def tiny_kernel(says: str, then: bytes) -> bytes:
 
 
 def children() -> set[int]:
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.update(map(int, (task / "children").read_text().split()))
+        except FileNotFoundError:
+            continue  # a thread that has ended meanwhile has none
+    return found
 
 
 def descriptors() -> dict[str, str]:
