@@ -6,13 +6,13 @@ anybody waits for it. The machine belongs to the process that made it; a sandbox
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata.config.settings import Config
-from kata.errors import KataError
 from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine, VmPlan
@@ -68,7 +68,7 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
         ledger: of the machine's own directory; released on failure.
 
     Raises:
-        KataError: the machine did not come up.
+        KataError: the machine did not come up, or has not practised.
     """
     try:
         accelerator = await accel.choose_for(config.hypervisor)
@@ -80,13 +80,15 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
         SharedTree(directory / "shared")
         timings = Timings(directory, time.monotonic())
         vm, agent = await machine.bring_up(vm_plan, config, ledger, timings, log.info)
+        standby = Standby(ledger, vm, agent, kind)
         try:
             await agent.rehearse()
             await machine.settle_clock(agent)
-        except KataError as error:
-            # As good as a machine that goes on from a template just now.
-            log.warning("a machine in standby has not practised: %s", error)
-        return Standby(ledger, vm, agent, kind)
+        except BaseException:
+            # A guest that may still be at it is no use to a sandbox.
+            await asyncio.shield(asyncio.ensure_future(standby.discard()))
+            raise
+        return standby
     except BaseException:
         ledger.release()
         raise
