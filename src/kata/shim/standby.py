@@ -22,7 +22,6 @@ from kata.sandbox.ledger import STATE_ROOT, Ledger, claim
 from kata.sandbox.standby import Standby, prepare
 from kata.shim import handover
 from kata.shim.daemon import become_shim, serve
-from kata.shim.handover import Handover
 from kata.shim.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ def _take(peer: socket.socket, home: object) -> tuple[Settings, socket.socket, L
         data, received, flags, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 2)
         if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(received) != 2:
             return None
-        message = Handover.decode(data)
+        settings = Settings.decode(data)
         for fd in received:
             os.set_inheritable(fd, False)
         peer.send(handover.ACCEPTED)
@@ -158,8 +157,7 @@ def _take(peer: socket.socket, home: object) -> tuple[Settings, socket.socket, L
         for fd in received:
             os.close(fd)
         return None
-    settings = Settings.of(message)
     os.environ.clear()
-    os.environ.update(message.environment)
-    ledger = Ledger.adopt(f"{STATE_ROOT}/{message.sandbox_id}", received[1])
+    os.environ.update(settings.environment)
+    ledger = Ledger.adopt(f"{STATE_ROOT}/{settings.sandbox_id}", received[1])
     return settings, socket.socket(fileno=received[0]), ledger

@@ -18,7 +18,8 @@ from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
 from kata.sandbox.ledger import FILE, STATE_ROOT, Ledger, claim
 from kata.shim.bootstrap import read_bootstrap
-from kata.shim.handover import Handover, hand_over
+from kata.shim.handover import hand_over
+from kata.shim.settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def start(arguments: Arguments) -> None:
         _publish(path)
         return
     ledger = claim(f"{STATE_ROOT}/{arguments.id}")
-    handover = Handover(
+    settings = Settings(
         sandbox_id=arguments.id,
         namespace=arguments.namespace,
         events_address=os.environ.get("TTRPC_ADDRESS", ""),
@@ -60,12 +61,12 @@ def start(arguments: Arguments) -> None:
     )
     try:
         listener = _bind(path, ledger)
-        child = hand_over(handover, (listener.fileno(), ledger.fileno())) or os.fork()
+        child = hand_over(settings, (listener.fileno(), ledger.fileno())) or os.fork()
     except BaseException:
         ledger.release()
         raise
     if child == 0:
-        _become_daemon(handover, listener, ledger)
+        _become_daemon(settings, listener, ledger)
     ledger.close()
     _write_file("shim.pid", str(child))
     _publish(path)
@@ -161,7 +162,7 @@ def _write_file(name: str, text: str) -> None:
     os.rename(temporary, name)
 
 
-def _become_daemon(handover: Handover, listener: _socket.socket, ledger: Ledger) -> None:
+def _become_daemon(settings: Settings, listener: _socket.socket, ledger: Ledger) -> None:
     """The child: leave containerd's session and descriptors, then serve. Never returns."""
     status = 1
     try:
@@ -172,10 +173,9 @@ def _become_daemon(handover: Handover, listener: _socket.socket, ledger: Ledger)
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
         from kata.shim.daemon import run
-        from kata.shim.settings import Settings
 
         run(
-            Settings.of(handover),
+            settings,
             listener.detach(),
             ledger,
         )

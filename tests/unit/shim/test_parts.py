@@ -98,7 +98,8 @@ class TestLog:
     def test_without_a_fifo_there_is_no_log(self, tmp_path: Path, debug: bool) -> None:
         script = (
             "import logging, sys; from kata.shim.settings import Settings; from kata.shim.log import setup_logging;"
-            "setup_logging(Settings('s', 'n', '', b'', sys.argv[2] == 'True', sys.argv[1], 0.0));"
+            "setup_logging(Settings(sandbox_id='s', namespace='n', events_address='', options=b'', begun=0.0,"
+            "debug=sys.argv[2] == 'True', bundle=sys.argv[1], environment={}));"
             "logging.error('unheard'); print(logging.getLogger().level)"
         )
         done = subprocess.run(

@@ -255,6 +255,7 @@ class TestDaemon:
             "kata.shim.bootstrap",
             "kata.shim.handover",
             "kata.shim.main",
+            "kata.shim.settings",
             "kata.shim.start",
         }
 
