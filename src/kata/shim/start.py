@@ -172,13 +172,12 @@ def _become_daemon(settings: Settings, listener: _socket.socket, ledger: Ledger)
             # containerd waits until nobody has its pipe open any more.
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
+        from kata.shim.lean import leave_out_openssl
+
+        leave_out_openssl()
         from kata.shim.daemon import run
 
-        run(
-            settings,
-            listener.detach(),
-            ledger,
-        )
+        run(settings, listener.detach(), ledger)
         status = 0
     finally:
         os._exit(status)
