@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.hypervisor.base import VmPlan
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
 
 FDS = {QMP_FD: 11, CONSOLE_FD: 12, "kata.rpc": 13, "log": 14}
 
@@ -157,15 +157,16 @@ def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:
 
 
 def test_a_restored_machine_writes_to_no_file_and_boots_nothing(full: VmPlan) -> None:
-    argv = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21})
+    argv = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
     assert memory.endswith(",share=off")
     assert values(argv, "-incoming") == ["defer"]
+    assert "chardev=restore,mode=control" in values(argv, "-mon")
     assert not {"-kernel", "-initrd", "-append"} & set(argv)
 
 
 def test_a_restored_machine_has_the_devices_of_the_saved_one(full: VmPlan) -> None:
     saved = command_line(full, FDS | {MEMORY_FD: 20})
-    restored = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21})
+    restored = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     for option in ("-device", "-smp", "-m", "-cpu", "-machine"):
         assert values(saved, option) == values(restored, option)

@@ -23,6 +23,8 @@ CONSOLE_FD = ":console"
 MEMORY_FD = ":memory"
 #: The state of a saved machine, to go on from; the memory is then that machine's, and what this one writes is private.
 STATE_FD = ":state"
+#: A second QMP monitor, on which the state is asked for before anybody has connected to the first.
+RESTORE_FD = ":restore"
 SHARE_FD = ":share"
 
 _ROOT_PORTS = 4
@@ -41,7 +43,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         plan: the machine.
         fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
             channel, and SHARE_FD if the plan has a helper for the share; files for MEMORY_FD (to save the machine
-            later) and STATE_FD (to restore a saved one).
+            later) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
 
     Raises:
         InvalidArgument: the kernel command line is too long.
@@ -90,7 +92,11 @@ def _beginning(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     """Where the machine starts from: a kernel, or the state that another machine was saved in."""
     if STATE_FD in fds:
         # Deferred, because what the state leaves out has to be said first, and only QMP can say it.
-        return [("-incoming", "defer")]
+        return [
+            ("-incoming", "defer"),
+            ("-chardev", f"socket,id=restore,fd={fds[RESTORE_FD]}"),
+            ("-mon", "chardev=restore,mode=control"),
+        ]
     return [("-kernel", str(plan.kernel)), ("-initrd", str(plan.initrd)), ("-append", kernel_command_line(plan))]
 
 

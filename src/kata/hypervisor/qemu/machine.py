@@ -1,20 +1,20 @@
-"""One QEMU process: started or restored, watched, paused, saved, ended.
+"""One virtual machine run by QEMU: started or restored, watched, paused, saved, ended.
 
-QMP, the guest's console and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no
-races, nothing for others to connect to. One task waits for the end of the process, reaps it and releases all that
-the machine held; `wait` and `stop` wait for that task.
+One task waits for the end of the process, reaps it and releases all that the machine held; `wait` and `stop` wait for
+that task.
 
-Not here: what is in the plan, and whether the guest's agent answers.
+Not here: what is in the plan, how the process is made (`kata.hypervisor.qemu.process`), and whether the guest's agent
+answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,8 @@ from kata.errors import (
 )
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
-from kata.hypervisor.qemu import confine
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
-from kata.hypervisor.qemu.share import ShareHelper
+from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD
+from kata.hypervisor.qemu.process import QemuProcess, restore_commands
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -41,8 +40,6 @@ log = logging.getLogger(__name__)
 CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"
 
-#: The other end of SHARE_FD.
-_HELPER_FD = ":helper"
 #: Seconds that QEMU may outlive its helper when it ends by itself.
 _HELPER_GRACE_S = 0.2
 #: Seconds from QEMU's start to its readiness for commands.
@@ -66,28 +63,33 @@ class QemuMachine:
         plan: what it is.
         memory: descriptor of a file to be the guest's memory, for `save`; with `state`, of a saved machine's memory.
         state: descriptor of what `save` wrote; the machine then goes on from there. Its memory file is only read.
+        process: the machine's process, where somebody has started it already, with the same plan and descriptors.
 
     The descriptors stay the caller's, who has to keep them open until `start` returns.
     """
 
-    def __init__(self, plan: VmPlan, *, memory: int | None = None, state: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: VmPlan,
+        *,
+        memory: int | None = None,
+        state: int | None = None,
+        process: QemuProcess | None = None,
+    ) -> None:
         self.plan = plan
+        self._head_start = process
         files = {MEMORY_FD: memory, STATE_FD: state}
         self._files = {name: fd for name, fd in files.items() if fd is not None}
         self._pid = 0
-        self._pidfd = -1
         self._expected = False
         self._forced = False
         self._begin = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: QemuProcess | None = None
         self._end: asyncio.Task[VmExit] | None = None
         self._qmp: QMPClient | None = None
-        self._qmp_socket: socket.socket | None = None
-        self._channels: dict[str, socket.socket] = {}
         self._console: RingFile | None = None
         self._output: RingFile | None = None
         self._pumps: list[Pump] = []
-        self._share: ShareHelper | None = None
 
     @property
     def pid(self) -> int:
@@ -106,14 +108,13 @@ class QemuMachine:
         """
         if self._end is not None or self._process is not None:
             raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} was started before")
-        check_files(self.plan)
         self._begin = time.monotonic()
         try:
-            self._spawn()
+            self._watch_process(self._head_start or self._spawn())
             async with asyncio.timeout(timeout):
                 await self._connect()
                 if STATE_FD in self._files:
-                    await self._restore()
+                    await self._restored()
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
@@ -136,54 +137,24 @@ class QemuMachine:
                 console=self.console_tail(),
             ) from error
 
-    def _spawn(self) -> None:
-        """Run QEMU: afterwards either all is set up for its end to be noticed, or nothing is left."""
-        ours: dict[str, socket.socket] = {}
-        theirs: dict[str, socket.socket] = {}
-        read_end = write_end = -1
-        try:
-            for name in (QMP_FD, CONSOLE_FD, *self.plan.channels):
-                ours[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                ours[name].setblocking(False)
-            self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
-            self._output = RingFile(self.plan.run_dir / QEMU_LOG)
-            read_end, write_end = os.pipe()
-            fds = {name: end.fileno() for name, end in theirs.items()} | self._files
-            helper = self.plan.share_helper if self.plan.share_dir else None
-            if helper:
-                theirs[SHARE_FD], theirs[_HELPER_FD] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                fds[SHARE_FD] = theirs[SHARE_FD].fileno()
-            argv = command_line(self.plan, fds)
-            log.debug("qemu command line: %s", argv)
-            capabilities = confine.SHARE_CAPABILITIES if self.plan.share_dir and not helper else ()
-            environment = dict(self.plan.environment)
-            self._process = confine.spawn(
-                confine.confined(argv, capabilities), fds=tuple(fds.values()), output=write_end, environment=environment
-            )
-            if helper and self.plan.share_dir:
-                # After QEMU, which takes longer to come to the point where it needs its helper.
-                self._share = ShareHelper(
-                    helper,
-                    self.plan.share_dir,
-                    theirs[_HELPER_FD].fileno(),
-                    output=write_end,
-                    environment=environment,
-                    died=self._lose_share,
-                )
-            self._pid = self._process.pid
-            self._pidfd = os.pidfd_open(self._pid)
-            self._pumps.append(Pump(ours.pop(CONSOLE_FD).detach(), self._console))
-            self._pumps.append(Pump(read_end, self._output))
-            read_end = -1
-            self._qmp_socket = ours.pop(QMP_FD)
-            self._channels, ours = ours, {}
-            self._end = asyncio.create_task(self._watch(), name=f"qemu of {self.plan.sandbox_id}")
-        finally:
-            for end in (*ours.values(), *theirs.values()):
-                end.close()
-            for fd in (read_end, write_end):
-                if fd >= 0:
-                    os.close(fd)
+    def _spawn(self) -> QemuProcess:
+        check_files(self.plan)
+        return QemuProcess(self.plan, self._files)
+
+    def _watch_process(self, process: QemuProcess) -> None:
+        """From here on the end of QEMU is noticed, and everything it holds is released then."""
+        log.debug("qemu command line: %s", process.argv)
+        self._process = process
+        self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
+        self._output = RingFile(self.plan.run_dir / QEMU_LOG)
+        self._pid = process.popen.pid
+        self._pumps.append(Pump(process.console, self._console))
+        process.console = -1
+        self._pumps.append(Pump(process.output, self._output))
+        process.output = -1
+        if process.helper:
+            process.helper.watch(asyncio.get_running_loop(), self._lose_share)
+        self._end = asyncio.create_task(self._watch(process), name=f"qemu of {self.plan.sandbox_id}")
 
     def _lose_share(self) -> None:
         """The helper has ended: for itself, or because QEMU has, whose end is then known in a moment."""
@@ -203,21 +174,25 @@ class QemuMachine:
         # a bug of the client.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
         self._qmp = QMPClient(self.plan.sandbox_id)
-        assert self._qmp_socket is not None
-        await self._qmp.connect(self._qmp_socket)
+        assert self._process is not None
+        await self._qmp.connect(self._process.channels[QMP_FD])
 
-    async def _restore(self) -> None:
-        """Have the state read; the machine goes on then, as the one that was saved did.
+    async def _restored(self) -> None:
+        """See that QEMU has begun to read the state; the machine goes on then, as the one that was saved did.
 
         QEMU ends if the state is no good, but has been seen to wait for ever: the guest's answer is the proof.
         """
-        await self._leave_memory_out()
-        await self._execute("migrate-incoming", _QMP_TIMEOUT_S, uri=f"fd:{self._files[STATE_FD]}")
-
-    async def _leave_memory_out(self) -> None:
-        """Of the state: what is in a file that machines share is in that file already."""
-        capability = {"capability": "x-ignore-shared", "state": True}
-        await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
+        assert self._process is not None
+        reader, writer = await asyncio.open_connection(sock=self._process.channels.pop(RESTORE_FD))
+        try:
+            missing = len(restore_commands(0))
+            while missing:
+                answer = json.loads(await reader.readline())
+                if "error" in answer:
+                    raise FailedPrecondition(f"qemu of {self.plan.sandbox_id}: restore: {answer['error'].get('desc')}")
+                missing -= "return" in answer
+        finally:
+            writer.close()
 
     async def _status_after(self, query: str, *passing: str) -> object:
         """Wait until a status is none of those that pass by themselves; what it is then."""
@@ -233,7 +208,6 @@ class QemuMachine:
         if self._end is None:
             if self._process is not None:
                 self._process.kill()
-                self._process.wait()
             self._release()
             return None
         # If QEMU is on its way out by itself, its own status is worth more than that of a kill.
@@ -241,20 +215,19 @@ class QemuMachine:
         self.kill()
         return await self.wait()
 
-    async def _watch(self) -> VmExit:
+    async def _watch(self, process: QemuProcess) -> VmExit:
         """Wait for QEMU's end, reap it, release everything. Cancelling it ends QEMU first."""
         loop = asyncio.get_running_loop()
         dead = asyncio.Event()
-        loop.add_reader(self._pidfd, dead.set)
+        loop.add_reader(process.pidfd, dead.set)
         try:
             await dead.wait()
         except asyncio.CancelledError:
             # The event loop is going away: a machine that nobody watches any more must end.
             self.kill()
             await dead.wait()
-        loop.remove_reader(self._pidfd)
-        assert self._process is not None
-        status = self._process.wait()
+        loop.remove_reader(process.pidfd)
+        status = process.popen.wait()
         self._pid = 0
         for pump in self._pumps:
             await pump.ended(_DRAIN_TIMEOUT_S)
@@ -273,19 +246,11 @@ class QemuMachine:
         """Close whatever is open. Idempotent; the logs stay readable."""
         for pump in self._pumps:
             pump.close()
-        for end in self._channels.values():
-            end.close()
-        self._channels.clear()
-        if self._share is not None:
-            self._share.stop()
-        if self._qmp_socket is not None:
-            self._qmp_socket.close()
+        if self._process is not None:
+            self._process.release()
         for ring in (self._console, self._output):
             if ring is not None:
                 ring.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
         self._pid = 0
 
     def channel(self, name: str) -> socket.socket:
@@ -295,7 +260,9 @@ class QemuMachine:
             FailedPrecondition: it is not in the plan, was handed over before, or the machine does not run.
         """
         try:
-            return self._channels.pop(name)
+            if self._process is None or name not in self.plan.channels:
+                raise KeyError(name)
+            return self._process.channels.pop(name)
         except KeyError:
             raise FailedPrecondition(
                 f"the virtual machine of {self.plan.sandbox_id} has no channel {name} to give"
@@ -350,14 +317,14 @@ class QemuMachine:
     def kill(self) -> None:
         """Send SIGKILL; `wait` tells when all is released. Idempotent."""
         self._expected = True
-        self._forced = self._forced or self._pidfd >= 0
+        self._forced = self._forced or (self._process is not None and self._process.pidfd >= 0)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._pidfd < 0:
+        if self._process is None or self._process.pidfd < 0:
             return
         try:
-            signal.pidfd_send_signal(self._pidfd, number)
+            signal.pidfd_send_signal(self._process.pidfd, number)
         except ProcessLookupError:
             pass
 
@@ -381,7 +348,8 @@ class QemuMachine:
         what = f"saving the machine of {self.plan.sandbox_id}"
         if MEMORY_FD not in self._files or self._qmp is None:
             raise FailedPrecondition(f"{what}: its memory is in no file")
-        await self._leave_memory_out()
+        capability = {"capability": "x-ignore-shared", "state": True}
+        await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
         self._qmp.send_fd_scm(state)
         await self._execute("getfd", _QMP_TIMEOUT_S, fdname="state")
         await self._execute("migrate", _QMP_TIMEOUT_S, uri="fd:state")

@@ -8,7 +8,6 @@ capability at all, and what the guest reaches of the host's files is a process i
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -16,6 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kata.hypervisor.qemu import confine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 _HELPERS = (Path("/usr/lib/qemu/virtfs-proxy-helper"), Path("/usr/libexec/virtfs-proxy-helper"))
 #: What it asks for at its start, and gives up but for those over files.
@@ -36,7 +39,6 @@ class ShareHelper:
         socket: its end of the socket; stays the caller's.
         output: descriptor for what it says.
         environment: all of its variables.
-        died: called if it ends by itself; the guest's file system is gone then.
     """
 
     def __init__(
@@ -47,9 +49,9 @@ class ShareHelper:
         *,
         output: int,
         environment: dict[str, str],
-        died: Callable[[], None],
     ) -> None:
         self._pidfd = -1
+        self._loop: AbstractEventLoop | None = None
         argv = [str(helper), "--nodaemon", "--path", str(directory), "--fd", str(socket)]
         self._process: subprocess.Popen[bytes] = confine.spawn(
             confine.confined(argv, _CAPABILITIES), fds=(socket,), output=output, environment=environment
@@ -60,16 +62,25 @@ class ShareHelper:
             self._process.kill()
             self._process.wait()
             raise
-        asyncio.get_running_loop().add_reader(self._pidfd, self._ended, died)
+
+    def watch(self, loop: AbstractEventLoop, died: Callable[[], None]) -> None:
+        """Have `died` called if it ends by itself; the guest's file system is gone then."""
+        self._loop = loop
+        loop.add_reader(self._pidfd, self._ended, died)
 
     def _ended(self, died: Callable[[], None]) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._unwatch()
         died()
+
+    def _unwatch(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._pidfd)
+            self._loop = None
 
     def stop(self) -> None:
         """Kill it and reap it. Idempotent."""
         if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
+            self._unwatch()
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             except ProcessLookupError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from kata.config.loader import load
 from kata.errors import Internal
 from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.process import restore_commands
 from kata.hypervisor.template import Template, description, key_of, open_template
 from kata.sandbox import plan as sandbox_plan
 from kata.sandbox.machine import WARM_UP
@@ -25,13 +27,6 @@ from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
 
 _BOOT_TIMEOUT_S = 60.0
-#: What QMP has to be told for a restore; the state's descriptor is filled in.
-_RESTORE = b"""
-{"execute": "qmp_capabilities"}
-{"execute": "migrate-set-capabilities",
- "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": true}]}}
-{"execute": "migrate-incoming", "arguments": {"uri": "fd:%d"}}
-"""
 
 
 def default_plan(directory: Path) -> VmPlan:
@@ -65,7 +60,7 @@ def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[
     """
     plan = replace(plan, share_helper=None)
     with ExitStack() as stack:
-        ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, *plan.channels)}
+        ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, RESTORE_FD, *plan.channels)}
         for ours, theirs in ends.values():
             stack.callback(ours.close)
             stack.callback(theirs.close)
@@ -78,7 +73,7 @@ def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[
         stack.callback(process.wait)
         stack.callback(process.kill)
         if saved:
-            ends[QMP_FD][0].sendall(_RESTORE % saved.state)
+            ends[RESTORE_FD][0].sendall("\n".join(map(json.dumps, restore_commands(saved.state))).encode())
         channel = ends[sandbox_plan.AGENT_CHANNEL][0]
         channel.settimeout(_BOOT_TIMEOUT_S)
         channel.sendall(Connection(Role.CLIENT).request(Request("grpc.Health", "Check"))[1])

@@ -1,0 +1,130 @@
+"""QEMU's process and that of its helper, started and not yet watched: the part of a machine that needs no event loop.
+
+A shim starts QEMU before it has loaded what it speaks to it with (`kata.sandbox.headstart`). QMP, the guest's console
+and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no races, nothing for others to
+connect to.
+
+Not here: watching, commands, and what is in the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from kata.hypervisor.base import VmPlan
+from kata.hypervisor.qemu import confine
+from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.share import ShareHelper
+
+#: The other end of SHARE_FD.
+_HELPER_FD = ":helper"
+
+
+def restore_commands(state: int) -> list[dict[str, object]]:
+    """The QMP commands by which a machine that waits for a state reads it from descriptor `state` and goes on.
+
+    The memory is left out of it: what is in a file that machines share is in that file already.
+    """
+    capability = {"capability": "x-ignore-shared", "state": True}
+    return [
+        {"execute": "qmp_capabilities"},
+        {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [capability]}},
+        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
+    ]
+
+
+class QemuProcess:
+    """QEMU, running. It ends by `kill`, or with the thread that made it.
+
+    Args:
+        plan: the machine.
+        files: descriptors for MEMORY_FD and STATE_FD of `kata.hypervisor.qemu.command`; they stay the caller's.
+
+    Attributes:
+        popen, pidfd: the process.
+        channels: the host's ends of the plan's channels, and of QMP_FD; with a state, also of RESTORE_FD, a monitor
+            of its own on which the restore has been asked for already, so that QEMU reads the state when it can.
+        console, output: descriptors to read what the guest and what QEMU say; -1 once somebody has taken them.
+        helper: what serves the shared tree, if not QEMU itself.
+
+    Raises:
+        NotFound, OSError: it cannot be run; nothing is left.
+    """
+
+    def __init__(self, plan: VmPlan, files: Mapping[str, int]) -> None:
+        self.plan = plan
+        self.restores = STATE_FD in files
+        self.channels: dict[str, socket.socket] = {}
+        self.helper: ShareHelper | None = None
+        self.console = self.output = self.pidfd = -1
+        self.argv: list[str] = []
+        self._reaped = False
+        popen = None
+        theirs: dict[str, socket.socket] = {}
+        write_end = -1
+        try:
+            names = [QMP_FD, CONSOLE_FD, *plan.channels]
+            if self.restores:
+                names.append(RESTORE_FD)
+            for name in names:
+                self.channels[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.channels[name].setblocking(False)
+            if self.restores:
+                wanted = restore_commands(files[STATE_FD])
+                self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
+            self.output, write_end = os.pipe()
+            fds = {name: end.fileno() for name, end in theirs.items()} | dict(files)
+            helper = plan.share_helper if plan.share_dir else None
+            if helper:
+                theirs[SHARE_FD], theirs[_HELPER_FD] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                fds[SHARE_FD] = theirs[SHARE_FD].fileno()
+            self.argv = command_line(plan, fds)
+            capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not helper else ()
+            environment = dict(plan.environment)
+            popen = confine.spawn(
+                confine.confined(self.argv, capabilities),
+                fds=tuple(fds.values()),
+                output=write_end,
+                environment=environment,
+            )
+            if helper and plan.share_dir:
+                # After QEMU, which takes longer to come to the point where it needs its helper.
+                self.helper = ShareHelper(
+                    helper, plan.share_dir, theirs[_HELPER_FD].fileno(), output=write_end, environment=environment
+                )
+            self.pidfd = os.pidfd_open(popen.pid)
+            self.console = self.channels.pop(CONSOLE_FD).detach()
+            self.popen: subprocess.Popen[bytes] = popen
+        except BaseException:
+            if popen is not None:
+                popen.kill()
+                popen.wait()
+            self.release()
+            raise
+        finally:
+            for end in theirs.values():
+                end.close()
+            if write_end >= 0:
+                os.close(write_end)
+
+    def kill(self) -> None:
+        """End and reap it, and give everything back. Only for a process that nobody watches."""
+        self.popen.kill()
+        self.popen.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Stop the helper and close what is open. Idempotent."""
+        if self.helper is not None:
+            self.helper.stop()
+        for end in self.channels.values():
+            end.close()
+        self.channels.clear()
+        for fd in (self.console, self.output, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.console = self.output = self.pidfd = -1
