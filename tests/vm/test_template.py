@@ -26,7 +26,7 @@ from kata.config.loader import load
 from kata.config.settings import Config
 from kata.errors import FailedPrecondition, ResourceExhausted
 from kata.guest.agent import AgentClient
-from kata.hypervisor import template, template_build
+from kata.hypervisor import template, template_build, template_store
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.linux import mount
 from kata.oci import convert
@@ -137,7 +137,7 @@ async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> N
 
 async def test_a_template_is_small_and_private(config: Config, root: Path) -> None:
     async with started(config, "small"):
-        [found] = template.list_templates(root)
+        [found] = template_store.list_templates(root)
     assert (found.machine["memory_mib"], found.machine["vcpus"]) == (MEMORY_MIB, 1)
     assert found.size < 100_000_000
     assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
@@ -285,7 +285,7 @@ async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config) -> N
 async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
     async with started(config, "inuse") as one:
         for key in keys(root):
-            template.discard(root, key)
+            template_store.discard(root, key)
         await one.agent.create_sandbox(create_sandbox_request("inuse", {}, config))
     assert keys(root) == []
 
@@ -366,7 +366,7 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         gc.release(name)
     assert not [path for path in Path(STATE_ROOT).glob("factory-*") if path.name in left]
     assert keys(tmp_path / "templates") == []
-    assert not list((tmp_path / "templates").glob(f"{template.BUILDING}*"))
+    assert not list((tmp_path / "templates").glob(f"{template_store.BUILDING}*"))
 
 
 def machines_of(parent: int) -> list[int]:

@@ -86,7 +86,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
 ) -> None:
     """Show the templates, the most recently used first."""
-    from kata.hypervisor.template import list_templates
+    from kata.hypervisor.template_store import list_templates
 
     factory = _load(config).factory
     listed = list_templates(factory.template_path)
@@ -138,10 +138,10 @@ def destroy(config: ConfigFile = None) -> None:
 
 
 async def _destroy(root: Path) -> list[str]:
-    from kata.hypervisor import template
+    from kata.hypervisor import template_store
 
-    async with template.locked(root, _LOCK_TIMEOUT_S):
-        return template.destroy(root)
+    async with template_store.locked(root, _LOCK_TIMEOUT_S):
+        return template_store.destroy(root)
 
 
 def _load(path: Path | None) -> Config:

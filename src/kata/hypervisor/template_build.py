@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, NotFound, ResourceExhausted
-from kata.hypervisor import template
+from kata.hypervisor import template, template_store
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 
 def building(root: Path, sandbox_id: str) -> Path:
     """Where a template is made for a sandbox; only a kill can leave it there when `ensure` has returned."""
-    return root / f"{template.BUILDING}{sandbox_id}"
+    return root / f"{template_store.BUILDING}{sandbox_id}"
 
 
 async def ensure(
@@ -66,11 +66,11 @@ async def ensure(
         return _open(root, key)
     except NotFound:
         pass
-    if reason := template.recent_failure(root, key):
+    if reason := template_store.recent_failure(root, key):
         raise FailedPrecondition(
             f"making a template has just failed: {reason}", hint="`kata factory destroy` forgets the failure"
         )
-    async with template.locked(root, lock_timeout):
+    async with template_store.locked(root, lock_timeout):
         try:
             return _open(root, key)
         except NotFound:
@@ -80,9 +80,9 @@ async def ensure(
             await _make(plan, root, key, machine, make_ready, progress)
         except KataError as error:
             if time.monotonic() - begin > _COSTLY_S:
-                template.remember_failure(root, key, error.message)
+                template_store.remember_failure(root, key, error.message)
             raise
-        for removed in template.prune(root, KEEP):
+        for removed in template_store.prune(root, KEEP):
             log.info("removed template %s: others were used more recently", removed)
         return template.open_template(root, key)
 
@@ -101,9 +101,9 @@ async def _make(
 ) -> None:
     """Put the template in its place, in whose way nothing is afterwards. Hold the lock."""
     try:
-        template.sweep(root)
-        template.discard(root, key)
-        template.require_room(root, _ROOM + plan.memory_mib * (1 << 20) // _PAGE * _ROOM_PER_PAGE)
+        template_store.sweep(root)
+        template_store.discard(root, key)
+        template_store.require_room(root, _ROOM + plan.memory_mib * (1 << 20) // _PAGE * _ROOM_PER_PAGE)
         directory = building(root, plan.sandbox_id)
         directory.mkdir(mode=0o700)
         try:

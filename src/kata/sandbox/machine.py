@@ -17,7 +17,7 @@ from dataclasses import replace
 from kata.config.settings import Config
 from kata.errors import KataError, NotFound, VmLaunchError
 from kata.guest.agent import AgentClient
-from kata.hypervisor import template, template_build
+from kata.hypervisor import template, template_build, template_store
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
@@ -96,7 +96,7 @@ async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Prog
 
 def _remove(found: Template, config: Config) -> None:
     try:
-        template.discard(config.factory.template_path, found.key, found.memory)
+        template_store.discard(config.factory.template_path, found.key, found.memory)
     except KataError as error:
         log.warning("%s", error.message)
 

@@ -11,7 +11,6 @@ sandbox's own mount namespace, so that none of them can outlive it.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -93,7 +92,7 @@ def plan_container(
     *,
     rootfs: Sequence[RootfsMount],
     rootfs_dir: str,
-    token: Callable[[], str] = lambda: secrets.token_hex(8),
+    token: Callable[[], str] = lambda: os.urandom(8).hex(),
 ) -> ContainerPlan:
     """Decide what becomes of a container's rootfs and of each of its mounts.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kata.errors import FailedPrecondition, InvalidArgument
-from kata.hypervisor import accel, kvm
+from kata.hypervisor import accel, kvm, trial
 
 
 class Host:
@@ -42,7 +42,7 @@ class Host:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(tmp_path)
     monkeypatch.setattr(kvm, "obstacle", lambda: None)
-    monkeypatch.setattr(accel, "probe", host.probe)
+    monkeypatch.setattr(trial, "probe", host.probe)
     return host
 
 

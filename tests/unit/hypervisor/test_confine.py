@@ -38,7 +38,7 @@ def test_without_capabilities() -> None:
 
 
 def test_without_setpriv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(confine, "_SETPRIV_PATH", str(tmp_path))
+    monkeypatch.setattr(confine, "_SETPRIV", (str(tmp_path / "setpriv"),))
     with pytest.raises(NotFound, match="setpriv is not installed") as caught:
         confine.confined(["/bin/qemu"], ())
     assert caught.value.hint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, NotFound, ResourceExhausted
-from kata.hypervisor import template
+from kata.errors import FailedPrecondition, NotFound
+from kata.hypervisor import template, template_store
 from kata.hypervisor.base import VmPlan
 
 Files = dict[str, Path]
@@ -99,8 +98,8 @@ class TestKey:
     def test_a_description_survives_json(self, plan: VmPlan, root: Path) -> None:
         machine = template.description(plan)
         make(root, "k", machine)
-        assert template.list_templates(root)[0].machine == machine
-        assert template.key_of(template.list_templates(root)[0].machine) == template.key_of(machine)
+        assert template_store.list_templates(root)[0].machine == machine
+        assert template.key_of(template_store.list_templates(root)[0].machine) == template.key_of(machine)
 
 
 class TestOpen:
@@ -172,100 +171,6 @@ class TestOpen:
     def test_an_open_one_outlives_its_names(self, root: Path) -> None:
         make(root)
         with template.open_template(root, "k") as found:
-            template.discard(root, "k")
+            template_store.discard(root, "k")
             assert not (root / "k").exists()
             assert os.pread(found.memory, 2, 0) == b"mm"
-
-
-class TestRemove:
-    def test_only_the_one_that_failed(self, root: Path) -> None:
-        make(root)
-        with template.open_template(root, "k") as failed:
-            template.discard(root, "k")
-            make(root)
-            template.discard(root, "k", failed.memory)
-        template.open_template(root, "k").close()
-
-    def test_what_is_not_there(self, root: Path) -> None:
-        template.discard(root, "k")
-        assert list(root.iterdir()) == []
-
-    def test_where_nothing_can_be_removed(self, root: Path) -> None:
-        with pytest.raises(FailedPrecondition, match="cannot be removed"):
-            template.discard(root / "nowhere", "k")
-
-    def test_the_most_recently_used_stay(self, root: Path) -> None:
-        for number in range(4):
-            directory = make(root, f"k{number}")
-            os.utime(directory, (number, number))
-        with template.open_template(root, "k0") as found:
-            template.mark_used(found)
-        assert template.prune(root, 2) == ["k2", "k1"]
-        assert sorted(path.name for path in root.iterdir()) == ["k0", "k3"]
-
-    def test_broken_ones_go(self, root: Path) -> None:
-        make(root, "good")
-        (make(root, "bad") / template.STATE).unlink()
-        assert {listed.key: bool(listed.problem) for listed in template.list_templates(root)} == {
-            "good": False,
-            "bad": True,
-        }
-        assert template.prune(root, 5) == ["bad"]
-
-    def test_what_dead_builders_left_goes(self, root: Path) -> None:
-        (root / f"{template.BUILDING}x").mkdir()
-        (root / f"{template.BUILDING}x/memory").write_bytes(b"m")
-        make(root)
-        template.sweep(root)
-        assert [path.name for path in root.iterdir()] == ["k"]
-
-    def test_all(self, root: Path) -> None:
-        make(root)
-        (root / f"{template.BUILDING}x").mkdir()
-        template.remember_failure(root, "other", "why")
-        assert template.destroy(root) == ["k"]
-        assert list(root.iterdir()) == []
-
-
-class TestFailures:
-    def test_are_remembered_for_a_while(self, root: Path) -> None:
-        assert template.recent_failure(root, "k") is None
-        template.remember_failure(root, "k", "the reason")
-        assert template.recent_failure(root, "k") == "the reason"
-        old = time.time() - 3600
-        os.utime(root / ".failed-k", (old, old))
-        assert template.recent_failure(root, "k") is None
-        template.sweep(root)
-        assert list(root.iterdir()) == []
-
-    def test_where_nothing_can_be_written(self, tmp_path: Path) -> None:
-        template.remember_failure(tmp_path / "nowhere", "k", "the reason")
-        assert template.recent_failure(tmp_path / "nowhere", "k") is None
-
-
-class TestLock:
-    async def test_excludes_and_has_a_deadline(self, root: Path) -> None:
-        async with template.locked(root, 1.0):
-            with pytest.raises(DeadlineExceeded, match="has been busy in"):
-                async with template.locked(root, 0.1):
-                    pass
-        async with template.locked(root, 0.1):
-            pass
-
-    async def test_makes_the_directory_for_root_alone(self, tmp_path: Path) -> None:
-        async with template.locked(tmp_path / "new/templates", 1.0):
-            pass
-        assert (tmp_path / "new/templates").stat().st_mode & 0o777 == 0o700
-
-    async def test_a_place_that_cannot_be_written_to(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(KataError, match="templates cannot be kept in") as caught:
-            async with template.locked(tmp_path / "file/templates", 1.0):
-                pass
-        assert caught.value.hint is not None
-
-
-def test_room_on_the_disk(root: Path) -> None:
-    template.require_room(root, 1)
-    with pytest.raises(ResourceExhausted, match="MiB left, a template may need"):
-        template.require_room(root, 1 << 62)

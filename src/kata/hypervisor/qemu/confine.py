@@ -6,14 +6,14 @@ filter (`-sandbox`) comes on top. Not here: namespaces and cgroups, which are th
 
 from __future__ import annotations
 
+import os
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 from kata.errors import NotFound
 
-_SETPRIV_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
+_SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 #: What the 9p server needs to do for root in a container what root in a container may do to files: the capabilities
 #: over files that engines give a container by default. Not DAC_READ_SEARCH, which opens files by handle, outside of
 #: any tree. Not MKNOD, so that no guest makes a device of the host's.
@@ -28,7 +28,7 @@ def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
     Raises:
         NotFound: there is no setpriv.
     """
-    setpriv = shutil.which("setpriv", path=_SETPRIV_PATH)
+    setpriv = next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
     if setpriv is None:
         raise NotFound("setpriv is not installed", hint="install the package util-linux")
     return [
