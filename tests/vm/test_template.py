@@ -34,8 +34,9 @@ from kata.oci.default import default_spec
 from kata.protocols import agent_pb2
 from kata.sandbox.ledger import PROCESS, STATE_ROOT, Ledger, claim
 from kata.sandbox.machine import bring_up, ensure_template, settle_clock
-from kata.sandbox.plan import create_sandbox_request, plan_vm
+from kata.sandbox.plan import create_sandbox_request
 from kata.sandbox.timings import Timings
+from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import GUEST_SHARED
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs

@@ -47,7 +47,7 @@ async def _init(config: Config) -> tuple[str, int]:
     from kata.hypervisor import accel
     from kata.sandbox.ledger import PROCESS, STATE_ROOT, claim
     from kata.sandbox.machine import ensure_template
-    from kata.sandbox.plan import plan_vm
+    from kata.sandbox.vmplan import plan_vm
 
     accelerator = await accel.choose_for(config.hypervisor)
     ledger = claim(f"{STATE_ROOT}/factory-{secrets.token_hex(6)}")

@@ -22,8 +22,8 @@ from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
 from kata.sandbox.ledger import TREE, Ledger
-from kata.sandbox.plan import AGENT_CHANNEL
 from kata.sandbox.timings import Timings
+from kata.sandbox.vmplan import AGENT_CHANNEL
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
 from kata.sandbox.timings import Timings
+from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Sandbox(Lifecycle):
         with self._timings.phase("plan"):
             accelerator = await accel.choose_for(self._config.hypervisor)
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
-            vm_plan = plan.plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
+            vm_plan = plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
         self._ledger.hold(PROCESS, self._ledger.directory)
         if self._standby and self._standby.suits(vm_plan):

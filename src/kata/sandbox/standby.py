@@ -17,9 +17,10 @@ from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.template import description, key_of
-from kata.sandbox import machine, plan
+from kata.sandbox import machine
 from kata.sandbox.ledger import PROCESS, Ledger
 from kata.sandbox.timings import Timings
+from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import SharedTree
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
     try:
         accelerator = await accel.choose_for(config.hypervisor)
         directory = Path(ledger.directory)
-        vm_plan = plan.plan_vm(directory.name, directory, {}, config, accelerator=accelerator.name)
+        vm_plan = plan_vm(directory.name, directory, {}, config, accelerator=accelerator.name)
         # Before the machine: the template may be made anew meanwhile, of another image.
         kind = kind_of(vm_plan)
         ledger.hold(PROCESS, ledger.directory)

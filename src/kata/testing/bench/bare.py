@@ -21,8 +21,8 @@ from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
 from kata.hypervisor.qemu.process import restore_commands
 from kata.hypervisor.template import Template, description, key_of, open_template
-from kata.sandbox import plan as sandbox_plan
 from kata.sandbox.machine import WARM_UP
+from kata.sandbox.vmplan import AGENT_CHANNEL, plan_vm
 from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
 
@@ -34,7 +34,7 @@ def default_plan(directory: Path) -> VmPlan:
     (directory / "shared").mkdir(exist_ok=True)
     config = load().config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
-    return sandbox_plan.plan_vm("bare", directory, {}, config, accelerator=accelerator)
+    return plan_vm("bare", directory, {}, config, accelerator=accelerator)
 
 
 def template_of(plan: VmPlan) -> Template:
@@ -74,7 +74,7 @@ def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[
         stack.callback(process.kill)
         if saved:
             ends[RESTORE_FD][0].sendall("\n".join(map(json.dumps, restore_commands(saved.state))).encode())
-        channel = ends[sandbox_plan.AGENT_CHANNEL][0]
+        channel = ends[AGENT_CHANNEL][0]
         channel.settimeout(_BOOT_TIMEOUT_S)
         channel.sendall(Connection(Role.CLIENT).request(Request("grpc.Health", "Check"))[1])
         if not channel.recv(1):
