@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kata.errors import InvalidArgument
+from kata.hypervisor.devices import Device
 
 #: The least memory a guest gets, in MiB: below this the guest's kernel and agent were seen to die, not to say no.
 MINIMUM_MEMORY_MIB = 128
@@ -154,6 +155,25 @@ class VirtualMachine(Protocol):
 
     async def resume(self) -> None:
         """Let the virtual CPUs run again."""
+
+    async def plug(self, device: Device) -> str:
+        """Plug a device into the running machine; its descriptors stay the caller's.
+
+        Returns:
+            Where the guest finds it: a PCI path such as "09/01" (Kata's), or "ID:LUN" of a SCSI disk.
+
+        Raises:
+            AlreadyExists, ResourceExhausted, FailedPrecondition, DeadlineExceeded, Unavailable: nothing is left of it.
+        """
+
+    async def unplug(self, device_id: str, timeout: float = ...) -> None:
+        """Take a device back, when the guest has let go of it. A machine that has ended counts as having done so.
+
+        Raises:
+            NotFound: there is none of that id.
+            DeadlineExceeded: the guest keeps it. It is given back when the guest lets go, or with the machine.
+            FailedPrecondition: a part of it could not be given back.
+        """
 
     def console_tail(self, lines: int = ...) -> str:
         """The last lines of the guest's console, safe to show."""

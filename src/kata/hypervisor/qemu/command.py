@@ -2,8 +2,9 @@
 
 Every device has a fixed PCI address, so that two machines of one plan are alike, and one can be the other's template:
 
-    0x2        root disk           0x4.0 … 0x7.0   PCIe root ports, for hot-plug
-    0x3        virtio-serial       0x8             random numbers
+    0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
+    0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
+    0x8        random numbers
     0x10       9p
 
 References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 
 from kata.hypervisor.base import MAXIMUM_CHANNELS, VmPlan
 from kata.hypervisor.kernel_params import kernel_command_line
+from kata.hypervisor.qemu import slots
 
 #: Keys of `fds` besides the names of the plan's channels, which cannot contain a colon.
 QMP_FD = ":qmp"
@@ -27,8 +29,6 @@ STATE_FD = ":state"
 RESTORE_FD = ":restore"
 SHARE_FD = ":share"
 
-_ROOT_PORTS = 4
-_ROOT_PORT_SLOT = 0x4
 #: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
 #: All that the emulator can do, but for what it does slowly: with these two a kernel copies memory by `rep movsb`,
@@ -68,7 +68,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-serial", "chardev:console"),
         *_root_disk(plan),
         *_channels(plan, fds),
-        *_root_ports(),
+        *slots.options(),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
         # Tells a guest that it has been cloned, so that it draws new random numbers.
@@ -139,17 +139,6 @@ def _channels(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
             ),
         ]
     return options
-
-
-def _root_ports() -> list[tuple[str, ...]]:
-    return [
-        (
-            "-device",
-            f"pcie-root-port,id=rp{index},bus=pcie.0,chassis={index + 1},slot={index + 1},"
-            f"addr={_ROOT_PORT_SLOT + index:#x}.0",
-        )
-        for index in range(_ROOT_PORTS)
-    ]
 
 
 def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:

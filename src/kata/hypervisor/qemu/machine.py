@@ -29,11 +29,15 @@ from kata.errors import (
 )
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
+from kata.hypervisor.devices import Device
 from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD
+from kata.hypervisor.qemu.device_commands import Command
 from kata.hypervisor.qemu.process import QemuProcess, restore_commands
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
+
+    from kata.hypervisor.qemu.hotplug import Hotplug
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ START_TIMEOUT_S = 20.0
 _QMP_TIMEOUT_S = 5.0
 #: Seconds to end a machine without force.
 STOP_TIMEOUT_S = 2.0
+#: Seconds the guest has to let go of a device; 0.2 is usual.
+UNPLUG_TIMEOUT_S = 10.0
 #: Seconds that the kernel has to end a process that got SIGKILL.
 _KILL_TIMEOUT_S = 10.0
 #: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
@@ -90,6 +96,8 @@ class QemuMachine:
         self._console: RingFile | None = None
         self._output: RingFile | None = None
         self._pumps: list[Pump] = []
+        self._hotplug: Hotplug | None = None
+        self._one_by_one = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -231,6 +239,8 @@ class QemuMachine:
         self._pid = 0
         for pump in self._pumps:
             await pump.ended(_DRAIN_TIMEOUT_S)
+        if self._hotplug is not None:
+            self._hotplug.close()
         if self._qmp is not None:
             try:
                 async with asyncio.timeout(_DRAIN_TIMEOUT_S):
@@ -336,6 +346,25 @@ class QemuMachine:
         """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
         await self._execute("cont", _QMP_TIMEOUT_S)
 
+    async def plug(self, device: Device) -> str:
+        """Plug a device into the running machine; see `Hotplug.plug`."""
+        return await self._plugging().plug(device)
+
+    async def unplug(self, device_id: str, timeout: float = UNPLUG_TIMEOUT_S) -> None:
+        """Take a device back; see `Hotplug.unplug`. A machine that has ended has given back everything."""
+        if self._end is None or not self._end.done():
+            await self._plugging().unplug(device_id, timeout)
+
+    def _plugging(self) -> Hotplug:
+        if self._qmp is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        if self._hotplug is None:
+            # Most machines start without.
+            from kata.hypervisor.qemu.hotplug import Hotplug
+
+            self._hotplug = Hotplug(self.plan.sandbox_id, self._qmp, self._run)
+        return self._hotplug
+
     async def save(self, state: int, timeout: float) -> None:
         """Write the machine's state, less its memory, to the file `state`; afterwards it does not run any more.
 
@@ -350,8 +379,7 @@ class QemuMachine:
             raise FailedPrecondition(f"{what}: its memory is in no file")
         capability = {"capability": "x-ignore-shared", "state": True}
         await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
-        self._qmp.send_fd_scm(state)
-        await self._execute("getfd", _QMP_TIMEOUT_S, fdname="state")
+        await self._execute("getfd", _QMP_TIMEOUT_S, state, fdname="state")
         await self._execute("migrate", _QMP_TIMEOUT_S, uri="fd:state")
         try:
             async with asyncio.timeout(timeout):
@@ -361,13 +389,19 @@ class QemuMachine:
         if status != "completed":
             raise FailedPrecondition(f"{what} ended as {status}")
 
-    async def _execute(self, command: str, timeout: float, **arguments: object) -> object:
-        """Run a QMP command.
+    async def _run(self, command: Command) -> object:
+        """Run a QMP command along with its descriptor. Raises as `_execute`."""
+        # One after the other: QEMU gives a descriptor to the next command that wants one.
+        async with self._one_by_one:
+            return await self._execute(command.name, _QMP_TIMEOUT_S, command.fd, **command.arguments)
+
+    async def _execute(self, command: str, timeout: float, passed: int | None = None, /, **arguments: object) -> object:
+        """Run a QMP command; the descriptor `passed` goes along with it.
 
         Raises:
             Unavailable: there is no connection (any more).
             DeadlineExceeded: no answer in time.
-            FailedPrecondition: QEMU refuses.
+            FailedPrecondition, NotFound: QEMU refuses.
         """
         what = f"qemu of {self.plan.sandbox_id}: {command}"
         if self._qmp is None:
@@ -376,11 +410,14 @@ class QemuMachine:
 
         try:
             async with asyncio.timeout(timeout):
+                if passed is not None:
+                    self._qmp.send_fd_scm(passed)
                 return await self._qmp.execute(command, arguments or None)
         except TimeoutError:
             raise DeadlineExceeded(f"{what}: no answer within {timeout:.1f} s") from None
         except ExecuteError as error:
-            raise FailedPrecondition(f"{what}: {error}") from error
+            kind = NotFound if error.error_class == "DeviceNotFound" else FailedPrecondition
+            raise kind(f"{what}: {error}") from error
         except QMPError as error:
             raise Unavailable(f"{what}: {error}") from error
 

@@ -1,0 +1,264 @@
+"""Devices in and out of a running machine, seen from both sides: QEMU's descriptors and the guest's kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from kata.config.loader import load
+from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, KataError, NotFound, ResourceExhausted
+from kata.guest.agent import AgentClient
+from kata.hypervisor.devices import BlockDevice
+from kata.hypervisor.qemu.machine import QemuMachine
+from kata.linux import mount
+from kata.oci import convert
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2
+from kata.sandbox.ledger import PROCESS, STATE_ROOT, claim
+from kata.sandbox.machine import bring_up
+from kata.sandbox.plan import create_sandbox_request
+from kata.sandbox.timings import Timings
+from kata.sandbox.vmplan import plan_vm
+from kata.storage.share import GUEST_SHARED
+from kata.testing import leaks
+from kata.testing.images import busybox_rootfs
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+MIB = 1 << 20
+#: The 62 of the machine, less the one that the SCSI controller of an earlier test has.
+SLOTS = 61
+
+
+class Running:
+    """A machine with a container in it that says what the kernel sees.
+
+    Attributes:
+        vm, agent: the machine, and its agent.
+    """
+
+    def __init__(self, vm: QemuMachine, agent: AgentClient) -> None:
+        self.vm = vm
+        self.agent = agent
+
+    async def shell(self, script: str) -> str:
+        """What a script prints that the container's shell runs."""
+        await self.agent.write_stdin("box", "", f"( {script} ) 2>&1; echo =====\n".encode())
+        said = ""
+        while not said.endswith("=====\n"):
+            said += (await self.agent.read_stdout("box", "")).decode()
+        return said.removesuffix("=====\n")
+
+    async def disks(self) -> dict[str, int]:
+        """Name and size in bytes of the guest's disks but for its own."""
+        lines = (await self.shell("cat /proc/partitions")).splitlines()[2:]
+        found = {line.split()[3]: int(line.split()[2]) * 1024 for line in lines}
+        return {name: size for name, size in found.items() if name != "vda" and not name.startswith("loop")}
+
+    async def until(self, count: int) -> dict[str, int]:
+        """The disks, as soon as there are so many."""
+        async with asyncio.timeout(20):
+            while len(found := await self.disks()) != count:
+                await asyncio.sleep(0.05)
+        return found
+
+    def held(self) -> set[str]:
+        """Files below the tests' directories that QEMU has open."""
+        found = set()
+        for link in Path(f"/proc/{self.vm.pid}/fd").iterdir():
+            target = os.readlink(link)
+            if target.endswith(".img"):
+                found.add(Path(target).name)
+        return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    config = load().config
+    name = f"{leaks.TEST_PREFIX}hotplug"
+    ledger = claim(f"{STATE_ROOT}/{name}")
+    ledger.hold(PROCESS, ledger.directory)
+    directory = Path(ledger.directory)
+    box = directory / "shared/box"
+    box.mkdir(parents=True)
+    rootfs = tmp_path_factory.mktemp("rootfs")
+    busybox_rootfs(rootfs)
+    mount.bind(str(rootfs), str(box), 0)
+    try:
+        config = replace(config, hypervisor=replace(config.hypervisor, default_memory=256))
+        plan = plan_vm(name, directory, {}, config, accelerator="tcg")
+        vm, agent = await bring_up(plan, config, ledger, Timings(directory, time.monotonic()), lambda _: None)
+        assert isinstance(vm, QemuMachine)
+        try:
+            await agent.create_sandbox(create_sandbox_request(name, {}, config))
+            spec = default_spec(["/bin/sh"], rootfs=f"{GUEST_SHARED}/box", hostname=name, mounts=[])
+            spec["mounts"] = [entry for entry in spec["mounts"] if entry["destination"] != "/dev/shm"]
+            request = agent_pb2.CreateContainerRequest(container_id="box", OCI=convert.to_proto(spec))
+            await agent.create_container(request, timeout=60)
+            await agent.start_container("box")
+            yield Running(vm, agent)
+        finally:
+            await vm.stop()
+            await agent.close()
+    finally:
+        mount.umount(str(box))
+        assert ledger.release() == []
+
+
+@contextmanager
+def image(path: Path, size: int = 8 * MIB) -> Iterator[int]:
+    """An image file, open for reading and writing."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    os.ftruncate(fd, size)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def test_a_disk_comes_and_goes_and_comes_again(running: Running, tmp_path: Path) -> None:
+    for size in (8 * MIB, 16 * MIB):
+        with image(tmp_path / "a.img", size) as fd:
+            await running.vm.plug(BlockDevice(id="a", fd=fd))
+        assert list((await running.until(1)).values()) == [size]
+        assert running.held() == {"a.img"}
+        await running.vm.unplug("a")
+        await running.until(0)
+        assert running.held() == set()
+
+
+async def test_disks_on_the_scsi_controller_are_numbered(running: Running, tmp_path: Path) -> None:
+    async def plug(name: str) -> str:
+        with image(tmp_path / f"{name}.img") as fd:
+            return await running.vm.plug(BlockDevice(id=name, fd=fd, driver="virtio-scsi"))
+
+    assert await asyncio.gather(*map(plug, "abc")) == ["0:0", "0:1", "0:2"]
+    await running.vm.unplug("b")
+    assert running.held() == {"a.img", "c.img"}
+    assert await plug("d") == "0:1"
+    for name in "acd":
+        await running.vm.unplug(name)
+    assert running.held() == set()
+
+
+async def test_the_path_that_plug_returns_is_where_the_guest_has_it(running: Running, tmp_path: Path) -> None:
+    with image(tmp_path / "a.img") as fd:
+        path = await running.vm.plug(BlockDevice(id="a", fd=fd, serial="serial-a"))
+    [disk] = await running.until(1)
+    bridge, slot = path.split("/")
+    link = (await running.shell(f"readlink -f /sys/block/{disk}; cat /sys/block/{disk}/serial")).splitlines()
+    assert f"/0000:00:{bridge}.0/" in link[0]
+    assert f":{slot}.0/virtio" in link[0]
+    assert link[1] == "serial-a"
+    await running.vm.unplug("a")
+
+
+async def test_a_read_only_disk_is_read_only(running: Running, tmp_path: Path) -> None:
+    with image(tmp_path / "a.img"):
+        fd = os.open(tmp_path / "a.img", os.O_RDONLY)
+        try:
+            await running.vm.plug(BlockDevice(id="a", fd=fd, read_only=True))
+        finally:
+            os.close(fd)
+    [disk] = await running.until(1)
+    assert (await running.shell(f"cat /sys/block/{disk}/ro")).strip() == "1"
+    await running.vm.unplug("a")
+
+
+async def test_what_cannot_be_plugged_leaves_nothing(running: Running, tmp_path: Path) -> None:
+    with image(tmp_path / "a.img"):
+        fd = os.open(tmp_path / "a.img", os.O_RDONLY)
+        try:
+            with pytest.raises(FailedPrecondition, match="blockdev-add"):
+                await running.vm.plug(BlockDevice(id="a", fd=fd))  # to be written, but opened for reading
+        finally:
+            os.close(fd)
+    assert running.held() == set()
+    with pytest.raises(NotFound):
+        await running.vm.unplug("a")
+
+
+async def test_two_writers_of_one_image_are_refused(running: Running, tmp_path: Path) -> None:
+    with image(tmp_path / "a.img") as one, image(tmp_path / "a.img") as other:
+        await running.vm.plug(BlockDevice(id="a", fd=one))
+        with pytest.raises(FailedPrecondition, match="lock"):
+            await running.vm.plug(BlockDevice(id="b", fd=other))
+        with pytest.raises(AlreadyExists):
+            await running.vm.plug(BlockDevice(id="a", fd=other))
+    assert len(await running.until(1)) == 1
+    await running.vm.unplug("a")
+
+
+async def test_as_many_disks_as_there_are_slots_and_not_one_more(running: Running, tmp_path: Path) -> None:
+    for number in range(SLOTS):
+        with image(tmp_path / f"{number}.img", MIB) as fd:
+            await running.vm.plug(BlockDevice(id=f"disk{number}", fd=fd))
+    with image(tmp_path / "more.img", MIB) as fd:
+        with pytest.raises(ResourceExhausted, match="62 slots"):
+            await running.vm.plug(BlockDevice(id="more", fd=fd))
+    assert len(await running.until(SLOTS)) == SLOTS
+    await asyncio.gather(*(running.vm.unplug(f"disk{number}", 60) for number in range(SLOTS)))
+    assert running.held() == set()
+    await running.until(0)
+
+
+async def test_a_guest_that_keeps_a_device_is_not_waited_for(running: Running, tmp_path: Path) -> None:
+    with image(tmp_path / "a.img") as fd:
+        await running.vm.plug(BlockDevice(id="a", fd=fd))
+    await running.until(1)
+    await running.vm.pause()
+    with pytest.raises(DeadlineExceeded, match="does not let go of device a"):
+        await running.vm.unplug("a", timeout=1.5)
+    assert running.held() == {"a.img"}
+    with image(tmp_path / "b.img") as fd:
+        await running.vm.plug(BlockDevice(id="b", fd=fd))
+    await running.vm.resume()
+    # It has been asked, and lets go now, with nobody waiting.
+    async with asyncio.timeout(20):
+        while "a.img" in running.held():
+            await asyncio.sleep(0.05)
+    await running.until(1)
+    with pytest.raises(NotFound):
+        await running.vm.unplug("a")
+    await running.vm.unplug("b")
+
+
+async def test_a_plug_that_is_given_up_leaves_nothing(running: Running, tmp_path: Path) -> None:
+    for pause in (0.0, 0.0, 0.001, 0.002, 0.004, 0.008):
+        with image(tmp_path / "a.img") as fd:
+            task = asyncio.ensure_future(running.vm.plug(BlockDevice(id="a", fd=fd)))
+            await asyncio.sleep(pause)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                pass
+            else:
+                await running.vm.unplug("a")
+        assert running.held() == set()
+        await running.until(0)
+
+
+async def test_a_dead_machine_has_given_back_everything(running: Running, tmp_path: Path) -> None:
+    # The last test of the module: it takes the machine away.
+    with image(tmp_path / "a.img") as fd:
+        await running.vm.plug(BlockDevice(id="a", fd=fd))
+    running.vm.kill()
+    await running.vm.unplug("a")
+    await running.vm.wait()
+    await running.vm.unplug("a")
+    with image(tmp_path / "b.img") as fd, pytest.raises(KataError):
+        await running.vm.plug(BlockDevice(id="b", fd=fd))
