@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
 from kata.protocols import agent_pb2, health_pb2, oci_pb2, standby
+from kata.ttrpc.connection import Connection
 from kata.ttrpc.typed import Stub
 
 #: Seconds a request may take unless it says otherwise (Kata's default).
@@ -35,9 +36,9 @@ class AgentClient:
         self._agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
 
     @classmethod
-    async def connect(cls, channel: socket.socket) -> AgentClient:
-        """Take over the host end of the agent's channel."""
-        return cls(await ttrpc.Client.from_socket(channel))
+    async def connect(cls, channel: socket.socket, spoken: Connection | None = None) -> AgentClient:
+        """Take over the host end of the agent's channel, on which somebody may have knocked (`kata.guest.knock`)."""
+        return cls(await ttrpc.Client.from_socket(channel, spoken))
 
     async def close(self) -> None:
         await self._client.close()

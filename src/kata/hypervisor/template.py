@@ -29,7 +29,7 @@ from typing import Any
 from kata.errors import FailedPrecondition, NotFound
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.kvm import processor_flags
-from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
 
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 
@@ -53,6 +53,11 @@ class Template:
     memory: int
     state: int
     size: int
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The descriptors by QEMU's use of them."""
+        return {MEMORY_FD: self.memory, STATE_FD: self.state}
 
     def close(self) -> None:
         os.close(self.memory)

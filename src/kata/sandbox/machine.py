@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from kata.config.settings import Config
 from kata.errors import KataError, NotFound, VmLaunchError
@@ -21,14 +20,14 @@ from kata.hypervisor import template, template_build, template_store
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
+from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import TREE, Ledger
 from kata.sandbox.timings import Timings
-from kata.sandbox.vmplan import AGENT_CHANNEL
+from kata.sandbox.vmplan import AGENT_CHANNEL, as_template
+from kata.ttrpc.connection import Connection
 
 log = logging.getLogger(__name__)
 
-#: On the kernel command line: the agent goes through a container's life before it listens.
-WARM_UP = "agent.warm_up"
 #: In the agent's log if that failed.
 _COLD = '"warm-up: '
 #: Seconds from QEMU's start to the first answer of a machine that goes on from a template; the usual is 0.1 s.
@@ -52,25 +51,37 @@ Progress = Callable[[str], None]
 
 
 async def bring_up(
-    plan: VmPlan, config: Config, ledger: Ledger, timings: Timings, progress: Progress
+    plan: VmPlan,
+    config: Config,
+    ledger: Ledger,
+    timings: Timings,
+    progress: Progress,
+    head_start: HeadStart | None = None,
 ) -> tuple[VirtualMachine, AgentClient]:
     """Start the machine of `plan`, by a template if the configuration allows it.
 
     Args:
         progress: told in one sentence each what takes seconds.
+        head_start: used if it is of this plan, else discarded.
 
     Raises:
         VmLaunchError: the machine or its agent did not come up; nothing is left of it.
         NotFound: QEMU or the guest image is not there.
     """
     found = None
-    if config.factory.enable_template:
+    if head_start and head_start.plan != plan:
+        log.info("the machine that had a head start is not what %s needs", plan.sandbox_id)
+        head_start.discard()
+        head_start = None
+    if head_start:
+        found = head_start.template
+    elif config.factory.enable_template:
         with timings.phase("template"):
             found = await _template(plan, config, ledger, progress)
     if found:
         with found:
             try:
-                return await _restore(plan, found, timings)
+                return await _restore(plan, found, timings, head_start)
             except VmLaunchError as error:
                 if _lacks_memory(error):
                     raise  # the template is not to blame, and a boot needs more
@@ -122,7 +133,7 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
     ledger.hold(TREE, building)
     try:
         return await template_build.ensure(
-            replace(plan, kernel_params=(*plan.kernel_params, WARM_UP)),
+            as_template(plan),
             root,
             make_ready=make_ready,
             progress=progress,
@@ -132,14 +143,19 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
         ledger.drop(TREE, building)
 
 
-async def _restore(plan: VmPlan, found: Template, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
-    machine = QemuMachine(plan, memory=found.memory, state=found.state)
+async def _restore(
+    plan: VmPlan, found: Template, timings: Timings, head_start: HeadStart | None
+) -> tuple[VirtualMachine, AgentClient]:
+    process = head_start.process if head_start else None
+    machine = QemuMachine(plan, memory=found.memory, state=found.state, process=process)
     template.mark_used(found)
+    begin = head_start.begun if head_start else time.monotonic()
     try:
-        with timings.phase("qemu"):
-            await machine.start(RESTORE_TIMEOUT_S)
+        await machine.start(RESTORE_TIMEOUT_S)
+        timings.add("qemu", begin)
         with timings.phase("first answer"):
-            agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore")
+            spoken = head_start.spoken if head_start else None
+            agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore", spoken)
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
@@ -186,7 +202,11 @@ async def settle_clock(agent: AgentClient) -> None:
 
 
 async def _first_answer(
-    machine: VirtualMachine, call: Callable[[AgentClient], Awaitable[None]], timeout: float, phase: str
+    machine: VirtualMachine,
+    call: Callable[[AgentClient], Awaitable[None]],
+    timeout: float,
+    phase: str,
+    spoken: Connection | None = None,
 ) -> AgentClient:
     """The client of a machine's agent after a first call to it.
 
@@ -194,11 +214,12 @@ async def _first_answer(
         call: starts the call.
         timeout: seconds.
         phase: for the error.
+        spoken: what the channel has carried already.
 
     Raises:
         VmLaunchError: the machine ended, or the agent did not answer in time.
     """
-    agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+    agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL), spoken)
     loop = asyncio.get_running_loop()
     begin = loop.time()
     answer = asyncio.ensure_future(call(agent))

@@ -25,6 +25,7 @@ from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle
 from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
+from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import PROCESS, TREE, Ledger
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
@@ -64,7 +65,15 @@ class Sandbox(Lifecycle):
             after the machine has ended.
     """
 
-    def __init__(self, sandbox_id: str, config: Config, ledger: Ledger, begun: float, standby: Standby | None) -> None:
+    def __init__(
+        self,
+        sandbox_id: str,
+        config: Config,
+        ledger: Ledger,
+        begun: float,
+        standby: Standby | None,
+        head_start: HeadStart | None,
+    ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
         self.pid = 0
@@ -73,6 +82,7 @@ class Sandbox(Lifecycle):
         self._ledger = ledger
         self._directory = Path(ledger.directory)
         self._standby = standby
+        self._head_start = head_start
         self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
@@ -90,13 +100,14 @@ class Sandbox(Lifecycle):
         *,
         begun: float | None = None,
         standby: Standby | None = None,
+        head_start: HeadStart | None = None,
         progress: Callable[[str], None] = log.info,
     ) -> Sandbox:
         """Start a virtual machine for the bundle's container or pod and set the sandbox up in it.
 
         The caller has entered a mount namespace of its own (`kata.sandbox.isolation`) and hands the sandbox's ledger
         over (`kata.sandbox.ledger.claim`): on failure it has been released. `progress` is told what takes seconds.
-        `standby`, if the machine wanted is like it, becomes the sandbox's, else is discarded.
+        `standby` or `head_start`, if the machine wanted is like it, becomes the sandbox's, else is discarded.
         `begun` is when the front end began with it, by `time.monotonic`: now, if it does not say.
 
         Raises:
@@ -104,7 +115,8 @@ class Sandbox(Lifecycle):
             KataError: the plan is impossible, or the agent refused.
         """
         try:
-            sandbox = cls(sandbox_id, config, ledger, time.monotonic() if begun is None else begun, standby)
+            begin = time.monotonic() if begun is None else begun
+            sandbox = cls(sandbox_id, config, ledger, begin, standby, head_start)
             if begun is not None:
                 sandbox._timings.add("front end", begun)
         except BaseException:
@@ -132,7 +144,10 @@ class Sandbox(Lifecycle):
             if self._standby:
                 log.info("the machine in standby is not what %s needs", self.what)
                 await self._discard_standby()
-            vm, self._agent = await machine.bring_up(vm_plan, self._config, self._ledger, self._timings, progress)
+            head_start, self._head_start = self._head_start, None
+            vm, self._agent = await machine.bring_up(
+                vm_plan, self._config, self._ledger, self._timings, progress, head_start
+            )
         self._vm = vm
         self.pid = vm.pid
         with self._timings.phase("sandbox"):
@@ -251,6 +266,9 @@ class Sandbox(Lifecycle):
         """
         self.become(State.STOPPED)
         await self._discard_standby()
+        if self._head_start is not None:
+            self._head_start.discard()
+            self._head_start = None
         if self._monitor is not None:
             self._monitor.cancel()
         if self._agent is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from kata.oci.spec import Spec
 from kata.sandbox.ledger import MARKER
 
 AGENT_CHANNEL = "kata.rpc"
+#: On the kernel command line: the agent goes through a container's life before it listens.
+WARM_UP = "agent.warm_up"
 
 _MIB = 1 << 20
 
@@ -101,6 +103,11 @@ def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, acc
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
     )
+
+
+def as_template(plan: VmPlan) -> VmPlan:
+    """The machine that is saved for machines of `plan` to go on from."""
+    return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
 
 
 def agent_params(config: Config) -> tuple[str, ...]:

@@ -41,6 +41,25 @@ def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
     return Bootstrap(options, _last(fields, 9).decode(errors="replace"))
 
 
+def runtime_config(options: bytes) -> tuple[str, bytes]:
+    """The path of the configuration file, or its content, that the runtime's options name; "" and b"" if they do not.
+
+    Args:
+        options: a serialised `google.protobuf.Any`, in general of `runtimeoptions.v1.Options` {2 path, 3 body}.
+
+    Raises:
+        InvalidArgument: it is no such message.
+    """
+    try:
+        packed = _fields(options)
+        if _last(packed, 1).rpartition(b"/")[2] != b"runtimeoptions.v1.Options":
+            return "", b""
+        chosen = _fields(_last(packed, 2))
+        return _last(chosen, 2).decode(), _last(chosen, 3)
+    except (InvalidArgument, UnicodeDecodeError):
+        raise InvalidArgument("runtime options cannot be decoded") from None
+
+
 def _last(fields: list[tuple[int, bytes]], wanted: int) -> bytes:
     return next((value for number, value in reversed(fields) if number == wanted), b"")
 

@@ -10,7 +10,7 @@ import signal
 import socket
 
 from kata.protocols.containerd import task_v2_pb2
-from kata.sandbox.isolation import enter_mount_namespace
+from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import Ledger
 from kata.sandbox.standby import Standby
 from kata.shim.events import Publisher
@@ -29,13 +29,15 @@ _GRACE_S = 1.0
 _UNASKED_S = 120.0
 
 
-def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
-    """Serve until the sandbox has ended; everything it held has then been given back."""
+def run(settings: Settings, listener_fd: int, ledger: Ledger, head_start: HeadStart | None) -> None:
+    """Serve until the sandbox has ended; everything it held has then been given back.
+
+    The caller has entered a mount namespace of its own.
+    """
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(settings)
     try:
-        enter_mount_namespace(ledger.directory)
-        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger))
+        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, head_start=head_start))
     except BaseException:
         log.exception("the shim of sandbox %s failed", settings.sandbox_id)
         ledger.release()
@@ -54,10 +56,17 @@ def become_shim(settings: Settings) -> None:
         log.debug("cannot protect the shim from the out-of-memory killer: %s", error.strerror)
 
 
-async def serve(settings: Settings, listener: socket.socket, ledger: Ledger, standby: Standby | None = None) -> None:
-    """Serve containerd until the sandbox has ended, which may take over a machine in standby."""
+async def serve(
+    settings: Settings,
+    listener: socket.socket,
+    ledger: Ledger,
+    *,
+    standby: Standby | None = None,
+    head_start: HeadStart | None = None,
+) -> None:
+    """Serve containerd until the sandbox has ended, which may take over a machine that is there already."""
     publisher = Publisher(settings.events_address, settings.namespace)
-    service = TaskService(settings, ledger, publisher, standby)
+    service = TaskService(settings, ledger, publisher, standby, head_start)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}

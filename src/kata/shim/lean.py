@@ -11,18 +11,21 @@ from types import ModuleType
 
 
 def leave_out_openssl() -> None:
-    """Import asyncio without OpenSSL, and let nothing load it later.
+    """Have nothing load OpenSSL from now on; `load_asyncio` comes next.
 
-    `None` in `sys.modules` is how Python blocks an import (library reference, `sys.modules`); asyncio, hashlib and hmac
-    all do without then. The QMP client only wants a name for an annotation, which an empty class is good enough for.
-    Without effect where asyncio has been imported already.
+    `None` in `sys.modules` is how Python blocks an import (library reference, `sys.modules`); hashlib, hmac and asyncio
+    all do without then. Without effect where asyncio has been imported already.
     """
-    if "asyncio" in sys.modules:
-        return
-    blocked: dict[str, ModuleType | None] = {"ssl": None, "_hashlib": None}
-    sys.modules.update(blocked)  # type: ignore[arg-type]
+    if "asyncio" not in sys.modules:
+        blocked: dict[str, ModuleType | None] = {"ssl": None, "_hashlib": None}
+        sys.modules.update(blocked)  # type: ignore[arg-type]
+
+
+def load_asyncio() -> None:
+    """Import asyncio, then let the QMP client find the one name of `ssl` that it wants, for an annotation."""
     import asyncio  # noqa: F401
 
-    names = ModuleType("ssl", "Stands for the ssl module in a shim, which opens no TLS connection.")
-    names.SSLContext = type("SSLContext", (), {})  # type: ignore[attr-defined]
-    sys.modules["ssl"] = names
+    if sys.modules.get("ssl") is None:
+        names = ModuleType("ssl", "Stands for the ssl module in a shim, which opens no TLS connection.")
+        names.SSLContext = type("SSLContext", (), {})  # type: ignore[attr-defined]
+        sys.modules["ssl"] = names

@@ -175,7 +175,7 @@ def _become_daemon(settings: Settings, listener: _socket.socket, ledger: Ledger)
         from kata.shim.lean import leave_out_openssl
 
         leave_out_openssl()
-        from kata.shim.daemon import run
+        from kata.shim.early import run
 
         run(settings, listener.detach(), ledger)
         status = 0

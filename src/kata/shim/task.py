@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import any_pb2, empty_pb2
-from google.protobuf.message import DecodeError
 
 from kata.config.annotations import apply_annotations
-from kata.config.loader import load
-from kata.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from kata.errors import FailedPrecondition, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
-from kata.protocols.containerd import events_pb2, runtimeoptions_pb2, task_pb2, task_v2_pb2
+from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.sandbox.container import Container
+from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import MARKER, Ledger
 from kata.sandbox.process import Exit, Process
 from kata.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import State
+from kata.shim.early import load_config
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
 from kata.shim.stdio import open_stdio
@@ -62,13 +62,19 @@ class TaskService:
     """
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, publisher: Publisher, standby: Standby | None = None
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        publisher: Publisher,
+        standby: Standby | None = None,
+        head_start: HeadStart | None = None,
     ) -> None:
         self.ended = asyncio.Event()
         self._settings = settings
         self._ledger = ledger
         self._publisher = publisher
         self._standby = standby
+        self._head_start = head_start
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
         self._asked = False
@@ -114,13 +120,14 @@ class TaskService:
             if self._sandbox is None:
                 if self._ledger.fileno() < 0:
                     raise FailedPrecondition(f"sandbox {self._settings.sandbox_id} has ended")
-                loaded = load(**self._config_source(options))
+                loaded = load_config(options.SerializeToString() if options.value else self._settings.options)
                 for warning in loaded.warnings:
                     log.warning("%s", warning)
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
                 standby, self._standby = self._standby, None
+                head_start, self._head_start = self._head_start, None
                 self._sandbox = await Sandbox.start(
                     self._settings.sandbox_id,
                     bundle,
@@ -128,24 +135,11 @@ class TaskService:
                     self._ledger,
                     begun=self._settings.begun,
                     standby=standby,
+                    head_start=head_start,
                 )
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
-
-    def _config_source(self, options: any_pb2.Any) -> dict[str, Any]:
-        try:
-            packed = options
-            if not packed.value and self._settings.options:
-                packed = any_pb2.Any.FromString(self._settings.options)
-            if packed.type_url.rpartition("/")[2] != "runtimeoptions.v1.Options":
-                return {}
-            chosen = runtimeoptions_pb2.Options.FromString(packed.value)
-        except DecodeError as error:
-            raise InvalidArgument(f"runtime options cannot be decoded: {error}") from error
-        if chosen.config_path:
-            return {"path": Path(chosen.config_path)}
-        return {"body": chosen.config_body} if chosen.config_body else {}
 
     async def _open(self, container_id: str, io: Io) -> Any:
         environment = {
@@ -339,6 +333,8 @@ class TaskService:
             else:
                 if self._standby is not None:
                     await self._standby.discard()
+                if self._head_start is not None:
+                    self._head_start.discard()
                 self._ledger.release()
             for task in list(self._tasks):
                 task.cancel()

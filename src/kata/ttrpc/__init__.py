@@ -2,11 +2,12 @@
 
 Depends on nothing but the standard library, except for `kata.ttrpc.typed`, which is imported by name and needs
 google.protobuf. Layers, each usable without the next: `frames` and `envelope` (bytes), `connection` (the protocol, no
-I/O), `client` and `server` (asyncio), `typed` (protobuf messages).
+I/O), `client` and `server` (asyncio), `typed` (protobuf messages). What needs asyncio is loaded with its first use.
 """
 
-from kata.ttrpc.client import Client
-from kata.ttrpc.context import CallContext, Handler, Handlers, PeerCredentials, StreamHandler, UnaryHandler
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from kata.ttrpc.errors import (
     Code,
     ConnectionClosed,
@@ -16,9 +17,21 @@ from kata.ttrpc.errors import (
     StatusError,
     TtrpcError,
 )
-from kata.ttrpc.reconnect import ReconnectingClient
-from kata.ttrpc.server import Server
-from kata.ttrpc.stream import ClientStream, Stream
+
+if TYPE_CHECKING:
+    from kata.ttrpc.client import Client
+    from kata.ttrpc.context import CallContext, Handler, Handlers, PeerCredentials, StreamHandler, UnaryHandler
+    from kata.ttrpc.reconnect import ReconnectingClient
+    from kata.ttrpc.server import Server
+    from kata.ttrpc.stream import ClientStream, Stream
+
+_LATER = {
+    "client": ("Client",),
+    "context": ("CallContext", "Handler", "Handlers", "PeerCredentials", "StreamHandler", "UnaryHandler"),
+    "reconnect": ("ReconnectingClient",),
+    "server": ("Server",),
+    "stream": ("ClientStream", "Stream"),
+}
 
 __all__ = [
     "CallContext",
@@ -40,3 +53,10 @@ __all__ = [
     "TtrpcError",
     "UnaryHandler",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

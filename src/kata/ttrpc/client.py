@@ -45,6 +45,7 @@ class Client:
         reader, writer: the connection; the client owns them from now on.
         max_message: largest frame, in bytes.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
+        core: what has been said on the connection already; answers to that are passed over.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Client:
         *,
         max_message: int = MAX_MESSAGE,
         max_queue: int = MAX_QUEUE,
+        core: Connection | None = None,
     ) -> None:
         self._channel = Channel(reader, writer)
-        self._core = Connection(Role.CLIENT, max_message)
+        self._core = core or Connection(Role.CLIENT, max_message)
         self._max_queue = max_queue
         # Errors are results here: a future whose exception nobody asks for would be logged.
         self._calls: dict[int, asyncio.Future[Response | TtrpcError]] = {}
@@ -70,10 +72,10 @@ class Client:
         return cls(*await asyncio.open_unix_connection(unix_address(path), limit=STREAM_LIMIT))
 
     @classmethod
-    async def from_socket(cls, sock: socket.socket) -> Client:
-        """Take over a connected stream socket of any family."""
+    async def from_socket(cls, sock: socket.socket, core: Connection | None = None) -> Client:
+        """Take over a connected stream socket of any family, on which `core` may have spoken."""
         sock.setblocking(False)
-        return cls(*await asyncio.open_connection(sock=sock, limit=STREAM_LIMIT))
+        return cls(*await asyncio.open_connection(sock=sock, limit=STREAM_LIMIT), core=core)
 
     @property
     def closed(self) -> bool:

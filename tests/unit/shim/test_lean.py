@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 _PROGRAM = """
-from kata.shim.lean import leave_out_openssl
+from kata.shim.lean import leave_out_openssl, load_asyncio
 {before}
 leave_out_openssl()
+import kata.shim.early
+load_asyncio()
 import kata.shim.daemon, kata.sandbox.machine, qemu.qmp, hashlib, hmac, secrets
 assert hashlib.sha256(b"abc").hexdigest().startswith("ba7816bf")
 assert hmac.new(b"key", b"text", "sha256").hexdigest() and secrets.token_hex(4)

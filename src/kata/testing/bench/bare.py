@@ -21,8 +21,7 @@ from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
 from kata.hypervisor.qemu.process import restore_commands
 from kata.hypervisor.template import Template, description, key_of, open_template
-from kata.sandbox.machine import WARM_UP
-from kata.sandbox.vmplan import AGENT_CHANNEL, plan_vm
+from kata.sandbox.vmplan import AGENT_CHANNEL, as_template, plan_vm
 from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
 
@@ -43,8 +42,7 @@ def template_of(plan: VmPlan) -> Template:
     Raises:
         KataError: there is none.
     """
-    warmed = replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
-    return open_template(load().config.factory.template_path, key_of(description(warmed)))
+    return open_template(load().config.factory.template_path, key_of(description(as_template(plan))))
 
 
 @contextmanager

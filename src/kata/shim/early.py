@@ -1,0 +1,46 @@
+"""The first steps of a daemon, before it has loaded what it serves with: QEMU starts, then the rest is imported.
+
+Imports nothing that takes long to load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kata.config.loader import Loaded, load
+from kata.errors import KataError
+from kata.sandbox.headstart import HeadStart, head_start
+from kata.sandbox.isolation import enter_mount_namespace
+from kata.sandbox.ledger import Ledger
+from kata.shim.bootstrap import runtime_config
+from kata.shim.lean import load_asyncio
+from kata.shim.settings import Settings
+
+
+def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
+    """Be the shim of a sandbox; returns when that has ended and everything it held has been given back."""
+    try:
+        enter_mount_namespace(ledger.directory)
+        ahead = _head_start(settings, ledger)
+        load_asyncio()
+        from kata.shim import daemon
+    except BaseException:
+        ledger.release()
+        raise
+    daemon.run(settings, listener_fd, ledger, ahead)
+
+
+def _head_start(settings: Settings, ledger: Ledger) -> HeadStart | None:
+    try:
+        config = load_config(settings.options).config
+    except KataError:
+        return None  # told when containerd asks for the sandbox, and has somewhere to put it
+    return head_start(settings.sandbox_id, settings.bundle, config, ledger)
+
+
+def load_config(options: bytes) -> Loaded:
+    """The configuration that the runtime's options choose. Raises what `kata.config.loader.load` does."""
+    path, body = runtime_config(options)
+    if path:
+        return load(Path(path))
+    return load(body=body or None)
