@@ -36,6 +36,8 @@ RESTORE_TIMEOUT_S = 20.0
 _WARM_UP_TIMEOUT_S = 45.0
 #: Seconds that others may be making templates before a machine is booted without.
 _LOCK_TIMEOUT_S = 120.0
+#: Seconds for a machine whose channel has closed to be known to have ended.
+_LAST_WORDS_S = 3.0
 #: Seconds for a guest that has answered to come to rest before it is saved.
 _SETTLE_S = 0.3
 #: The clock is as wrong as its setting took at most: seconds that are good enough, and how to try for them.
@@ -229,7 +231,7 @@ async def _first_answer(
         if answer.done() and answer.exception() is None:
             return agent
         # The channel closes a moment before the exit is known: the exit says more.
-        await asyncio.wait({death}, timeout=0.0 if not answer.done() else 0.5)
+        await asyncio.wait({death}, timeout=0.0 if not answer.done() else _LAST_WORDS_S)
         exit_ = death.result() if death.done() else None
         if exit_:
             reason = "the machine ended"

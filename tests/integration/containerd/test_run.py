@@ -65,8 +65,9 @@ def test_the_phases_of_a_start_can_be_asked_for(containerd: PrivateContainerd) -
     finally:
         containerd.ctr("task", "rm", "-f", sandbox)
         containerd.ctr("container", "rm", sandbox)
-    expected = ["front end", "plan", "template", "qemu", "first answer", "sandbox", "rootfs", "create", "start"]
+    expected = ["front end", "plan", "first answer", "sandbox", "rootfs", "create", "start"]
     assert [name for name in names if name in expected] == expected
+    assert "qemu" in names, "at its own time: it may have had a head start"
 
 
 def test_terminal(containerd: PrivateContainerd) -> None:

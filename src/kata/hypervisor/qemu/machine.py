@@ -327,7 +327,7 @@ class QemuMachine:
     def kill(self) -> None:
         """Send SIGKILL; `wait` tells when all is released. Idempotent."""
         self._expected = True
-        self._forced = self._forced or (self._process is not None and self._process.pidfd >= 0)
+        self._forced = self._forced or (self._process is not None and self._process.alive)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

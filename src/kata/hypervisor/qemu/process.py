@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -62,7 +63,6 @@ class QemuProcess:
         self.helper: ShareHelper | None = None
         self.console = self.output = self.pidfd = -1
         self.argv: list[str] = []
-        self._reaped = False
         popen = None
         theirs: dict[str, socket.socket] = {}
         write_end = -1
@@ -110,6 +110,11 @@ class QemuProcess:
                 end.close()
             if write_end >= 0:
                 os.close(write_end)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet, whoever has noticed."""
+        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
 
     def kill(self) -> None:
         """End and reap it, and give everything back. Only for a process that nobody watches."""
