@@ -114,7 +114,11 @@ class QemuProcess:
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet, whoever has noticed."""
-        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
+        if self.pidfd < 0:
+            return False
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
+        return not ended.poll(0)
 
     def kill(self) -> None:
         """End and reap it, and give everything back. Only for a process that nobody watches."""
