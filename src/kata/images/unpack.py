@@ -213,8 +213,10 @@ class _Unpacker:
                 os.utime(self._tree.root, ns=(mtime, mtime))
             elif stat.S_ISDIR(place.mode() or 0):
                 os.utime(place.name, ns=(mtime, mtime), dir_fd=place.fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # a later layer removed it
+        except OSError as error:
+            # A later entry removed it, or put a file or a link in circles in the place of its parent.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
 
 
 def _failure(error: OSError, what: str) -> KataError:

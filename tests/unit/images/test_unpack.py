@@ -277,6 +277,9 @@ class TestHostile:
     def test_opaque_dots(self, tmp_path: Path, outside: Path, name: str) -> None:
         assert isinstance(attacked(tmp_path, outside, layer(directory("d"), entry(name, b""))), InvalidArgument)
 
+    def test_a_link_to_itself_in_the_place_of_a_directory(self, tmp_path: Path, outside: Path) -> None:
+        attacked(tmp_path, outside, layer(directory("a/a"), symlink("a", "a")))
+
     def test_links_in_circles(self, tmp_path: Path, outside: Path) -> None:
         error = attacked(tmp_path, outside, layer(symlink("a", "b"), symlink("b", "a"), entry("a/x", b"")))
         assert isinstance(error, InvalidArgument)
