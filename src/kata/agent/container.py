@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from kata.agent import guestspec
 from kata.agent.config import AgentConfig
+from kata.agent.devices import environment
+from kata.agent.devices.find import Finder
 from kata.agent.oom import OomWatcher
 from kata.agent.paths import Paths
 from kata.agent.process import Process
@@ -55,12 +57,21 @@ class State(Enum):
 class Machinery:
     """What all containers of an agent use."""
 
-    def __init__(self, paths: Paths, reaper: Reaper, runtime: Runtime, oom: OomWatcher, config: AgentConfig) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        reaper: Reaper,
+        runtime: Runtime,
+        oom: OomWatcher,
+        config: AgentConfig,
+        devices: Finder | None = None,
+    ) -> None:
         self.paths = paths
         self.reaper = reaper
         self.runtime = runtime
         self.oom = oom
         self.config = config
+        self.devices = devices or Finder(config.hotplug_timeout)
         self._consoles = 0
 
     def open_stdio(self, process: Mapping[str, Any]) -> Stdio:
@@ -75,11 +86,12 @@ class Machinery:
 class Container:
     """A container; made by `create`. Calls that change it are serialised."""
 
-    def __init__(self, container_id: str, machinery: Machinery) -> None:
+    def __init__(self, container_id: str, machinery: Machinery, addresses: Mapping[str, str]) -> None:
         self.id = container_id
         self.bundle = f"{machinery.paths.base}/{container_id}"
         self.cgroup = f"{machinery.paths.cgroup}/{container_id}"
         self._machinery = machinery
+        self._addresses = addresses
         self._processes: dict[str, Process] = {}
         self._lock = asyncio.Lock()
         self._held = contextlib.AsyncExitStack()
@@ -95,17 +107,19 @@ class Container:
         storages: tuple[Storages, list[agent_pb2.Storage]],
         namespaces: guestspec.Namespaces,
         machinery: Machinery,
+        addresses: Mapping[str, str],
     ) -> Container:
         """Make a container whose first process waits to be started.
 
         Args:
             spec: OCI spec; `root.path` is a directory that is there when the storages are mounted.
             storages: the sandbox's storages, and what this container wants of them.
+            addresses: of PCI devices that it was given, host to guest.
 
         Raises:
             AlreadyExists, InvalidArgument, FailedPrecondition, NotFound…: nothing is left behind.
         """
-        self = cls(container_id, machinery)
+        self = cls(container_id, machinery, addresses)
         try:
             await self._create(spec, storages, namespaces)
         except BaseException:
@@ -134,6 +148,8 @@ class Container:
             namespaces=namespaces,
             root_device=_root_device(),
         )
+        if "process" in finished:
+            finished["process"] = self._translated(finished["process"])
         self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
         stdio = machinery.open_stdio(finished.get("process") or {})
@@ -146,6 +162,10 @@ class Container:
         await stdio.handed_over()
         machinery.oom.watch(self.id, self.cgroup)
         self._held.callback(machinery.oom.forget, self.id)
+
+    def _translated(self, process: Mapping[str, Any]) -> dict[str, Any]:
+        """An OCI process whose environment names PCI devices by their addresses here."""
+        return {**process, "env": environment.translate(process.get("env") or (), self._addresses)}
 
     async def _remove_cgroup(self) -> None:
         """Remove what a runtime that was killed half-way has left; usually it is gone by now."""
@@ -225,7 +245,7 @@ class Container:
             stdio = self._machinery.open_stdio(spec)
             try:
                 with self._machinery.reaper.adopting():
-                    pid = await self._machinery.runtime.exec(self.id, spec, stdio.streams)
+                    pid = await self._machinery.runtime.exec(self.id, self._translated(spec), stdio.streams)
                     process = self._adopt(exec_id, pid, stdio)
                 try:
                     await stdio.handed_over()

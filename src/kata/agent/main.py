@@ -35,6 +35,7 @@ _LAST_WORDS = 0.2
 async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) -> None:
     """Serve the host until the sandbox is destroyed, or, outside of a virtual machine, a signal ends it."""
     from kata.agent.container import Machinery
+    from kata.agent.devices.find import Finder, no_driver
     from kata.agent.oom import OomWatcher
     from kata.agent.reaper import Reaper
     from kata.agent.runtime import Crun
@@ -57,7 +58,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings)
+    devices = Finder(settings.hotplug_timeout, partial(system.load_driver, reaper) if owns_machine else no_driver)
+    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings, devices)
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
     calls = all_handlers(service)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kata.agent.container import Container, Machinery
+from kata.agent.devices import specupdate
+from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -72,7 +74,7 @@ class Sandbox:
             for module in request.kernel_modules:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
-            self.storages.acquire(request.storages, "")
+            self.storages.acquire(await find_storages(request.storages, self._machinery.devices), "")
             # Systemd's machine-id(5): drawn now, so that machines from one template have different ones.
             self._provide("machine-id", f"{os.urandom(16).hex()}\n")
             if request.dns:
@@ -167,12 +169,15 @@ class Sandbox:
             raise FailedPrecondition(f"container {container_id} needs a sandbox first")
         if container_id in self._containers or container_id in self._creating:
             raise AlreadyExists(f"container {container_id} exists already")
-        for device in devices:
-            raise InvalidArgument(f"container {container_id}: device {device.id} has the unknown type {device.type!r}")
         self._creating.add(container_id)
         try:
+            storages = await find_storages(storages, self._machinery.devices)
+            found = await find_devices(devices, self._machinery.devices)
+            spec = specupdate.update(spec, found.updates, found.nodes)
             shared = self._namespaces(sandbox_pidns)
-            container = await Container.create(container_id, spec, (self.storages, storages), shared, self._machinery)
+            container = await Container.create(
+                container_id, spec, (self.storages, storages), shared, self._machinery, found.addresses
+            )
         finally:
             self._creating.discard(container_id)
         self._containers[container_id] = container

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from kata.agent.devices.find import NAMED, PLACED
 from kata.agent.paths import Paths
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import mount as mounts
@@ -37,6 +38,7 @@ class Storages:
         self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], None]] = {
             "9p": self._filesystem,
             "virtio-fs": self._filesystem,
+            **dict.fromkeys((*PLACED, *NAMED), self._disk),
             "ephemeral": self._ephemeral,
             "local": self._local,
             "overlayfs": self._overlay,
@@ -148,6 +150,12 @@ class Storages:
 
     def _filesystem(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """9p and virtio-fs: `source` is the device's tag."""
+        self._mount_at(request.source, point, request.fstype, request.options)
+
+    def _disk(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
+        """A disk: `source` is its device node, where the host's address has led to. It is never formatted."""
+        if not request.fstype:
+            raise InvalidArgument(f"storage for {point} does not say which file system is on the disk")
         self._mount_at(request.source, point, request.fstype, request.options)
 
     def _ephemeral(self, request: agent_pb2.Storage, point: str, owner: str) -> None:

@@ -5,6 +5,7 @@ Nothing here is done by an agent that runs as an ordinary process.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import NamedTuple
 
@@ -12,12 +13,15 @@ from kata.agent.reaper import Reaper
 from kata.linux import cgroup, netdev
 from kata.linux.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
+_log = logging.getLogger(__name__)
+
 CGROUP = "/sys/fs/cgroup"
 
 _MODPROBE = "/sbin/modprobe"
 _MODULE_TIMEOUT = 30.0
 # The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
-_MODULES = ("9p", "9pnet_virtio", "overlay")
+# No udev loads the drivers of what is plugged in, and ext4 is what most disks are formatted with.
+_MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_scsi", "sd_mod", "ext4")
 
 
 class Mount(NamedTuple):
@@ -75,3 +79,10 @@ async def load_modules(reaper: Reaper) -> str:
     """
     result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODULE_TIMEOUT)
     return result.output.strip() if result.status else ""
+
+
+async def load_driver(reaper: Reaper, *module: str) -> None:
+    """Load a module by its name or alias, with parameters. That the kernel has none is for others to notice."""
+    result = await reaper.run([_MODPROBE, "-q", *module], timeout=_MODULE_TIMEOUT)
+    if result.output:
+        _log.warning("modprobe %s: %s", " ".join(module), result.output.strip())

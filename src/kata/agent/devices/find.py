@@ -1,0 +1,170 @@
+"""Where the guest has what the host has plugged in: waiting for a device by its place, until it can be used.
+
+    pci         a PCI device, by PCI path                    its directory in sysfs
+    interface   a network interface, by PCI path             its name
+    disk        virtio-blk by PCI path, SCSI by "ID:LUN"     its node below /dev
+    node        mmio disks and persistent memory             the node, as soon as it is there
+
+All of them look before they wait, so what came first is found; and wait no longer than `agent.hotplug_timeout`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from kata.agent.devices import pci
+from kata.errors import DeadlineExceeded, InvalidArgument
+from kata.linux.uevents import appears
+
+_SCSI_ADDRESS = re.compile(r"(\d{1,3}):(\d{1,5})")
+_NODE = re.compile(r"/dev/(vd[a-z]{1,3}|pmem\d{1,3})")
+
+#: Kata's names for disks that are told by their place; drivers of storages and types of devices are called so.
+PLACED = ("blk", "scsi")
+#: And for those that are told by their name in the guest.
+NAMED = ("mmioblk", "nvdimm")
+
+Found = TypeVar("Found")
+
+
+class LoadDriver(Protocol):
+    """Have the kernel load a module by its name or alias, parameters of which follow; no such module is no error."""
+
+    def __call__(self, *module: str) -> Awaitable[None]: ...
+
+
+async def no_driver(*module: str) -> None:
+    """`LoadDriver` of an agent that leaves its machine alone."""
+
+
+class Finder:
+    """Finds devices in this guest.
+
+    Args:
+        timeout: seconds that each may take to appear.
+        load: in a guest without udev nobody else loads the driver of what is plugged in.
+        root: what /sys and /dev are below; another one for tests.
+    """
+
+    def __init__(self, timeout: float, load: LoadDriver = no_driver, root: str = "") -> None:
+        self.timeout = timeout
+        self.load = load
+        self.sys = f"{root}/sys"
+        self.dev = f"{root}/dev"
+
+    async def pci(self, path: str) -> str:
+        """The directory in sysfs of the PCI device at `path`; its name is the device's address in this guest.
+
+        Raises:
+            InvalidArgument: no PCI path.
+            DeadlineExceeded: nothing is there in time.
+        """
+        pci.parse(path)
+        root = f"{self.sys}/devices/{os.path.basename(pci.ROOT_BUS)}"
+        return await self.wait(lambda: pci.resolve(path, root), f"PCI device at {path}")
+
+    async def interface(self, path: str) -> str:
+        """The name of the network interface whose PCI device is at `path`.
+
+        Raises: as `pci`.
+        """
+        directory = await self.pci(path)
+        await self.drive(directory)
+        # Virtio has a device of its own between the PCI device and the interface.
+        patterns = (f"{directory}/net/*", f"{directory}/virtio*/net/*")
+        return await self.wait(lambda: _first(patterns), f"network interface at {path}")
+
+    async def disk(self, kind: str, address: str) -> str:
+        """The node of a disk.
+
+        Args:
+            kind: one of PLACED or NAMED.
+            address: a PCI path for "blk", "ID:LUN" for "scsi", the node for the others.
+
+        Raises:
+            InvalidArgument: there can be no such address.
+            DeadlineExceeded: nothing is there in time.
+        """
+        if kind in NAMED:
+            return await self._named(kind, address)
+        what = f"disk at {kind} {address}"
+        if kind == "scsi":
+            return await self.wait(self._scsi(address), what)
+        pci.parse(address)
+        root = f"{self.sys}/devices/{os.path.basename(pci.ROOT_BUS)}"
+
+        def look() -> str | None:
+            directory = pci.resolve(address, root)
+            return self._node_of([f"{directory}/virtio*/block/*"]) if directory else None
+
+        return await self.wait(look, what)
+
+    def _scsi(self, address: str) -> Callable[[], str | None]:
+        match = _SCSI_ADDRESS.fullmatch(address)
+        if not match:
+            raise InvalidArgument(f"{address!r} is no SCSI address", hint='one is "ID:LUN", such as "0:3"')
+        target, unit = match.groups()
+        scanned: set[str] = set()
+
+        def look() -> str | None:
+            for host in glob.glob(f"{self.sys}/class/scsi_host/host*"):
+                # The controller may just have been plugged in as well.
+                if host not in scanned:
+                    scanned.add(host)
+                    with open(f"{host}/scan", "w", encoding="ascii") as file:
+                        file.write(f"0 {target} {unit}")
+            return self._node_of([f"{self.sys}/bus/scsi/devices/*:0:{target}:{unit}/block/*"])
+
+        return look
+
+    async def _named(self, kind: str, node: str) -> str:
+        match = _NODE.fullmatch(node)
+        if not match or match[1].startswith("pmem") != (kind == "nvdimm"):
+            raise InvalidArgument(f"{node!r} is no node of a disk of type {kind}")
+        return await self.wait(lambda: self._node_of([f"{self.sys}/class/block/{match[1]}"]), f"{kind} disk {node}")
+
+    async def drive(self, directory: str) -> None:
+        """Load the drivers that the kernel has for a PCI device and the virtio device in it, unless one is at work."""
+        for device in (directory, *glob.glob(f"{directory}/virtio*")):
+            if alias := _driverless(device):
+                await self.load(alias)
+
+    async def wait(self, look: Callable[[], Found | None], what: str) -> Found:
+        """What `look` finds in sysfs, now or soon.
+
+        Raises:
+            DeadlineExceeded: nothing in time; the message has `what`.
+        """
+        found = await appears(look, self.timeout)
+        if found is None:
+            raise DeadlineExceeded(
+                f"no {what} has appeared within {self.timeout:g} s",
+                hint="a slow guest may need a longer agent.hotplug_timeout among the kernel's parameters",
+            )
+        return found
+
+    def _node_of(self, patterns: list[str]) -> str | None:
+        """The node of what has one of these directories in sysfs, when it is there as well."""
+        name = _first(patterns)
+        node = f"{self.dev}/{name}"
+        return node if name and os.path.exists(node) else None
+
+
+def _first(patterns: list[str] | tuple[str, ...]) -> str | None:
+    """The name of the first directory that matches."""
+    return next((os.path.basename(path) for pattern in patterns for path in sorted(glob.glob(pattern))), None)
+
+
+def _driverless(directory: str) -> str:
+    """The alias of the module that a device without a driver wants, "" if it wants none."""
+    if os.path.exists(f"{directory}/driver"):
+        return ""
+    try:
+        with open(f"{directory}/modalias", encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""

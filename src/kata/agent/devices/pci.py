@@ -1,0 +1,57 @@
+"""PCI paths: where a device is, told by the slots on the way to it, because bus numbers are the guest's to give.
+
+"09/1f" is the device in slot 0x1f behind the bridge in slot 9 of the root bus; ".F" after a slot is a function other
+than 0. Notation: Kata Containers. And PCI addresses, which name a device on one machine: "0000:05:1f.0".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from kata.errors import InvalidArgument
+
+ROOT_BUS = "/sys/devices/pci0000:00"
+
+_ELEMENT = re.compile(r"([01][0-9a-f])(?:\.([0-7]))?")
+_MAXIMUM_DEPTH = 8
+_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+
+
+def parse(path: str) -> list[str]:
+    """Slot and function of each element as sysfs writes them: ["09.0", "1f.0"].
+
+    Raises:
+        InvalidArgument: no PCI path.
+    """
+    elements = path.split("/")
+    matches = [_ELEMENT.fullmatch(element) for element in elements]
+    if len(elements) > _MAXIMUM_DEPTH or not all(matches):
+        raise InvalidArgument(f"{path!r} is no PCI path", hint='one is made of slots, such as "02/03" or "02/03.1"')
+    return [f"{match[1]}.{match[2] or 0}" for match in matches if match]
+
+
+def resolve(path: str, root: str = ROOT_BUS) -> str | None:
+    """The device's directory in sysfs, or None if it is not there (yet).
+
+    Raises:
+        InvalidArgument: no PCI path, or something on the way is no bridge.
+    """
+    directory = root
+    bus = root.rpartition("pci")[2]
+    for index, element in enumerate(parse(path)):
+        if index:
+            try:
+                buses = os.listdir(f"{directory}/pci_bus")
+            except OSError:
+                return None
+            if len(buses) != 1:
+                raise InvalidArgument(f"PCI path {path!r}: what is at {directory} has {len(buses)} buses")
+            bus = buses[0]
+        directory = f"{directory}/{bus}:{element}"
+    return directory if os.path.isdir(directory) else None
+
+
+def is_address(text: str) -> bool:
+    """Whether this is a full PCI address, lower case, such as "0000:05:1f.0"."""
+    return _ADDRESS.fullmatch(text) is not None
