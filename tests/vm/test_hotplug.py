@@ -39,8 +39,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-#: The 62 of the machine, less the one that the SCSI controller of an earlier test has.
-SLOTS = 61
+SLOTS = 62
 
 
 class Running:
@@ -203,14 +202,20 @@ async def test_two_writers_of_one_image_are_refused(running: Running, tmp_path: 
 
 
 async def test_as_many_disks_as_there_are_slots_and_not_one_more(running: Running, tmp_path: Path) -> None:
-    for number in range(SLOTS):
-        with image(tmp_path / f"{number}.img", MIB) as fd:
-            await running.vm.plug(BlockDevice(id=f"disk{number}", fd=fd))
-    with image(tmp_path / "more.img", MIB) as fd:
-        with pytest.raises(ResourceExhausted, match="62 slots"):
-            await running.vm.plug(BlockDevice(id="more", fd=fd))
-    assert len(await running.until(SLOTS)) == SLOTS
-    await asyncio.gather(*(running.vm.unplug(f"disk{number}", 60) for number in range(SLOTS)))
+    plugged: list[str] = []
+
+    async def plug_for_ever() -> None:
+        while len(plugged) <= SLOTS:
+            with image(tmp_path / f"{len(plugged)}.img", MIB) as fd:
+                await running.vm.plug(BlockDevice(id=f"many{len(plugged)}", fd=fd))
+            plugged.append(f"many{len(plugged)}")
+
+    with pytest.raises(ResourceExhausted, match="has 62 slots for hot-plug, and all are in use"):
+        await plug_for_ever()
+    # One may be the SCSI controller's, if that test came before.
+    assert len(plugged) in (SLOTS - 1, SLOTS)
+    assert len(await running.until(len(plugged))) == len(plugged)
+    await asyncio.gather(*(running.vm.unplug(name, 60) for name in plugged))
     assert running.held() == set()
     await running.until(0)
 

@@ -12,9 +12,8 @@ def _names(text: str) -> frozenset[str]:
 
 KEYS: dict[str, frozenset[str]] = {
     "hypervisor.qemu": _names("""
-        block_device_aio block_device_cache_direct block_device_cache_noflush block_device_cache_set
-        block_device_driver block_device_logical_sector_size block_device_physical_sector_size cold_plug_vfio
-        confidential_guest default_bridges default_maxmemory disable_block_device_use disable_guest_selinux
+        block_device_logical_sector_size block_device_physical_sector_size cold_plug_vfio
+        confidential_guest default_bridges default_maxmemory disable_guest_selinux
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net enable_guest_swap
         enable_hugepages enable_iommu enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
@@ -46,10 +45,9 @@ SECTIONS = _names("""
 
 ANNOTATIONS: dict[str, frozenset[str]] = {
     "hypervisor": _names("""
-        asset_hash_type blk_logical_sector_size blk_physical_sector_size block_device_aio block_device_cache_direct
-        block_device_cache_noflush block_device_cache_set block_device_driver block_device_num_queues
+        asset_hash_type blk_logical_sector_size blk_physical_sector_size block_device_num_queues
         block_device_queue_size cc_init_data cold_plug_vfio ctlpath ctlpath_hash default_gpu_model default_gpus
-        disable_block_device_use disable_image_nvdimm disable_vhost_net enable_guest_swap enable_hugepages enable_iommu
+        disable_image_nvdimm disable_vhost_net enable_guest_swap enable_hugepages enable_iommu
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
         guest_hook_path hot_plug_vfio hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash

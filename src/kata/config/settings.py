@@ -186,6 +186,57 @@ class HypervisorConfig:
             annotation="msize_9p",
         ),
     )
+    disable_block_device_use: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Plug no disk of the host's into a sandbox: a container's block devices are left out, and volumes and root "
+            "file systems on disks come by the shared directory.",
+            annotation="disable_block_device_use",
+        ),
+    )
+    block_device_driver: str = field(
+        default="virtio-blk",
+        metadata=_row(
+            Text(choices=("virtio-blk", "virtio-scsi")),
+            "What the guest sees of a disk. Kata's default is virtio-scsi, with more disks than the 62 that virtio-blk "
+            "has slots for, and more to do for each read and write.",
+            annotation="block_device_driver",
+        ),
+    )
+    block_device_aio: str = field(
+        default="threads",
+        metadata=_row(
+            Text(choices=("threads", "native", "io_uring")),
+            "How QEMU reads and writes disks. `native` bypasses the host's page cache. Kata's default is io_uring, "
+            "which many hosts forbid.",
+            annotation="block_device_aio",
+        ),
+    )
+    block_device_cache_set: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Whether `block_device_cache_direct` and `block_device_cache_noflush` count.",
+            annotation="block_device_cache_set",
+        ),
+    )
+    block_device_cache_direct: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Bypass the host's page cache (O_DIRECT) where the guest has one of its own.",
+            annotation="block_device_cache_direct",
+        ),
+    )
+    block_device_cache_noflush: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Ignore the guest's flushes: faster, and a crash of the host may destroy the file system on the disk.",
+            annotation="block_device_cache_noflush",
+        ),
+    )
     seccompsandbox: str = field(
         default=_SECCOMP,
         metadata=_row(

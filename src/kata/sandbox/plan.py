@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kata.config.settings import Config
+from kata.devices.block import Attached
 from kata.errors import InvalidArgument
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
-from kata.protocols import agent_pb2
+from kata.protocols import agent_pb2, types_pb2
+from kata.storage.disk import DiskMount
 from kata.storage.share import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = "65536k"
@@ -75,9 +77,9 @@ def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def create_container_request(
-    container_id: str, spec: Spec, files: ContainerPlan, config: Config
+    container_id: str, spec: Spec, files: ContainerPlan, config: Config, disks: Sequence[Attached] = ()
 ) -> agent_pb2.CreateContainerRequest:
-    """The agent's part of making a container: the spec as the guest has to see it."""
+    """The agent's part of making a container: the spec as the guest has to see it, and the disks it is on."""
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(
         with_mounts, rootfs=files.guest_rootfs, keep_seccomp=not config.runtime.disable_guest_seccomp
@@ -87,4 +89,24 @@ def create_container_request(
         exec_id=container_id,
         OCI=convert.to_proto(guest_spec),
         sandbox_pidns=edit.shares_pids(spec),
+        storages=[_storage(disk, disk.disk.mount) for disk in disks if disk.disk.mount],
+        devices=[
+            agent_pb2.Device(id=disk.address, type=disk.kind, container_path=disk.disk.container_path)
+            for disk in disks
+            if not disk.disk.mount
+        ],
     )
+
+
+def _storage(disk: Attached, mount: DiskMount) -> agent_pb2.Storage:
+    storage = agent_pb2.Storage(
+        driver=disk.kind,
+        source=disk.address,
+        fstype=mount.fstype,
+        options=mount.options,
+        mount_point=mount.point,
+    )
+    if mount.group is not None:
+        storage.fs_group.group_id = mount.group
+        storage.fs_group.group_change_policy = types_pb2.OnRootMismatch if mount.on_root_mismatch else types_pb2.Always
+    return storage

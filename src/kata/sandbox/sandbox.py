@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.config.settings import Config
+from kata.devices.block import Disks
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -32,6 +33,7 @@ from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
 from kata.sandbox.timings import Timings
 from kata.sandbox.vmplan import plan_vm
+from kata.storage.disk import plan_disks
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Sandbox(Lifecycle):
         self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
+        self._disks: Disks | None = None
         self._creating: set[str] = set()
         self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
@@ -149,6 +152,7 @@ class Sandbox(Lifecycle):
                 vm_plan, self._config, self._ledger, self._timings, progress, head_start
             )
         self._vm = vm
+        self._disks = Disks(vm, self._config.hypervisor)
         self.pid = vm.pid
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
@@ -187,6 +191,12 @@ class Sandbox(Lifecycle):
             vm.kill()
 
     @property
+    def disks(self) -> Disks:
+        if self._disks is None:
+            raise FailedPrecondition(f"{self.what} is {self.state}")
+        return self._disks
+
+    @property
     def agent(self) -> AgentClient:
         if self._agent is None:
             raise FailedPrecondition(f"{self.what} is {self.state}")
@@ -216,18 +226,31 @@ class Sandbox(Lifecycle):
             raise AlreadyExists(f"container {request.id} exists already")
         spec = request.bundle.spec
         plan.refuse_host_network(request.id, spec)
-        files = plan_container(
-            request.id, spec.get("mounts") or (), rootfs=request.rootfs, rootfs_dir=str(request.bundle.rootfs)
+        disks = plan_disks(
+            request.id, spec, request.rootfs, enabled=not self._config.hypervisor.disable_block_device_use
         )
-        for reason in files.skipped:
+        files = plan_container(
+            request.id,
+            spec.get("mounts") or (),
+            rootfs=request.rootfs,
+            rootfs_dir=str(request.bundle.rootfs),
+            disk_root=disks.root,
+            on_disk=disks.mounted,
+        )
+        for reason in (*disks.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
-        message = plan.create_container_request(request.id, spec, files, self._config)
         self._creating.add(request.id)
         try:
-            await container.create(message, timeout=self._config.runtime.create_container_timeout)
+            attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
+            try:
+                message = plan.create_container_request(request.id, disks.spec, files, self._config, attached)
+                await container.create(message, timeout=self._config.runtime.create_container_timeout)
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(self.disks.detach(request.id)))
+                raise
         finally:
             self._creating.discard(request.id)
         self.containers[request.id] = container
@@ -241,6 +264,7 @@ class Sandbox(Lifecycle):
             await self.stop()
         else:
             await container.delete(force=force)
+            await self.disks.detach(container_id)
         del self.containers[container_id]
         return container
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,7 @@ class ContainerPlan:
         volumes: host paths to bind into the shared tree.
         mounts: the spec's mounts with guest sources, ready for the agent.
         skipped: mounts left out, with the reason, for the log.
+        disk_root: where the guest has the rootfs, if that is a disk; there is nothing to share of it then.
     """
 
     container_id: str
@@ -80,10 +81,11 @@ class ContainerPlan:
     volumes: tuple[Bind, ...] = ()
     mounts: tuple[Mount, ...] = ()
     skipped: tuple[str, ...] = field(default=())
+    disk_root: str = ""
 
     @property
     def guest_rootfs(self) -> str:
-        return f"{GUEST_SHARED}/{self.container_id}/rootfs"
+        return self.disk_root or f"{GUEST_SHARED}/{self.container_id}/rootfs"
 
 
 def plan_container(
@@ -92,6 +94,8 @@ def plan_container(
     *,
     rootfs: Sequence[RootfsMount],
     rootfs_dir: str,
+    disk_root: str = "",
+    on_disk: Mapping[str, str] | None = None,
     token: Callable[[], str] = lambda: os.urandom(8).hex(),
 ) -> ContainerPlan:
     """Decide what becomes of a container's rootfs and of each of its mounts.
@@ -100,6 +104,8 @@ def plan_container(
         mounts: the `mounts` of the OCI spec.
         rootfs: what containerd hands over; may be empty.
         rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
+        disk_root: where the guest mounts the root, if it is a disk.
+        on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
         token: source of the 16 hexadecimal digits that keep names apart.
 
     Raises:
@@ -114,7 +120,10 @@ def plan_container(
         source = str(mount.get("source", ""))
         options = [str(option) for option in mount.get("options", ())]
         is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
-        if os.path.normpath(destination) == "/dev/shm":
+        if on_disk and destination in on_disk:
+            if on_disk[destination]:
+                edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind"]})
+        elif os.path.normpath(destination) == "/dev/shm":
             flags = [option for option in options if option in _SHM_FLAGS]
             edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
         elif not is_bind:
@@ -138,11 +147,12 @@ def plan_container(
             edited.append({**mount, "type": "bind", "source": f"{GUEST_SHARED}/{name}", "options": options})
     return ContainerPlan(
         container_id,
-        tuple(rootfs),
-        "" if rootfs else rootfs_dir,
+        () if disk_root else tuple(rootfs),
+        "" if rootfs or disk_root else rootfs_dir,
         tuple(volumes),
         tuple(edited),
         tuple(skipped),
+        disk_root,
     )
 
 
@@ -189,6 +199,8 @@ class SharedTree:
 
     def _add_rootfs(self, plan: ContainerPlan) -> None:
         name = f"{plan.container_id}/rootfs"
+        if plan.disk_root:
+            return
         if not plan.rootfs:
             if not os.path.isdir(plan.rootfs_dir):
                 raise NotFound(f"container {plan.container_id}: rootfs {plan.rootfs_dir} is not a directory")

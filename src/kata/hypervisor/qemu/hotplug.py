@@ -190,13 +190,14 @@ class Hotplug:
     async def _ask(self, entry: _Plugged) -> None:
         """Ask the guest, and again, until it has let go."""
         request = entry.undo[-1]
-        asked = False
-        while not entry.gone.is_set():
+        asked = vanished = False
+        while not entry.gone.is_set() and not vanished:
             try:
                 await self._execute(request)
                 asked = True
             except NotFound:
-                return
+                # It never was, or its name is gone and it itself is going: then the event is still to come.
+                vanished = True
             except FailedPrecondition as error:
                 # It has been asked and takes its time.
                 if not asked and "process of unplug" not in error.message:

@@ -1,0 +1,1 @@
+"""Host devices made the guest's: opened, plugged in, counted, taken back."""

@@ -1,0 +1,246 @@
+"""Disks of the host in containers: as devices, as volumes, as root file systems; given back, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kata.protocols.containerd import task_v2_pb2, types_pb2
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX, busybox_rootfs
+from kata.testing.leaks import TEST_PREFIX
+from kata.testing.rawshim import RawShim
+from kata.ttrpc.typed import Stub
+
+pytestmark = [
+    pytest.mark.containerd,
+    pytest.mark.usefixtures("nothing_left_by_this"),
+    pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="needs loop devices"),
+]
+
+SIZE = 32 << 20
+_TIMEOUT_S = 30.0
+#: Prints "ef53" of a disk with an ext2, ext3 or ext4 file system.
+MAGIC = "dd if={} bs=2 skip=540 count=1 2>/dev/null | od -An -tx2"
+
+
+def host(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S).stdout.strip()
+
+
+class Loop:
+    """A loop device on an image file."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+        self.device = host("losetup", "--find", "--show", str(image))
+
+    def release(self) -> None:
+        host("losetup", "--detach", self.device)
+
+    @contextmanager
+    def mounted(self, point: Path) -> Iterator[Path]:
+        """Its file system, on the host."""
+        point.mkdir(exist_ok=True)
+        host("mount", self.device, str(point))
+        try:
+            yield point
+        finally:
+            host("umount", str(point))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody else has it open: an exclusive open succeeds, as the host's own mount would."""
+        try:
+            os.close(os.open(self.device, os.O_RDWR | os.O_EXCL))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    image = tmp_path / "disk.img"
+    image.touch()
+    os.truncate(image, SIZE)
+    loop = Loop(image)
+    try:
+        yield loop
+        assert loop.is_free, "given back"
+    finally:
+        loop.release()
+
+
+@pytest.fixture
+def formatted(loop: Loop) -> Loop:
+    host("mkfs.ext4", "-q", loop.device)
+    return loop
+
+
+def run(containerd: PrivateContainerd, *flags: str, script: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["run", "--rm", "--runtime", RUNTIME, *flags, BUSYBOX, unique_id(TEST_PREFIX), "sh", "-c", script]
+    return containerd.ctr(*arguments, check=False)
+
+
+def test_a_raw_disk_is_formatted_inside_and_read_outside(
+    containerd: PrivateContainerd, loop: Loop, tmp_path: Path
+) -> None:
+    done = run(
+        containerd,
+        "--device",
+        loop.device,
+        script=f"mke2fs -F {loop.device} >/dev/null && {MAGIC.format(loop.device)}",
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "ef53"), done.stderr
+    with loop.mounted(tmp_path / "point") as point:
+        assert (point / "lost+found").is_dir()
+
+
+def test_a_disk_has_the_guests_number_and_no_other_disk_is_open(containerd: PrivateContainerd, loop: Loop) -> None:
+    done = run(
+        containerd,
+        "--device",
+        loop.device,
+        script=f"stat -c '%t %T' {loop.device}; blockdev --getsize64 {loop.device}; "
+        # The guest's own disk: the container may not even make a node of it that it can open.
+        "mknod /tmp/other b 254 0 2>/dev/null; dd if=/tmp/other of=/dev/null count=1 2>/dev/null || echo closed",
+    )
+    number, size, other = done.stdout.splitlines()
+    assert (size, other) == (str(SIZE), "closed"), done.stderr
+    assert number == "fe 10", "virtio disks are 254, the second one's first minor is 16"
+
+
+def test_a_volume_on_a_disk(containerd: PrivateContainerd, formatted: Loop, tmp_path: Path) -> None:
+    mount = f"type=ext4,src={formatted.device},dst=/data,options=noatime"
+    done = run(
+        containerd,
+        "--mount",
+        mount,
+        script="echo hello > /data/file; ln /data/file /data/link; grep /data /proc/mounts",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[2] == "ext4"
+    assert "noatime" in done.stdout
+    with formatted.mounted(tmp_path / "point") as point:
+        assert (point / "link").read_text() == "hello\n"
+    done = run(containerd, "--mount", f"{mount}:ro", script="cat /data/file; echo no > /data/file")
+    assert (done.returncode, done.stdout) == (1, "hello\n")
+    assert "Read-only file system" in done.stderr
+
+
+def test_a_disk_bound_to_a_path(containerd: PrivateContainerd, formatted: Loop) -> None:
+    mount = f"type=bind,src={formatted.device},dst=/dev/xvda,options=rbind:ro"
+    done = run(containerd, "--mount", mount, script=MAGIC.format("/dev/xvda"))
+    assert (done.returncode, done.stdout.strip()) == (0, "ef53"), done.stderr
+
+
+def test_a_disk_that_the_host_has_mounted_is_refused(
+    containerd: PrivateContainerd, formatted: Loop, tmp_path: Path
+) -> None:
+    with formatted.mounted(tmp_path / "point"):
+        done = run(containerd, "--device", formatted.device, script="true")
+    assert done.returncode == 1
+    assert f"disk {formatted.device} is in use on this host" in done.stderr
+
+
+def test_what_is_not_formatted_is_refused_and_stays_so(containerd: PrivateContainerd, loop: Loop) -> None:
+    done = run(containerd, "--mount", f"type=ext4,src={loop.device},dst=/data", script="true")
+    assert done.returncode == 1
+    assert "cannot mount storage blk" in done.stderr
+    assert loop.image.read_bytes().count(0) == SIZE
+
+
+@pytest.fixture
+async def raw(configuration: Path) -> AsyncIterator[RawShim]:
+    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
+        yield raw
+
+
+@pytest.fixture
+def rootfs(formatted: Loop, tmp_path: Path) -> Loop:
+    with formatted.mounted(tmp_path / "point") as point:
+        busybox_rootfs(point)
+    return formatted
+
+
+async def life(raw: RawShim, task: Stub, container_id: str, *rootfs: types_pb2.Mount) -> int:
+    """Create, start, wait, delete; the exit status."""
+    await task.Create(raw.create_request(container_id, rootfs=rootfs), timeout=60)
+    waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=60))
+    await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=60)
+    status = int((await waiting).exit_status)
+    await task.Delete(task_v2_pb2.DeleteRequest(id=container_id), timeout=60)
+    return status
+
+
+@pytest.mark.parametrize("as_file", [False, True], ids=["device", "image file"])
+async def test_a_root_on_a_disk(raw: RawShim, rootfs: Loop, as_file: bool, tmp_path: Path) -> None:
+    container_id = raw.bundle("sh", "-c", "echo written >/made && grep -q '^/dev/vd. / ext4' /proc/mounts")
+    source = str(rootfs.image) if as_file else rootfs.device
+    options = ["rw", "loop"] if as_file else ["rw"]
+    if as_file:
+        rootfs.release()
+    try:
+        task = await raw.task(container_id)
+        mount = types_pb2.Mount(type="ext4", source=source, options=options)
+        assert await life(raw, task, container_id, mount) == 0
+        await task.Shutdown(task_v2_pb2.ShutdownRequest(id=container_id))
+    finally:
+        if as_file:
+            rootfs.device = host("losetup", "--find", "--show", str(rootfs.image))
+    with rootfs.mounted(tmp_path / "point") as point:
+        assert (point / "made").read_text() == "written\n"
+
+
+async def test_a_pods_containers_share_a_disk_that_is_plugged_once(raw: RawShim, formatted: Loop) -> None:
+    def member(*command: str, options: str = "rw") -> str:
+        kind = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox_id}
+        mount = {"destination": "/data", "type": "ext4", "source": formatted.device, "options": [options]}
+        return raw.bundle(*command, annotations=kind, mounts=[mount])
+
+    sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
+    first = member("sh", "-c", "echo shared >/data/file; sleep 600")
+    task = await raw.task(sandbox_id)
+    pod = await task.Create(raw.create_request(sandbox_id), timeout=60)
+    await task.Start(task_v2_pb2.StartRequest(id=sandbox_id), timeout=60)
+
+    def opened() -> int:
+        """How often QEMU has the disk open."""
+        links = [os.readlink(link) for link in Path(f"/proc/{pod.pid}/fd").iterdir()]
+        return links.count(formatted.device)
+
+    raw.start(first)
+    await task.Create(raw.create_request(first), timeout=60)
+    await task.Start(task_v2_pb2.StartRequest(id=first), timeout=60)
+    once = opened()
+    assert once > 0
+    second = member("sh", "-c", "until [ -s /data/file ]; do sleep 0.1; done; [ $(cat /data/file) = shared ]")
+    raw.start(second)
+    assert await life(raw, task, second) == 0
+    assert opened() == once, "plugged once, and still there for the other"
+    await task.Kill(task_v2_pb2.KillRequest(id=first, signal=9))
+    await task.Wait(task_v2_pb2.WaitRequest(id=first), timeout=30)
+    await task.Delete(task_v2_pb2.DeleteRequest(id=first), timeout=30)
+    assert opened() == 0
+    assert formatted.is_free
+
+
+async def test_a_killed_shim_gives_the_disk_back(raw: RawShim, formatted: Loop) -> None:
+    for moment in (0.0, 0.2, 0.6, 1.2, None):
+        mount = {"destination": "/data", "type": "ext4", "source": formatted.device}
+        container_id = raw.bundle("sleep", "600", mounts=[mount])
+        task = await raw.task(container_id)
+        creating = asyncio.create_task(task.Create(raw.create_request(container_id), timeout=60))
+        await asyncio.wait({creating}, timeout=moment)
+        raw.kill(container_id)
+        await asyncio.gather(creating, return_exceptions=True)
+        raw.binary(container_id, "delete")
+        async with asyncio.timeout(10):
+            while not formatted.is_free:
+                await asyncio.sleep(0.05)
