@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
-from kata.agent import files, guest, stats
+from kata.agent import files, guest, network, stats
 from kata.agent.container import Container, Machinery
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
@@ -19,7 +19,7 @@ from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
 from kata.oci import convert
 from kata.oci.ids import validate_id
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2
+from kata.protocols import health_pb2, types_pb2
 from kata.ttrpc import CallContext, Handler
 from kata.ttrpc.context import Answer
 from kata.ttrpc.typed import handlers
@@ -139,6 +139,25 @@ class AgentService:
 
     async def get_oom_event(self, request: pb.GetOOMEventRequest, ctx: CallContext) -> pb.OOMEvent:
         return pb.OOMEvent(container_id=await self._machinery.oom.next())
+
+    async def update_interface(self, request: pb.UpdateInterfaceRequest, ctx: CallContext) -> types_pb2.Interface:
+        self._require_machine()
+        return await network.update_interface(request.interface, self._machinery.config.hotplug_timeout)
+
+    async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:
+        self._require_machine()
+        return network.update_routes(request.routes)
+
+    async def list_interfaces(self, request: pb.ListInterfacesRequest, ctx: CallContext) -> pb.Interfaces:
+        return network.list_interfaces()
+
+    async def list_routes(self, request: pb.ListRoutesRequest, ctx: CallContext) -> pb.Routes:
+        return network.list_routes()
+
+    async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest, ctx: CallContext) -> Empty:
+        self._require_machine()
+        network.add_neighbours(request.neighbors)
+        return Empty()
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
         files.copy(request, self._machinery.paths.shared)

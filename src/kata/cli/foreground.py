@@ -97,7 +97,7 @@ class Foreground:
             if self._request.tty:
                 # Before the start, so that the command never sees another size.
                 await self._resize(container)
-            await container.start()
+            await sandbox.start_container(container)
         except BaseException as error:
             stdio.close()
             if not isinstance(error, KataError):

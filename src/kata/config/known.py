@@ -31,7 +31,7 @@ KEYS: dict[str, frozenset[str]] = {
         """),
     "runtime": _names("""
         agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_tracing
-        enable_vcpus_pinning experimental guest_selinux_label hypervisor_name internetworking_model jaeger_endpoint
+        enable_vcpus_pinning experimental guest_selinux_label hypervisor_name jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
         sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io vfio_mode
         """),

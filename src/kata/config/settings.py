@@ -339,6 +339,16 @@ class RuntimeConfig:
             annotation="create_container_timeout",
         ),
     )
+    internetworking_model: str = field(
+        default="tcfilter",
+        metadata=_row(
+            Text(choices=("tcfilter", "none")),
+            'How a pod\'s network interfaces get into the virtual machine: "tcfilter" joins each to a tap device by '
+            'traffic control; "none" leaves them where they are, and containers have the loopback device only. Kata\'s '
+            '"macvtap" is not supported.',
+            annotation="internetworking_model",
+        ),
+    )
     disable_guest_seccomp: bool = field(
         default=False,
         metadata=_row(

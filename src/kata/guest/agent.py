@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
-from kata.protocols import agent_pb2, health_pb2, oci_pb2, standby
+from kata.protocols import agent_pb2, health_pb2, oci_pb2, standby, types_pb2
 from kata.ttrpc.connection import Connection
 from kata.ttrpc.typed import Stub
 
@@ -131,6 +131,17 @@ class AgentClient:
     async def stats_container(self, container_id: str) -> agent_pb2.StatsContainerResponse:
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._call(f"statistics of container {container_id}", "StatsContainer", request)  # type: ignore[return-value]
+
+    async def update_interface(self, interface: types_pb2.Interface) -> None:
+        request = agent_pb2.UpdateInterfaceRequest(interface=interface)
+        await self._call(f"set up network interface {interface.name}", "UpdateInterface", request)
+
+    async def update_routes(self, routes: agent_pb2.Routes) -> None:
+        await self._call("set routes", "UpdateRoutes", agent_pb2.UpdateRoutesRequest(routes=routes))
+
+    async def add_neighbours(self, neighbours: agent_pb2.ARPNeighbors) -> None:
+        request = agent_pb2.AddARPNeighborsRequest(neighbors=neighbours)
+        await self._call("enter neighbours", "AddARPNeighbors", request)
 
     async def pause_container(self, container_id: str) -> None:
         request = agent_pb2.PauseContainerRequest(container_id=container_id)

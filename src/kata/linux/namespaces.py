@@ -6,7 +6,8 @@ Python's os module has both calls only from 3.12. Sources: namespaces(7), unshar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from kata.linux.libc import LIBC, check
 from kata.linux.mount import bind, umount
@@ -14,8 +15,9 @@ from kata.linux.mount import bind, umount
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
 
-FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC}
+FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET}
 
 
 def unshare(flags: int) -> None:
@@ -26,6 +28,29 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int = 0) -> None:
     """Move the calling thread into the namespace that `fd` refers to; `kind` is a CLONE_NEW* to insist on, or 0."""
     check(LIBC.setns(fd, kind), "setns")
+
+
+@contextmanager
+def inside(namespace: int, kind: int) -> Iterator[None]:
+    """Have the calling thread in another namespace for a moment.
+
+    Args:
+        namespace: an open file of it.
+        kind: one of CLONE_NEW*.
+
+    Raises:
+        OSError: it is no namespace of that kind, or this process may not enter it.
+    """
+    name = next(name for name, flag in FLAGS.items() if flag == kind)
+    home = os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace, kind)
+        try:
+            yield
+        finally:
+            setns(home, kind)
+    finally:
+        os.close(home)
 
 
 def pin(source: str, target: str) -> None:

@@ -37,6 +37,8 @@ PROCESS = "process"
 FILE = "file"
 #: A directory outside the state directory, with all that is in it: the value is its absolute path.
 TREE = "tree"
+#: A filter on an interface of a pod's network namespace: the value is "INODE INDEX PATH".
+NETWORK = "network"
 
 _FILE_NAME = "ledger"
 _KILL_DEADLINE_S = 5.0
@@ -300,4 +302,12 @@ def _entries(fd: int) -> tuple[list[str], list[str]]:
     return directories, others
 
 
-_GIVE_BACK = {PROCESS: _kill_processes, FILE: _unlink, TREE: remove_tree}
+def _detach(value: str) -> None:
+    # Not among the imports, because most sandboxes that died have none.
+    from kata.network.release import detach
+
+    inode, index, path = value.split(" ", 2)
+    detach(path, int(inode), int(index))
+
+
+_GIVE_BACK = {NETWORK: _detach, PROCESS: _kill_processes, FILE: _unlink, TREE: remove_tree}

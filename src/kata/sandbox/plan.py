@@ -66,6 +66,12 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
 _CACHE_9P = "mmap"
 
 
+def namespace_of(spec: Spec) -> str:
+    """The path of the network namespace that somebody has made for the pod; "" if nobody has."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    return next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "network"), "")
+
+
 def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
     for mount in mounts:
         if mount.get("destination") == "/dev/shm" and mount.get("type") == "tmpfs":

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kata.config.settings import Config
 from kata.devices.block import Disks
@@ -23,7 +24,7 @@ from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine
 from kata.oci.convert import dropped_fields
 from kata.oci.ids import validate_id
-from kata.oci.spec import Bundle
+from kata.oci.spec import Bundle, Spec
 from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
 from kata.sandbox.headstart import HeadStart
@@ -35,6 +36,10 @@ from kata.sandbox.timings import Timings
 from kata.sandbox.vmplan import plan_vm
 from kata.storage.disk import plan_disks
 from kata.storage.share import RootfsMount, SharedTree, plan_container
+
+if TYPE_CHECKING:
+    from kata.network.endpoints import Endpoint
+    from kata.sandbox.network import SandboxNetwork
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +97,7 @@ class Sandbox(Lifecycle):
         self._creating: set[str] = set()
         self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
+        self._network: SandboxNetwork | None = None
 
     @classmethod
     async def start(
@@ -139,6 +145,7 @@ class Sandbox(Lifecycle):
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
             vm_plan = plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
         log.debug("plan of %s: %s", self.what, vm_plan)
+        interfaces = self._look_at_network(bundle.spec)
         self._ledger.hold(PROCESS, self._ledger.directory)
         if self._standby and self._standby.suits(vm_plan):
             with self._timings.phase("standby"):
@@ -154,12 +161,26 @@ class Sandbox(Lifecycle):
         self._vm = vm
         self._disks = Disks(vm, self._config.hypervisor)
         self.pid = vm.pid
+        if self._network:
+            with self._timings.phase("network"):
+                await self._network.attach(interfaces, vm, self._agent)
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
         self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
+
+    def _look_at_network(self, spec: Spec) -> list[Endpoint]:
+        """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
+        path = plan.namespace_of(spec)
+        if not path or self._config.runtime.internetworking_model == "none":
+            return []
+        # Imported with the first namespace: a sandbox without one does without.
+        from kata.sandbox.network import SandboxNetwork
+
+        self._network = SandboxNetwork(path, self._ledger)
+        return self._network.look()
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:
         """Take over a machine in standby: it is on the sandbox's ledger now, and ends with the sandbox.
@@ -255,6 +276,18 @@ class Sandbox(Lifecycle):
             self._creating.discard(request.id)
         self.containers[request.id] = container
         return container
+
+    async def start_container(self, container: Container) -> None:
+        """Run a created container. What its pod's network has got since the sandbox's start is plugged in first.
+
+        Raises:
+            FailedPrecondition: it has been started.
+            KataError: the network has what a machine cannot be given, or the agent refused.
+        """
+        container.require("start", State.CREATED)
+        if self._network and self._vm:
+            await self._network.attach(self._network.look(), self._vm, self.agent)
+        await container.start()
 
     async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
         """Delete a container. The sandbox lives on, unless the container is its own: the only one, or a pod's first."""

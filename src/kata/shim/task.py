@@ -157,7 +157,8 @@ class TaskService:
             self._publisher.publish(event)
             self._follow(self._tell_exit(container, process))
         else:
-            await container.start()
+            assert self._sandbox is not None
+            await self._sandbox.start_container(container)
             self._publisher.publish(events_pb2.TaskStart(container_id=request.id, pid=self._pid()))
         return task_v2_pb2.StartResponse(pid=self._pid())
 

@@ -1,0 +1,237 @@
+"""The guest's network interfaces, set up as the host says.
+
+The machine has one network namespace, which all its containers share. An interface is one that the host has plugged
+in: known by its hardware address, and given the name, addresses and routes that the pod's interface has on the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from kata.linux import rtnetlink
+from kata.linux.netlink import Netlink
+from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, RTPROT_KERNEL, SCOPE_LINK, Address, Link, Neighbour, Route
+from kata.protocols import agent_pb2, types_pb2
+
+_NAME = re.compile(r"[^\s/:.%\0][^\s/:%\0]{0,14}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+#: What a container may see for a moment of an interface whose name another one is to have.
+_AWAY = "kata-moved{}"
+
+
+async def update_interface(wanted: types_pb2.Interface, timeout: float) -> types_pb2.Interface:
+    """Set an interface up: found by its hardware address, and waited for if it is not there yet.
+
+    Args:
+        timeout: seconds.
+
+    Raises:
+        InvalidArgument: a name, hardware or IP address is none.
+        DeadlineExceeded: no such interface appears.
+        FailedPrecondition: the kernel refuses; the interface is down then.
+    """
+    if not _NAME.fullmatch(wanted.name):
+        raise InvalidArgument(f"interface name {wanted.name!r} is none")
+    mac = wanted.hwAddr.lower()
+    if not _MAC.fullmatch(mac):
+        raise InvalidArgument(f"interface {wanted.name}: hardware address {wanted.hwAddr!r} is none")
+    addresses = [_address(one, 0) for one in wanted.IPAddresses]
+    link = await _appears(mac, wanted.name, timeout)
+    with Netlink() as netlink:
+        try:
+            _set_up(netlink, link, wanted, addresses)
+        except OSError as error:
+            raise FailedPrecondition(f"interface {wanted.name}: {_reason(error)}") from error
+        return _shown(netlink, link.index)
+
+
+def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses: list[Address]) -> None:
+    rtnetlink.change_link(netlink, link.index, up=False)
+    for old in rtnetlink.addresses(netlink):
+        if old.index == link.index:
+            rtnetlink.remove_address(netlink, old)
+    if link.name != wanted.name:
+        for other in rtnetlink.links(netlink):
+            if other.name == wanted.name:
+                rtnetlink.change_link(netlink, other.index, up=False)
+                rtnetlink.change_link(netlink, other.index, name=_AWAY.format(other.index))
+        rtnetlink.change_link(netlink, link.index, name=wanted.name)
+    arp = not wanted.raw_flags & IFF_NOARP
+    rtnetlink.change_link(netlink, link.index, mtu=wanted.mtu, arp=arp, up=True)
+    for address in addresses:
+        rtnetlink.add_address(netlink, Address(link.index, address.family, address.address, address.prefix))
+
+
+async def _appears(mac: str, name: str, timeout: float) -> Link:
+    """The interface with this hardware address, now or when the kernel tells of it."""
+    with Netlink(rtnetlink.GROUP_LINK) as events, Netlink() as netlink:
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        loop.add_reader(events.fileno(), news.set)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    for link in rtnetlink.links(netlink):
+                        if link.mac == mac:
+                            return link
+                    await news.wait()
+                    news.clear()
+                    events.events()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"interface {name}: no device with the hardware address {mac} appeared within {timeout:g} s"
+            ) from None
+        finally:
+            loop.remove_reader(events.fileno())
+
+
+def update_routes(wanted: agent_pb2.Routes) -> agent_pb2.Routes:
+    """Replace all routes but the kernel's own; answers with those that there are then.
+
+    Raises:
+        InvalidArgument: a route names no address, or an interface that there is none of.
+        FailedPrecondition: the kernel refuses.
+    """
+    with Netlink() as netlink:
+        links = rtnetlink.links(netlink)
+        by_name = {link.name: link for link in links}
+        # Those over the link first: a gateway has to be reachable before it can be one.
+        routes = sorted((_route(one, by_name) for one in wanted.Routes), key=lambda route: bool(route.gateway))
+        loopback = {link.index for link in links if link.flags & IFF_LOOPBACK}
+        try:
+            for old in rtnetlink.routes(netlink):
+                if old.protocol != RTPROT_KERNEL and old.index not in loopback:
+                    rtnetlink.remove_route(netlink, old)
+            for route in routes:
+                rtnetlink.add_route(netlink, route)
+        except OSError as error:
+            raise FailedPrecondition(_reason(error)) from error
+    return list_routes()
+
+
+def add_neighbours(wanted: agent_pb2.ARPNeighbors) -> None:
+    """Enter neighbours, for good unless they say otherwise.
+
+    Raises:
+        InvalidArgument: an entry names no address, or an interface that there is none of.
+        FailedPrecondition: the kernel refuses.
+    """
+    with Netlink() as netlink:
+        by_name = {link.name: link for link in rtnetlink.links(netlink)}
+        for one in wanted.ARPNeighbors:
+            link = _link(by_name, one.device)
+            if one.lladdr and not _MAC.fullmatch(one.lladdr):
+                raise InvalidArgument(f"neighbour {one.toIPAddress.address}: {one.lladdr!r} is no hardware address")
+            address = _ip(one.toIPAddress.address, one.toIPAddress.family)
+            state = one.state or rtnetlink.NUD_PERMANENT
+            family = _family(one.toIPAddress.family)
+            entry = Neighbour(link.index, family, address, one.lladdr.lower(), state, one.flags & 0xFF)
+            try:
+                rtnetlink.add_neighbour(netlink, entry)
+            except OSError as error:
+                raise FailedPrecondition(_reason(error)) from error
+
+
+def list_interfaces() -> agent_pb2.Interfaces:
+    """All interfaces, loopback included."""
+    with Netlink() as netlink:
+        return agent_pb2.Interfaces(
+            Interfaces=[_shown(netlink, link.index) for link in rtnetlink.links(netlink)],
+        )
+
+
+def list_routes() -> agent_pb2.Routes:
+    """The routes of the main table."""
+    with Netlink() as netlink:
+        names = {link.index: link.name for link in rtnetlink.links(netlink)}
+        return agent_pb2.Routes(
+            Routes=[
+                types_pb2.Route(
+                    dest=route.destination,
+                    gateway=route.gateway,
+                    device=names.get(route.index, ""),
+                    source=route.source,
+                    scope=route.scope,
+                    family=types_pb2.v6 if route.family == socket.AF_INET6 else types_pb2.v4,
+                    flags=route.flags,
+                    mtu=route.mtu,
+                )
+                for route in rtnetlink.routes(netlink)
+            ]
+        )
+
+
+def _shown(netlink: Netlink, index: int) -> types_pb2.Interface:
+    link = next(one for one in rtnetlink.links(netlink) if one.index == index)
+    return types_pb2.Interface(
+        device=link.name,
+        name=link.name,
+        IPAddresses=[
+            types_pb2.IPAddress(
+                family=types_pb2.v6 if one.family == socket.AF_INET6 else types_pb2.v4,
+                address=one.address,
+                mask=str(one.prefix),
+            )
+            for one in rtnetlink.addresses(netlink)
+            if one.index == index and one.scope < SCOPE_LINK
+        ],
+        mtu=link.mtu,
+        hwAddr=link.mac,
+        type=link.kind,
+        raw_flags=link.flags & IFF_NOARP,
+    )
+
+
+def _family(family: int) -> int:
+    return socket.AF_INET6 if family == types_pb2.v6 else socket.AF_INET
+
+
+def _ip(text: str, family: int) -> str:
+    """An address in its usual form. Raises InvalidArgument."""
+    try:
+        return socket.inet_ntop(_family(family), socket.inet_pton(_family(family), text))
+    except (OSError, ValueError):
+        raise InvalidArgument(f"{text!r} is no address of its family") from None
+
+
+def _prefix(text: str, family: int) -> int:
+    most = 128 if family == types_pb2.v6 else 32
+    if not (text.isascii() and text.isdigit() and int(text[:4]) <= most):
+        raise InvalidArgument(f"{text!r} is no length of a prefix of at most {most}")
+    return int(text[:4])
+
+
+def _address(one: types_pb2.IPAddress, index: int) -> Address:
+    return Address(index, _family(one.family), _ip(one.address, one.family), _prefix(one.mask, one.family))
+
+
+def _route(one: types_pb2.Route, links: dict[str, Link]) -> Route:
+    destination = ""
+    if one.dest and one.dest != "default":
+        address, _, length = one.dest.partition("/")
+        default = "128" if one.family == types_pb2.v6 else "32"
+        destination = f"{_ip(address, one.family)}/{_prefix(length or default, one.family)}"
+    return Route(
+        _link(links, one.device).index,
+        _family(one.family),
+        destination,
+        _ip(one.gateway, one.family) if one.gateway else "",
+        _ip(one.source, one.family) if one.source else "",
+        one.scope & 0xFF,
+        flags=one.flags & 0xFF,
+        mtu=one.mtu,
+    )
+
+
+def _link(links: dict[str, Link], name: str) -> Link:
+    try:
+        return links[name]
+    except KeyError:
+        raise InvalidArgument(f"there is no interface {name!r}") from None
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

@@ -1,0 +1,353 @@
+"""Network interfaces, addresses, routes, neighbours and the traffic control that joins two interfaces.
+
+References: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,pkt_sched,pkt_cls}.h, tc-mirred(8),
+tc-u32(8).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from kata.linux.netlink import (
+    CREATE,
+    EXCL,
+    REPLACE,
+    Message,
+    Netlink,
+    attribute,
+    attributes,
+    nest,
+    number,
+    text,
+)
+
+#: Multicast group of changes of interfaces.
+GROUP_LINK = 0x1
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWNEIGH, _GETNEIGH = 28, 30
+_NEWQDISC, _DELQDISC = 36, 37
+_NEWTFILTER = 44
+
+_IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGH = struct.Struct("=BxxxiHBB")
+_TC = struct.Struct("=BxxxiIII")
+
+IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_NUM_TX_QUEUES = 31
+_IFLA_INFO_KIND = 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD = 0x02
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+_RTAX_MTU = 2
+_RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+_NDA_DST, _NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
+RTPROT_KERNEL = 2
+_RTPROT_BOOT = 3
+SCOPE_LINK = 253
+
+_TC_H_INGRESS = 0xFFFFFFF1
+_INGRESS_HANDLE = 0xFFFF0000
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_ETH_P_ALL = 0x0003
+_FILTER_PRIORITY = 1
+_TCA_U32_SEL, _TCA_U32_ACT = 5, 7
+_U32_TERMINAL = 1
+_SELECTOR = struct.Struct("=BBBxHHHhI")
+#: mask, value, offset, mask of the offset: 0 of everything, which is all packets.
+_MATCH_ALL = struct.pack("=IIii", 0, 0, 0, 0)
+_TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
+_TCA_MIRRED_PARMS = 2
+#: index, capab, action, refcnt, bindcnt, eaction, ifindex.
+_MIRRED = struct.Struct("=IIiiiiI")
+_TC_ACT_STOLEN = 4
+_EGRESS_REDIRECT = 1
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface.
+
+    Attributes:
+        kind: as `ip -d link` names it ("veth", "macvlan", "tun", …); "" for one that is no software's.
+        mac: lower case, or "".
+        flags: IFF_*.
+        queues: for sending.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    flags: int
+    queues: int = 1
+
+
+@dataclass(frozen=True)
+class Address:
+    """An IP address of an interface. `family` is socket.AF_INET or AF_INET6."""
+
+    index: int
+    family: int
+    address: str
+    prefix: int
+    scope: int = 0
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the main table.
+
+    Attributes:
+        destination: "address/prefix", or "" for everything.
+        gateway, source: addresses, or "".
+        flags: RTNH_F_*, such as 4 for a gateway that is on the link by decree.
+        mtu: or 0.
+    """
+
+    index: int
+    family: int
+    destination: str = ""
+    gateway: str = ""
+    source: str = ""
+    scope: int = 0
+    protocol: int = _RTPROT_BOOT
+    flags: int = 0
+    mtu: int = 0
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of the ARP or neighbour discovery table; `state` is NUD_*."""
+
+    index: int
+    family: int
+    address: str
+    lladdr: str
+    state: int
+    flags: int = 0
+
+
+def links(netlink: Netlink) -> list[Link]:
+    """All interfaces of the namespace."""
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return [parse_link(message) for message in netlink.dump("list interfaces", _GETLINK, body)]
+
+
+def parse_link(message: Message) -> Link:
+    """The interface that a message of `links`, or an event of GROUP_LINK, is about."""
+    _, _, index, flags, _ = _IFINFO.unpack_from(message.body)
+    found = attributes(message.body[_IFINFO.size :])
+    kind = attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
+    return Link(
+        index,
+        _text(found.get(_IFLA_IFNAME, b"")),
+        _text(kind),
+        found.get(_IFLA_ADDRESS, b"").hex(":"),
+        _number(found.get(_IFLA_MTU, b"")),
+        flags,
+        _number(found.get(_IFLA_NUM_TX_QUEUES, b"")) or 1,
+    )
+
+
+def addresses(netlink: Netlink) -> list[Address]:
+    """All addresses of the namespace."""
+    found = []
+    for message in netlink.dump("list addresses", _GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        family, prefix, _, scope, index = _IFADDR.unpack_from(message.body)
+        values = attributes(message.body[_IFADDR.size :])
+        # Of a point-to-point link, IFA_ADDRESS is the other side's.
+        address = _ip(family, values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b""))
+        if address:
+            found.append(Address(index, family, address, prefix, scope))
+    return found
+
+
+def routes(netlink: Netlink) -> list[Route]:
+    """Routes of the main table that lead somewhere by one way."""
+    found = []
+    for message in netlink.dump("list routes", _GETROUTE, _ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
+        family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.body)
+        values = attributes(message.body[_ROUTE.size :])
+        if (_number(values.get(_RTA_TABLE, b"")) or table) != _RT_TABLE_MAIN or kind != _RTN_UNICAST:
+            continue
+        if _RTA_OIF not in values or family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        destination = _ip(family, values.get(_RTA_DST, b""))
+        found.append(
+            Route(
+                _number(values[_RTA_OIF]),
+                family,
+                f"{destination}/{length}" if destination else "",
+                _ip(family, values.get(_RTA_GATEWAY, b"")),
+                _ip(family, values.get(_RTA_PREFSRC, b"")),
+                scope,
+                protocol,
+                flags & 0xFF,
+                _number(attributes(values.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")),
+                _number(values.get(_RTA_PRIORITY, b"")),
+            )
+        )
+    return found
+
+
+def neighbours(netlink: Netlink) -> list[Neighbour]:
+    """All neighbours that the namespace knows."""
+    found = []
+    for message in netlink.dump("list neighbours", _GETNEIGH, _NEIGH.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        family, index, state, flags, _ = _NEIGH.unpack_from(message.body)
+        values = attributes(message.body[_NEIGH.size :])
+        address = _ip(family, values.get(_NDA_DST, b""))
+        if address:
+            lladdr = values.get(_NDA_LLADDR, b"").hex(":")
+            found.append(Neighbour(index, family, address, lladdr, state, flags))
+    return found
+
+
+def change_link(
+    netlink: Netlink,
+    index: int,
+    *,
+    up: bool | None = None,
+    arp: bool | None = None,
+    name: str = "",
+    mtu: int = 0,
+    mac: str = "",
+) -> None:
+    """Change what is given of an interface. Raises OSError."""
+    flags = mask = 0
+    if up is not None:
+        mask |= IFF_UP
+        flags |= IFF_UP if up else 0
+    if arp is not None:
+        mask |= IFF_NOARP
+        flags |= 0 if arp else IFF_NOARP
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, mask)
+    if name:
+        body += text(_IFLA_IFNAME, name)
+    if mtu:
+        body += number(_IFLA_MTU, mtu)
+    if mac:
+        body += attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    netlink.request(f"change interface {name or index}", _NEWLINK, body)
+
+
+def add_address(netlink: Netlink, address: Address) -> None:
+    """Give an interface an address, usable at once: who gave it to a pod has seen that it is free. Raises OSError."""
+    netlink.request(f"add address {address.address}/{address.prefix}", _NEWADDR, _address(address), CREATE | EXCL)
+
+
+def remove_address(netlink: Netlink, address: Address) -> None:
+    """Take an address from an interface. Raises OSError."""
+    netlink.request(f"remove address {address.address}/{address.prefix}", _DELADDR, _address(address))
+
+
+def _address(address: Address) -> bytes:
+    packed = socket.inet_pton(address.family, address.address)
+    flags = _IFA_F_NODAD if address.family == socket.AF_INET6 else 0
+    body = _IFADDR.pack(address.family, address.prefix, 0, address.scope, address.index)
+    body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    return body + (number(_IFA_FLAGS, flags) if flags else b"")
+
+
+def add_route(netlink: Netlink, route: Route) -> None:
+    """Add a route; one that is there already is not an error. Raises OSError."""
+    try:
+        netlink.request(f"add route {_shown(route)}", _NEWROUTE, _route(route), CREATE | EXCL)
+    except FileExistsError:
+        return
+
+
+def remove_route(netlink: Netlink, route: Route) -> None:
+    """Remove a route. Raises OSError."""
+    netlink.request(f"remove route {_shown(route)}", _DELROUTE, _route(route))
+
+
+def _shown(route: Route) -> str:
+    return f"to {route.destination or 'everything'}" + (f" by {route.gateway}" if route.gateway else "")
+
+
+def _route(route: Route) -> bytes:
+    address, _, length = route.destination.partition("/")
+    body = _ROUTE.pack(
+        route.family,
+        int(length or 0),
+        0,
+        0,
+        _RT_TABLE_MAIN,
+        route.protocol,
+        route.scope,
+        _RTN_UNICAST,
+        route.flags,
+    )
+    for kind, value in ((_RTA_DST, address), (_RTA_GATEWAY, route.gateway), (_RTA_PREFSRC, route.source)):
+        if value:
+            body += attribute(kind, socket.inet_pton(route.family, value))
+    body += number(_RTA_OIF, route.index)
+    if route.priority:
+        body += number(_RTA_PRIORITY, route.priority)
+    if route.mtu:
+        body += nest(_RTA_METRICS, number(_RTAX_MTU, route.mtu))
+    return body
+
+
+def add_neighbour(netlink: Netlink, neighbour: Neighbour) -> None:
+    """Add or replace a neighbour. Raises OSError."""
+    body = _NEIGH.pack(neighbour.family, neighbour.index, neighbour.state, neighbour.flags, 0)
+    body += attribute(_NDA_DST, socket.inet_pton(neighbour.family, neighbour.address))
+    if neighbour.lladdr:
+        body += attribute(_NDA_LLADDR, bytes.fromhex(neighbour.lladdr.replace(":", "")))
+    netlink.request(f"add neighbour {neighbour.address}", _NEWNEIGH, body, CREATE | REPLACE)
+
+
+def redirect(netlink: Netlink, source: int, target: int) -> None:
+    """Send all that arrives at one interface out by another: an ingress qdisc with one filter. Raises OSError."""
+    remove_redirect(netlink, source)
+    body = _TC.pack(socket.AF_UNSPEC, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress")
+    netlink.request(f"add an ingress qdisc to interface {source}", _NEWQDISC, body, CREATE | EXCL)
+    protocol = socket.htons(_ETH_P_ALL)
+    mirred = _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _EGRESS_REDIRECT, target)
+    action = nest(1, text(_TCA_ACT_KIND, "mirred"), nest(_TCA_ACT_OPTIONS, attribute(_TCA_MIRRED_PARMS, mirred)))
+    selector = _SELECTOR.pack(_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _MATCH_ALL
+    options = nest(_TCA_OPTIONS, attribute(_TCA_U32_SEL, selector), nest(_TCA_U32_ACT, action))
+    body = _TC.pack(socket.AF_UNSPEC, source, 0, _INGRESS_HANDLE, _FILTER_PRIORITY << 16 | protocol)
+    netlink.request(
+        f"redirect interface {source} to {target}", _NEWTFILTER, body + text(_TCA_KIND, "u32") + options, CREATE | EXCL
+    )
+
+
+def remove_redirect(netlink: Netlink, source: int) -> None:
+    """Remove what `redirect` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
+    body = _TC.pack(socket.AF_UNSPEC, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0)
+    try:
+        netlink.request(f"remove the ingress qdisc of interface {source}", _DELQDISC, body)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            raise
+
+
+def _text(data: bytes) -> str:
+    return data.partition(b"\0")[0].decode(errors="replace")
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:4], "little") if len(data) >= 4 else 0
+
+
+def _ip(family: int, data: bytes) -> str:
+    try:
+        return socket.inet_ntop(family, data)
+    except (ValueError, OSError):
+        return ""

@@ -1,0 +1,126 @@
+"""A pod's network namespace: looked at, its interfaces joined to tap devices, and left as it was found.
+
+Only file descriptors and netlink sockets are made inside; they keep belonging to the namespace, so nobody has to stay
+there. Kata's model `tcfilter`: what arrives at the interface goes out at the tap device, and the other way round, by
+one traffic control filter each. The addresses stay on the interface, where nothing can arrive any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
+from kata.linux import rtnetlink
+from kata.linux.namespaces import CLONE_NEWNET, inside
+from kata.linux.netlink import Netlink
+from kata.linux.tap import open_tap
+from kata.network.endpoints import Endpoint, Snapshot
+from kata.network.release import detach
+
+
+class PodNetwork:
+    """The network namespace at a path.
+
+    Raises:
+        NotFound: there is none.
+        InvalidArgument: it is this process's own, which is the host's, or no network namespace.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with self._opened() as fd:
+            found = os.fstat(fd)
+        self.inode = found.st_ino
+        own = os.stat("/proc/thread-self/ns/net")
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
+            raise InvalidArgument(
+                f"network namespace {path} is the host's, which a virtual machine cannot have",
+                hint="run it without the host network",
+            )
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"network namespace {self.path}: {error.strerror}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _netlink(self) -> Netlink:
+        with self._opened() as fd:
+            try:
+                with inside(fd, CLONE_NEWNET):
+                    return Netlink()
+            except OSError as error:
+                raise InvalidArgument(f"network namespace {self.path} cannot be entered: {error.strerror}") from error
+
+    def look(self) -> Snapshot:
+        """What is in it now.
+
+        Raises:
+            NotFound, InvalidArgument: it is gone, or none.
+            FailedPrecondition: the kernel does not answer.
+        """
+        with self._netlink() as netlink:
+            try:
+                return Snapshot(
+                    rtnetlink.links(netlink),
+                    rtnetlink.addresses(netlink),
+                    rtnetlink.routes(netlink),
+                    rtnetlink.neighbours(netlink),
+                )
+            except OSError as error:
+                raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
+
+    def attach(self, endpoint: Endpoint) -> int:
+        """Join an interface to a tap device; what was done is undone if that fails.
+
+        Returns:
+            The tap device's descriptor. The device vanishes when the last copy of it is closed.
+
+        Raises:
+            FailedPrecondition: the interface or the namespace is gone, or the kernel refuses.
+        """
+        what = f"network namespace {self.path}: cannot connect {endpoint.link.name}"
+        try:
+            with self._opened() as fd, inside(fd, CLONE_NEWNET):
+                tap = open_tap(endpoint.tap)
+        except (OSError, NotFound) as error:
+            reason = _reason(error) if isinstance(error, OSError) else error.message
+            raise FailedPrecondition(f"{what}: tap device {endpoint.tap}: {reason}") from error
+        try:
+            if not endpoint.is_tap:
+                with self._netlink() as netlink:
+                    _join(netlink, endpoint)
+        except (OSError, KataError) as error:
+            os.close(tap)
+            self.detach(endpoint.link.index)
+            reason = _reason(error) if isinstance(error, OSError) else error.message
+            raise FailedPrecondition(f"{what}: {reason}") from error
+        return tap
+
+    def detach(self, index: int) -> None:
+        """Take the filter from an interface. What is gone already is fine."""
+        detach(self.path, self.inode, index)
+
+
+def _join(netlink: Netlink, endpoint: Endpoint) -> None:
+    link = endpoint.link
+    tap = next((one for one in rtnetlink.links(netlink) if one.name == endpoint.tap), None)
+    if tap is None:
+        raise FailedPrecondition(f"tap device {endpoint.tap} has vanished")
+    rtnetlink.change_link(netlink, tap.index, mtu=link.mtu)
+    rtnetlink.change_link(netlink, link.index, up=True)
+    rtnetlink.redirect(netlink, tap.index, link.index)
+    rtnetlink.redirect(netlink, link.index, tap.index)
+    rtnetlink.change_link(netlink, tap.index, up=True)
+
+
+def _reason(error: OSError) -> str:
+    subject = f"{error.filename}: " if isinstance(error.filename, str) else ""
+    return f"{subject}{error.strerror or error}"

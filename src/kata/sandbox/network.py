@@ -1,0 +1,61 @@
+"""A sandbox's network: the pod's interfaces found, joined to tap devices, plugged in, and set up in the guest."""
+
+from __future__ import annotations
+
+import os
+
+from kata.guest.agent import AgentClient
+from kata.hypervisor.base import VirtualMachine
+from kata.hypervisor.devices import NetworkDevice
+from kata.network.endpoints import Endpoint, endpoints, interface_message, neighbours_message, routes_message
+from kata.network.namespace import PodNetwork
+from kata.sandbox.ledger import NETWORK, Ledger
+
+
+class SandboxNetwork:
+    """The interfaces that a sandbox has got out of a network namespace.
+
+    Raises:
+        NotFound, InvalidArgument: there is no such namespace, or it is the host's.
+    """
+
+    def __init__(self, path: str, ledger: Ledger) -> None:
+        self._pod = PodNetwork(path)
+        self._ledger = ledger
+        self._attached: dict[int, Endpoint] = {}
+
+    def look(self) -> list[Endpoint]:
+        """The interfaces that the machine does not have yet.
+
+        Raises:
+            KataError: the namespace is gone, or has what a machine cannot be given.
+        """
+        found = endpoints(self._pod.look(), self._pod.path)
+        return [endpoint for endpoint in found if endpoint.link.index not in self._attached]
+
+    async def attach(self, found: list[Endpoint], vm: VirtualMachine, agent: AgentClient) -> None:
+        """Give interfaces to the machine and have the guest set them up.
+
+        Raises:
+            KataError: one cannot be joined, plugged or set up; those before it stay until `detach`.
+        """
+        if not found:
+            return
+        for endpoint in found:
+            path = await self._plug(endpoint, vm)
+            await agent.update_interface(interface_message(endpoint, path))
+        everything = list(self._attached.values())
+        await agent.update_routes(routes_message(everything))
+        if any(endpoint.neighbours for endpoint in everything):
+            await agent.add_neighbours(neighbours_message(everything))
+
+    async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
+        link = endpoint.link
+        if not endpoint.is_tap:
+            self._ledger.hold(NETWORK, f"{self._pod.inode} {link.index} {self._pod.path}")
+        self._attached[link.index] = endpoint
+        tap = self._pod.attach(endpoint)
+        try:
+            return await vm.plug(NetworkDevice(id=endpoint.id, taps=(tap,), mac=link.mac, mtu=link.mtu))
+        finally:
+            os.close(tap)  # the machine has its own copy now, or does without
