@@ -9,7 +9,7 @@ VENV := .venv
 BENCH ?=
 
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
-APT_TEST := protobuf-compiler cpio
+APT_TEST := protobuf-compiler cpio iproute2 containernetworking-plugins
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench image install uninstall protos docs packages test-packages

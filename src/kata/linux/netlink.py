@@ -1,7 +1,7 @@
 """Netlink sockets: messages with nested attributes, requests with an answer, dumps.
 
-A library for this exists (pyroute2), and tests hold this file against it. It is not used because importing it takes
-150 ms and 13.6 MB, in each shim; in a guest under emulation it would be seconds.
+A library for this exists (pyroute2). It is not used because importing it takes 150 ms and 13.6 MB, in each shim; in a
+guest under emulation it would be seconds. Tests hold what is here against iproute2.
 
 References: netlink(7), rtnetlink(7), include/uapi/linux/netlink.h.
 """

@@ -1,0 +1,113 @@
+"""A pod's network made by real CNI plugins, as containerd's CRI plugin makes it: a bridge, and a veth pair a pod.
+
+Reference: the CNI specification, 1.0.0, sections 1 (configuration) and 2 (execution protocol).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kata.errors import FailedPrecondition
+
+#: Where Debian's containernetworking-plugins has them.
+PLUGINS = Path("/usr/lib/cni")
+_NETNS = Path("/run/netns")
+_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A network namespace with an interface eth0.
+
+    Attributes:
+        netns: the path of the namespace.
+        addresses: those that the plugin gave, without the length of the prefix, in its order.
+    """
+
+    name: str
+    netns: Path
+    addresses: tuple[str, ...]
+
+
+class Bridge:
+    """A network of pods: one bridge in the caller's network namespace. A context manager that removes it.
+
+    Args:
+        name: the bridge's, at most 15 characters.
+        subnet: the first three numbers of an IPv4 network of 256, such as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
+        directory: for the plugin's records.
+    """
+
+    def __init__(self, name: str, subnet: str, directory: Path, *, mtu: int = 1500) -> None:
+        self.name = name
+        self.gateway = f"{subnet}.1"
+        six = f"fd00:{subnet.replace('.', ':')}"
+        self.gateway6 = f"{six}::1"
+        self._config = {
+            "cniVersion": "1.0.0",
+            "name": name,
+            "type": "bridge",
+            "bridge": name,
+            "isGateway": True,
+            "isDefaultGateway": True,
+            "mtu": mtu,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(directory / "cni"),
+                "ranges": [[{"subnet": f"{subnet}.0/24"}], [{"subnet": f"{six}::/64"}]],
+            },
+        }
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _ip("link", "delete", self.name, check=False)
+
+    @contextmanager
+    def pod(self, name: str) -> Iterator[Pod]:
+        """A namespace on the network, removed afterwards."""
+        netns = _NETNS / name
+        _ip("netns", "add", name)
+        try:
+            result = self._run("ADD", name, netns)
+            addresses = tuple(str(one["address"]).partition("/")[0] for one in result["ips"])
+            try:
+                yield Pod(name, netns, addresses)
+            finally:
+                self._run("DEL", name, netns)
+        finally:
+            _ip("netns", "delete", name, check=False)
+
+    def _run(self, command: str, container: str, netns: Path) -> Mapping[str, Any]:
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": str(netns),
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(PLUGINS),
+            "PATH": os.environ.get("PATH", ""),
+        }
+        done = subprocess.run(
+            [PLUGINS / "bridge"],
+            input=json.dumps(self._config),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+        if done.returncode:
+            raise FailedPrecondition(f"CNI plugin bridge, {command} of {container}: {done.stdout.strip()}")
+        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=_TIMEOUT_S)

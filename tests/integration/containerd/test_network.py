@@ -1,0 +1,189 @@
+"""Pods on a network that real CNI plugins made: containers in virtual machines are where the plugins put them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kata.oci.default import default_spec
+from kata.protocols.containerd import task_v2_pb2
+from kata.testing.cni import PLUGINS, Bridge, Pod
+from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.images import BUSYBOX
+from kata.testing.leaks import TEST_PREFIX
+from kata.testing.rawshim import RawShim
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.containerd,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="needs containernetworking-plugins"),
+    pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2"),
+]
+
+MTU = 1400
+
+
+@pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    with Bridge(f"kt{os.getpid()}", "10.231.77", tmp_path_factory.mktemp("cni"), mtu=MTU) as bridge:
+        yield bridge
+
+
+@pytest.fixture(scope="module")
+def server(containerd: PrivateContainerd, bridge: Bridge) -> Iterator[Pod]:
+    """A pod that serves its root directory over HTTP."""
+    container = unique_id(TEST_PREFIX)
+    with bridge.pod(container) as pod:
+        start(containerd, pod, container, "httpd", "-f", "-p", "80", "-h", "/etc")
+        try:
+            yield pod
+        finally:
+            remove(containerd, container)
+
+
+def start(containerd: PrivateContainerd, pod: Pod, container: str, *command: str) -> None:
+    namespace = f"network:{pod.netns}"
+    containerd.ctr("run", "-d", "--with-ns", namespace, "--runtime", RUNTIME, BUSYBOX, container, *command, timeout=60)
+
+
+def remove(containerd: PrivateContainerd, container: str) -> None:
+    containerd.ctr("task", "rm", "-f", container, check=False)
+    containerd.ctr("container", "rm", container, check=False)
+
+
+def run(containerd: PrivateContainerd, pod: Pod, script: str) -> str:
+    namespace = f"network:{pod.netns}"
+    command = ("run", "--rm", "--with-ns", namespace, "--runtime", RUNTIME, BUSYBOX, unique_id(TEST_PREFIX))
+    return containerd.ctr(*command, "sh", "-c", script, timeout=60).stdout
+
+
+def interfaces(pod: Pod) -> list[str]:
+    """Names of the interfaces, and the filters on them."""
+    inside = ["ip", "netns", "exec", pod.name]
+    names = subprocess.run([*inside, "ls", "/sys/class/net"], check=True, capture_output=True, text=True).stdout
+    qdiscs = subprocess.run([*inside, "tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
+    return [*names.split(), *(line for line in qdiscs.splitlines() if "ingress" in line)]
+
+
+@contextmanager
+def left_as_found(pod: Pod) -> Iterator[None]:
+    before = interfaces(pod)
+    yield
+    deadline = time.monotonic() + 10
+    while (after := interfaces(pod)) != before:
+        assert time.monotonic() < deadline, after
+        time.sleep(0.05)
+
+
+def test_the_guest_has_what_the_plugin_gave(containerd: PrivateContainerd, bridge: Bridge) -> None:
+    with bridge.pod(unique_id(TEST_PREFIX)) as pod, left_as_found(pod):
+        said = run(containerd, pod, "ip addr show eth0; ip route; ip -6 route; cat /sys/class/net/eth0/mtu")
+        hardware = subprocess.run(
+            ["ip", "netns", "exec", pod.name, "cat", "/sys/class/net/eth0/address"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        assert hardware in said
+        for address in pod.addresses:
+            assert address in said
+        assert f"default via {bridge.gateway} dev eth0" in said
+        assert f"default via {bridge.gateway6} dev eth0" in said
+        assert said.splitlines()[-1] == str(MTU)
+
+
+def test_pods_reach_each_other_and_the_host(containerd: PrivateContainerd, bridge: Bridge, server: Pod) -> None:
+    with bridge.pod(unique_id(TEST_PREFIX)) as pod:
+        four, six = server.addresses
+        said = run(
+            containerd,
+            pod,
+            f"ping -c 1 -W 5 {four} && ping -c 1 -W 5 {six} && ping -c 1 -W 5 {bridge.gateway}"
+            f" && wget -q -O - http://{four}/passwd && wget -q -O - http://[{six}]/passwd",
+        )
+        assert said.count("1 packets received") == 3
+        assert said.count("root:x:0:0") == 2
+
+
+def test_the_host_reaches_a_pod(server: Pod) -> None:
+    for address in (server.addresses[0], f"[{server.addresses[1]}]"):
+        with urllib.request.urlopen(f"http://{address}/passwd", timeout=20) as answer:
+            assert answer.read().startswith(b"root:x:0:0")
+
+
+@pytest.mark.parametrize(("shim", "machine"), [(True, False), (False, True), (True, True)])
+def test_a_kill_leaves_the_namespace_as_it_was(
+    containerd: PrivateContainerd, bridge: Bridge, shim: bool, machine: bool
+) -> None:
+    container = unique_id(TEST_PREFIX)
+    with bridge.pod(container) as pod, left_as_found(pod):
+        start(containerd, pod, container, "sleep", "1000")
+        assert any("ingress" in line for line in interfaces(pod))
+        containerd.kill_sandbox(container, shim=shim, machine=machine)
+        remove(containerd, container)
+
+
+async def test_an_interface_that_appears_after_create(bridge: Bridge, configuration: Path) -> None:
+    """Docker fills the namespace between create and start."""
+    with bridge.pod(unique_id(TEST_PREFIX)) as pod, left_as_found(pod):
+        inside = ["ip", "netns", "exec", pod.name, "ip"]
+        for thing in ("addr", "-6 route"):
+            subprocess.run([*inside, *thing.split(), "flush", "dev", "eth0"], check=True)
+        async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
+            rootfs = str(raw.directory / "rootfs")
+            spec = default_spec(("sh", "-c", "ip addr show eth0 > /out"), rootfs=rootfs, hostname="late")
+            for namespace in spec["linux"]["namespaces"]:
+                if namespace["type"] == "network":
+                    namespace["path"] = str(pod.netns)
+            container = raw.bundle(spec=spec)
+            task = await raw.task(container)
+            await task.call("Create", raw.create_request(container))
+            subprocess.run([*inside, "addr", "add", "10.231.77.99/24", "dev", "eth0"], check=True)
+            await task.call("Start", task_v2_pb2.StartRequest(id=container))
+            await task.call("Wait", task_v2_pb2.WaitRequest(id=container))
+            assert "10.231.77.99/24" in (raw.directory / "rootfs/out").read_text()
+            await task.call("Delete", task_v2_pb2.DeleteRequest(id=container))
+            await task.call("Shutdown", task_v2_pb2.ShutdownRequest(id=container))
+
+
+def test_a_namespace_that_is_not_there(containerd: PrivateContainerd) -> None:
+    done = containerd.ctr(
+        "run",
+        "--rm",
+        "--with-ns",
+        "network:/run/netns/absent",
+        "--runtime",
+        RUNTIME,
+        BUSYBOX,
+        unique_id(TEST_PREFIX),
+        "true",
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "network namespace /run/netns/absent: No such file or directory" in done.stderr
+
+
+def test_the_hosts_own_namespace(containerd: PrivateContainerd) -> None:
+    done = containerd.ctr(
+        "run",
+        "--rm",
+        "--with-ns",
+        f"network:/proc/{os.getpid()}/ns/net",
+        "--runtime",
+        RUNTIME,
+        BUSYBOX,
+        unique_id(TEST_PREFIX),
+        "true",
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "is the host's, which a virtual machine cannot have" in done.stderr

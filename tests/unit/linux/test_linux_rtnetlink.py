@@ -1,0 +1,140 @@
+"""Netlink against iproute2: what one writes the other reads, in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kata.linux import netlink as wire
+from kata.linux import rtnetlink
+from kata.linux.namespaces import CLONE_NEWNET, setns, unshare
+from kata.linux.netlink import Netlink
+from kata.linux.rtnetlink import Address, Link, Neighbour, Route
+from kata.linux.tap import open_tap
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("ip") is None or shutil.which("tc") is None, reason="needs iproute2"),
+]
+
+
+def ip(*arguments: str) -> Any:
+    done = subprocess.run(["ip", "-d", "-j", *arguments], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout or "[]")
+
+
+@pytest.fixture
+def netlink() -> Iterator[Netlink]:
+    """Of a namespace with a pair of interfaces va and vb."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    unshare(CLONE_NEWNET)
+    try:
+        for line in ("link add va type veth peer name vb", "link set lo up", "link set va up", "link set vb up"):
+            ip(*line.split())
+        with Netlink() as netlink:
+            yield netlink
+    finally:
+        setns(home, CLONE_NEWNET)
+        os.close(home)
+
+
+def link(netlink: Netlink, name: str) -> Link:
+    return next(one for one in rtnetlink.links(netlink) if one.name == name)
+
+
+def test_interfaces(netlink: Netlink) -> None:
+    ip("link", "set", "va", "mtu", "1400", "address", "02:00:00:00:00:0a")
+    found = link(netlink, "va")
+    assert (found.kind, found.mac, found.mtu) == ("veth", "02:00:00:00:00:0a", 1400)
+    assert {one.name for one in rtnetlink.links(netlink)} >= {"lo", "va", "vb"}
+    rtnetlink.change_link(netlink, found.index, up=False)
+    rtnetlink.change_link(netlink, found.index, name="eth0", mtu=1300, mac="02:00:00:00:00:0b", arp=False, up=True)
+    [shown] = ip("link", "show", "eth0")
+    assert (shown["mtu"], shown["address"]) == (1300, "02:00:00:00:00:0b")
+    assert {"NOARP", "UP"} <= set(shown["flags"])
+
+
+def test_addresses(netlink: Netlink) -> None:
+    index = link(netlink, "va").index
+    ip("addr", "add", "10.1.0.2/24", "dev", "va")
+    assert Address(index, socket.AF_INET, "10.1.0.2", 24) in rtnetlink.addresses(netlink)
+    rtnetlink.remove_address(netlink, Address(index, socket.AF_INET, "10.1.0.2", 24))
+    rtnetlink.add_address(netlink, Address(index, socket.AF_INET6, "fd00::2", 64))
+    [shown] = ip("addr", "show", "va")
+    assert [one["local"] for one in shown["addr_info"] if one["scope"] == "global"] == ["fd00::2"]
+    assert not any(one.get("tentative") for one in shown["addr_info"] if one["local"] == "fd00::2"), "usable at once"
+    with pytest.raises(FileExistsError) as caught:
+        rtnetlink.add_address(netlink, Address(index, socket.AF_INET6, "fd00::2", 64))
+    assert caught.value.filename == "add address fd00::2/64"
+
+
+def test_routes(netlink: Netlink) -> None:
+    index = link(netlink, "va").index
+    ip("addr", "add", "10.1.0.2/24", "dev", "va")
+    ip("route", "add", "default", "via", "10.1.0.1", "mtu", "1300")
+    assert Route(index, socket.AF_INET, "", "10.1.0.1", mtu=1300) in rtnetlink.routes(netlink)
+    mine = Route(index, socket.AF_INET, "10.7.0.0/16", "10.9.9.9", source="10.1.0.2", flags=4, mtu=1200, priority=5)
+    rtnetlink.add_route(netlink, mine)
+    rtnetlink.add_route(netlink, mine)
+    [shown] = ip("route", "show", "10.7.0.0/16")
+    assert (shown["gateway"], shown["prefsrc"], shown["metric"]) == ("10.9.9.9", "10.1.0.2", 5)
+    assert "onlink" in shown["flags"]
+    assert mine in rtnetlink.routes(netlink)
+    rtnetlink.remove_route(netlink, mine)
+    assert ip("route", "show", "10.7.0.0/16") == []
+
+
+def test_neighbours(netlink: Netlink) -> None:
+    index = link(netlink, "va").index
+    mine = Neighbour(index, socket.AF_INET, "10.1.0.7", "02:00:00:00:00:07", rtnetlink.NUD_PERMANENT)
+    rtnetlink.add_neighbour(netlink, mine)
+    [shown] = ip("neigh", "show", "10.1.0.7")
+    assert (shown["lladdr"], shown["state"]) == ("02:00:00:00:00:07", ["PERMANENT"])
+    assert mine in rtnetlink.neighbours(netlink)
+
+
+def test_what_arrives_at_one_goes_out_at_the_other(netlink: Netlink) -> None:
+    """From vb to va, which passes on to a tap device: the packet can be read there."""
+    tap = open_tap("tap0")
+    try:
+        source, target = link(netlink, "va").index, link(netlink, "tap0").index
+        rtnetlink.change_link(netlink, target, up=True)
+        rtnetlink.redirect(netlink, source, target)
+        rtnetlink.redirect(netlink, source, target)
+        frame = b"\xff" * 6 + b"\x02\0\0\0\0\x0b" + b"\x88\xb5" + b"kata" * 20
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            sender.bind(("vb", 0))
+            sender.send(frame)
+        os.set_blocking(tap, True)
+        while not os.read(tap, 4096)[10:].startswith(frame):
+            pass  # the kernel's own first packets, such as router solicitations
+        rtnetlink.remove_redirect(netlink, source)
+        rtnetlink.remove_redirect(netlink, source)
+        shown = subprocess.run(["tc", "qdisc", "show", "dev", "va"], check=True, capture_output=True, text=True).stdout
+        assert "ingress" not in shown
+    finally:
+        os.close(tap)
+    assert all(one.name != "tap0" for one in rtnetlink.links(netlink)), "gone with its descriptor"
+
+
+def test_nothing_to_remove_on_an_interface_that_is_gone(netlink: Netlink) -> None:
+    rtnetlink.remove_redirect(netlink, 9999)
+
+
+def test_changes_are_told(netlink: Netlink) -> None:
+    with Netlink(rtnetlink.GROUP_LINK) as events:
+        ip("link", "set", "va", "down")
+        assert any(rtnetlink.parse_link(message).name == "va" for message in events.events())
+
+
+@pytest.mark.parametrize("data", [b"", b"\1", b"\0\0\0\0", b"\xff\xff\1\0abc", b"\3\0\1\0", b"\x08\0\1\0abc"])
+def test_attributes_that_are_cut_off(data: bytes) -> None:
+    assert wire.attributes(data) == {}
+    assert list(wire.unpack(data)) == []
