@@ -61,7 +61,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "factory": frozenset(),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
-        guest_selinux_label hypervisor_name internetworking_model name sandbox_bind_mounts sandbox_cgroup_only
+        guest_selinux_label hypervisor_name name sandbox_bind_mounts sandbox_cgroup_only
         shared_mounts vfio_mode
         """),
 }
