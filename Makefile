@@ -9,10 +9,11 @@ VENV := .venv
 BENCH ?=
 
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
-APT_TEST := protobuf-compiler cpio iproute2 containernetworking-plugins
+# gcc makes the program that drives a device in tests/nested.
+APT_TEST := protobuf-compiler cpio iproute2 containernetworking-plugins gcc libc6-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench image install uninstall protos docs packages test-packages
+.PHONY: help run test test-nested check bench image install uninstall protos docs packages test-packages
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,9 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/ruff check src tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+test-nested: $(VENV)/ready test-packages image ## Test VFIO on an emulated host that has an IOMMU (about 10 minutes)
+	$(VENV)/bin/pytest -rA tests/nested
 
 bench: $(VENV)/ready image ## Measure against runc and bare QEMU, side by side
 	$(VENV)/bin/python -m kata.testing.bench $(BENCH)

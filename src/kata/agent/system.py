@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 CGROUP = "/sys/fs/cgroup"
 
 _MODPROBE = "/sbin/modprobe"
-_MODULE_TIMEOUT = 30.0
+# Seconds; long, because a guest whose host is emulated as well needs a minute for what usually takes a tenth of one.
+_MODULE_TIMEOUT = 120.0
 # The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
 # No udev loads the drivers of what is plugged in, and ext4 is what most disks are formatted with.
 _MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_scsi", "sd_mod", "ext4", "virtio_net")

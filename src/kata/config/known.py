@@ -15,10 +15,10 @@ KEYS: dict[str, frozenset[str]] = {
         block_device_logical_sector_size block_device_physical_sector_size cold_plug_vfio
         confidential_guest default_bridges default_maxmemory disable_guest_selinux
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net enable_guest_swap
-        enable_hugepages enable_iommu enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
+        enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
         firmware firmware_volume guest_hook_path guest_memory_dump_paging guest_memory_dump_path guest_swap_path
-        guest_swap_size_percent hot_plug_vfio hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
+        guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
         machine_accelerators memory_offset memory_slots network_queues num_queues numa_mapping overhead_memory
         overhead_vcpus pcie_root_port pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
         rootless rx_rate_limiter_max_rate seccomp_sandbox tx_rate_limiter_max_rate use_legacy_serial
@@ -33,7 +33,7 @@ KEYS: dict[str, frozenset[str]] = {
         agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_tracing
         enable_vcpus_pinning experimental guest_selinux_label hypervisor_name jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
-        sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io vfio_mode
+        sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io
         """),
     "factory": _names("vm_cache_endpoint"),
 }
@@ -47,10 +47,10 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "hypervisor": _names("""
         asset_hash_type blk_logical_sector_size blk_physical_sector_size block_device_num_queues
         block_device_queue_size cc_init_data cold_plug_vfio ctlpath ctlpath_hash default_gpu_model default_gpus
-        disable_image_nvdimm disable_vhost_net enable_guest_swap enable_hugepages enable_iommu
+        disable_image_nvdimm disable_vhost_net enable_guest_swap enable_hugepages
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
-        guest_hook_path hot_plug_vfio hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
+        guest_hook_path hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
         jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset memory_slots
         network_queues numa_mapping path_hash pcie_root_port pcie_switch_port prefetch_files.list
         reclaim_guest_freed_memory rootless rx_rate_limiter_max_rate tx_rate_limiter_max_rate use_legacy_serial
@@ -62,6 +62,6 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
         guest_selinux_label hypervisor_name name sandbox_bind_mounts sandbox_cgroup_only
-        shared_mounts vfio_mode
+        shared_mounts
         """),
 }

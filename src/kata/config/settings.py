@@ -237,6 +237,24 @@ class HypervisorConfig:
             annotation="block_device_cache_noflush",
         ),
     )
+    enable_iommu: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            'Give the guest an IOMMU, behind which its programs can drive devices by VFIO. With `vfio_mode = "vfio"` '
+            "it has one without being asked.",
+            annotation="enable_iommu",
+        ),
+    )
+    hot_plug_vfio: str = field(
+        default="root-port",
+        metadata=_row(
+            Text(choices=("root-port", "no-port")),
+            "Where the host's devices are plugged into the running machine: PCIe root ports, of which there are four, "
+            "or nowhere, so that a container with one is refused. Kata's default is no-port.",
+            annotation="hot_plug_vfio",
+        ),
+    )
     seccompsandbox: str = field(
         default=_SECCOMP,
         metadata=_row(
@@ -347,6 +365,16 @@ class RuntimeConfig:
             'traffic control; "none" leaves them where they are, and containers have the loopback device only. Kata\'s '
             '"macvtap" is not supported.',
             annotation="internetworking_model",
+        ),
+    )
+    vfio_mode: str = field(
+        default="guest-kernel",
+        metadata=_row(
+            Text(choices=("guest-kernel", "vfio")),
+            "What a container gets of a host's device (`/dev/vfio/<group>`): `guest-kernel` has the guest's driver "
+            "take it and gives the container the nodes that come of that, `vfio` gives it the group, under the number "
+            "that it has in the guest, to drive by itself.",
+            annotation="vfio_mode",
         ),
     )
     disable_guest_seccomp: bool = field(

@@ -52,6 +52,8 @@ class VmPlan:
         share_helper: the program that serves that directory, or None for the monitor itself.
         share_tag: the mount tag of that directory.
         channels: names of virtio-serial ports, in the order of their port numbers.
+        iommu: whether the guest has an IOMMU.
+        port_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
         seccomp: whether the monitor confines its own system calls.
         debug: a talkative guest kernel.
         environment: of the monitor's process, as (name, value) pairs; it gets no other variables.
@@ -78,6 +80,8 @@ class VmPlan:
     share_helper: Path | None = None
     share_tag: str = SHARE_TAG
     channels: tuple[str, ...] = ()
+    iommu: bool = False
+    port_window: int = 0
     seccomp: bool = True
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
@@ -100,6 +104,8 @@ class VmPlan:
                 f"{self.memory_mib} MiB of memory is too little for a guest, the minimum is {MINIMUM_MEMORY_MIB} MiB",
                 hint="raise default_memory in the configuration",
             )
+        if self.port_window and (self.port_window < 0 or self.port_window & (self.port_window - 1)):
+            raise InvalidArgument(f"a window of {self.port_window} bytes is no power of two")
         for what, text in (("cpu model", self.cpu_model), ("cpu features", self.cpu_features)):
             if not _CPU_FEATURES.fullmatch(text):
                 raise InvalidArgument(f"{what} {text!r} has characters that no CPU's name has")

@@ -36,6 +36,8 @@ def kernel_command_line(plan: VmPlan) -> str:
     """
     parts = [
         *_ALWAYS,
+        # Pass-through: the guest's own drivers need no mapping, and only what a program drives by VFIO is confined.
+        *(("intel_iommu=on", "iommu=pt") if plan.iommu else ()),
         "debug" if plan.debug else "quiet",
         *plan.kernel_params,
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from kata.config.settings import Config
 from kata.devices.block import Attached
+from kata.devices.vfio import AttachedGroup
 from kata.errors import InvalidArgument
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
@@ -83,7 +84,12 @@ def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def create_container_request(
-    container_id: str, spec: Spec, files: ContainerPlan, config: Config, disks: Sequence[Attached] = ()
+    container_id: str,
+    spec: Spec,
+    files: ContainerPlan,
+    config: Config,
+    disks: Sequence[Attached] = (),
+    groups: Sequence[AttachedGroup] = (),
 ) -> agent_pb2.CreateContainerRequest:
     """The agent's part of making a container: the spec as the guest has to see it, and the disks it is on."""
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
@@ -100,6 +106,15 @@ def create_container_request(
             agent_pb2.Device(id=disk.address, type=disk.kind, container_path=disk.disk.container_path)
             for disk in disks
             if not disk.disk.mount
+        ]
+        + [
+            agent_pb2.Device(
+                id=str(attached.wanted.group),
+                type=attached.kind,
+                container_path=attached.wanted.path,
+                options=attached.options,
+            )
+            for attached in groups
         ],
     )
 

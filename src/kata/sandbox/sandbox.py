@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from kata.config.settings import Config
 from kata.devices.block import Disks
+from kata.devices.iommu import Iommu
+from kata.devices.vfio import Groups, plan_vfio, window
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -94,6 +96,8 @@ class Sandbox(Lifecycle):
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._disks: Disks | None = None
+        self._iommu = Iommu()
+        self._groups: Groups | None = None
         self._creating: set[str] = set()
         self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
@@ -143,7 +147,14 @@ class Sandbox(Lifecycle):
         with self._timings.phase("plan"):
             accelerator = await accel.choose_for(self._config.hypervisor)
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
-            vm_plan = plan_vm(self.id, self._directory, bundle.spec, self._config, accelerator=accelerator.name)
+            vm_plan = plan_vm(
+                self.id,
+                self._directory,
+                bundle.spec,
+                self._config,
+                accelerator=accelerator.name,
+                port_window=window(bundle.spec, self._iommu),
+            )
         log.debug("plan of %s: %s", self.what, vm_plan)
         interfaces = self._look_at_network(bundle.spec)
         self._ledger.hold(PROCESS, self._ledger.directory)
@@ -160,6 +171,7 @@ class Sandbox(Lifecycle):
             )
         self._vm = vm
         self._disks = Disks(vm, self._config.hypervisor)
+        self._groups = Groups(vm, self._config, self._iommu)
         self.pid = vm.pid
         if self._network:
             with self._timings.phase("network"):
@@ -218,6 +230,12 @@ class Sandbox(Lifecycle):
         return self._disks
 
     @property
+    def groups(self) -> Groups:
+        if self._groups is None:
+            raise FailedPrecondition(f"{self.what} is {self.state}")
+        return self._groups
+
+    @property
     def agent(self) -> AgentClient:
         if self._agent is None:
             raise FailedPrecondition(f"{self.what} is {self.state}")
@@ -250,6 +268,7 @@ class Sandbox(Lifecycle):
         disks = plan_disks(
             request.id, spec, request.rootfs, enabled=not self._config.hypervisor.disable_block_device_use
         )
+        vfio = plan_vfio(disks.spec, self._config.runtime.vfio_mode, self._iommu)
         files = plan_container(
             request.id,
             spec.get("mounts") or (),
@@ -258,19 +277,20 @@ class Sandbox(Lifecycle):
             disk_root=disks.root,
             on_disk=disks.mounted,
         )
-        for reason in (*disks.skipped, *files.skipped):
+        for reason in (*disks.skipped, *vfio.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         self._creating.add(request.id)
         try:
-            attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
             try:
-                message = plan.create_container_request(request.id, disks.spec, files, self._config, attached)
+                attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
+                groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
+                message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self.disks.detach(request.id)))
+                await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
                 raise
         finally:
             self._creating.discard(request.id)
@@ -297,9 +317,14 @@ class Sandbox(Lifecycle):
             await self.stop()
         else:
             await container.delete(force=force)
-            await self.disks.detach(container_id)
+            await self._detach(container_id)
         del self.containers[container_id]
         return container
+
+    async def _detach(self, container_id: str) -> None:
+        """Take back what of the host's devices only this container had."""
+        await self.groups.detach(container_id)
+        await self.disks.detach(container_id)
 
     async def oom_events(self) -> AsyncIterator[str]:
         """Ids of containers in which something was killed for lack of memory, until the guest is gone."""

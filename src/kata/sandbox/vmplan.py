@@ -78,8 +78,14 @@ def size_class(memory_mib: int) -> int:
     return -(-memory_mib // step) * step
 
 
-def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str) -> VmPlan:
-    """The virtual machine of a sandbox."""
+def plan_vm(
+    sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str, port_window: int = 0
+) -> VmPlan:
+    """The virtual machine of a sandbox.
+
+    Args:
+        port_window: see VmPlan.
+    """
     size = vm_size(spec, config, host_size())
     hypervisor = config.hypervisor
     return VmPlan(
@@ -99,6 +105,8 @@ def plan_vm(sandbox_id: str, directory: Path, spec: Spec, config: Config, *, acc
         share_dir=directory / "shared",
         share_helper=find_helper(),
         channels=(AGENT_CHANNEL,),
+        iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
+        port_window=port_window,
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),

@@ -108,7 +108,7 @@ def test_unknown_and_unsupported_names_are_told_apart() -> None:
         applied(allowing(".*"), "hypervisor.default_memroy", "512")
     assert "did you mean default_memory?" in caught.value.message
     with pytest.raises(Unimplemented):
-        applied(allowing(".*"), "hypervisor.enable_iommu", "true")
+        applied(allowing(".*"), "hypervisor.enable_iommu_platform", "true")
 
 
 class TestPaths:

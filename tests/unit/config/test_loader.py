@@ -236,7 +236,7 @@ class TestWarnings:
         ("body", "warning"),
         [
             (b"[hypervisor.qemu]\ndefault_memroy = 5", "default_memroy: unknown key, did you mean default_memory?"),
-            (b"[hypervisor.qemu]\nenable_iommu = true", "enable_iommu: known to Kata, has no effect here"),
+            (b"[hypervisor.qemu]\nenable_numa = true", "enable_numa: known to Kata, has no effect here"),
             (b"[hypervisor.qemu]\ndial_timeout = 5", "dial_timeout: unknown key, it belongs to [agent.kata]"),
             (b"[runtime]\nzzzzzzzz = 5", "zzzzzzzz: unknown key"),
             (b"[agent.kata.mem_agent]\nx = 5", "mem_agent: known to Kata, has no effect here"),

@@ -57,6 +57,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-display", "none"),
         ("-machine", plan.machine_type + (",memory-backend=memory" if MEMORY_FD in fds else "")),
         *_processor(plan),
+        *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
         ("-m", f"size={plan.memory_mib}M"),
         *_memory(plan, fds),
@@ -68,7 +69,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-serial", "chardev:console"),
         *_root_disk(plan),
         *_channels(plan, fds),
-        *slots.options(),
+        *slots.options(plan.port_window),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
         # Tells a guest that it has been cloned, so that it draws new random numbers.
@@ -104,7 +105,8 @@ def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
     features = f",{plan.cpu_features}" if plan.cpu_features else ""
     if plan.accelerator == "kvm":
         return [
-            ("-accel", "kvm,kernel-irqchip=on"),
+            # The IOMMU can remap interrupts only of a controller that QEMU has.
+            ("-accel", f"kvm,kernel-irqchip={'split' if plan.iommu else 'on'}"),
             ("-cpu", f"{plan.cpu_model or 'host'}{features}"),
             # Linux does not count on timer ticks that were missed while the machine did not run.
             ("-global", "kvm-pit.lost_tick_policy=discard"),
@@ -113,6 +115,11 @@ def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
         ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),
         ("-cpu", f"{plan.cpu_model or _TCG_CPU}{features}"),
     ]
+
+
+def _iommu(plan: VmPlan) -> list[tuple[str, ...]]:
+    # caching-mode: the guest tells of each mapping, and QEMU maps it for the devices of the host's behind it.
+    return [("-device", "intel-iommu,intremap=on,caching-mode=on")] if plan.iommu else []
 
 
 def _root_disk(plan: VmPlan) -> list[tuple[str, ...]]:

@@ -48,12 +48,17 @@ class Slot:
         return f"{self.behind:02x}/{self.number:02x}"
 
 
-def options() -> Iterator[tuple[str, str]]:
-    """What there has to be on QEMU's command line."""
+def options(port_window: int = 0) -> Iterator[tuple[str, str]]:
+    """What there has to be on QEMU's command line.
+
+    Args:
+        port_window: bytes that the firmware sets aside for 64-bit BARs behind each root port, 0 for its own choice.
+    """
+    reserve = f",pref64-reserve={port_window}" if port_window else ""
     for index, address in enumerate(_ROOT_PORTS):
         yield (
             "-device",
-            f"pcie-root-port,id=rp{index},bus=pcie.0,chassis={index + 1},slot={index + 1},addr={address:#x}.0",
+            f"pcie-root-port,id=rp{index},bus=pcie.0,chassis={index + 1},slot={index + 1},addr={address:#x}.0{reserve}",
         )
     for index, address in enumerate(_BRIDGES):
         yield (

@@ -1,0 +1,74 @@
+"""Level 1: a machine with an IOMMU and devices behind it, whose root is this host's, so that the project runs there.
+
+It is emulated, and what runs in it emulates again: twenty to forty times slower each time.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kata.osbuilder import cpio, store
+
+HERE = Path(__file__).parent
+
+
+def make_initrd(path: Path) -> None:
+    """The guest image's initrd with another first process: of two archives, the second one's files win."""
+    ours = cpio.archive([cpio.file("init", (HERE / "init.sh").read_bytes(), 0o755)])
+    path.write_bytes(store.find().initrd.read_bytes() + ours)
+
+
+def command(work: Path, devices: Sequence[str]) -> list[str]:
+    """QEMU's arguments; `devices` are options for what is behind the root ports rp1, rp2…"""
+    image = store.find()
+    nine_p = "security_model=none,multidevs=remap"
+    return [
+        "qemu-system-x86_64", "-M", "q35,sata=off,smbus=off,usb=off", "-accel", "tcg,thread=multi,tb-size=512",
+        "-cpu", "max,la57=off,-erms,-fsrm", "-smp", "2", "-m", "3072",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{work}/console",
+        "-device", "intel-iommu,intremap=on,eim=off,caching-mode=on",
+        "-kernel", str(image.kernel), "-initrd", str(work / "initrd"),
+        "-append", "console=ttyS0 loglevel=4 panic=-1 intel_iommu=on iommu=nopt mitigations=off random.trust_cpu=on "
+        "nokaslr cryptomgr.notests no_timer_check tsc=reliable",
+        "-drive", f"if=none,id=root,file={image.rootfs},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root",
+        "-fsdev", f"local,id=root9p,path=/,readonly=on,{nine_p}",
+        "-device", "virtio-9p-pci,fsdev=root9p,mount_tag=hostroot",
+        "-fsdev", f"local,id=work9p,path={work},{nine_p}", "-device", "virtio-9p-pci,fsdev=work9p,mount_tag=work",
+        "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
+        "-device", "pcie-root-port,id=rp1,chassis=1,slot=1", "-device", "pcie-root-port,id=rp2,chassis=2,slot=2",
+        *devices,
+    ]  # fmt: skip
+
+
+def run(work: Path, job: Sequence[str], devices: Sequence[str], timeout: float) -> float:
+    """Run `job`, a command line of this host's, in level 1; its output is in `work`/log, which is /mnt there.
+
+    Returns:
+        Seconds that it took, boot included.
+    """
+    make_initrd(work / "initrd")
+    (work / "job.sh").write_text(
+        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1\n"
+        f"{shlex.join(job)} >/mnt/log 2>&1 </dev/null\n"
+        "echo $? >/mnt/status; sync; echo o >/proc/sysrq-trigger; sleep 10\n"
+    )
+    begun = time.monotonic()
+    with (work / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(command(work, devices), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait(10)
+    return time.monotonic() - begun
+
+
+def lacking() -> str:
+    """What this host needs for it and has not, or ""."""
+    wanted = ("qemu-system-x86_64", "gcc")
+    return ", ".join(program for program in wanted if not shutil.which(program))

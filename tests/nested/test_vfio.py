@@ -1,0 +1,81 @@
+"""VFIO for real, on a host made for it: see tests/nested/level1.py. Slow, so only `make test-nested` runs it.
+
+The three paths of a device show: the group's number on the host, the one in the guest, the node in the container.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata.testing.images import busybox_rootfs
+
+from . import level1
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
+
+_TIMEOUT_S = 1500.0
+_FIRST = b"hello-from-the-host-0"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if os.geteuid() or level1.lacking():
+        pytest.fail(f"needs root and {level1.lacking() or 'nothing else'}")
+    return tmp_path_factory.mktemp("nested")
+
+
+@pytest.fixture(scope="module")
+def told(work: Path) -> list[dict[str, Any]]:
+    """What level 1 said, line by line."""
+    busybox_rootfs(work / "rootfs")
+    source = Path(__file__).with_name("vfio_read.c")
+    subprocess.run(["gcc", "-O1", "-Wall", "-static", "-o", work / "rootfs/vfio_read", source], check=True)
+    disk = work / "nvme.img"
+    disk.write_bytes(_FIRST.ljust(1 << 20, b"\0"))
+    devices = [
+        "-drive", f"if=none,id=nvme,file={disk},format=raw", "-device", "nvme,drive=nvme,serial=x1,bus=rp1",
+        "-device", "edu,bus=rp2",
+    ]  # fmt: skip
+    job = [sys.executable, str(Path(__file__).with_name("inside.py"))]
+    seconds = level1.run(work, job, devices, _TIMEOUT_S)
+    log = (work / "log").read_text(errors="replace") if (work / "log").exists() else ""
+    console = (work / "console").read_text(errors="replace")[-3000:]
+    print(f"level 1 ran for {seconds:.0f} s:\n{log}")  # noqa: T201 - the figures are what this is run for
+    assert (work / "status").exists(), f"level 1 did not finish: {log}\n{console}"
+    assert (work / "status").read_text().strip() == "0", f"{log}\n{console}"
+    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+
+
+def ended(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(line for line in told if line["step"] == "ended" and line["name"] == name)
+
+
+def test_the_guests_kernel_drives_a_disk(told: list[dict[str, Any]], work: Path) -> None:
+    facts = ended(told, "nvme")
+    assert facts["status"] in (0, 1), facts  # ls of what is not there
+    assert facts["output"].startswith(f"{_FIRST.decode()}\n"), facts
+    assert "No such file" in facts["output"]
+    sector = (work / "nvme.img").read_bytes()[512:1024]
+    assert sector.rstrip(b"\0") == b"hello-from-level-2\n"
+
+
+def test_a_container_drives_a_device(told: list[dict[str, Any]]) -> None:
+    facts = ended(told, "edu")
+    assert facts["status"] == 0, facts
+    assert "register 0x010000ed" in facts["output"]
+    groups = next(line for line in told if line["step"] == "bound")["groups"]
+    names = facts["output"].splitlines()
+    assert "vfio" in names
+    assert str(groups["0000:02:00.0"]) not in names, "the group has the host's number by chance: no proof"
+
+
+def test_devices_come_back(told: list[dict[str, Any]]) -> None:
+    assert [line["free"] for line in told if line["step"] == "back"] == [True, True]
+    assert all(line["problems"] == [] for line in told if line["step"] == "ended")
