@@ -44,7 +44,7 @@ def bind(address: str) -> int:
 
 def configuration(mode: str) -> Config:
     config = Config()
-    params = "agent.hotplug_timeout=200s mitigations=off nokaslr"
+    params = "agent.hotplug_timeout=200s tsc=unstable mitigations=off nokaslr loglevel=7"
     hypervisor = replace(config.hypervisor, accelerator="tcg", default_memory=320, kernel_params=params)
     agent = replace(config.agent, dial_timeout=900)
     runtime = replace(config.runtime, vfio_mode=mode, create_container_timeout=600)
@@ -77,6 +77,7 @@ async def run(name: str, mode: str, groups: list[int], script: str, environment:
     bundle = Bundle(WORK, spec_with(groups, script, environment), WORK / "rootfs")
     ledger = claim(f"{STATE_ROOT}/{name}")
     begun = time.monotonic()
+    watching = asyncio.create_task(show_console(name))
     sandbox = await Sandbox.start(name, bundle, configuration(mode), ledger)
     tell(step="sandbox", name=name, seconds=round(time.monotonic() - begun, 1))
     try:
@@ -86,6 +87,7 @@ async def run(name: str, mode: str, groups: list[int], script: str, environment:
         await container.start()
         status = (await container.wait()).status
     finally:
+        watching.cancel()
         problems = await sandbox.stop()
     tell(
         step="ended",
@@ -95,6 +97,15 @@ async def run(name: str, mode: str, groups: list[int], script: str, environment:
         problems=problems,
         seconds=round(time.monotonic() - begun, 1),
     )
+
+
+async def show_console(name: str) -> None:
+    """Keep a copy of the guest's console where level 0 sees it: this machine's own files end with it."""
+    source = Path(STATE_ROOT, name, "console.log")
+    while True:
+        if source.exists():
+            (WORK / f"console-{name}").write_bytes(source.read_bytes())
+        await asyncio.sleep(5)
 
 
 def reusable(group: int) -> bool:

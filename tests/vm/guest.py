@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -70,8 +70,9 @@ class Guest:
         share: what the guest can mount with `share_storage`.
     """
 
-    def __init__(self, *parameters: str, memory: int = 512) -> None:
+    def __init__(self, *parameters: str, memory: int = 512, devices: Sequence[str] = ()) -> None:
         self._parameters = parameters
+        self._devices = devices
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path()
@@ -120,6 +121,7 @@ class Guest:
             "-device", "virtserialport,chardev=console,name=kata.console",
             "-fsdev", f"local,id=share,path={self.share},security_model=none,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=share,mount_tag=kataShared",
+            *self._devices,
         ]  # fmt: skip
 
     @property
@@ -285,11 +287,16 @@ def container_spec(rootfs: str, *arguments: str, **process: Any) -> dict[str, An
     }
 
 
-def sandboxed() -> Iterator[Guest]:
-    """A guest with a sandbox running, for a module's fixture; skips where none can boot."""
+def sandboxed(*parameters: str, devices: Sequence[str] = ()) -> Iterator[Guest]:
+    """A guest with a sandbox running, for a module's fixture; skips where none can boot.
+
+    Args:
+        parameters: of the kernel.
+        devices: QEMU's options for more devices.
+    """
     if lack := missing():
         pytest.skip(f"needs {lack}")
-    with Guest() as guest:
+    with Guest(*parameters, devices=devices) as guest:
 
         async def prepare() -> None:
             async with guest.connect() as agent:

@@ -21,7 +21,7 @@ INITRD = ("virtio_pci", "virtio_blk", "crc32c_generic", "erofs", "virtio_console
 ROOT: dict[str, tuple[str, ...]] = {
     "shared files": ("9p", "9pnet_virtio", "virtiofs", "fuse", "cuse", "overlay"),
     "block devices": ("loop", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod", "sg", "nvme", "ahci"),
-    "persistent memory": ("libnvdimm", "nd_pmem", "virtio_pmem", "device_dax", "dax_pmem", "kmem"),
+    "persistent memory": ("libnvdimm", "nfit", "nd_pmem", "virtio_pmem", "device_dax", "dax_pmem", "kmem"),
     "device mapper": ("dm-mod", "dm-crypt", "dm-verity", "dm-integrity", "dm-snapshot", "dm-thin-pool"),
     "file systems": ("erofs", "ext4", "xfs", "squashfs", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8"),
     "virtio": ("virtio_pci", "virtio_net", "virtio_balloon", "virtio_mem", "virtio-rng", "virtio_console"),

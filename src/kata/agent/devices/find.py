@@ -28,6 +28,9 @@ PLACED = ("blk", "scsi")
 #: And for those that are told by their name in the guest.
 NAMED = ("mmioblk", "nvdimm")
 
+# Persistent memory is no device on a bus that names its driver: all of them, for NVDIMMs of ACPI and of virtio.
+_PERSISTENT_MEMORY = ("nfit", "virtio_pmem", "nd_pmem")
+
 Found = TypeVar("Found")
 
 
@@ -125,6 +128,9 @@ class Finder:
         match = _NODE.fullmatch(node)
         if not match or match[1].startswith("pmem") != (kind == "nvdimm"):
             raise InvalidArgument(f"{node!r} is no node of a disk of type {kind}")
+        if kind == "nvdimm":
+            for module in _PERSISTENT_MEMORY:
+                await self.load(module)
         return await self.wait(lambda: self._node_of([f"{self.sys}/class/block/{match[1]}"]), f"{kind} disk {node}")
 
     async def drive(self, directory: str) -> None:
