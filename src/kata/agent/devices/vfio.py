@@ -116,7 +116,12 @@ def _base_class(directory: str) -> int:
 
 
 def _has(directory: str, subsystem: str) -> bool:
-    return any(os.path.basename(parent) == subsystem and names for parent, names, _ in os.walk(directory))
+    # A link in each directory says which one it is in. Names do not: an NVMe disk is no child of a directory "block".
+    return any(_subsystem(parent) == subsystem for parent, _, _ in os.walk(directory))
+
+
+def _subsystem(directory: str) -> str:
+    return os.path.basename(os.path.realpath(f"{directory}/subsystem"))
 
 
 def _nodes(directory: str, dev: str) -> Iterator[GuestNode]:
@@ -128,7 +133,7 @@ def _nodes(directory: str, dev: str) -> Iterator[GuestNode]:
                 values = dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
             if "DEVNAME" not in values or not os.path.exists(f"{dev}/{values['DEVNAME']}"):
                 continue
-            kind = "b" if os.path.basename(os.path.realpath(f"{parent}/subsystem")) == "block" else "c"
+            kind = "b" if _subsystem(parent) == "block" else "c"
             node = GuestNode(f"/dev/{values['DEVNAME']}", kind, int(values["MAJOR"]), int(values["MINOR"]))
             found.append(node)
     if len(found) > _MAXIMUM_NODES:
