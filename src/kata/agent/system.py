@@ -22,7 +22,7 @@ _MODPROBE = "/sbin/modprobe"
 _MODULE_TIMEOUT = 120.0
 # The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
 # No udev loads the drivers of what is plugged in, and ext4 is what most disks are formatted with.
-_MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_scsi", "sd_mod", "ext4", "virtio_net")
+_MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "virtiofs")
 
 
 class Mount(NamedTuple):

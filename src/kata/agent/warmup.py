@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import glob
 import logging
 import mmap
 import os
@@ -87,9 +88,8 @@ async def _live(client: Client) -> None:
     health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
     agent = Stub(client, pb.DESCRIPTOR.services_by_name["AgentService"])
     await health.Check(health_pb2.CheckRequest())
-    share = ["trans=virtio", "version=9p2000.L", "cache=mmap", "nodev", "msize=512000"]
     storages = [
-        pb.Storage(driver="9p", source="kataShared", fstype="9p", options=share, mount_point=_SHARE),
+        *_shared_tree(),
         pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=["size=65536k"], mount_point=_SHM),
     ]
     await agent.CreateSandbox(pb.CreateSandboxRequest(sandbox_id=_ID, storages=storages))
@@ -110,6 +110,19 @@ async def _live(client: Client) -> None:
     await agent.SignalProcess(pb.SignalProcessRequest(container_id=_ID, signal=signal.SIGKILL))
     await agent.WaitProcess(pb.WaitProcessRequest(container_id=_ID))
     await agent.RemoveContainer(pb.RemoveContainerRequest(container_id=_ID))
+
+
+def _shared_tree() -> list[pb.Storage]:
+    """The shared tree, where this machine has the device for it: that of virtio-fs comes with a restore."""
+    tree = pb.Storage(source="kataShared", mount_point=_SHARE)
+    if glob.glob("/sys/bus/virtio/drivers/9pnet_virtio/virtio*"):
+        tree.driver = tree.fstype = "9p"
+        tree.options.extend(["trans=virtio", "version=9p2000.L", "cache=mmap", "nodev", "msize=512000"])
+    elif glob.glob("/sys/bus/virtio/drivers/virtiofs/virtio*"):
+        tree.driver, tree.fstype = "virtio-fs", "virtiofs"
+    else:
+        return []
+    return [tree]
 
 
 def _tidy() -> None:

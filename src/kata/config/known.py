@@ -23,8 +23,8 @@ KEYS: dict[str, frozenset[str]] = {
         overhead_vcpus pcie_root_port pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
         rootless rx_rate_limiter_max_rate seccomp_sandbox tx_rate_limiter_max_rate use_legacy_serial
         valid_entropy_sources valid_file_mem_backends valid_vhost_user_store_paths valid_virtio_fs_daemon_paths
-        vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache virtio_fs_cache_size virtio_fs_daemon
-        virtio_fs_extra_args virtio_fs_queue_size vm_rootfs_driver
+        vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_queue_size
+        vm_rootfs_driver
         """),
     "agent.kata": _names("""
         cdh_api_timeout dial_timeout_ms enable_tracing mem_agent mem_agent_enable reconnect_timeout_ms
@@ -54,7 +54,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset memory_slots
         network_queues numa_mapping path_hash pcie_root_port pcie_switch_port prefetch_files.list
         reclaim_guest_freed_memory rootless rx_rate_limiter_max_rate tx_rate_limiter_max_rate use_legacy_serial
-        vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache virtio_fs_cache_size virtio_fs_daemon
+        vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_daemon
         virtio_fs_extra_args
         """),
     "agent": frozenset({"cdh_api_timeout_ms", "enable_tracing", "policy"}),

@@ -18,7 +18,9 @@ from kata.hypervisor.devices import Device
 MINIMUM_MEMORY_MIB = 128
 #: Ports of one virtio-serial device that the machine's layout provides for.
 MAXIMUM_CHANNELS = 7
-#: The 9p mount tag of the shared tree.
+#: How the guest gets at the shared tree; the names are those of the setting `shared_fs`.
+SHARE_9P, SHARE_VIRTIO_FS = "virtio-9p", "virtio-fs"
+#: The mount tag of the shared tree.
 SHARE_TAG = "kataShared"
 
 _ACCELERATORS = ("kvm", "tcg")
@@ -48,8 +50,10 @@ class VmPlan:
         initrd: initial RAM file system.
         image: read-only root image for the first disk, or None.
         kernel_params: come last on the kernel command line, so they win.
-        share_dir: host directory that the guest may mount over 9p, or None.
-        share_helper: the program that serves that directory, or None for the monitor itself.
+        share_dir: host directory that the guest may mount, or None.
+        share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter takes guest memory that the helper shares.
+        share_helper: the program that serves that directory, or None for the monitor itself, which cannot do virtio-fs.
+        share_options: further arguments of that program.
         share_tag: the mount tag of that directory.
         channels: names of virtio-serial ports, in the order of their port numbers.
         iommu: whether the guest has an IOMMU.
@@ -77,7 +81,9 @@ class VmPlan:
     memory_mib: int = 512
     kernel_params: tuple[str, ...] = ()
     share_dir: Path | None = None
+    share_fs: str = SHARE_9P
     share_helper: Path | None = None
+    share_options: tuple[str, ...] = ()
     share_tag: str = SHARE_TAG
     channels: tuple[str, ...] = ()
     iommu: bool = False
@@ -86,6 +92,11 @@ class VmPlan:
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the guest's memory is shared with another process, and so cannot be private to this machine's."""
+        return self.share_dir is not None and self.share_fs == SHARE_VIRTIO_FS
+
     def __post_init__(self) -> None:
         if not _SANDBOX_ID.fullmatch(self.sandbox_id):
             raise InvalidArgument(f"sandbox id {self.sandbox_id!r} is not made of letters, digits, '_', '.' and '-'")
@@ -93,6 +104,8 @@ class VmPlan:
             raise InvalidArgument(f"accelerator {self.accelerator!r} is not one of {', '.join(_ACCELERATORS)}")
         if self.machine_type != "q35":
             raise InvalidArgument(f"machine type {self.machine_type!r} is not supported", hint="use q35")
+        if self.share_fs == SHARE_VIRTIO_FS and self.share_dir and not self.share_helper:
+            raise InvalidArgument("virtio-fs needs a daemon that serves it")
         if not 1 <= self.vcpus <= _MAXIMUM_VCPUS:
             raise InvalidArgument(f"{self.vcpus} virtual CPUs asked for, expected 1 to {_MAXIMUM_VCPUS}")
         if self.max_vcpus and not self.vcpus <= self.max_vcpus <= _MAXIMUM_VCPUS:

@@ -101,7 +101,25 @@ class VfioDevice:
         _check(self.host, _PCI_ADDRESS, f"PCI address of device {self.id}")
 
 
-Device = BlockDevice | NetworkDevice | VfioDevice
+@dataclass(frozen=True, kw_only=True)
+class FileSystemDevice:
+    """A directory of the host over virtio-fs, served by a daemon that the monitor is connected to.
+
+    Attributes:
+        id: its name, one of its own in the machine.
+        chardev: the monitor's name of the connection.
+        tag: what the guest mounts it by.
+    """
+
+    id: str
+    chardev: str
+    tag: str
+
+    def __post_init__(self) -> None:
+        _check(self.id, _ID, "device id")
+
+
+Device = BlockDevice | NetworkDevice | VfioDevice | FileSystemDevice
 
 
 def _check(text: str, pattern: re.Pattern[str], what: str) -> None:

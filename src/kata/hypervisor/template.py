@@ -74,7 +74,9 @@ class Template:
 
 def description(plan: VmPlan) -> dict[str, Any]:
     """All that a machine of this plan has in common with the machines that can go on from its template."""
-    anonymous = replace(plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"), environment=())
+    anonymous = replace(
+        plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"), share_options=(), environment=()
+    )
     names = (QMP_FD, CONSOLE_FD, MEMORY_FD, SHARE_FD, *plan.channels)
     found: dict[str, Any] = {
         "accelerator": plan.accelerator,

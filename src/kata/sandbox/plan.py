@@ -9,6 +9,7 @@ from kata.config.settings import Config
 from kata.devices.block import Attached
 from kata.devices.vfio import AttachedGroup
 from kata.errors import InvalidArgument
+from kata.hypervisor.base import SHARE_TAG, SHARE_VIRTIO_FS
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
 from kata.protocols import agent_pb2, types_pb2
@@ -35,19 +36,7 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
         hostname=str(spec.get("hostname") or sandbox_id)[:_HOSTNAME_MAX],
         sandbox_id=sandbox_id,
         storages=[
-            agent_pb2.Storage(
-                driver="9p",
-                source="kataShared",
-                fstype="9p",
-                options=[
-                    "trans=virtio",
-                    "version=9p2000.L",
-                    f"cache={_CACHE_9P}",
-                    "nodev",
-                    f"msize={config.hypervisor.msize_9p}",
-                ],
-                mount_point=GUEST_SHARED + "/",
-            ),
+            _shared_tree(config),
             agent_pb2.Storage(
                 driver="ephemeral",
                 source="shm",
@@ -61,6 +50,18 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
         name, *parameters = module.split()
         request.kernel_modules.add(name=name, parameters=parameters)
     return request
+
+
+def _shared_tree(config: Config) -> agent_pb2.Storage:
+    storage = agent_pb2.Storage(source=SHARE_TAG, mount_point=GUEST_SHARED + "/")
+    if config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
+        storage.driver, storage.fstype = "virtio-fs", "virtiofs"
+        storage.options.append("nodev")
+    else:
+        storage.driver = storage.fstype = "9p"
+        msize = f"msize={config.hypervisor.msize_9p}"
+        storage.options.extend(["trans=virtio", "version=9p2000.L", f"cache={_CACHE_9P}", "nodev", msize])
+    return storage
 
 
 #: Kata's choice: files can be mapped shared and writable, everything else goes straight to the host.

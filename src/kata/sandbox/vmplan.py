@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kata.config.settings import Config
+from kata.config.settings import Config, HypervisorConfig
 from kata.errors import InvalidArgument
-from kata.hypervisor.base import VmPlan
+from kata.hypervisor.base import SHARE_VIRTIO_FS, VmPlan
 from kata.hypervisor.qemu.share import find_helper
 from kata.oci.spec import Spec
 from kata.sandbox.ledger import MARKER
@@ -103,7 +103,8 @@ def plan_vm(
         image=hypervisor.image.resolve(),
         kernel_params=(*agent_params(config), *hypervisor.kernel_params.split()),
         share_dir=directory / "shared",
-        share_helper=find_helper(),
+        share_fs=hypervisor.shared_fs,
+        **_share_helper(hypervisor),
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
         port_window=port_window,
@@ -111,6 +112,17 @@ def plan_vm(
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
     )
+
+
+def _share_helper(hypervisor: HypervisorConfig) -> dict[str, Any]:
+    """Who serves the shared tree, as fields of the plan."""
+    if hypervisor.shared_fs != SHARE_VIRTIO_FS:
+        return {"share_helper": find_helper()}
+    cache = {"never": "none"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache)
+    return {
+        "share_helper": hypervisor.virtio_fs_daemon,
+        "share_options": ("-o", f"cache={cache}", *hypervisor.virtio_fs_extra_args),
+    }
 
 
 def as_template(plan: VmPlan) -> VmPlan:

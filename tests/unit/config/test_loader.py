@@ -181,7 +181,7 @@ class TestValues:
             ("hypervisor.qemu", 'kernel = ""', "absolute path"),
             ("hypervisor.qemu", 'kernel = "/a/../b"', "absolute path"),
             ("hypervisor.qemu", 'kernel = "/a\\u0000b"', "absolute path"),
-            ("hypervisor.qemu", 'shared_fs = "virtio-fs"', '"virtio-9p"'),
+            ("hypervisor.qemu", 'shared_fs = "nfs"', '"virtio-9p"'),
             ("hypervisor.qemu", 'accelerator = "KVM"', '"auto" or "kvm" or "tcg"'),
             ("hypervisor.qemu", 'cpu_features = "pmu=off -device x"', "CPU features"),
             ("hypervisor.qemu", 'seccompsandbox = "off"', '"on,obsolete=deny,elevateprivileges=deny,'),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.hypervisor.devices import BlockDevice, NetworkDevice, VfioDevice
+from kata.hypervisor.devices import BlockDevice, FileSystemDevice, NetworkDevice, VfioDevice
 from kata.hypervisor.qemu import device_commands as commands
 from kata.hypervisor.qemu.device_commands import Command
 from kata.hypervisor.qemu.slots import Slot
@@ -103,6 +103,19 @@ def test_an_interface_with_queues_and_vhost() -> None:
     )
     assert backend.do.arguments["vhost"] is True
     assert {"mq": True, "vectors": 6, "host_mtu": 1400}.items() <= device.do.arguments.items()
+
+
+def test_a_file_system_on_a_connection_that_is_there() -> None:
+    [step] = commands.file_system(FileSystemDevice(id="share0", chardev="share", tag="kataShared"), SLOT)
+    assert step.do.arguments == {
+        "driver": "vhost-user-fs-pci",
+        "id": "share0",
+        "bus": "bridge0",
+        "addr": "0x3",
+        "chardev": "share",
+        "tag": "kataShared",
+        "queue-size": 1024,
+    }
 
 
 def test_a_device_of_the_hosts() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.errors import InvalidArgument
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
 
@@ -146,6 +147,20 @@ def test_a_path_cannot_add_options(make_plan: Callable[..., VmPlan]) -> None:
 def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
     plan = make_plan(share_dir=Path("/s"), share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"))
     assert values(command_line(plan, {**FDS, SHARE_FD: 77}), "-fsdev") == ["proxy,id=share,sock_fd=77"]
+
+
+def test_virtio_fs_shares_memory_and_has_a_connection_but_no_device_yet(make_plan: Callable[..., VmPlan]) -> None:
+    plan = make_plan(share_dir=Path("/s"), share_fs="virtio-fs", share_helper=Path("/usr/lib/qemu/virtiofsd"))
+    argv = command_line(plan, FDS | {SHARE_FD: 77, MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
+    assert "socket,id=share,fd=77" in values(argv, "-chardev")
+    assert not [value for value in (*values(argv, "-device"), *values(argv, "-fsdev")) if "fs" in value]
+    [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
+    assert memory.endswith(",share=on")
+
+
+def test_virtio_fs_needs_its_daemon(make_plan: Callable[..., VmPlan]) -> None:
+    with pytest.raises(InvalidArgument, match="daemon"):
+        make_plan(share_dir=Path("/s"), share_fs="virtio-fs")
 
 
 def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:

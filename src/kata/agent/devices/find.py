@@ -3,6 +3,7 @@
     pci         a PCI device, by PCI path                    its directory in sysfs
     interface   a network interface, by PCI path             its name
     disk        virtio-blk by PCI path, SCSI by "ID:LUN"     its node below /dev
+    file_system virtio-fs                                    nothing: it is mounted by its tag
     node        mmio disks and persistent memory             the node, as soon as it is there
 
 All of them look before they wait, so what came first is found; and wait no longer than `agent.hotplug_timeout`.
@@ -132,6 +133,16 @@ class Finder:
             for module in _PERSISTENT_MEMORY:
                 await self.load(module)
         return await self.wait(lambda: self._node_of([f"{self.sys}/class/block/{match[1]}"]), f"{kind} disk {node}")
+
+    async def file_system(self) -> None:
+        """Wait for a virtio-fs device that can be mounted; which one it is says its tag.
+
+        Raises:
+            DeadlineExceeded: nothing is there in time.
+        """
+        await self.load("virtiofs")
+        driven = f"{self.sys}/bus/virtio/drivers/virtiofs/virtio*"
+        await self.wait(lambda: glob.glob(driven) or None, "virtio-fs device")
 
     async def drive(self, directory: str) -> None:
         """Load the drivers that the kernel has for a PCI device and the virtio device in it, unless one is at work."""

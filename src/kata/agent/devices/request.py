@@ -102,6 +102,8 @@ async def find_storages(requests: Iterable[agent_pb2.Storage], finder: Finder) -
             located.CopyFrom(request)
             located.source = await finder.disk(request.driver, request.source)
             found.append(located)
-        else:
-            found.append(request)
+            continue
+        if request.driver == "virtio-fs":
+            await finder.file_system()
+        found.append(request)
     return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kata.hypervisor.base import MAXIMUM_CHANNELS, VmPlan
+from kata.hypervisor.base import MAXIMUM_CHANNELS, SHARE_VIRTIO_FS, VmPlan
 from kata.hypervisor.kernel_params import kernel_command_line
 from kata.hypervisor.qemu import slots
 
@@ -28,6 +28,8 @@ STATE_FD = ":state"
 #: A second QMP monitor, on which the state is asked for before anybody has connected to the first.
 RESTORE_FD = ":restore"
 SHARE_FD = ":share"
+#: QEMU's name of the connection to the daemon that serves virtio-fs.
+SHARE_CHARDEV = "share"
 
 #: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
@@ -43,7 +45,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         plan: the machine.
         fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
             channel, and SHARE_FD if the plan has a helper for the share; files for MEMORY_FD (to save the machine
-            later) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
+            later, or to share its memory) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
 
     Raises:
         InvalidArgument: the kernel command line is too long.
@@ -84,7 +86,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
 def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     if MEMORY_FD not in fds:
         return []
-    share = "off" if STATE_FD in fds else "on"
+    share = "off" if STATE_FD in fds and not plan.shares_memory else "on"
     path = f"/proc/self/fd/{fds[MEMORY_FD]}"
     return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={share}")]
 
@@ -151,6 +153,9 @@ def _channels(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
 def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     if plan.share_dir is None:
         return []
+    if plan.share_fs == SHARE_VIRTIO_FS:
+        # Its device cannot be saved, so it is plugged in when the machine runs.
+        return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
     if plan.share_helper:
         server = f"proxy,id=share,sock_fd={fds[SHARE_FD]}"
     else:

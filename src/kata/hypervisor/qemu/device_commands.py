@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kata.hypervisor.devices import BlockDevice, NetworkDevice, VfioDevice
+from kata.hypervisor.devices import BlockDevice, FileSystemDevice, NetworkDevice, VfioDevice
 from kata.hypervisor.qemu.slots import Slot
 
 SCSI_CONTROLLER = "scsi0"
@@ -115,6 +115,13 @@ def network(device: NetworkDevice, slot: Slot) -> list[Step]:
         Step(Command("netdev_add", options), Command("netdev_del", {"id": backend})),
         _virtio("net", device.id, slot, **properties),
     ]
+
+
+def file_system(device: FileSystemDevice, slot: Slot) -> list[Step]:
+    """A directory of the host over virtio-fs, with Kata's length of the queue."""
+    place = {"bus": slot.bus, "addr": slot.address}
+    properties: dict[str, object] = {"chardev": device.chardev, "tag": device.tag, "queue-size": 1024}
+    return [_device("vhost-user-fs-pci", device.id, **place, **properties)]
 
 
 def vfio(device: VfioDevice, slot: Slot) -> list[Step]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, KataError, NotFound, Unavailable
-from kata.hypervisor.devices import BlockDevice, Device, NetworkDevice, VfioDevice
+from kata.hypervisor.devices import BlockDevice, Device, FileSystemDevice, NetworkDevice, VfioDevice
 from kata.hypervisor.qemu import device_commands as commands
 from kata.hypervisor.qemu.device_commands import Command, Step
 from kata.hypervisor.qemu.slots import Slot, Slots
@@ -111,6 +111,8 @@ class Hotplug:
             ]
         if isinstance(device, NetworkDevice):
             return commands.network(device, slot)
+        if isinstance(device, FileSystemDevice):
+            return commands.file_system(device, slot)
         return commands.vfio(device, slot)
 
     async def _plug_scsi(self, device: BlockDevice, entry: _Plugged) -> str:

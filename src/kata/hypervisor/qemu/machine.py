@@ -29,8 +29,8 @@ from kata.errors import (
 )
 from kata.hypervisor.base import VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
-from kata.hypervisor.devices import Device
-from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD
+from kata.hypervisor.devices import Device, FileSystemDevice
+from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
 from kata.hypervisor.qemu.device_commands import Command
 from kata.hypervisor.qemu.process import QemuProcess, restore_commands
 
@@ -123,6 +123,8 @@ class QemuMachine:
                 await self._connect()
                 if STATE_FD in self._files:
                     await self._restored()
+                if self.plan.shares_memory and not self._to_be_saved:
+                    await self.plug(FileSystemDevice(id="share0", chardev=SHARE_CHARDEV, tag=self.plan.share_tag))
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
@@ -144,6 +146,10 @@ class QemuMachine:
                 output=exit_.output if exit_ else "",
                 console=self.console_tail(),
             ) from error
+
+    @property
+    def _to_be_saved(self) -> bool:
+        return MEMORY_FD in self._files and STATE_FD not in self._files
 
     def _spawn(self) -> QemuProcess:
         check_files(self.plan)
@@ -375,7 +381,7 @@ class QemuMachine:
             DeadlineExceeded, Unavailable: as for any command.
         """
         what = f"saving the machine of {self.plan.sandbox_id}"
-        if MEMORY_FD not in self._files or self._qmp is None:
+        if not self._to_be_saved or self._qmp is None:
             raise FailedPrecondition(f"{what}: its memory is in no file")
         capability = {"capability": "x-ignore-shared", "state": True}
         await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])

@@ -9,6 +9,7 @@ Not here: watching, commands, and what is in the plan.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -18,8 +19,9 @@ from collections.abc import Mapping
 
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu import confine
-from kata.hypervisor.qemu.command import CONSOLE_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
 from kata.hypervisor.qemu.share import ShareHelper
+from kata.hypervisor.qemu.share import connection as share_connection
 
 #: The other end of SHARE_FD.
 _HELPER_FD = ":helper"
@@ -36,6 +38,32 @@ def restore_commands(state: int) -> list[dict[str, object]]:
         {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [capability]}},
         {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
     ]
+
+
+def memory_to_share(size_mib: int, saved: int | None) -> int:
+    """A new file in memory that can be a guest's memory and be shared: empty, or a copy of a saved machine's.
+
+    It is as large as the machine's memory, and takes as much as is in the copy.
+    """
+    memory = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(memory, size_mib << 20)
+        position = 0
+        while saved is not None:
+            try:
+                position = os.lseek(saved, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break
+            end = os.lseek(saved, position, os.SEEK_HOLE)
+            os.lseek(memory, position, os.SEEK_SET)
+            while position < end:
+                position += os.sendfile(memory, saved, position, end - position)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
 
 
 class QemuProcess:
@@ -65,7 +93,7 @@ class QemuProcess:
         self.argv: list[str] = []
         popen = None
         theirs: dict[str, socket.socket] = {}
-        write_end = -1
+        write_end = memory = -1
         try:
             names = [QMP_FD, CONSOLE_FD, *plan.channels]
             if self.restores:
@@ -79,23 +107,22 @@ class QemuProcess:
             self.output, write_end = os.pipe()
             fds = {name: end.fileno() for name, end in theirs.items()} | dict(files)
             helper = plan.share_helper if plan.share_dir else None
+            if plan.shares_memory and (self.restores or MEMORY_FD not in files):
+                fds[MEMORY_FD] = memory = memory_to_share(plan.memory_mib, files.get(MEMORY_FD))
             if helper:
-                theirs[SHARE_FD], theirs[_HELPER_FD] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                theirs[SHARE_FD], theirs[_HELPER_FD] = share_connection(plan)
                 fds[SHARE_FD] = theirs[SHARE_FD].fileno()
             self.argv = command_line(plan, fds)
             capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not helper else ()
-            environment = dict(plan.environment)
             popen = confine.spawn(
                 confine.confined(self.argv, capabilities),
                 fds=tuple(fds.values()),
                 output=write_end,
-                environment=environment,
+                environment=dict(plan.environment),
             )
-            if helper and plan.share_dir:
+            if helper:
                 # After QEMU, which takes longer to come to the point where it needs its helper.
-                self.helper = ShareHelper(
-                    helper, plan.share_dir, theirs[_HELPER_FD].fileno(), output=write_end, environment=environment
-                )
+                self.helper = ShareHelper(plan, theirs[_HELPER_FD].fileno(), output=write_end)
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()
             self.popen: subprocess.Popen[bytes] = popen
@@ -108,8 +135,9 @@ class QemuProcess:
         finally:
             for end in theirs.values():
                 end.close()
-            if write_end >= 0:
-                os.close(write_end)
+            for fd in (write_end, memory):
+                if fd >= 0:
+                    os.close(fd)
 
     @property
     def alive(self) -> bool:
