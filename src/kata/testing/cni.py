@@ -65,6 +65,12 @@ class Bridge:
             },
         }
 
+    def write(self, directory: Path) -> None:
+        """Write the configuration for somebody else who runs the plugins, containerd for one."""
+        network = {key: value for key, value in self._config.items() if key not in ("cniVersion", "name")}
+        whole = {"cniVersion": "1.0.0", "name": self.name, "plugins": [network]}
+        (directory / "10-pods.conflist").write_text(json.dumps(whole), encoding="utf-8")
+
     def __enter__(self) -> Bridge:
         return self
 

@@ -1,8 +1,8 @@
 """A containerd of one's own: for tests, the demonstration and the benchmark.
 
 It shares nothing with a containerd that the host may run but /run/containerd/s, where the names of the shims' sockets
-are hashes of, among other things, the address of the containerd that asked. The CRI plugin is off: what is wanted here
-is the runtime contract, spoken by `ctr`.
+are hashes of, among other things, the address of the containerd that asked. The CRI plugin is off unless asked for:
+what is mostly wanted here is the runtime contract, spoken by `ctr`.
 
 Not here: images to run (`kata.testing.images`) and the check for leftovers (`kata.testing.leaks`).
 """
@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
@@ -47,7 +48,7 @@ version = 2
 root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = [
-    "io.containerd.grpc.v1.cri",
+    {disabled}
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
@@ -68,6 +69,41 @@ disabled_plugins = [
 """
 
 
+#: With it containerd serves Kubernetes' interface, too: pods by the runtime handlers "kata" and "runc".
+_CRI = """
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{plugins}"
+    conf_dir = "{networks}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+    runtime_type = "io.containerd.kata.v2"
+    privileged_without_host_devices = true
+    pod_annotations = ["io.katacontainers.*"]
+"""
+
+
+@dataclass(frozen=True)
+class CriOptions:
+    """What the CRI plugin needs.
+
+    Attributes:
+        pause: name of the image of a pod's own container.
+        plugins, networks: directories of CNI plugins and of their configuration.
+    """
+
+    pause: str
+    plugins: Path
+    networks: Path
+
+
 class PrivateContainerd:
     """A running containerd; a context manager that leaves nothing behind, whatever happened to its containers.
 
@@ -77,6 +113,7 @@ class PrivateContainerd:
         environment: more variables for containerd and so for the shims; wins over what is passed on by default.
         debug: whether containerd and the shims log debug messages.
         namespace: containerd's, for all that `ctr` does here.
+        cri: serve Kubernetes' interface, too.
 
     Attributes:
         directory: everything it has on disk; short, because socket paths have 108 bytes.
@@ -88,7 +125,12 @@ class PrivateContainerd:
     """
 
     def __init__(
-        self, *, environment: Mapping[str, str] | None = None, debug: bool = False, namespace: str = "default"
+        self,
+        *,
+        environment: Mapping[str, str] | None = None,
+        debug: bool = False,
+        namespace: str = "default",
+        cri: CriOptions | None = None,
     ) -> None:
         self.namespace = namespace
         self._containerd = _executable("containerd")
@@ -104,9 +146,11 @@ class PrivateContainerd:
         self._config = self.directory / "config.toml"
         try:
             self.shim = write_launcher(self.directory / "bin")
-            self._config.write_text(
-                _CONFIG.format(directory=self.directory, level="debug" if debug else "info"), encoding="utf-8"
-            )
+            disabled = "" if cri else '"io.containerd.grpc.v1.cri",'
+            text = _CONFIG.format(directory=self.directory, level="debug" if debug else "info", disabled=disabled)
+            if cri:
+                text += _CRI.format(pause=cri.pause, plugins=cri.plugins, networks=cri.networks)
+            self._config.write_text(text, encoding="utf-8")
             self.environment = {
                 "PATH": f"{self.shim.parent}:{_SYSTEM_PATH}",
                 "HOME": "/root",

@@ -25,13 +25,13 @@ _PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexiste
 _GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 
-def busybox_archive(out: Path, name: str = BUSYBOX) -> Path:
+def busybox_archive(out: Path, name: str = BUSYBOX, command: tuple[str, ...] = ("sh",)) -> Path:
     """Write an OCI archive whose only program is busybox to `out`; returns `out`."""
     rootfs = out.with_name(out.name + ".rootfs")
     rootfs.mkdir(parents=True)
     try:
         busybox_rootfs(rootfs)
-        return write_oci_archive(rootfs, ImageConfig(cmd=("sh",), env=(_PATH,)), out, name)
+        return write_oci_archive(rootfs, ImageConfig(cmd=command, env=(_PATH,)), out, name)
     finally:
         shutil.rmtree(rootfs)
 

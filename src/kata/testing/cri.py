@@ -1,0 +1,215 @@
+"""Pods by containerd's CRI plugin, as a kubelet has them; with defaults for what a test does not care about.
+
+Reference: the container runtime interface, runtime.v1 (`kata/protocols/cri.proto` has the part that is used).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from kata.protocols import cri_pb2 as pb
+
+_SERVICE = "runtime.v1.RuntimeService"
+_TIMEOUT_S = 120.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command in a container said, and its status."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+class Cri:
+    """A connection to the CRI plugin. A context manager.
+
+    Args:
+        address: containerd's socket.
+        handler: the runtime handler of all pods.
+        image: the image of all containers.
+        logs: a directory for the containers' logs.
+    """
+
+    def __init__(self, address: Path, handler: str, image: str, logs: Path) -> None:
+        self.handler = handler
+        self._image = image
+        self._logs = logs
+        self._channel = grpc.insecure_channel(f"unix://{address}")
+        self._rpcs = pb.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name
+
+    def __enter__(self) -> Cri:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def call(self, method: str, **fields: Any) -> Any:
+        """Make a call with the request's fields. Raises grpc.RpcError."""
+        rpc = self._rpcs[method]
+        request = getattr(pb, rpc.input_type.name)(**fields)
+        answer = getattr(pb, rpc.output_type.name)
+        call = self._channel.unary_unary(
+            f"/{_SERVICE}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return call(request, timeout=_TIMEOUT_S)
+
+    def wait_ready(self, timeout: float = 20.0) -> None:
+        """Wait until runtime and network are ready."""
+        deadline = time.monotonic() + timeout
+        while True:
+            conditions = self.call("Status").status.conditions
+            if conditions and all(condition.status for condition in conditions):
+                return
+            assert time.monotonic() < deadline, conditions
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def pod(self, name: str, **fields: Any) -> Iterator[Pod]:
+        """A running pod, stopped and removed afterwards; `fields` are those of PodSandboxConfig."""
+        logs = self._logs / f"{self.handler}-{name}"
+        logs.mkdir(exist_ok=True)
+        metadata = pb.PodSandboxMetadata(name=name, uid=f"{name}-uid", namespace="test")
+        given = {"hostname": name, "linux": pb.LinuxPodSandboxConfig(), **fields}
+        config = pb.PodSandboxConfig(metadata=metadata, log_directory=str(logs), **given)
+        sandbox_id = self.call("RunPodSandbox", config=config, runtime_handler=self.handler).pod_sandbox_id
+        try:
+            yield Pod(self, sandbox_id, config, self._image, logs)
+        finally:
+            self.call("StopPodSandbox", pod_sandbox_id=sandbox_id)
+            self.call("RemovePodSandbox", pod_sandbox_id=sandbox_id)
+
+
+class Pod:
+    """A pod and its containers. Made by `Cri.pod`."""
+
+    def __init__(self, cri: Cri, sandbox_id: str, config: pb.PodSandboxConfig, image: str, logs: Path) -> None:
+        self.id = sandbox_id
+        self._cri = cri
+        self._config = config
+        self._image = image
+        self._logs = logs
+        self._made = 0
+
+    @property
+    def addresses(self) -> list[str]:
+        """IP addresses, the first one first."""
+        network = self._cri.call("PodSandboxStatus", pod_sandbox_id=self.id).status.network
+        return [network.ip, *(one.ip for one in network.additional_ips)]
+
+    def create(
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        mounts: Sequence[pb.Mount] = (),
+        resources: pb.LinuxContainerResources | None = None,
+        security: pb.LinuxContainerSecurityContext | None = None,
+        **fields: Any,
+    ) -> Container:
+        """A container that is not started; `fields` are further ones of ContainerConfig."""
+        self._made += 1
+        security = security or pb.LinuxContainerSecurityContext()
+        # The kubelet's choice for a pod that says nothing.
+        if not security.HasField("namespace_options"):
+            security.namespace_options.pid = pb.CONTAINER
+        config = pb.ContainerConfig(
+            metadata=pb.ContainerMetadata(name=f"c{self._made}"),
+            image=pb.ImageSpec(image=self._image),
+            command=command or ("sleep", "1000"),
+            envs=[pb.KeyValue(key=key, value=value) for key, value in (env or {}).items()],
+            mounts=mounts,
+            log_path=f"{self._made}.log",
+            linux=pb.LinuxContainerConfig(
+                resources=resources or pb.LinuxContainerResources(), security_context=security
+            ),
+            **fields,
+        )
+        container_id = self._cri.call(
+            "CreateContainer", pod_sandbox_id=self.id, config=config, sandbox_config=self._config
+        ).container_id
+        return Container(self._cri, container_id, self._logs / f"{self._made}.log")
+
+    def run(self, *command: str, **options: Any) -> Container:
+        """A started container; options as `create`."""
+        container = self.create(*command, **options)
+        container.start()
+        return container
+
+    def output(self, *command: str, **options: Any) -> str:
+        """What a container that runs `command` to its end writes; it has to end with 0, and is removed."""
+        container = self.run(*command, **options)
+        status = container.wait()
+        log = container.log()
+        container.remove()
+        assert status.exit_code == 0, (status, log)
+        return log
+
+
+class Container:
+    """A container of a pod. Made by `Pod.create`."""
+
+    def __init__(self, cri: Cri, container_id: str, log: Path) -> None:
+        self.id = container_id
+        self._cri = cri
+        self._log = log
+
+    def start(self) -> None:
+        self._cri.call("StartContainer", container_id=self.id)
+
+    def stop(self, timeout: int = 0) -> None:
+        """Ask it to end, and kill it after `timeout` seconds."""
+        self._cri.call("StopContainer", container_id=self.id, timeout=timeout)
+
+    def remove(self) -> None:
+        self._cri.call("RemoveContainer", container_id=self.id)
+
+    @property
+    def status(self) -> pb.ContainerStatus:
+        found: pb.ContainerStatus = self._cri.call("ContainerStatus", container_id=self.id).status
+        return found
+
+    def wait(self, timeout: float = 60.0) -> pb.ContainerStatus:
+        """Its status once it has ended."""
+        deadline = time.monotonic() + timeout
+        while (status := self.status).state != pb.CONTAINER_EXITED:
+            assert time.monotonic() < deadline, status
+            time.sleep(_POLL_S)
+        return status
+
+    def exec(self, *command: str, timeout: int = 30) -> Done:
+        """Run a command in it to its end. Raises grpc.RpcError, DEADLINE_EXCEEDED for one."""
+        answer = self._cri.call("ExecSync", container_id=self.id, cmd=command, timeout=timeout)
+        return Done(answer.stdout.decode(errors="replace"), answer.stderr.decode(errors="replace"), answer.exit_code)
+
+    def sh(self, script: str) -> str:
+        """What a shell script in it writes; it has to end with 0."""
+        done = self.exec("sh", "-c", script)
+        assert done.status == 0, done
+        return done.stdout
+
+    def update(self, **limits: Any) -> None:
+        """Change limits, fields of LinuxContainerResources."""
+        self._cri.call("UpdateContainerResources", container_id=self.id, linux=pb.LinuxContainerResources(**limits))
+
+    def stats(self) -> pb.ContainerStats:
+        found: pb.ContainerStats = self._cri.call("ContainerStats", container_id=self.id).stats
+        return found
+
+    def log(self) -> str:
+        """What it has written, from the log that a kubelet would read: "TIME STREAM TAG TEXT" a line."""
+        text = ""
+        for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, _, tag, said = line.split(" ", 3)
+            text += said + ("\n" if tag == "F" else "")
+        return text
