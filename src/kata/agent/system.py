@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from kata.agent.reaper import Reaper
+from kata.errors import DeadlineExceeded
 from kata.linux import cgroup, netdev
 from kata.linux.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
@@ -76,9 +77,12 @@ def prepare() -> None:
 async def load_modules(reaper: Reaper) -> str:
     """Load the modules that every sandbox needs; returns what modprobe had to say, "" if all is well.
 
-    A kernel may have them built in, or be tailored to do without.
+    A kernel may have them built in, or be tailored to do without; too slow a guest loads them when they are used.
     """
-    result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODULE_TIMEOUT)
+    try:
+        result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODULE_TIMEOUT)
+    except DeadlineExceeded as error:
+        return error.message
     return result.output.strip() if result.status else ""
 
 
