@@ -7,6 +7,7 @@ one traffic control filter each. The addresses stay on the interface, where noth
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,32 +78,43 @@ class PodNetwork:
             except OSError as error:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
 
-    def attach(self, endpoint: Endpoint) -> int:
-        """Join an interface to a tap device; what was done is undone if that fails.
+    def open_tap(self, endpoint: Endpoint) -> int:
+        """Make the tap device of an interface, or connect to one. Its name keeps a second sandbox from the interface.
 
         Returns:
             The tap device's descriptor. The device vanishes when the last copy of it is closed.
 
         Raises:
-            FailedPrecondition: the interface or the namespace is gone, or the kernel refuses.
+            FailedPrecondition: the namespace is gone, or the interface has a machine already.
         """
-        what = f"network namespace {self.path}: cannot connect {endpoint.link.name}"
+        what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: tap device {endpoint.tap}"
         try:
             with self._opened() as fd, inside(fd, CLONE_NEWNET):
-                tap = open_tap(endpoint.tap)
-        except (OSError, NotFound) as error:
-            reason = _reason(error) if isinstance(error, OSError) else error.message
-            raise FailedPrecondition(f"{what}: tap device {endpoint.tap}: {reason}") from error
+                return open_tap(endpoint.tap)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise FailedPrecondition(
+                    f"{what} is in use", hint="another sandbox runs in this namespace, or still ends there"
+                ) from error
+            raise FailedPrecondition(f"{what}: {_reason(error)}") from error
+        except NotFound as error:
+            raise FailedPrecondition(f"{what}: {error.message}") from error
+
+    def join(self, endpoint: Endpoint) -> None:
+        """Join an interface to its tap device, which is open; what was done is undone if that fails.
+
+        Raises:
+            FailedPrecondition: the interface or the namespace is gone, or the kernel refuses.
+        """
         try:
-            if not endpoint.is_tap:
-                with self._netlink() as netlink:
-                    _join(netlink, endpoint)
+            with self._netlink() as netlink:
+                _join(netlink, endpoint)
         except (OSError, KataError) as error:
-            os.close(tap)
             self.detach(endpoint.link.index)
             reason = _reason(error) if isinstance(error, OSError) else error.message
-            raise FailedPrecondition(f"{what}: {reason}") from error
-        return tap
+            raise FailedPrecondition(
+                f"network namespace {self.path}: cannot connect {endpoint.link.name}: {reason}"
+            ) from error
 
     def detach(self, index: int) -> None:
         """Take the filter from an interface. What is gone already is fine."""

@@ -51,11 +51,13 @@ class SandboxNetwork:
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
         link = endpoint.link
-        if not endpoint.is_tap:
-            self._ledger.hold(NETWORK, f"{self._pod.inode} {link.index} {self._pod.path}")
-        self._attached[link.index] = endpoint
-        tap = self._pod.attach(endpoint)
+        # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
+        tap = self._pod.open_tap(endpoint)
         try:
+            if not endpoint.is_tap:
+                self._ledger.hold(NETWORK, f"{self._pod.inode} {link.index} {self._pod.path}")
+                self._pod.join(endpoint)
+            self._attached[link.index] = endpoint
             return await vm.plug(NetworkDevice(id=endpoint.id, taps=(tap,), mac=link.mac, mtu=link.mtu))
         finally:
             os.close(tap)  # the machine has its own copy now, or does without
