@@ -23,6 +23,9 @@ _TIMEOUT = 60.0
 _MAX_TEXT = 64 * 1024
 _MISSING = re.compile("executable file `(.*)` not found", re.DOTALL | re.IGNORECASE)
 
+#: The kernel's own (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
+_DEFAULT_PERIOD_US = 100_000
+
 
 class Streams(NamedTuple):
     """What a new process gets: three descriptors, or a console socket's path for a terminal."""
@@ -81,6 +84,10 @@ class Crun:
         return await self._start("exec", streams, options, {"--process": json.dumps(process).encode()})
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        cpu = resources.get("cpu") or {}
+        if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
+            # crun 1.8 lifts a quota only if it is told a period, too.
+            resources = {**resources, "cpu": {**cpu, "period": _DEFAULT_PERIOD_US}}
         await self._call("update", [container_id], {"--resources": json.dumps(resources).encode()})
 
     async def delete(self, container_id: str) -> None:

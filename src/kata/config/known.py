@@ -13,13 +13,13 @@ def _names(text: str) -> frozenset[str]:
 KEYS: dict[str, frozenset[str]] = {
     "hypervisor.qemu": _names("""
         block_device_logical_sector_size block_device_physical_sector_size cold_plug_vfio
-        confidential_guest default_bridges default_maxmemory disable_guest_selinux
+        confidential_guest default_bridges disable_guest_selinux
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net enable_guest_swap
         enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
         firmware firmware_volume guest_hook_path guest_memory_dump_paging guest_memory_dump_path guest_swap_path
         guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
-        machine_accelerators memory_offset memory_slots network_queues num_queues numa_mapping overhead_memory
+        machine_accelerators memory_offset network_queues num_queues numa_mapping overhead_memory
         overhead_vcpus pcie_root_port pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
         rootless rx_rate_limiter_max_rate seccomp_sandbox tx_rate_limiter_max_rate use_legacy_serial
         valid_entropy_sources valid_file_mem_backends valid_vhost_user_store_paths valid_virtio_fs_daemon_paths
@@ -33,7 +33,7 @@ KEYS: dict[str, frozenset[str]] = {
         agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_tracing
         enable_vcpus_pinning experimental guest_selinux_label hypervisor_name jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
-        sandbox_bind_mounts sandbox_cgroup_only static_sandbox_resource_mgmt use_passfd_io
+        sandbox_bind_mounts use_passfd_io
         """),
     "factory": _names("vm_cache_endpoint"),
 }
@@ -51,7 +51,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
         guest_hook_path hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
-        jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset memory_slots
+        jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset
         network_queues numa_mapping path_hash pcie_root_port pcie_switch_port prefetch_files.list
         reclaim_guest_freed_memory rootless rx_rate_limiter_max_rate tx_rate_limiter_max_rate use_legacy_serial
         vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_daemon
@@ -61,7 +61,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "factory": frozenset(),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull
-        guest_selinux_label hypervisor_name name sandbox_bind_mounts sandbox_cgroup_only
+        guest_selinux_label hypervisor_name name sandbox_bind_mounts
         shared_mounts
         """),
 }

@@ -157,6 +157,21 @@ class HypervisorConfig:
             annotation="default_memory",
         ),
     )
+    default_maxmemory: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, 16 * 1024 * 1024, unit="MiB"),
+            "The most memory that a sandbox may get; 0 means as much as the host has.",
+        ),
+    )
+    memory_slots: int = field(
+        default=10,
+        metadata=_row(
+            Integer(0, 255),
+            "How many times memory can be added to a running sandbox. Taken away again it frees its slot.",
+            annotation="memory_slots",
+        ),
+    )
     cpu_features: str = field(
         default="",
         metadata=_row(
@@ -313,6 +328,10 @@ class HypervisorConfig:
         """The most virtual CPUs on a host of `host_cpus`, at least 1."""
         return max(1, min(self.default_maxvcpus or host_cpus, host_cpus, _MAX_VCPUS))
 
+    def max_memory(self, host_mib: int) -> int:
+        """The most memory, in MiB, on a host that has `host_mib`; never less than a sandbox begins with."""
+        return max(self.default_memory, min(self.default_maxmemory or host_mib, host_mib))
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -399,6 +418,24 @@ class RuntimeConfig:
             "take it and gives the container the nodes that come of that, `vfio` gives it the group, under the number "
             "that it has in the guest, to drive by itself.",
             annotation="vfio_mode",
+        ),
+    )
+    sandbox_cgroup_only: bool = field(
+        default=True,
+        metadata=_row(
+            Flag(),
+            "Everything of a sandbox (shim, QEMU, helpers) runs in the control group that the container manager has "
+            "chosen, so that the pod's accounting and limits hold for all of it. False, the default of Kata's Go "
+            "runtime: only the virtual CPUs do, the rest is in /kata_overhead without limits.",
+            annotation="sandbox_cgroup_only",
+        ),
+    )
+    static_sandbox_resource_mgmt: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Give a sandbox the size that its first limits, or CRI's sums for the pod, ask for, and never change it. "
+            "False: processors and memory are added and taken away as containers come, change and go.",
         ),
     )
     disable_guest_seccomp: bool = field(

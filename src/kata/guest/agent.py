@@ -84,6 +84,11 @@ class AgentClient:
         request = agent_pb2.SetGuestDateTimeRequest(Sec=seconds, Usec=rest // 1000)
         await self._call("set the clock", "SetGuestDateTime", request, timeout=timeout)
 
+    async def online(self, vcpus: int, timeout: float, *, memory: bool) -> None:
+        """Have the guest put to use what was plugged in: so many processors, and all new memory."""
+        request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=vcpus, cpu_only=not memory)
+        await self._call("take new processors and memory in use", "OnlineCPUMem", request, timeout=timeout)
+
     async def rehearse(self) -> None:
         """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
         try:

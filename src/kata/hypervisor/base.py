@@ -46,6 +46,8 @@ class VmPlan:
         vcpus: virtual CPUs at the start.
         max_vcpus: how many there may be after hot-plug; 0 for as many as at the start.
         memory_mib: guest memory in MiB.
+        max_memory_mib: how much there may be after hot-plug, in MiB; 0 for as much as at the start.
+        memory_slots: how many times memory may be plugged in.
         kernel: uncompressed kernel (vmlinux) or bzImage.
         initrd: initial RAM file system.
         image: read-only root image for the first disk, or None.
@@ -79,6 +81,8 @@ class VmPlan:
     vcpus: int = 1
     max_vcpus: int = 0
     memory_mib: int = 512
+    max_memory_mib: int = 0
+    memory_slots: int = 0
     kernel_params: tuple[str, ...] = ()
     share_dir: Path | None = None
     share_fs: str = SHARE_9P
@@ -130,6 +134,22 @@ class VmPlan:
         for param in self.kernel_params:
             if not param.isprintable() or not param.isascii():
                 raise InvalidArgument(f"kernel parameter {param!r} has characters that are not printable ASCII")
+
+
+@dataclass(frozen=True)
+class Resized:
+    """What a machine has after a change of its size.
+
+    Attributes:
+        vcpus, memory_mib: what it has now; less than asked for where the guest has not let go.
+        new_vcpus: how many of them the guest has not put to use yet.
+        new_memory: whether there is such memory.
+    """
+
+    vcpus: int
+    memory_mib: int
+    new_vcpus: int = 0
+    new_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,19 @@ class VirtualMachine(Protocol):
             DeadlineExceeded: the guest keeps it. It is given back when the guest lets go, or with the machine.
             FailedPrecondition: a part of it could not be given back.
         """
+
+    async def resize(self, vcpus: int, memory_mib: int, timeout: float = ...) -> Resized:
+        """Plug processors and memory in, or have the guest let go of those that were plugged in.
+
+        Growing is all or an error; what the guest does not let go of within `timeout` seconds stays.
+
+        Raises:
+            ResourceExhausted: no slot is left for memory.
+            FailedPrecondition, DeadlineExceeded, Unavailable: as for any command.
+        """
+
+    async def vcpu_threads(self) -> list[int]:
+        """The monitor's threads that run the guest's processors."""
 
     def console_tail(self, lines: int = ...) -> str:
         """The last lines of the guest's console, safe to show."""

@@ -160,10 +160,14 @@ class Container(Lifecycle):
         await self._agent.resume_container(self.id)
         self.become(State.RUNNING)
 
-    async def update(self, resources: LinuxResources) -> None:
-        """Apply new limits (OCI `LinuxResources`) in the guest."""
+    def require_updatable(self) -> None:
+        """Raise FailedPrecondition if it has stopped."""
         self.refresh()
         self.require("update", State.CREATED, State.RUNNING, State.PAUSED)
+
+    async def update(self, resources: LinuxResources) -> None:
+        """Apply new limits (OCI `LinuxResources`) in the guest."""
+        self.require_updatable()
         await self._agent.update_container(self.id, convert.resources_to_proto(edit.update_for_guest(resources)))
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:

@@ -39,9 +39,13 @@ FILE = "file"
 TREE = "tree"
 #: A filter on an interface of a pod's network namespace: the value is "INODE INDEX PATH".
 NETWORK = "network"
+#: A control group's directory on the host: the value is its absolute path.
+CGROUP = "cgroup"
 
 _FILE_NAME = "ledger"
 _KILL_DEADLINE_S = 5.0
+#: Seconds for processes that were killed to be out of their control group.
+_GROUP_DEADLINE_S = 2.0
 
 
 class Locked(Exception):
@@ -136,7 +140,9 @@ class Ledger:
         if self._fd < 0:
             return []  # the directory may be another sandbox's by now
         problems: list[str] = []
-        for kind, value in reversed(self._held):
+        newest_first = self._held[::-1]
+        # Processes before all: where they are and what they use can be given back only then.
+        for kind, value in sorted(newest_first, key=lambda entry: entry[0] != PROCESS):
             try:
                 # Not written down: a full disk must not stand in the way, and the next try finds it done.
                 _GIVE_BACK[kind](value)
@@ -310,4 +316,27 @@ def _detach(value: str) -> None:
     detach(path, int(inode), int(index))
 
 
-_GIVE_BACK = {NETWORK: _detach, PROCESS: _kill_processes, FILE: _unlink, TREE: remove_tree}
+def _remove_group(directory: str) -> None:
+    """Remove a control group, unless others have made groups in it meanwhile: then it is theirs. Idempotent."""
+    deadline = time.monotonic() + _GROUP_DEADLINE_S
+    while True:
+        try:
+            os.rmdir(directory)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        if any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(directory)):
+            return
+        time.sleep(0.005)
+
+
+_GIVE_BACK = {
+    NETWORK: _detach,
+    PROCESS: _kill_processes,
+    FILE: _unlink,
+    TREE: remove_tree,
+    CGROUP: _remove_group,
+}

@@ -26,11 +26,13 @@ from kata.hypervisor import accel
 from kata.hypervisor.base import VirtualMachine
 from kata.oci.convert import dropped_fields
 from kata.oci.ids import validate_id
-from kata.oci.spec import Bundle, Spec
+from kata.oci.spec import Bundle, LinuxResources, Spec
 from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
+from kata.sandbox.fitting import SandboxResources
 from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import PROCESS, TREE, Ledger
+from kata.sandbox.resources import Size
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
@@ -102,6 +104,7 @@ class Sandbox(Lifecycle):
         self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
         self._network: SandboxNetwork | None = None
+        self._resources: SandboxResources | None = None
 
     @classmethod
     async def start(
@@ -155,9 +158,11 @@ class Sandbox(Lifecycle):
                 accelerator=accelerator.name,
                 port_window=window(bundle.spec, self._iommu),
             )
+            resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)
         interfaces = self._look_at_network(bundle.spec)
         self._ledger.hold(PROCESS, self._ledger.directory)
+        resources.enter()
         if self._standby and self._standby.suits(vm_plan):
             with self._timings.phase("standby"):
                 vm, self._agent = self._take(self._standby)
@@ -173,6 +178,8 @@ class Sandbox(Lifecycle):
         self._disks = Disks(vm, self._config.hypervisor)
         self._groups = Groups(vm, self._config, self._iommu)
         self.pid = vm.pid
+        with self._timings.phase("cgroup"):
+            await resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib))
         if self._network:
             with self._timings.phase("network"):
                 await self._network.attach(interfaces, vm, self._agent)
@@ -236,6 +243,12 @@ class Sandbox(Lifecycle):
         return self._groups
 
     @property
+    def resources(self) -> SandboxResources:
+        if self._resources is None:
+            raise FailedPrecondition(f"{self.what} is {self.state}")
+        return self._resources
+
+    @property
     def agent(self) -> AgentClient:
         if self._agent is None:
             raise FailedPrecondition(f"{self.what} is {self.state}")
@@ -288,7 +301,8 @@ class Sandbox(Lifecycle):
                 attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
                 groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
                 message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
-                await container.create(message, timeout=self._config.runtime.create_container_timeout)
+                async with self.resources.admit(request.id, spec):
+                    await container.create(message, timeout=self._config.runtime.create_container_timeout)
             except BaseException:
                 await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
                 raise
@@ -318,6 +332,7 @@ class Sandbox(Lifecycle):
         else:
             await container.delete(force=force)
             await self._detach(container_id)
+            self.resources.dismiss(container_id)
         del self.containers[container_id]
         return container
 
@@ -325,6 +340,19 @@ class Sandbox(Lifecycle):
         """Take back what of the host's devices only this container had."""
         await self.groups.detach(container_id)
         await self.disks.detach(container_id)
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        """Give a container other limits, and the machine and the control group the size that follows.
+
+        Raises:
+            NotFound, FailedPrecondition: there is no such container, or it has stopped.
+            InvalidArgument: a limit that no kernel would take.
+            KataError: the machine cannot grow, or the agent refused; everything is as before.
+        """
+        container = self.container(container_id)
+        container.require_updatable()
+        async with self.resources.change(container_id, resources):
+            await container.update(resources)
 
     async def oom_events(self) -> AsyncIterator[str]:
         """Ids of containers in which something was killed for lack of memory, until the guest is gone."""
@@ -353,6 +381,8 @@ class Sandbox(Lifecycle):
             self._head_start = None
         if self._monitor is not None:
             self._monitor.cancel()
+        if self._resources is not None:
+            await self._resources.end()
         if self._agent is not None:
             try:
                 await self._agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
@@ -367,6 +397,8 @@ class Sandbox(Lifecycle):
         if self._agent is not None:
             await self._agent.close()
             self._agent = None
+        if self._resources is not None:
+            self._resources.leave()
         problems = self._ledger.release()
         for problem in problems:
             log.warning("%s could not give back: %s", self.what, problem)

@@ -5,10 +5,9 @@ Loads neither asyncio nor protobuf: a shim decides this before anything else (`k
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from kata.config.settings import Config, HypervisorConfig
 from kata.errors import InvalidArgument
 from kata.hypervisor.base import SHARE_VIRTIO_FS, VmPlan
 from kata.hypervisor.qemu.share import find_helper
+from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import Spec
 from kata.sandbox.ledger import MARKER
+from kata.sandbox.resources import Budget, Demand, Size, demand
 
 AGENT_CHANNEL = "kata.rpc"
 #: On the kernel command line: the agent goes through a container's life before it listens.
@@ -31,37 +32,34 @@ _CRI_CPU_QUOTA = "io.kubernetes.cri.sandbox-cpu-quota"
 _CRI_CPU_PERIOD = "io.kubernetes.cri.sandbox-cpu-period"
 
 
-@dataclass(frozen=True)
-class Size:
-    """Processors and memory of a machine, virtual or not."""
-
-    vcpus: int
-    memory_mib: int
-
-
-def vm_size(spec: Spec, config: Config, host: Size) -> Size:
-    """The VM has to hold the guest's own needs (the configured defaults) and on top of them what the limits allow.
-
-    A limit of the spec itself counts, and so do the sums that CRI writes on a pod's sandbox.
-
-    Args:
-        host: what the host has; a machine never gets more.
+def announced(spec: Spec, host: Size) -> Demand:
+    """The sums of the limits of a pod's containers, which CRI writes on its sandbox.
 
     Raises:
-        InvalidArgument: a limit is not a number.
+        InvalidArgument: an annotation is no number, or not one that a limit can be.
     """
-    linux: Mapping[str, Any] = spec.get("linux") or {}
-    resources: Mapping[str, Any] = linux.get("resources") or {}
     annotations: Mapping[str, str] = spec.get("annotations") or {}
-    memory = _number(annotations, _CRI_MEMORY) or _positive(resources.get("memory"), "limit")
-    quota = _number(annotations, _CRI_CPU_QUOTA) or _positive(resources.get("cpu"), "quota")
-    period = _number(annotations, _CRI_CPU_PERIOD) or _positive(resources.get("cpu"), "period") or 100_000
-    hypervisor = config.hypervisor
-    vcpus = hypervisor.vcpus(host.vcpus) + (math.ceil(quota / period) if quota else 0)
-    memory_mib = hypervisor.default_memory + math.ceil(memory / _MIB)
-    # Managers write numbers near 2^63 for "no limit".
-    most = max(hypervisor.default_memory, host.memory_mib)
-    return Size(min(vcpus, hypervisor.max_vcpus(host.vcpus)), min(memory_mib, most))
+    return demand(
+        {
+            "memory": {"limit": _number(annotations, _CRI_MEMORY)},
+            "cpu": {"quota": _number(annotations, _CRI_CPU_QUOTA), "period": _number(annotations, _CRI_CPU_PERIOD)},
+        },
+        host,
+    )
+
+
+def budget(sandbox_id: str, spec: Spec, config: Config, host: Size) -> Budget:
+    """What a sandbox's containers may use, when its first is about to come."""
+    made = Budget(config, host, announced(spec, host))
+    count(made, sandbox_id, spec)
+    return made
+
+
+def count(budget: Budget, container_id: str, spec: Spec) -> None:
+    """Count a container in, unless it is a pod's sandbox, which only holds the pod together. Raises as `Budget.set`."""
+    annotations = {name: str(value) for name, value in (spec.get("annotations") or {}).items()}
+    if classify(annotations, container_id)[0] != ContainerType.SANDBOX:
+        budget.set(container_id, (spec.get("linux") or {}).get("resources"))
 
 
 def host_size() -> Size:
@@ -86,7 +84,8 @@ def plan_vm(
     Args:
         port_window: see VmPlan.
     """
-    size = vm_size(spec, config, host_size())
+    host = host_size()
+    size = budget(sandbox_id, spec, config, host).size()
     hypervisor = config.hypervisor
     return VmPlan(
         sandbox_id=sandbox_id,
@@ -96,7 +95,10 @@ def plan_vm(
         accelerator=accelerator,
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
+        max_vcpus=0 if config.runtime.static_sandbox_resource_mgmt else hypervisor.max_vcpus(host.vcpus),
         memory_mib=size_class(size.memory_mib) if config.factory.enable_template else size.memory_mib,
+        max_memory_mib=0 if config.runtime.static_sandbox_resource_mgmt else hypervisor.max_memory(host.memory_mib),
+        memory_slots=hypervisor.memory_slots,
         # Resolved: the image that is current now stays this machine's, whatever is built meanwhile.
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
@@ -149,8 +151,3 @@ def _number(annotations: Mapping[str, str], name: str) -> int:
         return max(0, int(text))
     except ValueError:
         raise InvalidArgument(f"annotation {name}: {text!r} is not a number") from None
-
-
-def _positive(section: Mapping[str, Any] | None, key: str) -> int:
-    value = (section or {}).get(key)
-    return value if isinstance(value, int) and value > 0 else 0

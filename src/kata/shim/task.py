@@ -228,7 +228,9 @@ class TaskService:
         raise Unimplemented(f"container {request.id}: checkpoints are not supported")
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
-        await self._container(request.id).update(parse_resources(request.resources.value))
+        self._container(request.id)
+        assert self._sandbox is not None
+        await self._sandbox.update_container(request.id, parse_resources(request.resources.value))
         return _EMPTY
 
     # ------------------------------------------------------------------------------------------------------- streams

@@ -13,7 +13,8 @@ from kata.errors import InvalidArgument
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.sandbox.ledger import MARKER
-from kata.sandbox.vmplan import Size, agent_params, plan_vm, size_class, vm_size
+from kata.sandbox.resources import Size
+from kata.sandbox.vmplan import agent_params, budget, plan_vm, size_class
 
 HOST = Size(8, 65536)
 
@@ -32,6 +33,10 @@ def limits(**resources: Any) -> Spec:
     return spec(linux={"resources": resources})
 
 
+def vm_size(given: Spec, config: Config, host: Size) -> Size:
+    return budget("box", given, config, host).size()
+
+
 class TestSize:
     @pytest.mark.parametrize(
         ("given", "size"),
@@ -40,7 +45,9 @@ class TestSize:
             (limits(memory={"limit": 256 << 20}), Size(1, 1256)),
             (limits(memory={"limit": (256 << 20) + 1}), Size(1, 1257)),
             (limits(memory={"limit": -1}), Size(1, 1000)),
-            (limits(memory={"limit": 2**63 - 4096}), Size(1, HOST.memory_mib)),
+            (limits(memory={"limit": 2**63 - 4096}), Size(1, 1000)),
+            (limits(memory={"limit": 1 << 50}), Size(1, HOST.memory_mib)),
+            (limits(cpu={"cpus": "0-2,5"}), Size(5, 1000)),
             (limits(memory={}), Size(1, 1000)),
             (limits(cpu={"quota": 50_000, "period": 100_000}), Size(2, 1000)),
             (limits(cpu={"quota": 250_000, "period": 100_000}), Size(4, 1000)),

@@ -61,7 +61,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         *_processor(plan),
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
-        ("-m", f"size={plan.memory_mib}M"),
+        ("-m", _memory_size(plan)),
         *_memory(plan, fds),
         ("-rtc", "base=utc,clock=host"),
         *_beginning(plan, fds),
@@ -81,6 +81,13 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
     if plan.seccomp:
         options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
     return [str(plan.qemu), *(word for option in options for word in option)]
+
+
+def _memory_size(plan: VmPlan) -> str:
+    size = f"size={plan.memory_mib}M"
+    if plan.memory_slots and plan.max_memory_mib > plan.memory_mib:
+        size += f",slots={plan.memory_slots},maxmem={plan.max_memory_mib}M"
+    return size
 
 
 def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:

@@ -27,7 +27,7 @@ from kata.errors import (
     Unavailable,
     VmLaunchError,
 )
-from kata.hypervisor.base import VmExit, VmPlan
+from kata.hypervisor.base import Resized, VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.devices import Device, FileSystemDevice
 from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
     from kata.hypervisor.qemu.hotplug import Hotplug
+    from kata.hypervisor.qemu.resize import Resizer
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ _QMP_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 #: Seconds the guest has to let go of a device; 0.2 is usual.
 UNPLUG_TIMEOUT_S = 10.0
+#: Seconds the guest has to let go of processors and memory that are taken away.
+RESIZE_TIMEOUT_S = 5.0
 #: Seconds that the kernel has to end a process that got SIGKILL.
 _KILL_TIMEOUT_S = 10.0
 #: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
@@ -97,6 +100,7 @@ class QemuMachine:
         self._output: RingFile | None = None
         self._pumps: list[Pump] = []
         self._hotplug: Hotplug | None = None
+        self._resizer: Resizer | None = None
         self._one_by_one = asyncio.Lock()
 
     @property
@@ -370,6 +374,23 @@ class QemuMachine:
 
             self._hotplug = Hotplug(self.plan.sandbox_id, self._qmp, self._run)
         return self._hotplug
+
+    async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:
+        """Change the size of the running machine; see `Resizer.resize`."""
+        return await self._resizing().resize(vcpus, memory_mib, timeout)
+
+    async def vcpu_threads(self) -> list[int]:
+        """QEMU's threads that run the guest's processors."""
+        return await self._resizing().vcpu_threads()
+
+    def _resizing(self) -> Resizer:
+        if self._qmp is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        if self._resizer is None:
+            from kata.hypervisor.qemu.resize import Resizer
+
+            self._resizer = Resizer(self.plan, self._run)
+        return self._resizer
 
     async def save(self, state: int, timeout: float) -> None:
         """Write the machine's state, less its memory, to the file `state`; afterwards it does not run any more.
