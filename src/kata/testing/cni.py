@@ -1,4 +1,4 @@
-"""A pod's network made by real CNI plugins, as containerd's CRI plugin makes it: a bridge, and a veth pair a pod.
+"""A pod's network made by real CNI plugins, as containerd's CRI plugin makes it: by bridge, or by macvlan.
 
 Reference: the CNI specification, 1.0.0, sections 1 (configuration) and 2 (execution protocol).
 """
@@ -36,46 +36,21 @@ class Pod:
     addresses: tuple[str, ...]
 
 
-class Bridge:
-    """A network of pods: one bridge in the caller's network namespace. A context manager that removes it.
+class Network:
+    """Pods on a network of one plugin.
 
     Args:
-        name: the bridge's, at most 15 characters.
-        subnet: the first three numbers of an IPv4 network of 256, such as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
-        directory: for the plugin's records.
+        config: the plugin's.
     """
 
-    def __init__(self, name: str, subnet: str, directory: Path, *, mtu: int = 1500) -> None:
-        self.name = name
-        self.gateway = f"{subnet}.1"
-        six = f"fd00:{subnet.replace('.', ':')}"
-        self.gateway6 = f"{six}::1"
-        self._config = {
-            "cniVersion": "1.0.0",
-            "name": name,
-            "type": "bridge",
-            "bridge": name,
-            "isGateway": True,
-            "isDefaultGateway": True,
-            "mtu": mtu,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(directory / "cni"),
-                "ranges": [[{"subnet": f"{subnet}.0/24"}], [{"subnet": f"{six}::/64"}]],
-            },
-        }
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
 
     def write(self, directory: Path) -> None:
         """Write the configuration for somebody else who runs the plugins, containerd for one."""
         network = {key: value for key, value in self._config.items() if key not in ("cniVersion", "name")}
-        whole = {"cniVersion": "1.0.0", "name": self.name, "plugins": [network]}
+        whole = {"cniVersion": "1.0.0", "name": self._config["name"], "plugins": [network]}
         (directory / "10-pods.conflist").write_text(json.dumps(whole), encoding="utf-8")
-
-    def __enter__(self) -> Bridge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _ip("link", "delete", self.name, check=False)
 
     @contextmanager
     def pod(self, name: str) -> Iterator[Pod]:
@@ -93,6 +68,7 @@ class Bridge:
             _ip("netns", "delete", name, check=False)
 
     def _run(self, command: str, container: str, netns: Path) -> Mapping[str, Any]:
+        plugin = str(self._config["type"])
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container,
@@ -102,7 +78,7 @@ class Bridge:
             "PATH": os.environ.get("PATH", ""),
         }
         done = subprocess.run(
-            [PLUGINS / "bridge"],
+            [PLUGINS / plugin],
             input=json.dumps(self._config),
             env=environment,
             capture_output=True,
@@ -111,8 +87,80 @@ class Bridge:
             timeout=_TIMEOUT_S,
         )
         if done.returncode:
-            raise FailedPrecondition(f"CNI plugin bridge, {command} of {container}: {done.stdout.strip()}")
+            raise FailedPrecondition(f"CNI plugin {plugin}, {command} of {container}: {done.stdout.strip()}")
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+
+class Bridge(Network):
+    """A network of pods: one bridge in the caller's network namespace. A context manager that removes it.
+
+    Args:
+        name: the bridge's, at most 15 characters.
+        subnet: the first three numbers of an IPv4 network of 256, such as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
+        directory: for the plugin's records.
+    """
+
+    def __init__(self, name: str, subnet: str, directory: Path, *, mtu: int = 1500) -> None:
+        self.name = name
+        self.gateway = f"{subnet}.1"
+        six = f"fd00:{subnet.replace('.', ':')}"
+        self.gateway6 = f"{six}::1"
+        config = {
+            "cniVersion": "1.0.0",
+            "name": name,
+            "type": "bridge",
+            "bridge": name,
+            "isGateway": True,
+            "isDefaultGateway": True,
+            "mtu": mtu,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(directory / "cni"),
+                "ranges": [[{"subnet": f"{subnet}.0/24"}], [{"subnet": f"{six}::/64"}]],
+            },
+        }
+        super().__init__(config)
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _ip("link", "delete", self.name, check=False)
+
+
+class Macvlan(Network):
+    """Pods side by side on one interface, each with a hardware address of its own. A context manager.
+
+    The interface is made for it, one end of a veth pair: what is put on it reaches the other pods, and nobody else.
+
+    Args: as of `Bridge`.
+    """
+
+    def __init__(self, name: str, subnet: str, directory: Path) -> None:
+        self.name = name
+        six = f"fd00:{subnet.replace('.', ':')}"
+        config = {
+            "cniVersion": "1.0.0",
+            "name": name,
+            "type": "macvlan",
+            "master": name,
+            "mode": "bridge",
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(directory / "cni"),
+                "ranges": [[{"subnet": f"{subnet}.0/24"}], [{"subnet": f"{six}::/64"}]],
+            },
+        }
+        super().__init__(config)
+
+    def __enter__(self) -> Macvlan:
+        _ip("link", "add", self.name, "type", "veth", "peer", "name", f"{self.name}p")
+        for end in (self.name, f"{self.name}p"):
+            _ip("link", "set", end, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _ip("link", "delete", self.name, check=False)
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

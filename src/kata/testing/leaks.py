@@ -1,10 +1,11 @@
-"""What a sandbox may leave behind on the host, counted before and after: processes, mounts, sockets, files, cgroups.
+"""What a sandbox may leave on the host, counted before and after: processes, mounts, sockets, files, cgroups, taps.
 
 Reads the kernel's own lists and not the project's: a leak that the project's bookkeeping does not know is the point.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.sandbox.ledger import MARKER, STATE_ROOT
 from kata.shim.start import SOCKET_DIR
 
@@ -22,6 +24,7 @@ TEST_PREFIX = f"t{os.getpid()}"
 _SETTLE_S = 5.0
 _POLL_S = 0.05
 _CGROUPS = "/sys/fs/cgroup"
+_NAMESPACES = Path("/run/netns")
 
 
 def snapshot(prefix: str = "") -> frozenset[str]:
@@ -30,7 +33,8 @@ def snapshot(prefix: str = "") -> frozenset[str]:
     Args:
         prefix: what the ids of the sandboxes in question begin with; others may come and go on the same machine.
     """
-    return frozenset((*_processes(prefix), *_mounts(prefix), *_sockets(), *_state(prefix), *_cgroups(prefix)))
+    kinds = (_processes(prefix), _mounts(prefix), _sockets(), _state(prefix), _cgroups(prefix), _taps(prefix))
+    return frozenset(itertools.chain.from_iterable(kinds))
 
 
 def assert_nothing_left(before: frozenset[str], prefix: str = "", *, within_s: float = _SETTLE_S) -> None:
@@ -97,3 +101,25 @@ def _cgroups(prefix: str) -> Iterator[str]:
         for name in directories:
             if name.startswith(prefix):
                 yield f"cgroup {os.path.join(root, name)}"
+
+
+def _taps(prefix: str) -> Iterator[str]:
+    """Tap devices of machines in the pods' network namespaces, and in this one, where none should ever be."""
+    namespaces = [Path("/proc/thread-self/ns/net")]
+    namespaces += sorted(_NAMESPACES.glob(f"{prefix}*")) if _NAMESPACES.is_dir() else []
+    for path in namespaces:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # removed since it was listed
+        try:
+            with inside(fd, CLONE_NEWNET):
+                lines = Path("/proc/thread-self/net/dev").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue  # a name without a namespace; or this is not root, who alone could have made one
+        finally:
+            os.close(fd)
+        for line in lines:
+            name = line.partition(":")[0].strip()
+            if name.startswith("tap") and name.endswith("_kata"):
+                yield f"tap device {name} in {path}"

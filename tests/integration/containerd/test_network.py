@@ -15,7 +15,7 @@ import pytest
 
 from kata.oci.default import default_spec
 from kata.protocols.containerd import task_v2_pb2
-from kata.testing.cni import PLUGINS, Bridge, Pod
+from kata.testing.cni import PLUGINS, Bridge, Macvlan, Pod
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
@@ -118,6 +118,29 @@ def test_the_host_reaches_a_pod(server: Pod) -> None:
     for address in (server.addresses[0], f"[{server.addresses[1]}]"):
         with urllib.request.urlopen(f"http://{address}/passwd", timeout=20) as answer:
             assert answer.read().startswith(b"root:x:0:0")
+
+
+def test_pods_on_macvlan_reach_each_other(containerd: PrivateContainerd, tmp_path: Path) -> None:
+    container = unique_id(TEST_PREFIX)
+    with (
+        Macvlan(f"km{os.getpid()}", "10.231.78", tmp_path) as network,
+        network.pod(container) as server,
+        network.pod(unique_id(TEST_PREFIX)) as client,
+        left_as_found(server),
+        left_as_found(client),
+    ):
+        start(containerd, server, container, "httpd", "-f", "-p", "80", "-h", "/etc")
+        try:
+            four, six = server.addresses
+            said = run(
+                containerd,
+                client,
+                f"ping -c 1 -W 5 {four} && ping -c 1 -W 5 {six} && wget -q -O - http://{four}/passwd",
+            )
+        finally:
+            remove(containerd, container)
+        assert said.count("1 packets received") == 2
+        assert "root:x:0:0" in said
 
 
 @pytest.mark.parametrize(("shim", "machine"), [(True, False), (False, True), (True, True)])
