@@ -7,6 +7,7 @@ to, so every path is walked without following a symbolic link, and mounts are ma
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING
 
 from kata.agent.devices.find import NAMED, PLACED
 from kata.agent.paths import Paths
+from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import mount as mounts
 from kata.linux.openat2 import open_directory, relative_parts
 
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
+
+_log = logging.getLogger(__name__)
 
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 _OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory="
@@ -43,7 +47,9 @@ class Storages:
             "local": self._local,
             "overlayfs": self._overlay,
             "bind": self._bind,
+            "watchable-bind": self._watchable,
         }
+        self._watcher = Watcher()
 
     @property
     def drivers(self) -> list[str]:
@@ -109,6 +115,7 @@ class Storages:
             raise
 
     def _unmount(self, point: str) -> None:
+        self._watcher.remove(point)
         if point in self._mounted:
             self._mounted.discard(point)
             parent, name = os.path.split(point)
@@ -129,15 +136,19 @@ class Storages:
     @contextlib.contextmanager
     def _directory(self, path: str, *, create: bool = False) -> Iterator[str]:
         """A directory below the base, no symbolic link on the way, as a path that only names it while in use."""
-        base = os.open(self._paths.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = open_directory(base, path[len(self._paths.base) + 1 :], create_mode=0o755 if create else None)
-        finally:
-            os.close(base)
+        fd = self._open(path, create=create)
         try:
             yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
+
+    def _open(self, path: str, *, create: bool = False) -> int:
+        """Open a directory below the base, no symbolic link on the way."""
+        base = os.open(self._paths.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return open_directory(base, path[len(self._paths.base) + 1 :], create_mode=0o755 if create else None)
+        finally:
+            os.close(base)
 
     def _mount_at(self, source: str, point: str, fstype: str, options: Iterable[str]) -> None:
         parsed = mounts.parse_options(options)
@@ -211,6 +222,26 @@ class Storages:
             mounts.restrict(mounted, parsed.flags)
             if parsed.propagation:
                 mounts.set_propagation(mounted, parsed.propagation)
+
+    def _watchable(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
+        """A directory that the host updates: a copy that follows it, or a bind if it is too large for that."""
+        self._mount_at("tmpfs", point, "tmpfs", TMPFS_OPTIONS)
+        with contextlib.ExitStack() as undo:
+            source = self._open(self._inside(request.source))
+            undo.callback(os.close, source)
+            copy = Copy(source, self._open(point))
+            undo.pop_all()
+            undo.callback(copy.close)
+            try:
+                copy.update()
+            except TooLarge as error:
+                _log.info("%s is not copied, and inotify will not see its updates: %s", request.source, error)
+            else:
+                self._watcher.add(point, copy)
+                undo.pop_all()
+                return
+        self._unmount(point)
+        self._bind(request, point, owner)
 
     def _give_to_group(self, point: str, group: agent_pb2.FSGroup, read_only: bool) -> None:
         """Make a volume the group's, as Kubernetes' fsGroup asks: setgid directories, files that the group can use."""

@@ -30,10 +30,10 @@ KEYS: dict[str, frozenset[str]] = {
         cdh_api_timeout dial_timeout_ms enable_tracing mem_agent mem_agent_enable reconnect_timeout_ms
         """),
     "runtime": _names("""
-        agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_tracing
+        agent_name dan_conf disable_new_netns emptydir_mode enable_pprof enable_tracing
         enable_vcpus_pinning experimental guest_selinux_label hypervisor_name jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
-        sandbox_bind_mounts use_passfd_io
+        use_passfd_io
         """),
     "factory": _names("vm_cache_endpoint"),
 }

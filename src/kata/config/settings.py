@@ -438,6 +438,24 @@ class RuntimeConfig:
             "False: processors and memory are added and taken away as containers come, change and go.",
         ),
     )
+    disable_guest_empty_dir: bool = field(
+        default=True,
+        metadata=_row(
+            Flag(),
+            "Share a pod's emptyDir volumes on disk with the host, where kubelet measures them and mounts parts of "
+            "them (subPath). Kata's default is false, which has them as directories of the guest beside the pod's root; its "
+            "newer `emptydir_mode` shares them, too.",
+            annotation="disable_guest_empty_dir",
+        ),
+    )
+    sandbox_bind_mounts: tuple[Path, ...] = field(
+        default=(),
+        metadata=_row(
+            ListOf(FilePath(), "paths, with `:rw` or `:ro` behind"),
+            "Files and directories of the host that every sandbox's guest has in "
+            "/run/kata-containers/shared/containers/sandbox-mounts, read-only unless `:rw` follows the path.",
+        ),
+    )
     disable_guest_seccomp: bool = field(
         default=False,
         metadata=_row(

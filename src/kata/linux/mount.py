@@ -55,6 +55,10 @@ _PROPAGATION = {
     "runbindable": MS_UNBINDABLE | MS_REC,
 }  # fmt: skip
 
+_SYS_MOUNT_SETATTR = 442  # the same on every architecture: system calls are numbered together since 5.1
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_MOUNT_ATTR_RDONLY = 0x1
+
 LIBC.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 LIBC.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
@@ -112,6 +116,14 @@ def restrict(target: str, flags: int) -> None:
         mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
 
 
+def make_read_only(target: str) -> None:
+    """Make the mount at `target`, and those below it, read-only (mount_setattr(2)); other flags stay as they are."""
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)
+    arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(_AT_RECURSIVE), ctypes.byref(attributes))
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    check(LIBC.syscall(ctypes.c_long(_SYS_MOUNT_SETATTR), *arguments, size), "make read-only", target)
+
+
 def set_propagation(target: str, propagation: int) -> None:
     """Make the mount at `target` private, slave, shared or unbindable (MS_REC: and all below)."""
     mount("none", target, flags=propagation)
@@ -132,6 +144,21 @@ def mount_points(below: str) -> list[str]:
             if point == below or point.startswith(prefix):
                 found.append(point)
     return found[::-1]
+
+
+def filesystem_at(point: str) -> tuple[str, dict[str, str]] | None:
+    """Type and options of the file system whose mount point is `point`; None if it is no mount point."""
+    found = None
+    path = os.path.realpath(point)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            mounted, _, filesystem = line.partition(" - ")
+            if _unescape(mounted.split(" ", 5)[4]) == path:
+                fstype, _, options = filesystem.rstrip("\n").split(" ", 2)
+                pairs = (option.partition("=") for option in options.split(","))
+                # Later lines are mounted over earlier ones.
+                found = fstype, {name: value for name, _, value in pairs}
+    return found
 
 
 def _unescape(text: str) -> str:

@@ -84,6 +84,12 @@ def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
     return _DEFAULT_SHM
 
 
+def hugepage_limits(spec: Spec) -> dict[str, int]:
+    """Bytes of huge pages that a container may have, by size of the page as in its spec ("2MB")."""
+    resources: Mapping[str, Any] = (spec.get("linux") or {}).get("resources") or {}
+    return {str(entry.get("pageSize")): int(entry.get("limit") or 0) for entry in resources.get("hugepageLimits") or ()}
+
+
 def create_container_request(
     container_id: str,
     spec: Spec,
@@ -102,7 +108,20 @@ def create_container_request(
         exec_id=container_id,
         OCI=convert.to_proto(guest_spec),
         sandbox_pidns=edit.shares_pids(spec),
-        storages=[_storage(disk, disk.disk.mount) for disk in disks if disk.disk.mount],
+        storages=[
+            *(_storage(disk, disk.disk.mount) for disk in disks if disk.disk.mount),
+            *(
+                agent_pb2.Storage(
+                    driver=storage.driver,
+                    source=storage.source,
+                    fstype=storage.fstype,
+                    options=storage.options,
+                    mount_point=storage.point,
+                    shared=storage.shared,
+                )
+                for storage in files.storages
+            ),
+        ],
         devices=[
             agent_pb2.Device(id=disk.address, type=disk.kind, container_path=disk.disk.container_path)
             for disk in disks

@@ -105,6 +105,8 @@ class Sandbox(Lifecycle):
         self._monitor: asyncio.Task[None] | None = None
         self._network: SandboxNetwork | None = None
         self._resources: SandboxResources | None = None
+        #: The first container's root in the guest, which has room for what belongs to the pod.
+        self._root = ""
 
     @classmethod
     async def start(
@@ -183,6 +185,7 @@ class Sandbox(Lifecycle):
         if self._network:
             with self._timings.phase("network"):
                 await self._network.attach(interfaces, vm, self._agent)
+        self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
         self._timings.write()
@@ -289,6 +292,9 @@ class Sandbox(Lifecycle):
             rootfs_dir=str(request.bundle.rootfs),
             disk_root=disks.root,
             on_disk=disks.mounted,
+            pod_root=self._root if request.id != self.id else "",
+            hugepages=plan.hugepage_limits(spec),
+            guest_empty_dir=not self._config.runtime.disable_guest_empty_dir,
         )
         for reason in (*disks.skipped, *vfio.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
@@ -309,6 +315,7 @@ class Sandbox(Lifecycle):
         finally:
             self._creating.discard(request.id)
         self.containers[request.id] = container
+        self._root = self._root or files.guest_rootfs
         return container
 
     async def start_container(self, container: Container) -> None:

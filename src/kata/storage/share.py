@@ -20,13 +20,17 @@ from pathlib import Path
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
 from kata.oci.spec import Mount
+from kata.storage import volumes as kubernetes
 from kata.storage.overlay import compact
+from kata.storage.volumes import GuestStorage
 
 #: Where the guest mounts the shared tree (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
 #: The sandbox's one /dev/shm in the guest.
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
+#: Directory in the shared tree for what every sandbox is given (Kata's name).
+_SANDBOX_MOUNTS = "sandbox-mounts"
 #: Options of /dev/shm that a bind of the sandbox's takes over; its size and mode are the sandbox's.
 _SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
 #: File systems that the guest mounts by itself, from its own kernel.
@@ -53,12 +57,14 @@ class Bind:
         name: the entry below the shared tree.
         readonly: whether the host already refuses writes from the guest.
         recursive: whether mounts beneath the source come along.
+        identity: device and inode of what was looked at when this was planned; None for whatever is there.
     """
 
     source: str
     name: str
     readonly: bool = False
     recursive: bool = True
+    identity: tuple[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class ContainerPlan:
         rootfs_dir: a directory that already is a rootfs, or "".
         volumes: host paths to bind into the shared tree.
         mounts: the spec's mounts with guest sources, ready for the agent.
+        storages: what the guest has to mount first.
         skipped: mounts left out, with the reason, for the log.
         disk_root: where the guest has the rootfs, if that is a disk; there is nothing to share of it then.
     """
@@ -80,6 +87,7 @@ class ContainerPlan:
     rootfs_dir: str
     volumes: tuple[Bind, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    storages: tuple[GuestStorage, ...] = ()
     skipped: tuple[str, ...] = field(default=())
     disk_root: str = ""
 
@@ -96,6 +104,9 @@ def plan_container(
     rootfs_dir: str,
     disk_root: str = "",
     on_disk: Mapping[str, str] | None = None,
+    pod_root: str = "",
+    hugepages: Mapping[str, int] | None = None,
+    guest_empty_dir: bool = False,
     token: Callable[[], str] = lambda: os.urandom(8).hex(),
 ) -> ContainerPlan:
     """Decide what becomes of a container's rootfs and of each of its mounts.
@@ -106,6 +117,9 @@ def plan_container(
         rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
         disk_root: where the guest mounts the root, if it is a disk.
         on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
+        pod_root: the pod's root in the guest; the container's own if it is not given.
+        hugepages: bytes of huge pages that the container may have, by size of the page ("2MB").
+        guest_empty_dir: whether an emptyDir on disk is a directory of the guest's, beside the pod's root.
         token: source of the 16 hexadecimal digits that keep names apart.
 
     Raises:
@@ -114,7 +128,9 @@ def plan_container(
     """
     volumes: list[Bind] = []
     edited: list[Mount] = []
+    storages: list[GuestStorage] = []
     skipped: list[str] = []
+    pod_root = pod_root or disk_root or f"{GUEST_SHARED}/{container_id}/rootfs"
     for mount in mounts:
         destination = str(mount.get("destination", ""))
         source = str(mount.get("source", ""))
@@ -138,22 +154,59 @@ def plan_container(
         else:
             if not source.startswith("/"):
                 raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
-            if not os.path.exists(source):
-                raise NotFound(f"mount on {destination}: source {source} does not exist")
+            if instead := kubernetes.empty_dir(source, pod_root, hugepages or {}, in_guest=guest_empty_dir):
+                storages.append(instead)
+                edited.append({**mount, "type": "bind", "source": instead.point})
+                continue
+            try:
+                info = os.stat(source)
+            except (OSError, ValueError):
+                raise NotFound(f"mount on {destination}: source {source} does not exist") from None
             base = os.path.basename(os.path.normpath(destination)) or "root"
             name = f"{container_id}-{token()}-{base}"
-            recursive = "rbind" in options
-            volumes.append(Bind(source, name, readonly="ro" in options or "rro" in options, recursive=recursive))
-            edited.append({**mount, "type": "bind", "source": f"{GUEST_SHARED}/{name}", "options": options})
+            volumes.append(
+                Bind(
+                    source,
+                    name,
+                    readonly="ro" in options or "rro" in options,
+                    recursive="rbind" in options,
+                    identity=(info.st_dev, info.st_ino),
+                )
+            )
+            shared = f"{GUEST_SHARED}/{name}"
+            if kubernetes.is_watchable(source):
+                point = f"{kubernetes.GUEST_WATCHABLE}/{name}"
+                storages.append(GuestStorage("watchable-bind", shared, "bind", ("bind",), point))
+                shared = point
+            edited.append({**mount, "type": "bind", "source": shared, "options": options})
     return ContainerPlan(
         container_id,
         () if disk_root else tuple(rootfs),
         "" if rootfs or disk_root else rootfs_dir,
         tuple(volumes),
         tuple(edited),
+        tuple(storages),
         tuple(skipped),
         disk_root,
     )
+
+
+def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
+    """The binds of `sandbox_bind_mounts`: "/path", "/path:ro" or "/path:rw".
+
+    Raises:
+        InvalidArgument: two have one name, or one has none.
+    """
+    binds: dict[str, Bind] = {}
+    for path in paths:
+        source, separator, mode = path.rpartition(":")
+        if not separator or mode not in ("ro", "rw"):
+            source, mode = path, "ro"
+        name = f"{_SANDBOX_MOUNTS}/{os.path.basename(source.rstrip('/'))}"
+        if name in binds or name.endswith("/"):
+            raise InvalidArgument(f"sandbox_bind_mounts: {source} has no name of its own")
+        binds[name] = Bind(source, name, readonly=mode == "ro")
+    return tuple(binds.values())
 
 
 def _is_beneath(path: str, roots: Sequence[str]) -> bool:
@@ -197,6 +250,17 @@ class SharedTree:
             self.remove(plan.container_id)
             raise
 
+    def add_sandbox_mounts(self, paths: Sequence[str]) -> None:
+        """Share what the configuration gives to every sandbox (`sandbox_bind_mounts`); for as long as the tree is.
+
+        Raises:
+            NotFound, FailedPrecondition: one is not there, or cannot be mounted.
+            InvalidArgument: two have one name.
+        """
+        binds = plan_sandbox_mounts(paths)
+        for bind in binds:
+            self._bind(_SANDBOX_MOUNTS, bind)
+
     def _add_rootfs(self, plan: ContainerPlan) -> None:
         name = f"{plan.container_id}/rootfs"
         if plan.disk_root:
@@ -212,15 +276,35 @@ class SharedTree:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
 
     def _bind(self, container_id: str, bind: Bind) -> None:
+        """Bind what the path leads to at one moment: what kind it is and what is mounted cannot differ."""
         target = self.directory / bind.name
-        target.parent.mkdir(mode=0o755, exist_ok=True)
-        self._points.setdefault(container_id, []).append(str(target))
-        if os.path.isdir(bind.source):
-            target.mkdir(mode=0o755)
-        else:
-            target.touch(mode=0o600)
-        options = ["rbind" if bind.recursive else "bind", *(["ro"] if bind.readonly else [])]
-        self._mount(container_id, bind.source, str(target), "bind", options)
+        try:
+            fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"container {container_id}: cannot share {bind.source}: {error.strerror}") from error
+        try:
+            info = os.fstat(fd)
+            if bind.identity not in (None, (info.st_dev, info.st_ino)):
+                raise FailedPrecondition(
+                    f"container {container_id}: {bind.source} was replaced while the container was being made",
+                    hint="nothing of it was shared; try again when it is left alone",
+                )
+            target.parent.mkdir(mode=0o755, exist_ok=True)
+            self._points.setdefault(container_id, []).append(str(target))
+            if stat.S_ISDIR(info.st_mode):
+                target.mkdir(mode=0o755)
+            else:
+                target.touch(mode=0o600)
+            linux.bind(f"/proc/self/fd/{fd}", str(target), linux.MS_REC if bind.recursive else 0)
+            self._mounted.setdefault(container_id, []).append(str(target))
+            if bind.readonly:
+                linux.make_read_only(str(target))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"container {container_id}: cannot bind {bind.source} in the shared tree: {error}"
+            ) from error
+        finally:
+            os.close(fd)
 
     def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
         flags, propagation, data = linux.parse_options(options)
