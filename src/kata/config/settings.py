@@ -443,8 +443,8 @@ class RuntimeConfig:
         metadata=_row(
             Flag(),
             "Share a pod's emptyDir volumes on disk with the host, where kubelet measures them and mounts parts of "
-            "them (subPath). Kata's default is false, which has them as directories of the guest beside the pod's root; "
-            "its newer `emptydir_mode` shares them, too.",
+            "them (subPath). Kata's default is false, which has them as directories of the guest beside the pod's "
+            "root; its newer `emptydir_mode` shares them, too.",
             annotation="disable_guest_empty_dir",
         ),
     )
