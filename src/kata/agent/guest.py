@@ -85,11 +85,11 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
 
     Args:
         cpus: how many more processors are to come online.
-        memory: whether to take all new memory, too.
-        timeout: seconds that the processors may still need to appear.
+        memory: whether to take all new memory, too; without processors it is what is waited for.
+        timeout: seconds that they may still need to appear.
 
     Raises:
-        DeadlineExceeded: fewer processors appeared in time.
+        DeadlineExceeded: fewer processors, or no memory, appeared in time.
     """
     deadline = time.monotonic() + timeout
     missing = cpus - _online_cpus(cpus)
@@ -98,8 +98,16 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
             raise DeadlineExceeded(f"{missing} of {cpus} new processors did not appear within {timeout:g} s")
         await asyncio.sleep(_ONLINE_PAUSE)
         missing -= _online_cpus(missing)
-    if memory:
-        _online_memory()
+    taken = 0
+    while memory:
+        # One device is several blocks, which appear one after the other.
+        new = _online_memory()
+        if not new and (taken or cpus):
+            break
+        taken += new
+        if not taken and time.monotonic() >= deadline:
+            raise DeadlineExceeded(f"no new memory appeared within {timeout:g} s")
+        await asyncio.sleep(_ONLINE_PAUSE)
 
 
 def _online_cpus(wanted: int) -> int:
@@ -113,7 +121,8 @@ def _online_cpus(wanted: int) -> int:
     return done
 
 
-def _online_memory() -> None:
+def _online_memory() -> int:
+    done = 0
     for path in glob.glob(f"{_MEMORY}/memory[0-9]*/state"):
         if _read(path) == "offline":
             try:
@@ -121,6 +130,8 @@ def _online_memory() -> None:
                 _write(path, "online_movable")
             except OSError:
                 _write(path, "online")
+            done += 1
+    return done
 
 
 def _read(path: str) -> str:

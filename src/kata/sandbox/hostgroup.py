@@ -22,7 +22,7 @@ from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import cgroup, hierarchies
 from kata.linux.hierarchies import Hierarchy, Limits
 from kata.oci.spec import Spec
-from kata.sandbox.ledger import CGROUP, Ledger
+from kata.sandbox.ledger import CGROUP, MARKER, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,9 @@ class HostGroup:
         self._home: dict[Hierarchy, str] = {}
 
     def enter(self) -> None:
-        """Make the groups, and move this process and its children there; those to come begin there.
+        """Make the groups, and move this process and its children there, as far as they are the sandbox's.
+
+        Children to come begin there.
 
         Raises:
             FailedPrecondition: a group cannot be made.
@@ -209,16 +211,26 @@ class HostGroup:
 
 
 def _children() -> set[int]:
-    """The processes that this one has started."""
+    """The processes that this one has started for a sandbox, one in standby maybe; others are none of its business.
+
+    One that was forked a moment ago, and has not executed anything yet, does not carry a sandbox's mark.
+    """
     mine = str(os.getpid())
+    own = os.readlink("/proc/self/exe")
+    mark = f"{MARKER}=".encode()
     found: set[int] = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
                     # After the command, which may hold anything: state, parent.
-                    if file.read().rpartition(")")[2].split()[1] == mine:
-                        found.add(int(name))
+                    is_child = file.read().rpartition(")")[2].split()[1] == mine
+                if not is_child:
+                    continue
+                with open(f"/proc/{name}/environ", "rb") as environment:
+                    marked = any(variable.startswith(mark) for variable in environment.read().split(b"\0"))
+                if marked or os.readlink(f"/proc/{name}/exe") == own:
+                    found.add(int(name))
             except OSError:
                 continue  # it has ended
     return found

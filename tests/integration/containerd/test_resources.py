@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from google.protobuf import any_pb2
 
+from kata.config.loader import load
+from kata.hypervisor import accel
 from kata.linux import hierarchies
 from kata.protocols.containerd import task_v2_pb2 as task
 from kata.sandbox.ledger import STATE_ROOT, processes_of
@@ -74,6 +76,12 @@ async def said(raw: RawShim, client: Stub, container: str, script: str) -> list[
         return file.read().decode().split("\n")[:-1]
 
 
+def grown() -> int:
+    """Processors of a machine that could do with one more than the one it has: emulation gives it none."""
+    chosen = accel.known_for(load().config.hypervisor)
+    return 2 if chosen and chosen.name == "kvm" else 1
+
+
 async def started(raw: RawShim, container: str) -> Stub:
     client = await raw.task(container)
     await client.call("Create", raw.create_request(container), timeout=120)
@@ -97,16 +105,16 @@ class TestSize:
         assert (cpus, limit, quota) == ("1", str(64 * MIB), "max 100000")
         await update(client, container, limits(512 * MIB, 1))
         more_cpus, more_memory, limit, quota = await said(raw, client, container, LOOK)
-        assert (more_cpus, limit, quota) == ("2", str(512 * MIB), "100000 100000")
+        assert (more_cpus, limit, quota) == (str(grown()), str(512 * MIB), "100000 100000")
         assert int(more_memory) >= int(memory) + 384
         [status] = [each for each in read_all() if each.sandbox_id == container]
-        assert (status.size.vcpus, status.cgroup) == (2, f"/{container}")
+        assert (status.size.vcpus, status.cgroup) == (grown(), f"/{container}")
         await update(client, container, {"memory": {"limit": 64 * MIB}, "cpu": {"quota": -1}})
         _, less_memory, limit, quota = await said(raw, client, container, LOOK)
         assert (limit, quota) == (str(64 * MIB), "max 100000")
         assert int(less_memory) <= int(more_memory) - 384, "movable memory can be taken away"
         await update(client, container, limits(512 * MIB, 1))
-        assert (await said(raw, client, container, LOOK))[0] == "2"
+        assert (await said(raw, client, container, LOOK))[0] == str(grown())
 
     async def test_a_pods_containers_make_it_grow_before_they_start(self, raw: RawShim) -> None:
         pod = bundle(raw, annotations={"io.kubernetes.cri.container-type": "sandbox"})
@@ -118,7 +126,7 @@ class TestSize:
             await client.call("Start", task.StartRequest(id=container), timeout=60)
             [status] = [each for each in read_all() if each.sandbox_id == pod]
             assert status.size.memory_mib == 512 + number * 128
-            assert (await said(raw, client, container, "nproc")) == ["2"], "half a CPU twice is one more"
+            assert (await said(raw, client, container, "nproc")) == [str(grown())], "half a CPU twice is one more"
 
     async def test_a_pod_that_says_what_it_needs_has_it_from_the_start(self, raw: RawShim) -> None:
         annotations = {
