@@ -328,8 +328,9 @@ def _remove_group(directory: str) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
-        if any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(directory)):
-            return
+        with os.scandir(directory) as entries:
+            if any(entry.is_dir(follow_symlinks=False) for entry in entries):
+                return
         time.sleep(0.005)
 
 
