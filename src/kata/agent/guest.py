@@ -86,7 +86,7 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
     Args:
         cpus: how many more processors are to come online.
         memory: whether to take all new memory, too; without processors it is what is waited for.
-        timeout: seconds that they may still need to appear.
+        timeout: seconds that they may still need to appear; 0 takes what memory there is, be it none.
 
     Raises:
         DeadlineExceeded: fewer processors, or no memory, appeared in time.
@@ -102,7 +102,7 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
     while memory:
         # One device is several blocks, which appear one after the other.
         new = _online_memory()
-        if not new and (taken or cpus):
+        if not new and (taken or cpus or not timeout):
             break
         taken += new
         if not taken and time.monotonic() >= deadline:
