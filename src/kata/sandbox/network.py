@@ -37,7 +37,7 @@ class SandboxNetwork:
         """Give interfaces to the machine and have the guest set them up.
 
         Raises:
-            KataError: one cannot be joined, plugged or set up; those before it stay until `detach`.
+            KataError: one cannot be joined, plugged or set up; those before it stay until the sandbox ends.
         """
         if not found:
             return

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kata.config.settings import Config
 from kata.devices.block import Disks
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from kata.sandbox.network import SandboxNetwork
 
 log = logging.getLogger(__name__)
+
+_Part = TypeVar("_Part")
 
 #: Seconds between two looks at the agent's health, and seconds it has to answer before the guest counts as hung.
 _CHECK_INTERVAL_S = 5.0
@@ -235,27 +237,25 @@ class Sandbox(Lifecycle):
 
     @property
     def disks(self) -> Disks:
-        if self._disks is None:
-            raise FailedPrecondition(f"{self.what} is {self.state}")
-        return self._disks
+        return self._there(self._disks)
 
     @property
     def groups(self) -> Groups:
-        if self._groups is None:
-            raise FailedPrecondition(f"{self.what} is {self.state}")
-        return self._groups
+        return self._there(self._groups)
 
     @property
     def resources(self) -> SandboxResources:
-        if self._resources is None:
-            raise FailedPrecondition(f"{self.what} is {self.state}")
-        return self._resources
+        return self._there(self._resources)
 
     @property
     def agent(self) -> AgentClient:
-        if self._agent is None:
+        return self._there(self._agent)
+
+    def _there(self, part: _Part | None) -> _Part:
+        """What only a sandbox has that runs. Raises FailedPrecondition."""
+        if part is None:
             raise FailedPrecondition(f"{self.what} is {self.state}")
-        return self._agent
+        return part
 
     def container(self, container_id: str) -> Container:
         """Look a container up.
@@ -303,15 +303,14 @@ class Sandbox(Lifecycle):
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         self._creating.add(request.id)
         try:
-            try:
-                attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
-                groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
-                message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
-                async with self.resources.admit(request.id, spec):
-                    await container.create(message, timeout=self._config.runtime.create_container_timeout)
-            except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
-                raise
+            attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
+            groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
+            message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
+            async with self.resources.admit(request.id, spec):
+                await container.create(message, timeout=self._config.runtime.create_container_timeout)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
+            raise
         finally:
             self._creating.discard(request.id)
         self.containers[request.id] = container
