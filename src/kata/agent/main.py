@@ -36,6 +36,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     """Serve the host until the sandbox is destroyed, or, outside of a virtual machine, a signal ends it."""
     from kata.agent.container import Machinery
     from kata.agent.devices.find import Finder, no_driver
+    from kata.agent.forward import connect
     from kata.agent.oom import OomWatcher
     from kata.agent.reaper import Reaper
     from kata.agent.runtime import Crun
@@ -43,8 +44,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     from kata.agent.service import AgentService, all_handlers, to_status
     from kata.agent.transports import listen
     from kata.agent.warmup import rehearsing, warm_up
-    from kata.protocols import standby
-    from kata.ttrpc import Server
+    from kata.protocols import forward, standby
+    from kata.ttrpc import Server, StreamHandler
 
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -63,6 +64,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
     calls = all_handlers(service)
+    calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
     server = Server(calls, to_status=to_status)
     if owns_machine:
         calls[standby.SERVICE, standby.REHEARSE] = rehearsing(server, sandbox)

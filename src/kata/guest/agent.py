@@ -6,6 +6,7 @@ back is bounded by the transport (4 MiB a message) and checked by the caller.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
@@ -13,8 +14,9 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
-from kata.protocols import agent_pb2, health_pb2, oci_pb2, standby, types_pb2
+from kata.protocols import agent_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
 from kata.ttrpc.connection import Connection
+from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
 
 #: Seconds a request may take unless it says otherwise (Kata's default).
@@ -97,6 +99,18 @@ class AgentClient:
             raise self._explain("rehearse", error, REQUEST_TIMEOUT_S) from error
         except ttrpc.ConnectionClosed as error:
             raise Unavailable("rehearse: the connection to the guest's agent is gone") from error
+
+    async def forward(
+        self, address: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Join a connection to one that the guest makes to a port there; returns when both have ended.
+
+        Raises:
+            TtrpcError, OSError: the guest cannot connect, or either connection broke.
+        """
+        request = forward.destination(address, port)
+        async with self._client.stream(forward.SERVICE, forward.CONNECT, request) as stream:
+            await relay(stream, reader, writer)
 
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
         await self._call("create sandbox", "CreateSandbox", request)

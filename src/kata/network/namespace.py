@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.linux import rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import Netlink
+from kata.linux.sklookup import steer
 from kata.linux.tap import open_tap
 from kata.network.endpoints import Endpoint, Snapshot
 from kata.network.release import detach
@@ -78,6 +80,27 @@ class PodNetwork:
             except OSError as error:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
 
+    def catch(self) -> tuple[socket.socket, int]:
+        """A listening socket that gets every TCP connection made inside, whatever its address and port.
+
+        Returns:
+            The socket, and a descriptor: once that is closed the socket gets nothing more.
+
+        Raises:
+            FailedPrecondition: the namespace is gone, or the kernel cannot do that.
+        """
+        listener: socket.socket | None = None
+        try:
+            with self._opened() as fd:
+                with inside(fd, CLONE_NEWNET):
+                    listener = _listen()
+                return listener, steer(listener, fd)
+        except (OSError, NotFound) as error:
+            if listener is not None:
+                listener.close()
+            reason = _reason(error) if isinstance(error, OSError) else error.message
+            raise FailedPrecondition(f"network namespace {self.path}: cannot catch connections: {reason}") from error
+
     def open_tap(self, endpoint: Endpoint) -> int:
         """Make the tap device of an interface, or connect to one. Its name keeps a second sandbox from the interface.
 
@@ -119,6 +142,24 @@ class PodNetwork:
     def detach(self, index: int) -> None:
         """Take the filter from an interface. What is gone already is fine."""
         detach(self.path, self.inode, index)
+
+
+def _listen() -> socket.socket:
+    """A socket that listens for IPv4 and IPv6 alike, or for IPv4 where there is no other."""
+    try:
+        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    except OSError:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("", 0))
+        listener.listen()
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _join(netlink: Netlink, endpoint: Endpoint) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
+from kata.errors import FailedPrecondition
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import NetworkDevice
 from kata.network.endpoints import Endpoint, endpoints, interface_message, neighbours_message, routes_message
 from kata.network.namespace import PodNetwork
+from kata.sandbox.forward import PortForward
 from kata.sandbox.ledger import NETWORK, Ledger
+
+log = logging.getLogger(__name__)
 
 
 class SandboxNetwork:
@@ -23,6 +28,7 @@ class SandboxNetwork:
         self._pod = PodNetwork(path)
         self._ledger = ledger
         self._attached: dict[int, Endpoint] = {}
+        self._forward: PortForward | None = None
 
     def look(self) -> list[Endpoint]:
         """The interfaces that the machine does not have yet.
@@ -48,6 +54,22 @@ class SandboxNetwork:
         await agent.update_routes(routes_message(everything))
         if any(endpoint.neighbours for endpoint in everything):
             await agent.add_neighbours(neighbours_message(everything))
+
+    async def forward(self, agent: AgentClient) -> None:
+        """Have connections inside the namespace reach the guest's ports. A kernel that cannot do that is only logged:
+        the pod's network is whole without.
+        """
+        try:
+            self._forward = PortForward(agent, *self._pod.catch())
+        except FailedPrecondition as error:
+            log.info("there will be no port-forward: %s", error.message)
+            return
+        await self._forward.start()
+
+    async def close(self) -> None:
+        """Forward no more. The interfaces are on the ledger."""
+        if self._forward is not None:
+            await self._forward.close()
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
         link = endpoint.link

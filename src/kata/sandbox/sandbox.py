@@ -187,6 +187,7 @@ class Sandbox(Lifecycle):
         if self._network:
             with self._timings.phase("network"):
                 await self._network.attach(interfaces, vm, self._agent)
+                await self._network.forward(self._agent)
         self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
@@ -387,6 +388,8 @@ class Sandbox(Lifecycle):
             self._head_start = None
         if self._monitor is not None:
             self._monitor.cancel()
+        if self._network is not None:
+            await self._network.close()
         if self._resources is not None:
             await self._resources.end()
         if self._agent is not None:

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
+from websockets.typing import Subprotocol
 
 from kata.protocols import cri_pb2 as pb
 
 _SERVICE = "runtime.v1.RuntimeService"
 _TIMEOUT_S = 120.0
 _POLL_S = 0.05
+#: Of a WebSocket: the first byte of a message is the number of its channel.
+_CHANNELS = Subprotocol("v4.channel.k8s.io")
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,13 @@ class Pod:
         network = self._cri.call("PodSandboxStatus", pod_sandbox_id=self.id).status.network
         return [network.ip, *(one.ip for one in network.additional_ips)]
 
+    @contextmanager
+    def forward(self, port: int) -> Iterator[Forwarded]:
+        """A connection to a port of the pod by way of containerd's streaming server, as a kubelet makes it."""
+        url = self._cri.call("PortForward", pod_sandbox_id=self.id, port=[port]).url.replace("http:", "ws:", 1)
+        with connect(f"{url}?port={port}", subprotocols=[_CHANNELS], max_size=None) as websocket:
+            yield Forwarded(websocket, port)
+
     def create(
         self,
         *command: str,
@@ -154,6 +166,34 @@ class Pod:
         container.remove()
         assert status.exit_code == 0, (status, log)
         return log
+
+
+class Forwarded:
+    """A forwarded connection: Kubernetes' channels over a WebSocket, 0 for data and 1 for an error."""
+
+    def __init__(self, websocket: Connection, port: int) -> None:
+        self._websocket = websocket
+        # Each channel begins with the port.
+        for channel in range(2):
+            assert self._receive() == (channel, port.to_bytes(2, "little"))
+
+    def _receive(self) -> tuple[int, bytes]:
+        message = self._websocket.recv(timeout=_TIMEOUT_S)
+        assert isinstance(message, bytes)
+        return message[0], message[1:]
+
+    def send(self, data: bytes) -> None:
+        self._websocket.send(b"\0" + data)
+
+    def receive(self, size: int) -> bytes:
+        """At least so many bytes. Raises ConnectionError with the error's text."""
+        data = b""
+        while len(data) < size:
+            channel, piece = self._receive()
+            if channel:
+                raise ConnectionError(piece.decode(errors="replace"))
+            data += piece
+        return data
 
 
 class Container:

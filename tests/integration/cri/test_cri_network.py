@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.request
+
+import pytest
+from websockets.exceptions import ConnectionClosed
 
 from kata.testing.cni import Bridge
 from kata.testing.cri import Cri, Pod
@@ -30,6 +34,37 @@ def test_pods_reach_each_other_and_the_host_reaches_them(cri: Cri, bridge: Bridg
         assert said.count("root:x:0:0") == 2
         with urllib.request.urlopen(f"http://[{six}]/passwd", timeout=20) as answer:
             assert answer.read().startswith(b"root:x:0:0")
+
+
+SUM = """
+mkdir -p /srv/cgi-bin && cd /srv/cgi-bin && printf '#!/bin/sh\\necho\\necho\\nmd5sum\\n' >sum && chmod +x sum
+exec httpd -f -h /srv -p"""
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:81", "82"], ids=["loopback", "all"])
+def test_a_port_is_forwarded(pod: Pod, address: str) -> None:
+    """A program that listens on localhost only is reached, and what a client sends arrives whole."""
+    server = pod.run("sh", "-c", f"{SUM} {address}")
+    port = int(address.rpartition(":")[2])
+    content = bytes(range(256)) * 8192
+    head = f"POST /cgi-bin/sum HTTP/1.0\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    try:
+        server.sh(f"until wget -q -O - http://127.0.0.1:{port}/cgi-bin/sum; do sleep 0.1; done")
+        with pod.forward(port) as connection:
+            connection.send(head)
+            for begin in range(0, len(content), 1 << 16):
+                connection.send(content[begin : begin + (1 << 16)])
+            said = b""
+            while b"  -" not in said:
+                said += connection.receive(1)
+        assert hashlib.md5(content).hexdigest().encode() in said
+    finally:
+        server.remove()
+
+
+def test_a_port_where_nobody_listens_is_an_error(pod: Pod) -> None:
+    with pod.forward(9) as connection, pytest.raises((ConnectionError, ConnectionClosed)):
+        connection.receive(1)
 
 
 def test_the_default_route_and_loopback(pod: Pod, bridge: Bridge) -> None:
