@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from kata.config.settings import Config
 from kata.errors import KataError, NotFound, VmLaunchError
 from kata.guest.agent import AgentClient
-from kata.hypervisor import template, template_build, template_store
+from kata.hypervisor import template
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
@@ -108,6 +108,8 @@ async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Prog
 
 
 def _remove(found: Template, config: Config) -> None:
+    from kata.hypervisor import template_store
+
     try:
         template_store.discard(config.factory.template_path, found.key, found.memory)
     except KataError as error:
@@ -129,6 +131,9 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
         for line in machine.console_tail(100).splitlines():
             if _COLD in line:
                 log.warning("the template works, but is not warm: %s", line)
+
+    # Few sandboxes come here, and none needs it again.
+    from kata.hypervisor import template_build
 
     root = config.factory.template_path
     building = str(template_build.building(root, plan.sandbox_id))

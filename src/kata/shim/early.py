@@ -13,7 +13,7 @@ from kata.sandbox.headstart import HeadStart, head_start
 from kata.sandbox.isolation import enter_mount_namespace
 from kata.sandbox.ledger import Ledger
 from kata.shim.bootstrap import runtime_config
-from kata.shim.lean import load_asyncio
+from kata.shim.lean import leave_out_pure_protobuf, load_asyncio
 from kata.shim.settings import Settings
 
 
@@ -23,6 +23,7 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
         enter_mount_namespace(ledger.directory)
         ahead = _head_start(settings, ledger)
         load_asyncio()
+        leave_out_pure_protobuf()
         from kata.shim import daemon
     except BaseException:
         ledger.release()

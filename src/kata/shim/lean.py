@@ -1,7 +1,8 @@
-"""Leave OpenSSL out of a process that never uses it: a shim lives as long as its sandbox, and each sandbox has one.
+"""Leave out of a process what it would load and never use: a shim lives as long as its sandbox, each sandbox has one.
 
 asyncio and the QMP client name `ssl` for sockets that nobody opens here, `hashlib` and `hmac` prefer OpenSSL's digests
-to the interpreter's own. Loading it takes 4.5 MB of a shim's memory and about 15 ms of its start.
+to the interpreter's own: 4.5 MB of a shim's memory and about 15 ms of its start. protobuf imports its implementation in
+Python beside the one in C that it uses: 1.3 MB and 10 ms.
 """
 
 from __future__ import annotations
@@ -29,3 +30,12 @@ def load_asyncio() -> None:
         names = ModuleType("ssl", "Stands for the ssl module in a shim, which opens no TLS connection.")
         names.SSLContext = type("SSLContext", (), {})  # type: ignore[attr-defined]
         sys.modules["ssl"] = names
+
+
+def leave_out_pure_protobuf() -> None:
+    """Have protobuf import nothing in place of its implementation in Python, if it has the one in C ("upb")."""
+    from google.protobuf.internal import api_implementation
+
+    name = "google.protobuf.internal.python_message"
+    if api_implementation.Type() == "upb" and name not in sys.modules:
+        sys.modules[name] = ModuleType(name, "Stands for protobuf's implementation in Python, which a shim never uses.")
