@@ -31,14 +31,17 @@ def main() -> None:
     import asyncio
 
     from kata.oci.spec import load_bundle
+    from kata.sandbox import timings
     from kata.sandbox.sandbox import Sandbox
 
     async def start() -> float:
+        begun, now = time.monotonic(), time.time()
         bundle = load_bundle(Path(ledger.directory))
-        sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, head_start=ahead)
-        answered_at = time.time()
+        sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, begun=begun, head_start=ahead)
+        # What follows the answer, the sandbox's own set-up, has no counterpart in a bare machine.
+        answer = next(phase for phase in timings.read(Path(ledger.directory)) if phase.name in ("first answer", "boot"))
         await sandbox.stop()
-        return answered_at
+        return now + (answer.begin_ms + answer.length_ms) / 1000
 
     sys.stdout.write(f"{asyncio.run(start())}\n")
 
