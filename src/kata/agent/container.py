@@ -41,6 +41,8 @@ _LINGER = 60.0
 _FREEZE_TIMEOUT = 10.0
 _CGROUP_TIMEOUT = 5.0
 _POLL = 0.01
+# A pod's own container and the first one in it.
+_AHEAD = 2
 # Kata's protocol has 0 for "wait for ever"; a process that survives this after SIGKILL will not go.
 _REMOVE_TIMEOUT = 60.0
 
@@ -73,11 +75,23 @@ class Machinery:
         self.config = config
         self.devices = devices or Finder(config.hotplug_timeout)
         self._consoles = 0
+        self._ahead: list[Stdio] = []
 
-    def open_stdio(self, process: Mapping[str, Any]) -> Stdio:
-        """Streams as the OCI `process` wants them."""
+    def start_ahead(self) -> None:
+        """Begin with the next few containers, whatever they will be."""
+        while len(self._ahead) < _AHEAD:
+            stdio = Stdio.open_pipes(self.config.container_pipe_size)
+            try:
+                self.runtime.start_ahead(stdio.streams)
+            except BaseException:
+                stdio.close()
+                raise
+            self._ahead.append(stdio)
+
+    def open_stdio(self, process: Mapping[str, Any], *, ahead: bool = False) -> Stdio:
+        """Streams as the OCI `process` wants them; `ahead`: those of a start ahead will do."""
         if not process.get("terminal"):
-            return Stdio.open_pipes(self.config.container_pipe_size)
+            return self._ahead.pop() if ahead and self._ahead else Stdio.open_pipes(self.config.container_pipe_size)
         self._consoles += 1
         os.makedirs(self.paths.run, mode=0o700, exist_ok=True)
         return Stdio.open_terminal(f"{self.paths.run}/console-{self._consoles}")
@@ -152,7 +166,8 @@ class Container:
             finished["process"] = self._translated(finished["process"])
         self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
-        stdio = machinery.open_stdio(finished.get("process") or {})
+        # A hook sees the bundle's path, and what is started ahead has one of its own.
+        stdio = machinery.open_stdio(finished.get("process") or {}, ahead=not finished.get("hooks"))
         self._held.callback(stdio.close)
         with machinery.reaper.adopting():
             self._held.push_async_callback(self._remove_cgroup)

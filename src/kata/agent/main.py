@@ -60,18 +60,18 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
     devices = Finder(settings.hotplug_timeout, partial(system.load_driver, reaper) if owns_machine else no_driver)
-    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun), oom, settings, devices)
+    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun, f"{paths.run}/ahead"), oom, settings, devices)
     sandbox = Sandbox(machinery, owns_machine)
     service = AgentService(sandbox, machinery, owns_machine, stopped)
     calls = all_handlers(service)
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
     server = Server(calls, to_status=to_status)
     if owns_machine:
-        calls[standby.SERVICE, standby.REHEARSE] = rehearsing(server, sandbox)
+        calls[standby.SERVICE, standby.REHEARSE] = rehearsing(server, sandbox, machinery)
     if settings.debug_console:
         await _open_console(reaper, settings.debug_console_vport)
     if settings.warm_up and owns_machine:
-        await warm_up(server, sandbox)
+        await warm_up(server, sandbox, machinery)
     stop_listening = await listen(settings.server_addr, server.serve_connection)
     _log.info("listening on %s", settings.server_addr)
     try:

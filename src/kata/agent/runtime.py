@@ -1,46 +1,30 @@
-"""crun, which makes the containers: its command lines, and its errors as ours.
-
-crun gives its own standard streams to what it starts, so they are the container's here, and its messages come through a
-log file instead. Only what goes wrong at the very last, when the program is executed, is said on the container's
-standard error, where there is nobody else left to tell: in plain text, which is why the log is plain text as well. The
-status is 1 then, as with runc. A call is one process: nothing is asked of crun that a few system calls can do.
-"""
+"""The container runtime, crun: what is asked of it. A call is one process, and none where a few system calls do."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
+import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from kata.agent.ahead import Waiting
+from kata.agent.crun import Call, Streams
 from kata.agent.reaper import Reaper
-from kata.errors import FailedPrecondition, Internal, KataError, NotFound, PermissionDenied
-
-# Emulated guests are slow, but no call takes a tenth of this.
-_TIMEOUT = 60.0
-_MAX_TEXT = 64 * 1024
-_MISSING = re.compile("executable file `(.*)` not found", re.DOTALL | re.IGNORECASE)
+from kata.errors import FailedPrecondition
 
 #: The kernel's own (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
 _DEFAULT_PERIOD_US = 100_000
-
-
-class Streams(NamedTuple):
-    """What a new process gets: three descriptors, or a console socket's path for a terminal."""
-
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-    console_socket: str | None = None
-
 
 _NO_STREAMS = Streams()
 
 
 class Runtime(Protocol):
     """What the agent needs of a container runtime. Every method may raise KataError; none leaves a helper behind."""
+
+    def start_ahead(self, streams: Streams) -> None:
+        """Begin, if that saves time, with what the `create` of some container with these streams will need."""
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         """Make the container, its first process waiting to be started; returns that process's id."""
@@ -64,23 +48,41 @@ class Crun:
     Args:
         reaper: starts crun and adopts what it leaves behind.
         root: crun's state directory.
+        ahead: the directory for what is started ahead.
     """
 
-    def __init__(self, reaper: Reaper, root: str) -> None:
+    def __init__(self, reaper: Reaper, root: str, ahead: str) -> None:
         self._reaper = reaper
         self._root = root
+        self._ahead = ahead
+        self._waiting: dict[Streams, Waiting] = {}
+        self._started_ahead = 0
+        #: What crun calls a container that was given to one started ahead.
+        self._names: dict[str, str] = {}
+
+    def start_ahead(self, streams: Streams) -> None:
+        self._started_ahead += 1
+        name = f"ahead-{self._started_ahead}"
+        self._waiting[streams] = Waiting(self._reaper, self._root, f"{self._ahead}/{name}", name, streams)
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
+        waiting = self._waiting.pop(streams, None)
+        if waiting is not None:
+            self._names[container_id] = waiting.name
+            if waiting.go_on(f"{bundle}/config.json"):
+                return int(await waiting.call.finish())
+            await self.delete(container_id)
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
+        name = self._name(container_id)
         if hooks:
-            await self._call("start", [container_id])
+            await self._call("start", [name])
         else:
-            _open_gate(container_id, f"{self._root}/{container_id}/exec.fifo")
+            _open_gate(container_id, f"{self._root}/{name}/exec.fifo")
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
-        options = ["--detach", container_id]
+        options = ["--detach", self._name(container_id)]
         return await self._start("exec", streams, options, {"--process": json.dumps(process).encode()})
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
@@ -88,11 +90,17 @@ class Crun:
         if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
             # crun 1.8 lifts a quota only if it is told a period, too.
             resources = {**resources, "cpu": {**cpu, "period": _DEFAULT_PERIOD_US}}
-        await self._call("update", [container_id], {"--resources": json.dumps(resources).encode()})
+        await self._call("update", [self._name(container_id)], {"--resources": json.dumps(resources).encode()})
 
     async def delete(self, container_id: str) -> None:
-        if _is_directory(f"{self._root}/{container_id}"):
-            await self._call("delete", ["--force", container_id])
+        name = self._name(container_id)
+        if _is_directory(f"{self._root}/{name}"):
+            await self._call("delete", ["--force", name])
+        if self._names.pop(container_id, None):
+            shutil.rmtree(f"{self._ahead}/{name}")
+
+    def _name(self, container_id: str) -> str:
+        return self._names.get(container_id, container_id)
 
     async def _start(self, verb: str, streams: Streams, options: Sequence[str], files: dict[str, bytes]) -> int:
         """A call that leaves a process behind, whose id it returns. The caller is inside `Reaper.adopting`."""
@@ -107,26 +115,8 @@ class Crun:
         files: Mapping[str, bytes] | None = None,
         streams: Streams = _NO_STREAMS,
     ) -> str:
-        """Run crun once; returns what it wrote to the last of `files`.
-
-        The files that it reads and writes (option to content) are memory of the agent, so nothing is left on disk.
-        """
-        memory = {"--log": _memfd(b"")}
-        try:
-            for option, content in (files or {}).items():
-                memory[option] = _memfd(content)
-            paths = {option: f"/proc/{os.getpid()}/fd/{fd}" for option, fd in memory.items()}
-            log = paths.pop("--log")
-            argv = ["crun", f"--root={self._root}", "--cgroup-manager=cgroupfs", f"--log=file:{log}"]
-            argv += [verb, *(f"{option}={path}" for option, path in paths.items()), *options]
-            pid, exited = self._reaper.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr)
-            status = await self._reaper.finish(pid, exited, f"crun {verb}", _TIMEOUT)
-            if status:
-                raise explain(verb, status, _text(memory["--log"]))
-            return _text(list(memory.values())[-1])
-        finally:
-            for fd in memory.values():
-                os.close(fd)
+        """Run crun once; returns what it wrote to the last of `files`."""
+        return await Call(self._reaper, self._root, verb, options, files or {}, streams).finish()
 
 
 def _open_gate(container_id: str, path: str) -> None:
@@ -154,30 +144,5 @@ def _open_gate(container_id: str, path: str) -> None:
         os.close(gate)
 
 
-def explain(verb: str, status: int, log: str) -> KataError:
-    """The error that crun's log stands for. The texts that container engines look for are runc's, hence the quotes."""
-    message = log.strip().rpartition("\n")[2]  # what comes before are warnings
-    lower = message.lower()
-    # The name is the container's, and may contain anything.
-    if missing := _MISSING.search(log):
-        return NotFound(f'exec: "{missing[1]}": executable file not found in $PATH')
-    if "open executable" in lower or ("exec" in lower and "permission denied" in lower):
-        return PermissionDenied(f"exec: permission denied ({message})")
-    if "not running" in lower or "is paused" in lower:
-        return FailedPrecondition(f"crun {verb}: {message}")
-    return Internal(f"crun {verb} failed with status {status}: {message or 'no message'}")
-
-
 def _is_directory(path: str) -> bool:
     return os.path.isdir(path)
-
-
-def _memfd(content: bytes) -> int:
-    fd = os.memfd_create("crun", os.MFD_CLOEXEC)
-    if content:
-        os.write(fd, content)
-    return fd
-
-
-def _text(fd: int) -> str:
-    return os.pread(fd, _MAX_TEXT, 0).decode(errors="replace")

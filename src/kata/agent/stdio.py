@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 
-from kata.agent.runtime import Streams
+from kata.agent.crun import Streams
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
 
 # What a pipe holds decides how much one call can bring, and a call costs an emulated guest about 3 ms.

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 
+from kata.agent.container import Machinery
 from kata.agent.sandbox import Sandbox
 from kata.errors import FailedPrecondition, KataError
 from kata.linux import mount
@@ -43,28 +44,29 @@ _MADV_POPULATE_WRITE = 23
 _ZEROED = 48 << 20
 
 
-async def warm_up(server: Server, sandbox: Sandbox) -> None:
+async def warm_up(server: Server, sandbox: Sandbox, machinery: Machinery) -> None:
     """Have the memory hold what containers need, and little else."""
     # What was read until now is read once in a guest's life; what is read from here on is what containers need.
     _write(_DROP_CACHES, "3")
-    await rehearse(server, sandbox)
+    await rehearse(server, sandbox, machinery)
     _tidy()
 
 
-def rehearsing(server: Server, sandbox: Sandbox) -> Handler:
+def rehearsing(server: Server, sandbox: Sandbox, machinery: Machinery) -> Handler:
     """The handler of `kata.protocols.standby`."""
 
     async def handle(ctx: CallContext, payload: bytes) -> bytes:
         if sandbox.running:
             raise FailedPrecondition(f"sandbox {sandbox.id} is running already")
-        await rehearse(server, sandbox)
+        await rehearse(server, sandbox, machinery)
         return b""
 
     return handle
 
 
-async def rehearse(server: Server, sandbox: Sandbox) -> None:
+async def rehearse(server: Server, sandbox: Sandbox, machinery: Machinery) -> None:
     """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
+    machinery.start_ahead()
     os.makedirs(_ROOT, mode=0o700)
     # Only the root disk, without what is mounted in it: a container mounts its own.
     mount.bind("/", _ROOT, 0)
@@ -81,6 +83,7 @@ async def rehearse(server: Server, sandbox: Sandbox) -> None:
             await sandbox.destroy()
         mount.umount(_ROOT)
         os.rmdir(_ROOT)
+    machinery.start_ahead()
 
 
 async def _live(client: Client) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kata.agent.crun import explain
 from kata.agent.reaper import Reaper
-from kata.agent.runtime import Crun, explain
+from kata.agent.runtime import Crun
 from kata.errors import FailedPrecondition, Internal, KataError, NotFound, PermissionDenied
 
 
@@ -42,7 +43,7 @@ def test_what_crun_does_not_say(log: str) -> None:
 
 
 async def test_start_lets_the_waiting_process_go_once(tmp_path: Path) -> None:
-    crun = Crun(Reaper(), str(tmp_path))
+    crun = Crun(Reaper(), str(tmp_path), "")
     gate = tmp_path / "c1" / "exec.fifo"
     gate.parent.mkdir()
     os.mkfifo(gate)
@@ -61,4 +62,4 @@ async def test_start_does_not_wait_for_a_dead_process(tmp_path: Path) -> None:
     gate.parent.mkdir()
     os.mkfifo(gate)
     with pytest.raises(FailedPrecondition, match="c1 does not wait to be started"):
-        await Crun(Reaper(), str(tmp_path)).start("c1", hooks=False)
+        await Crun(Reaper(), str(tmp_path), "").start("c1", hooks=False)

@@ -1,0 +1,117 @@
+"""One run of crun: its command line, its files, and its errors as ours.
+
+crun gives its own standard streams to what it starts, so they are the container's here, and its messages come through a
+log file instead. Only what goes wrong at the very last, when the program is executed, is said on the container's
+standard error, where there is nobody else left to tell: in plain text, which is why the log is plain text as well. The
+status is 1 then, as with runc.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from kata.agent.reaper import Reaper
+from kata.errors import FailedPrecondition, Internal, KataError, NotFound, PermissionDenied
+
+# Emulated guests are slow, but no call takes a tenth of this.
+_TIMEOUT = 60.0
+_MAX_TEXT = 64 * 1024
+_MISSING = re.compile("executable file `(.*)` not found", re.DOTALL | re.IGNORECASE)
+
+
+class Streams(NamedTuple):
+    """What a new process gets: three descriptors, or a console socket's path for a terminal."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    console_socket: str | None = None
+
+
+class Call:
+    """crun, running.
+
+    Args:
+        files: options that name files which crun reads and writes, and what is in them; they are memory of the agent,
+            so nothing is left on disk.
+    """
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        root: str,
+        verb: str,
+        options: Sequence[str],
+        files: Mapping[str, bytes],
+        streams: Streams,
+    ) -> None:
+        self._reaper = reaper
+        self._verb = verb
+        self._memory = {"--log": _memfd(b"")}
+        try:
+            for option, content in files.items():
+                self._memory[option] = _memfd(content)
+            paths = {option: f"/proc/{os.getpid()}/fd/{fd}" for option, fd in self._memory.items()}
+            log = paths.pop("--log")
+            argv = ["crun", f"--root={root}", "--cgroup-manager=cgroupfs", f"--log=file:{log}"]
+            argv += [verb, *(f"{option}={path}" for option, path in paths.items()), *options]
+            self._pid, self._exited = reaper.spawn(
+                argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    async def finish(self) -> str:
+        """What it has written to the last of the files, when it has ended.
+
+        Raises:
+            KataError: it failed, or was killed because it did not end in time.
+        """
+        try:
+            status = await self._reaper.finish(self._pid, self._exited, f"crun {self._verb}", _TIMEOUT)
+            if status:
+                raise explain(self._verb, status, _text(self._memory["--log"]))
+            return _text(list(self._memory.values())[-1])
+        finally:
+            self._close()
+
+    def kill(self) -> None:
+        """End it; the reaper takes its exit."""
+        if not self._exited.done():
+            os.killpg(self._pid, signal.SIGKILL)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in self._memory.values():
+            os.close(fd)
+        self._memory.clear()
+
+
+def explain(verb: str, status: int, log: str) -> KataError:
+    """The error that crun's log stands for. The texts that container engines look for are runc's, hence the quotes."""
+    message = log.strip().rpartition("\n")[2]  # what comes before are warnings
+    lower = message.lower()
+    # The name is the container's, and may contain anything.
+    if missing := _MISSING.search(log):
+        return NotFound(f'exec: "{missing[1]}": executable file not found in $PATH')
+    if "open executable" in lower or ("exec" in lower and "permission denied" in lower):
+        return PermissionDenied(f"exec: permission denied ({message})")
+    if "not running" in lower or "is paused" in lower:
+        return FailedPrecondition(f"crun {verb}: {message}")
+    return Internal(f"crun {verb} failed with status {status}: {message or 'no message'}")
+
+
+def _memfd(content: bytes) -> int:
+    fd = os.memfd_create("crun", os.MFD_CLOEXEC)
+    if content:
+        os.write(fd, content)
+    return fd
+
+
+def _text(fd: int) -> str:
+    return os.pread(fd, _MAX_TEXT, 0).decode(errors="replace")

@@ -1,0 +1,101 @@
+"""A creation begun ahead: what it is given, and what becomes of one that cannot go on.
+
+crun itself needs a guest with unified control groups, so a script stands for it that reads and writes the same files;
+tests/vm/test_agent_ahead.py has the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kata.agent.crun import Streams
+from kata.agent.reaper import Reaper
+from kata.agent.runtime import Crun
+
+pytestmark = pytest.mark.timeout(30)
+
+_SCRIPT = """#!/bin/sh
+for word; do
+    case $word in
+    --pid-file=*) number=${word#*=} ;;
+    --bundle=*) bundle=${word#*=} ;;
+    esac
+done
+echo $$ >"$bundle/pid"
+cat "$bundle/config.json" >"$bundle/first"
+cat "$bundle/config.json" >"$bundle/second"
+echo 42 >"$number"
+"""
+
+
+@pytest.fixture
+async def crun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Crun]:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "crun").write_text(_SCRIPT)
+    (programs / "crun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    reaper = Reaper()
+    reaper.start()
+    yield Crun(reaper, str(tmp_path / "root"), str(tmp_path / "ahead"))
+    reaper.stop()
+
+
+def bundle(tmp_path: Path, content: bytes) -> Path:
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    (directory / "config.json").write_bytes(content)
+    return directory
+
+
+async def waiting(tmp_path: Path) -> Path:
+    """The directory of the only creation begun ahead, as soon as it waits."""
+    directory = tmp_path / "ahead" / "ahead-1"
+    while not ((directory / "pid").exists() and (directory / "pid").read_text()):
+        await asyncio.sleep(0.01)
+    return directory
+
+
+@pytest.mark.parametrize("size", [2, 5000, 300_000])
+async def test_the_configuration_is_read_twice(crun: Crun, tmp_path: Path, size: int) -> None:
+    content = b"c" * size
+    made = bundle(tmp_path, content)
+    streams = Streams()
+    crun.start_ahead(streams)
+    directory = await waiting(tmp_path)
+    assert await crun.create("c1", str(made), streams) == 42
+    assert (directory / "first").read_bytes() == (directory / "second").read_bytes() == content
+    assert not (made / "first").exists()
+    await crun.delete("c1")
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("reason", ["killed", "too much"])
+async def test_one_that_cannot_go_on_is_replaced(crun: Crun, tmp_path: Path, reason: str) -> None:
+    content = b"c" * (200 if reason == "killed" else 1 << 28)
+    made = bundle(tmp_path, content)
+    streams = Streams()
+    crun.start_ahead(streams)
+    directory = await waiting(tmp_path)
+    pid = int((directory / "pid").read_text())
+    if reason == "killed":
+        os.killpg(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
+    assert await crun.create("c1", str(made), streams) == 42
+    assert (made / "first").read_bytes() == content
+    assert not directory.exists()
+    while Path(f"/proc/{pid}").exists():
+        await asyncio.sleep(0.01)
+
+
+async def test_streams_that_nothing_was_begun_with(crun: Crun, tmp_path: Path) -> None:
+    made = bundle(tmp_path, b"{}")
+    assert await crun.create("c1", str(made), Streams()) == 42
+    assert (made / "second").read_bytes() == b"{}"
