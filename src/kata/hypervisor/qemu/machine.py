@@ -186,12 +186,12 @@ class QemuMachine:
 
     async def _connect(self) -> None:
         # Imported while QEMU starts by itself: the import takes time, which is free here.
-        from qemu.qmp import QMPClient
+        from kata.hypervisor.qemu.monitor import Monitor
 
         # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
         # a bug of the client.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-        self._qmp = QMPClient(self.plan.sandbox_id)
+        self._qmp = Monitor(self.plan.sandbox_id)
         assert self._process is not None
         await self._qmp.connect(self._process.channels[QMP_FD])
 
