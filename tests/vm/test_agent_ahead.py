@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from kata.protocols import agent_pb2 as pb
+from kata.ttrpc import StatusError
 from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
@@ -59,6 +61,27 @@ async def test_more_than_were_begun(agent: Agent) -> None:
         assert await agent.read_all(name, stderr=True) == b"pod\n"
         assert await agent.wait(name) == 3
         await agent.remove(name)
+
+
+async def test_the_next_process_is_begun_when_one_has_ended(agent: Agent) -> None:
+    """Each has its own arguments, user and streams; one with a terminal, a missing program and the end do not mind."""
+    await agent.run("probed", container_spec(ROOTFS, "sleep", "100"))
+    for number in range(4):
+        name = f"e{number}"
+        user = {"uid": number, "gid": number}
+        await agent.exec("probed", name, "sh", "-c", f"cat; id -u; exit {number}", user=user)
+        await agent.write("probed", b"in ", exec_id=name)
+        await agent.close_stdin("probed", exec_id=name)
+        assert await agent.read_all("probed", name) == f"in {number}\n".encode()
+        assert await agent.wait("probed", name) == number
+        await asyncio.sleep(0.5)  # now the next one waits
+        if number == 1:
+            await agent.exec("probed", "tty", "sh", "-c", "test -t 0 && echo yes", terminal=True)
+            assert await agent.read_all("probed", "tty") == b"yes\r\n"
+        if number == 2:
+            with pytest.raises(StatusError, match="executable file not found"):
+                await agent.exec("probed", "none", "nowhere")
+    await agent.remove("probed")
 
 
 async def test_a_terminal(agent: Agent) -> None:

@@ -1,55 +1,72 @@
-"""A container's creation, begun before anybody asks for one."""
+"""A container, or a process in one, begun before anybody asks for it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import select
+import shutil
+from collections.abc import Callable
 
-from kata.agent.crun import Call, Streams
-from kata.agent.reaper import Reaper
+from kata.agent.crun import Call
 
 
 class Waiting:
-    """`crun create`, started before there is a container: it waits for the configuration, which is to come by a FIFO.
+    """crun, started before it is known what for: it waits for the description, which is to come by a FIFO.
 
     In an emulated guest half of what crun takes is its execution and the loading of its libraries, and that is over
     before it reads the first byte.
 
     Args:
-        directory: made, and from then on the bundle; whoever deletes the container removes it.
-        name: crun's name for the container.
+        name: tells it from others.
+        fifo: its path, in a directory of its own, which is made.
+        start: runs crun, which is to read that path.
+
+    Attributes:
+        call: to be finished after `tell`.
     """
 
-    def __init__(self, reaper: Reaper, root: str, directory: str, name: str, streams: Streams) -> None:
+    def __init__(self, name: str, fifo: str, start: Callable[[], Call]) -> None:
         self.name = name
-        self._configuration = f"{directory}/config.json"
-        os.makedirs(directory, mode=0o700)
-        os.mkfifo(self._configuration, 0o600)
-        options = [f"--bundle={directory}", name]
-        self.call = Call(reaper, root, "create", options, {"--pid-file": b""}, streams)
+        self._fifo = fifo
+        self._directory = os.path.dirname(fifo)
+        os.makedirs(self._directory, mode=0o700)
+        try:
+            os.mkfifo(fifo, 0o600)
+            self.call = start()
+        except BaseException:
+            shutil.rmtree(self._directory)
+            raise
 
-    def go_on(self, configuration: str) -> bool:
-        """Have it make the container that a file describes; if that cannot be done any more it is ended: False."""
-        with open(configuration, "rb") as file:
-            content = file.read()
+    def tell(self, description: bytes, again: str = "") -> bool:
+        """Have it do what is described; False, and it is ended, if it is too late for that.
+
+        Args:
+            again: a file with the same content for a crun that reads the path twice, and keeps the directory: whoever
+                deletes the container removes that.
+        """
+        told = False
         try:
             # Without waiting: it waits in its own open, or is dead.
-            fifo = os.open(self._configuration, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fifo = os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if again:
+                    os.symlink(again, f"{self._fifo}.new")
+                    os.rename(f"{self._fifo}.new", self._fifo)
+                if len(description) > select.PIPE_BUF:
+                    fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, len(description))
+                told = os.write(fifo, description) == len(description)
+            finally:
+                os.close(fifo)
         except OSError:
-            self.call.kill()
-            return False
-        try:
-            # It reads the file again, for its own state, and by then the FIFO's content is gone.
-            os.symlink(configuration, f"{self._configuration}.new")
-            os.rename(f"{self._configuration}.new", self._configuration)
-            if len(content) > select.PIPE_BUF:
-                fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, len(content))
-            if os.write(fifo, content) == len(content):
-                return True
-        except OSError:
-            pass  # it has died this moment, or the configuration is larger than any pipe
-        finally:
-            os.close(fifo)
+            pass  # it has died, or the description is larger than any pipe
+        if not told:
+            self.end()
+        elif not again:
+            shutil.rmtree(self._directory)
+        return told
+
+    def end(self) -> None:
+        """Nobody will ask for it."""
         self.call.kill()
-        return False
+        shutil.rmtree(self._directory)

@@ -43,6 +43,8 @@ _CGROUP_TIMEOUT = 5.0
 _POLL = 0.01
 # A pod's own container and the first one in it.
 _AHEAD = 2
+# Between the end of a process and the beginning of the next one; seconds.
+_NEXT_PAUSE = 0.02
 # Kata's protocol has 0 for "wait for ever"; a process that survives this after SIGKILL will not go.
 _REMOVE_TIMEOUT = 60.0
 
@@ -80,13 +82,17 @@ class Machinery:
     def start_ahead(self) -> None:
         """Begin with the next few containers, whatever they will be."""
         while len(self._ahead) < _AHEAD:
-            stdio = Stdio.open_pipes(self.config.container_pipe_size)
-            try:
-                self.runtime.start_ahead(stdio.streams)
-            except BaseException:
-                stdio.close()
-                raise
-            self._ahead.append(stdio)
+            self._ahead.append(self.begin(""))
+
+    def begin(self, container_id: str) -> Stdio:
+        """Begin with a container, or with a process in the one that is named; the streams that it will have."""
+        stdio = Stdio.open_pipes(self.config.container_pipe_size)
+        try:
+            self.runtime.start_ahead(stdio.streams, container_id)
+        except BaseException:
+            stdio.close()
+            raise
+        return stdio
 
     def open_stdio(self, process: Mapping[str, Any], *, ahead: bool = False) -> Stdio:
         """Streams as the OCI `process` wants them; `ahead`: those of a start ahead will do."""
@@ -112,6 +118,8 @@ class Container:
         self._started = False
         self._paused = False
         self._has_poststart = False
+        #: The streams of a next process, which is begun when a container is seen to get more than one.
+        self._next: Stdio | None = None
 
     @classmethod
     async def create(
@@ -214,6 +222,8 @@ class Container:
         """Take charge of a process that the runtime has just left behind."""
         name = f"process {exec_id} of container {self.id}" if exec_id else f"container {self.id}"
         exited = self._machinery.reaper.watch(pid)
+        if exec_id:
+            exited.add_done_callback(self._begin_next_soon)
         process = Process(name, pid, exited, stdio, lambda: self._machinery.oom.check(self.id))
         self._processes[exec_id] = process
         return process
@@ -257,7 +267,7 @@ class Container:
             if exec_id in self._processes or exec_id == self.id:
                 raise AlreadyExists(f"container {self.id} has a process {exec_id} already")
             self._require(State.CREATED, State.RUNNING)
-            stdio = self._machinery.open_stdio(spec)
+            stdio = self._take_next(spec) or self._machinery.open_stdio(spec)
             try:
                 with self._machinery.reaper.adopting():
                     pid = await self._machinery.runtime.exec(self.id, self._translated(spec), stdio.streams)
@@ -272,6 +282,26 @@ class Container:
             except BaseException:
                 stdio.close()
                 raise
+
+    def _take_next(self, spec: Mapping[str, Any]) -> Stdio | None:
+        if spec.get("terminal"):
+            return None
+        taken, self._next = self._next, None
+        return taken
+
+    def _begin_next_soon(self, _: asyncio.Future[int]) -> None:
+        """A process has ended, as a probe's does: the next one will come. First whoever waits for this one."""
+        asyncio.get_running_loop().call_later(_NEXT_PAUSE, self._begin_next)
+
+    def _begin_next(self) -> None:
+        if self._next is None and self.state is State.RUNNING and not self._lock.locked():
+            self._next = self._machinery.begin(self.id)
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._machinery.runtime.stop_ahead(self._next.streams)
+            self._next.close()
+            self._next = None
 
     async def wait(self, exec_id: str) -> int:
         """The exit code of a process; a process other than the first is forgotten some time after."""
@@ -349,6 +379,7 @@ class Container:
             DeadlineExceeded: a process cannot be killed; the container stays.
         """
         async with self._lock:
+            self._drop_next()
             self.kill_all()
             process = self.process("")
             if process.running:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from kata.agent.ahead import Waiting
@@ -23,8 +24,11 @@ _NO_STREAMS = Streams()
 class Runtime(Protocol):
     """What the agent needs of a container runtime. Every method may raise KataError; none leaves a helper behind."""
 
-    def start_ahead(self, streams: Streams) -> None:
-        """Begin, if that saves time, with what the `create` of some container with these streams will need."""
+    def start_ahead(self, streams: Streams, container_id: str = "") -> None:
+        """Begin with the `create` of some container with these streams, or with the `exec` in the one that is named."""
+
+    def stop_ahead(self, streams: Streams) -> None:
+        """End what was begun with these streams, and not asked for."""
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         """Make the container, its first process waiting to be started; returns that process's id."""
@@ -48,7 +52,7 @@ class Crun:
     Args:
         reaper: starts crun and adopts what it leaves behind.
         root: crun's state directory.
-        ahead: the directory for what is started ahead.
+        ahead: the directory for what is begun ahead.
     """
 
     def __init__(self, reaper: Reaper, root: str, ahead: str) -> None:
@@ -56,22 +60,33 @@ class Crun:
         self._root = root
         self._ahead = ahead
         self._waiting: dict[Streams, Waiting] = {}
-        self._started_ahead = 0
-        #: What crun calls a container that was given to one started ahead.
+        self._begun = 0
+        #: What crun calls a container that was begun ahead. Its directory is named so too.
         self._names: dict[str, str] = {}
 
-    def start_ahead(self, streams: Streams) -> None:
-        self._started_ahead += 1
-        name = f"ahead-{self._started_ahead}"
-        self._waiting[streams] = Waiting(self._reaper, self._root, f"{self._ahead}/{name}", name, streams)
+    def start_ahead(self, streams: Streams, container_id: str = "") -> None:
+        self._begun += 1
+        name = f"ahead-{self._begun}"
+        fifo = f"{self._ahead}/{name}/description"
+        if container_id:
+            options = ["--detach", f"--process={fifo}", self._name(container_id)]
+            call = partial(Call, self._reaper, self._root, "exec", options)
+        else:
+            options = [f"--bundle={self._ahead}/{name}", f"--config={fifo}", name]
+            call = partial(Call, self._reaper, self._root, "create", options)
+        self._waiting[streams] = Waiting(name, fifo, lambda: call({"--pid-file": b""}, streams))
+
+    def stop_ahead(self, streams: Streams) -> None:
+        waiting = self._waiting.pop(streams, None)
+        if waiting is not None:
+            waiting.end()
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         waiting = self._waiting.pop(streams, None)
-        if waiting is not None:
+        configuration = f"{bundle}/config.json"
+        if waiting is not None and waiting.tell(_read(configuration), configuration):
             self._names[container_id] = waiting.name
-            if waiting.go_on(f"{bundle}/config.json"):
-                return int(await waiting.call.finish())
-            await self.delete(container_id)
+            return int(await waiting.call.finish())
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
@@ -82,8 +97,12 @@ class Crun:
             _open_gate(container_id, f"{self._root}/{name}/exec.fifo")
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
+        description = json.dumps(process).encode()
+        waiting = self._waiting.pop(streams, None)
+        if waiting is not None and waiting.tell(description):
+            return int(await waiting.call.finish())
         options = ["--detach", self._name(container_id)]
-        return await self._start("exec", streams, options, {"--process": json.dumps(process).encode()})
+        return await self._start("exec", streams, options, {"--process": description})
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         cpu = resources.get("cpu") or {}
@@ -142,6 +161,11 @@ def _open_gate(container_id: str, path: str) -> None:
         raise FailedPrecondition(f"container {container_id} has ended before it was started") from None
     finally:
         os.close(gate)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _is_directory(path: str) -> bool:

@@ -24,12 +24,13 @@ _SCRIPT = """#!/bin/sh
 for word; do
     case $word in
     --pid-file=*) number=${word#*=} ;;
-    --bundle=*) bundle=${word#*=} ;;
+    --bundle=*) bundle=${word#*=} configuration=$bundle/config.json ;;
+    --config=*) configuration=${word#*=} ;;
     esac
 done
 echo $$ >"$bundle/pid"
-cat "$bundle/config.json" >"$bundle/first"
-cat "$bundle/config.json" >"$bundle/second"
+cat "$configuration" >"$bundle/first"
+cat "$configuration" >"$bundle/second"
 echo 42 >"$number"
 """
 
