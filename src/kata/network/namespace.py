@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.linux import rtnetlink
@@ -33,34 +31,29 @@ class PodNetwork:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with self._opened() as fd:
-            found = os.fstat(fd)
+        self._fd = _hold(path)
+        found = os.fstat(self._fd)
         self.inode = found.st_ino
         own = os.stat("/proc/thread-self/ns/net")
         if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
+            self.close()
             raise InvalidArgument(
                 f"network namespace {path} is the host's, which a virtual machine cannot have",
                 hint="run it without the host network",
             )
 
-    @contextmanager
-    def _opened(self) -> Iterator[int]:
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotFound(f"network namespace {self.path}: {error.strerror}") from error
-        try:
-            yield fd
-        finally:
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             os.close(fd)
 
     def _netlink(self) -> Netlink:
-        with self._opened() as fd:
-            try:
-                with inside(fd, CLONE_NEWNET):
-                    return Netlink()
-            except OSError as error:
-                raise InvalidArgument(f"network namespace {self.path} cannot be entered: {error.strerror}") from error
+        try:
+            with inside(self._fd, CLONE_NEWNET):
+                return Netlink()
+        except OSError as error:
+            raise InvalidArgument(f"network namespace {self.path} cannot be entered: {error.strerror}") from error
 
     def look(self) -> Snapshot:
         """What is in it now.
@@ -91,14 +84,13 @@ class PodNetwork:
         """
         listener: socket.socket | None = None
         try:
-            with self._opened() as fd:
-                with inside(fd, CLONE_NEWNET):
-                    listener = _listen()
-                return listener, steer(listener, fd)
-        except (OSError, NotFound) as error:
+            with inside(self._fd, CLONE_NEWNET):
+                listener = _listen()
+            return listener, steer(listener, self._fd)
+        except OSError as error:
             if listener is not None:
                 listener.close()
-            reason = _reason(error) if isinstance(error, OSError) else error.message
+            reason = _reason(error)
             raise FailedPrecondition(f"network namespace {self.path}: cannot catch connections: {reason}") from error
 
     def open_tap(self, endpoint: Endpoint) -> int:
@@ -112,7 +104,7 @@ class PodNetwork:
         """
         what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: tap device {endpoint.tap}"
         try:
-            with self._opened() as fd, inside(fd, CLONE_NEWNET):
+            with inside(self._fd, CLONE_NEWNET):
                 return open_tap(endpoint.tap)
         except OSError as error:
             if error.errno == errno.EBUSY:
@@ -142,6 +134,24 @@ class PodNetwork:
     def detach(self, index: int) -> None:
         """Take the filter from an interface. What is gone already is fine."""
         detach(self.path, self.inode, index)
+
+
+def _hold(path: str) -> int:
+    """The namespace at a path, open: held as a container without a machine holds it by its processes.
+
+    Not by the file at the path itself, which would keep that from being unmounted.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(f"network namespace {path}: {error.strerror}") from error
+    try:
+        with inside(fd, CLONE_NEWNET):
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidArgument(f"network namespace {path} cannot be entered: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def _listen() -> socket.socket:

@@ -67,9 +67,10 @@ class SandboxNetwork:
         await self._forward.start()
 
     async def close(self) -> None:
-        """Forward no more. The interfaces are on the ledger."""
+        """Forward no more, and let go of the namespace. The interfaces are on the ledger."""
         if self._forward is not None:
             await self._forward.close()
+        self._pod.close()
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
         link = endpoint.link

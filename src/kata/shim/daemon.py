@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 #: Seconds that calls under way get to finish once the sandbox has ended.
 _GRACE_S = 1.0
 #: containerd asks for a sandbox at once. By now it, or `start`, must have died before anybody knew of this daemon.
-_UNASKED_S = 120.0
+_UNASKED_S = 15.0
+#: Seconds between two looks whether containerd still knows of the sandbox, and how many have to say no.
+_LOOK_S = 3.0
+_LOOKS = 2
 
 
 def run(settings: Settings, listener_fd: int, ledger: Ledger, head_start: HeadStart | None) -> None:
@@ -77,12 +80,24 @@ async def serve(
     loop.call_later(_UNASKED_S, service.end_unless_asked)
     await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())
+    looking = asyncio.create_task(_end_if_forgotten(server, service))
     try:
         await service.ended.wait()
     finally:
         await service.close()
         await server.close(_GRACE_S)
         await publisher.close(_GRACE_S)
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
+        for task in (publishing, looking):
+            task.cancel()
+        await asyncio.gather(publishing, looking, return_exceptions=True)
         log.info("the shim of sandbox %s ends", settings.sandbox_id)
+
+
+async def _end_if_forgotten(server: Server, service: TaskService) -> None:
+    """containerd may die before it shuts a shim down, and does not make up for it when it runs again."""
+    seen = 0
+    while seen < _LOOKS:
+        await asyncio.sleep(_LOOK_S)
+        seen = seen + 1 if service.forgotten(connected=server.connected > 0) else 0
+    log.warning("containerd has forgotten this sandbox, which ends")
+    service.ended.set()

@@ -78,6 +78,7 @@ class TaskService:
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
         self._asked = False
+        self._creating = 0
         self._starting = asyncio.Lock()
         self._bundles: dict[str, str] = {}
         self._io: dict[tuple[str, str], Io] = {}
@@ -94,13 +95,16 @@ class TaskService:
         rootfs = [RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs]
         # Before the machine: streams that are not there should not cost a boot.
         stdio = await self._open(request.id, io)
+        self._creating += 1
         try:
             sandbox = await self._sandbox_for(bundle, request.options)
             container = await sandbox.create_container(ContainerRequest(request.id, bundle, stdio, rootfs))
+            self._bundles[request.id] = request.bundle
         except BaseException:
             stdio.close()
             raise
-        self._bundles[request.id] = request.bundle
+        finally:
+            self._creating -= 1
         self._io[request.id, ""] = io
         self._publisher.publish(
             events_pb2.TaskCreate(
@@ -320,6 +324,19 @@ class TaskService:
     async def _tell_out_of_memory(self, sandbox: Sandbox) -> None:
         async for container_id in sandbox.oom_events():
             self._publisher.publish(events_pb2.TaskOOM(container_id=container_id))
+
+    def forgotten(self, *, connected: bool) -> bool:
+        """Whether containerd, if it runs at all, wants nothing any more of what is served here.
+
+        After the last container's deletion, and after a creation that failed, it shuts the shim down, unless it died
+        before that. It has a connection to each shim that it knows, and removes the bundles of containers that it does
+        not know.
+        """
+        if not self._asked:
+            return not (connected or os.path.isdir(self._settings.bundle))
+        if not self._bundles:
+            return not self._creating
+        return not (connected or any(os.path.isdir(bundle) for bundle in self._bundles.values()))
 
     def end_unless_asked(self) -> None:
         """End if nobody has asked for a container yet."""

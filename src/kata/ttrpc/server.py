@@ -91,6 +91,11 @@ class Server:
         listener = await asyncio.start_server(self._accept, sock=sock, backlog=_BACKLOG, limit=STREAM_LIMIT)
         self._listeners.append(listener)
 
+    @property
+    def connected(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
     async def serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection that is there already, to its end: the peer closes, or `close`. Does not raise for it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from kata.protocols.containerd import (
     types_pb2,
 )
 from kata.sandbox.ledger import STATE_ROOT
+from kata.shim import daemon
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError
@@ -441,3 +443,42 @@ def exec_request(container_id: str, exec_id: str, spec: object) -> task_v2_pb2.E
 
 def wait_v3(request: task_v2_pb2.WaitRequest) -> task_v3_pb2.WaitRequest:
     return task_v3_pb2.WaitRequest.FromString(request.SerializeToString())
+
+
+class TestForgotten:
+    """A containerd that died half-way and does not come back to what it began: the shim ends by itself."""
+
+    async def test_after_the_deletion_of_the_only_container(self, raw: RawShim) -> None:
+        container_id = raw.bundle("true")
+        task = await raw.task(container_id)
+        await task.Create(raw.create_request(container_id), timeout=60)
+        await task.Start(task_v2_pb2.StartRequest(id=container_id))
+        await task.Wait(task_v2_pb2.WaitRequest(id=container_id))
+        await task.Delete(task_v2_pb2.DeleteRequest(id=container_id))
+        await ended(raw, container_id)
+
+    async def test_a_bundle_that_was_removed_while_nobody_listens(self, raw: RawShim) -> None:
+        container_id = raw.bundle()
+        client = await ttrpc.Client.connect_unix(raw.start(container_id))
+        pid = raw.pid(container_id)
+        task = Stub(client, task_v2_pb2.DESCRIPTOR.services_by_name["Task"])
+        await task.Create(raw.create_request(container_id), timeout=60)
+        await client.close()
+        shutil.rmtree(raw.path(container_id))
+        async with asyncio.timeout(15):
+            while Path(f"/proc/{pid}").exists():
+                await asyncio.sleep(0.05)
+        raw.path(container_id).mkdir()  # where its `delete` is run
+
+    async def test_a_container_whose_manager_is_away_lives_on(self, raw: RawShim) -> None:
+        """As while containerd is upgraded."""
+        container_id = raw.bundle()
+        path = await asyncio.to_thread(raw.start, container_id)
+        client = await ttrpc.Client.connect_unix(path)
+        task = Stub(client, task_v2_pb2.DESCRIPTOR.services_by_name["Task"])
+        await task.Create(raw.create_request(container_id), timeout=60)
+        await client.close()
+        await asyncio.sleep(3 * daemon._LOOK_S)
+        again = await raw.connect(path)
+        state = await again.State(task_v2_pb2.StateRequest(id=container_id), timeout=10)
+        assert state.id == container_id

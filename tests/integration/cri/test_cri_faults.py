@@ -1,0 +1,119 @@
+"""kill -9 of a pod's processes, or of containerd, at any moment of its life: the pod can be removed, nothing stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kata.protocols import cri_pb2 as pb
+from kata.sandbox.ledger import STATE_ROOT, processes_of
+from kata.testing.containerd import PrivateContainerd
+from kata.testing.cri import Cri
+from kata.testing.images import BUSYBOX
+
+#: Rounds with each victim. Twenty are a hundred kills.
+ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "2"))
+#: Seconds that a pod's life takes, from RunPodSandbox to its removal.
+LIFE_S = 2.5
+#: Seconds for containerd to get rid of what has been cut short.
+REMOVAL_S = 30.0
+
+PROGRAMS = {"shim": "containerd-shim", "machine": "qemu-system-x86", "file server": "virtfs-proxy-he"}
+
+
+@pytest.fixture(scope="module")
+def kata(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    with Cri(containerd.address, "kata", BUSYBOX, tmp_path_factory.mktemp("logs")) as cri:
+        cri.wait_ready()
+        yield cri
+
+
+@pytest.mark.parametrize("victim", [*PROGRAMS, "all three", "containerd"])
+@pytest.mark.timeout(60 + 40 * ROUNDS)
+def test_a_pod_that_is_cut_short(kata: Cri, containerd: PrivateContainerd, victim: str) -> None:
+    for number in range(ROUNDS):
+        moment = random.uniform(0.02, LIFE_S)
+        living = threading.Thread(target=_live, args=(kata, f"cut-{victim.replace(' ', '-')}-{number}"))
+        living.start()
+        time.sleep(moment)
+        try:
+            while living.is_alive() and not _kill(containerd, victim):
+                time.sleep(0.01)
+            living.join(REMOVAL_S)
+            assert not living.is_alive(), "a call to containerd does not end"
+            _remove_all(kata)
+        except AssertionError as error:
+            raise AssertionError(f"killed {victim} after {moment:.2f} s: {error}") from error
+
+
+def _live(cri: Cri, name: str) -> None:
+    """A pod's whole life, as far as it gets."""
+    with contextlib.suppress(grpc.RpcError, AssertionError), cri.pod(name) as pod:
+        container = pod.run()
+        container.exec("true")
+        container.stop()
+        container.remove()
+
+
+def _kill(containerd: PrivateContainerd, victim: str) -> bool:
+    """Whether there was anything to kill."""
+    if victim == "containerd":
+        containerd.restart(signal.SIGKILL)
+        return True
+    wanted = [program for name, program in PROGRAMS.items() if victim in (name, "all three")]
+    shims = containerd.shims()
+    pids = [*shims, *(pid for name in shims.values() for pid in processes_of(f"{STATE_ROOT}/{name}"))]
+    killed = False
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() in wanted:
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+    return killed
+
+
+def _remove_all(cri: Cri) -> None:
+    """Stop and remove every pod, as a kubelet does: again and again until it works."""
+    deadline = time.monotonic() + REMOVAL_S
+    while True:
+        try:
+            pods = cri.call("ListPodSandbox").items
+            for pod in pods:
+                cri.call("StopPodSandbox", pod_sandbox_id=pod.id)
+                cri.call("RemovePodSandbox", pod_sandbox_id=pod.id)
+        except grpc.RpcError as error:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"a pod cannot be removed: {error}") from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def test_a_guest_that_crashes(kata: Cri) -> None:
+    """A container brings its kernel down: the pod's containers have ended, the next one is refused with the reason."""
+    privileged = pb.LinuxPodSandboxConfig()
+    privileged.security_context.privileged = True
+    with kata.pod("crash", linux=privileged) as pod:
+        other = pod.run()
+        security = pb.LinuxContainerSecurityContext(privileged=True)
+        pod.run("sh", "-c", "sleep 0.5; echo c >/proc/sysrq-trigger", security=security)
+        assert other.wait().exit_code != 0
+        with pytest.raises(grpc.RpcError) as caught:
+            pod.run()
+        assert "sandbox" in str(caught.value.details())
+
+
+def test_the_hosts_network_is_refused(kata: Cri) -> None:
+    linux = pb.LinuxPodSandboxConfig()
+    linux.security_context.namespace_options.network = pb.NODE
+    with pytest.raises(grpc.RpcError, match="host network"), kata.pod("host-network", linux=linux):
+        pass
