@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kata.testing.bench.parts import execs, files, memory, parallel, shim, standby, start, stdout, stop
+from kata.testing.bench.parts import execs, files, memory, network, parallel, pods, shim, standby, start, stdout, stop
 from kata.testing.bench.stage import Stage
 
 
@@ -23,8 +23,10 @@ PARTS: Mapping[str, Part] = {
     "exec": Part(execs.measure, "One more process, true, in a container that runs."),
     "stop": Part(stop.measure, "From the command that kills a container until nothing of it is left."),
     "parallel": Part(parallel.measure, "Containers of true, started at the same moment, until the last has ended."),
+    "pods": Part(pods.measure, "Pods of Kubernetes' interface on a CNI network, until a container runs in each."),
     "memory": Part(memory.measure, "Proportional memory (PSS) per idle sandbox, all its processes included."),
     "shim": Part(shim.measure, "What containerd waits for at each container, and the memory of what stays."),
     "files": Part(files.measure, "Files in the root file system of a running container."),
+    "network": Part(network.measure, "One TCP connection between the host and a container on a bridge, each way."),
     "stdout": Part(stdout.measure, "A container's standard output, as fast as it can write and ctr can read."),
 }

@@ -1,0 +1,169 @@
+"""TCP between the host and a machine on a bridge: a container on a CNI network, and QEMU with a tap device on it.
+
+QEMU alone is our machine and agent without a sandbox: its tap device is on the bridge itself, where a sandbox has a
+veth pair and traffic control in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from kata.errors import Internal
+from kata.guest.agent import AgentClient
+from kata.hypervisor.base import VmPlan
+from kata.hypervisor.devices import NetworkDevice
+from kata.hypervisor.qemu.machine import QemuMachine
+from kata.linux.tap import open_tap
+from kata.oci.convert import to_proto
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2, types_pb2
+from kata.sandbox.vmplan import AGENT_CHANNEL
+from kata.testing.bench.bare import default_plan
+from kata.testing.bench.figures import alternate
+from kata.testing.bench.stage import Stage
+from kata.testing.cni import Bridge
+from kata.testing.containerd import unique_id
+from kata.testing.images import BUSYBOX
+
+_BRIDGE, _SUBNET = "katabench1", "10.231.81"
+_TAP, _MAC, _ADDRESS = "katabench-tap", "02:00:00:00:00:99", f"{_SUBNET}.250"
+_MEGABYTES = 200
+_BYTES = _MEGABYTES * 1_000_000
+_PIECE = 1 << 20
+_TIMEOUT_S = 90.0
+#: Each run takes seconds.
+_MAX_RUNS = 3
+
+#: What the guest's end does. busybox's `nc` writes a kilobyte at a time, so a web server is what sends; `nc` tells that
+#: it is there, and when it has done its work.
+_TAKE = "nc {address} {port} >/dev/null </dev/null"
+_SEND = "truncate -s {bytes} /dev/shm/zeros && httpd -p 80 -h /dev/shm && " + _TAKE
+_DIRECTIONS = {"to the host": _SEND, "from the host": _TAKE}
+
+
+def measure(stage: Stage) -> None:
+    with Bridge(_BRIDGE, _SUBNET, stage.directory) as bridge, bridge.pod("katabench1-up"):
+        # The bridge has its address from its first pod on.
+        for direction, script in _DIRECTIONS.items():
+            actions: dict[str, Callable[[], float]] = {
+                name: partial(_in_container, stage, bridge, options, direction, script)
+                for name, options in stage.contenders.items()
+            }
+            actions["bare qemu"] = partial(_in_machine, stage, bridge, direction, script)
+            stage.record(f"TCP {direction}", "MB/s", alternate(min(stage.runs, _MAX_RUNS), actions, warm_up=False))
+
+
+def _in_container(stage: Stage, bridge: Bridge, options: tuple[str, ...], direction: str, script: str) -> float:
+    container = unique_id("bench")
+    with bridge.pod(container) as pod, _peer(bridge.gateway, direction) as peer:
+        flags = ("--rm", "--with-ns", f"network:{pod.netns}")
+        command = script.format(address=bridge.gateway, port=peer.port, bytes=_BYTES)
+        stage.containerd.ctr("run", *flags, *options, BUSYBOX, container, "sh", "-c", command, timeout=_TIMEOUT_S)
+        return peer.rate()
+
+
+def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> float:
+    with _peer(bridge.gateway, direction) as peer:
+        command = script.format(address=bridge.gateway, port=peer.port, bytes=_BYTES)
+        plan = replace(default_plan(stage.directory), share_helper=None)
+        tap = open_tap(_TAP)
+        try:
+            subprocess.run(["ip", "link", "set", _TAP, "master", _BRIDGE, "up"], check=True)
+            asyncio.run(_run(plan, tap, command))
+        finally:
+            os.close(tap)
+        return peer.rate()
+
+
+async def _run(plan: VmPlan, tap: int, command: str) -> None:
+    """Run a command in the guest's own root, in a machine with an interface that is the tap device."""
+    machine = QemuMachine(plan)
+    try:
+        await machine.start()
+        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await agent.check(_TIMEOUT_S)
+        path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
+        await agent.create_sandbox(agent_pb2.CreateSandboxRequest(sandbox_id="bench"))
+        address = types_pb2.IPAddress(family=types_pb2.v4, address=_ADDRESS, mask="24")
+        interface = types_pb2.Interface(
+            device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path
+        )
+        await agent.update_interface(interface)
+        spec = default_spec(["/bin/sh", "-c", command], rootfs="/", hostname="")
+        # The guest's root comes with all that is mounted in it.
+        spec["mounts"] = [{"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}]
+        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": []}
+        request = agent_pb2.CreateContainerRequest(container_id="bench", OCI=to_proto(spec))
+        await agent.create_container(request, timeout=_TIMEOUT_S)
+        await agent.start_container("bench")
+        async with asyncio.timeout(_TIMEOUT_S):
+            status = await agent.wait_process("bench", "")
+        if status:
+            raise Internal(f"{command} in a bare machine ended with {status}")
+    finally:
+        await machine.stop(0)
+
+
+class _Peer:
+    """The host's end of one connection."""
+
+    def __init__(self, address: str, *, sends: bool) -> None:
+        self._listener = socket.create_server((address, 0))
+        self._listener.settimeout(_TIMEOUT_S)
+        self.port = self._listener.getsockname()[1]
+        self._rate = 0.0
+        self._thread = threading.Thread(target=self._send if sends else self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        connection, (guest, _) = self._listener.accept()
+        with connection, socket.create_connection((guest, 80), _TIMEOUT_S) as web:
+            web.sendall(b"GET /zeros HTTP/1.0\r\n\r\n")
+            answer = web.recv(_PIECE)
+            begin = time.perf_counter()
+            rest = 0
+            while piece := web.recv(_PIECE):
+                rest += len(piece)
+            seconds = time.perf_counter() - begin
+        if len(answer) + rest >= _BYTES:
+            self._rate = rest / 1_000_000 / seconds
+
+    def _send(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            piece = bytes(1_000_000)
+            begin = time.perf_counter()
+            for _ in range(_MEGABYTES):
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            # The end comes when the other one has taken all.
+            connection.recv(1)
+            self._rate = _BYTES / 1_000_000 / (time.perf_counter() - begin)
+
+    def rate(self) -> float:
+        """MB/s, once the connection has ended."""
+        self._thread.join(_TIMEOUT_S)
+        if not self._rate:
+            raise Internal("the connection broke before all had been carried")
+        return self._rate
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@contextmanager
+def _peer(address: str, direction: str) -> Iterator[_Peer]:
+    peer = _Peer(address, sends=direction == "from the host")
+    try:
+        yield peer
+    finally:
+        peer.close()

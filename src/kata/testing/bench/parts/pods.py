@@ -1,0 +1,67 @@
+"""Pods by containerd's CRI plugin, on the network of a real CNI plugin: how fast they start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from kata.testing.bench.figures import alternate
+from kata.testing.bench.stage import Stage
+from kata.testing.cni import PLUGINS, Bridge
+from kata.testing.containerd import CriOptions, PrivateContainerd, unique_id
+from kata.testing.cri import Cri
+from kata.testing.images import BUSYBOX, busybox_archive
+
+_PAUSE = "docker.io/library/pause:latest"
+_SUBNET = "10.231.80"
+_COUNT = 10
+#: Rounds of ten pods take long, and many starts make each of them steady.
+_MAX_ROUNDS = 3
+
+
+def measure(stage: Stage) -> None:
+    with _pods(stage) as connections:
+        one = {name: partial(_start, cri, 1) for name, cri in connections.items()}
+        stage.record("RunPodSandbox to a running container", "s", alternate(stage.runs, one), 1)
+        if stage.sandboxes >= _COUNT:
+            many = {name: partial(_start, cri, _COUNT) for name, cri in connections.items()}
+            rounds = min(stage.runs, _MAX_ROUNDS)
+            stage.record("RunPodSandbox to a running container", "s", alternate(rounds, many, warm_up=False), _COUNT)
+
+
+@contextmanager
+def _pods(stage: Stage) -> Iterator[dict[str, Cri]]:
+    """A connection to a CRI plugin for each contender, by its runtime handler."""
+    directory = stage.directory / "pods"
+    networks = directory / "net.d"
+    networks.mkdir(parents=True)
+    with ExitStack() as stack:
+        bridge = stack.enter_context(Bridge("katabench0", _SUBNET, directory))
+        bridge.write(networks)
+        options = CriOptions(_PAUSE, PLUGINS, networks)
+        containerd = stack.enter_context(PrivateContainerd(namespace="k8s.io", cri=options))
+        containerd.import_image(busybox_archive(directory / "busybox.tar"))
+        containerd.import_image(busybox_archive(directory / "pause.tar", name=_PAUSE, command=("sleep", "2147483647")))
+        connections = {}
+        for name in stage.contenders:
+            logs = directory / name
+            logs.mkdir()
+            connections[name] = stack.enter_context(Cri(containerd.address, name, BUSYBOX, logs))
+            connections[name].wait_ready()
+        yield connections
+
+
+def _start(cri: Cri, count: int) -> float:
+    """Seconds until a container runs in each of so many pods."""
+    with ExitStack() as stack:
+
+        def start(name: str) -> None:
+            stack.enter_context(cri.pod(name)).run()
+
+        with ThreadPoolExecutor(count) as pool:
+            begin = time.perf_counter()
+            list(pool.map(start, [unique_id("bench") for _ in range(count)]))
+            return time.perf_counter() - begin
