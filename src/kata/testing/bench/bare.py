@@ -9,23 +9,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from kata.config.loader import load
 from kata.errors import Internal
+from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.qemu.process import restore_commands
 from kata.hypervisor.template import Template, description, key_of, open_template
+from kata.oci.convert import to_proto
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2
 from kata.sandbox.vmplan import AGENT_CHANNEL, as_template, plan_vm
 from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
 
 _BOOT_TIMEOUT_S = 60.0
+_SCRIPT_TIMEOUT_S = 120.0
+#: The name of what runs in a bare machine.
+_BARE = "bare"
 
 
 def default_plan(directory: Path) -> VmPlan:
@@ -33,7 +41,7 @@ def default_plan(directory: Path) -> VmPlan:
     (directory / "shared").mkdir(exist_ok=True)
     config = load().config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
-    return plan_vm("bare", directory, {}, config, accelerator=accelerator)
+    return plan_vm(_BARE, directory, {}, config, accelerator=accelerator)
 
 
 def template_of(plan: VmPlan) -> Template:
@@ -94,3 +102,46 @@ def answered(config: Path) -> float:
     if done.returncode != 0:
         raise Internal(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
     return float(done.stdout) - begin
+
+
+def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]) -> str:
+    """What a shell script writes that runs in the guest's own root, in our machine without a sandbox around it.
+
+    The machine goes on from the template, as those of sandboxes do: memory that is a file's behaves differently.
+
+    Args:
+        prepare: called when the agent answers, before the script runs.
+
+    Raises:
+        Internal: the script failed.
+        KataError: the machine did.
+    """
+    with template_of(plan) as saved:
+        return asyncio.run(_run_bare(plan, saved, script, prepare))
+
+
+async def _run_bare(
+    plan: VmPlan, saved: Template, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]
+) -> str:
+    machine = QemuMachine(plan, memory=saved.memory, state=saved.state)
+    try:
+        await machine.start()
+        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await agent.check(_BOOT_TIMEOUT_S)
+        await agent.create_sandbox(agent_pb2.CreateSandboxRequest(sandbox_id=_BARE))
+        await prepare(machine, agent)
+        spec = default_spec(["/bin/sh", "-c", script], rootfs="/", hostname="")
+        # The guest's root comes with all that is mounted in it, and every device may be used.
+        spec["mounts"] = [{"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}]
+        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": [], "resources": {}}
+        request = agent_pb2.CreateContainerRequest(container_id=_BARE, OCI=to_proto(spec))
+        await agent.create_container(request, timeout=_BOOT_TIMEOUT_S)
+        await agent.start_container(_BARE)
+        async with asyncio.timeout(_SCRIPT_TIMEOUT_S):
+            status = await agent.wait_process(_BARE, "")
+        output = await agent.read_stdout(_BARE, "")
+        if status:
+            raise Internal(f"{script} in a bare machine ended with {status}: {output.decode(errors='replace')}")
+        return output.decode()
+    finally:
+        await machine.stop(0)

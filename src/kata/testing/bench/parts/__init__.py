@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kata.testing.bench.parts import execs, files, memory, network, parallel, pods, shim, standby, start, stdout, stop
+from kata.testing.bench.parts import (
+    disks,
+    execs,
+    files,
+    memory,
+    network,
+    parallel,
+    pods,
+    shim,
+    standby,
+    start,
+    stdout,
+    stop,
+)
 from kata.testing.bench.stage import Stage
 
 
@@ -27,6 +40,7 @@ PARTS: Mapping[str, Part] = {
     "memory": Part(memory.measure, "Proportional memory (PSS) per idle sandbox, all its processes included."),
     "shim": Part(shim.measure, "What containerd waits for at each container, and the memory of what stays."),
     "files": Part(files.measure, "Files in the root file system of a running container."),
+    "disks": Part(disks.measure, "A disk of the host in a container, in sequence, past the guest's page cache."),
     "network": Part(network.measure, "One TCP connection between the host and a container on a bridge, each way."),
     "stdout": Part(stdout.measure, "A container's standard output, as fast as it can write and ctr can read."),
 }

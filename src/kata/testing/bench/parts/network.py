@@ -6,7 +6,6 @@ veth pair and traffic control in between.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -14,20 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 from kata.errors import Internal
 from kata.guest.agent import AgentClient
-from kata.hypervisor.base import VmPlan
 from kata.hypervisor.devices import NetworkDevice
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.linux.tap import open_tap
-from kata.oci.convert import to_proto
-from kata.oci.default import default_spec
-from kata.protocols import agent_pb2, types_pb2
-from kata.sandbox.vmplan import AGENT_CHANNEL
-from kata.testing.bench.bare import default_plan
+from kata.protocols import types_pb2
+from kata.testing.bench.bare import default_plan, run_bare
 from kata.testing.bench.figures import alternate
 from kata.testing.bench.stage import Stage
 from kata.testing.cni import Bridge
@@ -74,43 +68,23 @@ def _in_container(stage: Stage, bridge: Bridge, options: tuple[str, ...], direct
 def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> float:
     with _peer(bridge.gateway, direction) as peer:
         command = script.format(address=bridge.gateway, port=peer.port, bytes=_BYTES)
-        plan = replace(default_plan(stage.directory), share_helper=None)
         tap = open_tap(_TAP)
         try:
             subprocess.run(["ip", "link", "set", _TAP, "master", _BRIDGE, "up"], check=True)
-            asyncio.run(_run(plan, tap, command))
+            run_bare(default_plan(stage.directory), command, partial(_plug, tap))
         finally:
             os.close(tap)
         return peer.rate()
 
 
-async def _run(plan: VmPlan, tap: int, command: str) -> None:
-    """Run a command in the guest's own root, in a machine with an interface that is the tap device."""
-    machine = QemuMachine(plan)
-    try:
-        await machine.start()
-        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
-        await agent.check(_TIMEOUT_S)
-        path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
-        await agent.create_sandbox(agent_pb2.CreateSandboxRequest(sandbox_id="bench"))
-        address = types_pb2.IPAddress(family=types_pb2.v4, address=_ADDRESS, mask="24")
-        interface = types_pb2.Interface(
-            device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path
-        )
-        await agent.update_interface(interface)
-        spec = default_spec(["/bin/sh", "-c", command], rootfs="/", hostname="")
-        # The guest's root comes with all that is mounted in it.
-        spec["mounts"] = [{"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}]
-        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": []}
-        request = agent_pb2.CreateContainerRequest(container_id="bench", OCI=to_proto(spec))
-        await agent.create_container(request, timeout=_TIMEOUT_S)
-        await agent.start_container("bench")
-        async with asyncio.timeout(_TIMEOUT_S):
-            status = await agent.wait_process("bench", "")
-        if status:
-            raise Internal(f"{command} in a bare machine ended with {status}")
-    finally:
-        await machine.stop(0)
+async def _plug(tap: int, machine: QemuMachine, agent: AgentClient) -> None:
+    """Give the machine an interface that is the tap device."""
+    path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
+    address = types_pb2.IPAddress(family=types_pb2.v4, address=_ADDRESS, mask="24")
+    interface = types_pb2.Interface(
+        device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path
+    )
+    await agent.update_interface(interface)
 
 
 class _Peer:
