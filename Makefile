@@ -51,7 +51,7 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 
 uninstall: ## Remove what `make install` has put there, the guest images included
 	rm -f $(BIN)/kata $(BIN)/containerd-shim-kata-v2
-	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata
+	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata /var/cache/kata-test
 
 protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
 	$(VENV)/bin/python -m kata.protocols.generate

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from kata.osbuilder.commands import pipe
+from kata.osbuilder.packages import PackageCache
 from kata.testing.images import busybox_rootfs
 
 from . import level1
@@ -23,6 +25,17 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(2000)]
 _TIMEOUT_S = 1800.0
 _FIRST = b"hello-from-the-host-0"
 _EDU = "0000:02:00.0"
+
+
+def vhost_modules(work: Path) -> None:
+    """The host's side of vsock, which no guest needs, from the package of the kernel that level 1 runs."""
+    cache = PackageCache(Path("/var/cache/kata"))
+    kernel = cache.path(cache.resolve().kernel)
+    pipe(
+        ["dpkg-deb", "--fsys-tarfile", str(kernel)],
+        ["tar", "--extract", f"--directory={work}", "--wildcards", "--strip-components=6", "*/drivers/vhost/*.ko"],
+        timeout=120,
+    )
 
 
 def in_level_1(case: str, work: Path) -> list[dict[str, Any]]:
@@ -73,3 +86,11 @@ def test_a_container_drives_a_device(tmp_path: Path) -> None:
     names = facts["output"].splitlines()
     assert "vfio" in names
     assert str(group) not in names, "the guest's group has the host's number by chance, which proves nothing"
+
+
+def test_the_agent_answers_over_vsock(tmp_path: Path) -> None:
+    vhost_modules(tmp_path)
+    told = in_level_1("vsock", tmp_path)
+    answered = next(line for line in told if line["step"] == "answered")
+    assert answered["version"], told
+    assert answered["bytes"] == 1 << 20

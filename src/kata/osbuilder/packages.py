@@ -98,12 +98,7 @@ class PackageCache:
         Raises:
             FailedPrecondition: the lists are missing or do not have a package.
         """
-        for directory in (self._apt / "archives" / "partial", self._debs):
-            directory.mkdir(parents=True, exist_ok=True)
-        status = self._apt / "status"
-        if not status.exists() or status.stat().st_size:
-            # Not touched without need: apt's own cache is valid for as long as this file does not change.
-            status.write_bytes(b"")
+        self._prepare()
         try:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             simulated = self._run("apt-get", "install", "--simulate", *USERLAND)
@@ -115,10 +110,30 @@ class PackageCache:
         if kernel is None:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         wanted = [f"{name}={version}" for name, version in _INSTALLED.findall(simulated) if name not in _UNNEEDED]
-        listed = self._run("apt-get", "download", "--print-uris", kernel[1], *wanted)
-        packages = sorted(parse_uris(listed), key=lambda package: package.name)
+        packages = self.named(kernel[1], *wanted)
         (kernel_package,) = (package for package in packages if package.name == kernel[1])
         return PackageSet(kernel_package, tuple(package for package in packages if package is not kernel_package))
+
+    def named(self, *names: str) -> list[Package]:
+        """These packages, without what they depend on, sorted by name.
+
+        Args:
+            names: each may name a version, as in "crun=1.8.1-1".
+
+        Raises:
+            Internal: the lists do not have one.
+        """
+        self._prepare()
+        listed = self._run("apt-get", "download", "--print-uris", *names)
+        return sorted(parse_uris(listed), key=lambda package: package.name)
+
+    def _prepare(self) -> None:
+        for directory in (self._apt / "archives" / "partial", self._debs):
+            directory.mkdir(parents=True, exist_ok=True)
+        status = self._apt / "status"
+        if not status.exists() or status.stat().st_size:
+            # Not touched without need: apt's own cache is valid for as long as this file does not change.
+            status.write_bytes(b"")
 
     def update(self) -> None:
         """Fetch the package lists anew.

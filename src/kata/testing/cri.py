@@ -19,7 +19,7 @@ from websockets.typing import Subprotocol
 
 from kata.protocols import cri_pb2 as pb
 
-_SERVICE = "runtime.v1.RuntimeService"
+_SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
 _POLL_S = 0.05
 #: Of a WebSocket: the first byte of a message is the number of its channel.
@@ -50,7 +50,8 @@ class Cri:
         self._image = image
         self._logs = logs
         self._channel = grpc.insecure_channel(f"unix://{address}")
-        self._rpcs = pb.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name
+        services = [pb.DESCRIPTOR.services_by_name[name] for name in _SERVICES]
+        self._rpcs = {rpc.name: rpc for service in services for rpc in service.methods}
 
     def __enter__(self) -> Cri:
         return self
@@ -64,7 +65,7 @@ class Cri:
         request = getattr(pb, rpc.input_type.name)(**fields)
         answer = getattr(pb, rpc.output_type.name)
         call = self._channel.unary_unary(
-            f"/{_SERVICE}/{method}",
+            f"/{rpc.containing_service.full_name}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
@@ -127,9 +128,13 @@ class Pod:
         mounts: Sequence[pb.Mount] = (),
         resources: pb.LinuxContainerResources | None = None,
         security: pb.LinuxContainerSecurityContext | None = None,
+        image: str = "",
         **fields: Any,
     ) -> Container:
-        """A container that is not started; `fields` are further ones of ContainerConfig."""
+        """A container that is not started; `fields` are further ones of ContainerConfig.
+
+        Without a command it sleeps, or, if it has an image of its own, does what that says.
+        """
         self._made += 1
         security = security or pb.LinuxContainerSecurityContext()
         # The kubelet's choice for a pod that says nothing.
@@ -137,8 +142,8 @@ class Pod:
             security.namespace_options.pid = pb.CONTAINER
         config = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=f"c{self._made}"),
-            image=pb.ImageSpec(image=self._image),
-            command=command or ("sleep", "1000"),
+            image=pb.ImageSpec(image=image or self._image),
+            command=command or (() if image else ("sleep", "1000")),
             envs=[pb.KeyValue(key=key, value=value) for key, value in (env or {}).items()],
             mounts=mounts,
             log_path=f"{self._made}.log",

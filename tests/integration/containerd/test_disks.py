@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ pytestmark = [
 ]
 
 SIZE = 32 << 20
+#: Rounds of each kill at random moments.
+ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
 _TIMEOUT_S = 30.0
 #: Prints "ef53" of a disk with an ext2, ext3 or ext4 file system.
 MAGIC = "dd if={} bs=2 skip=540 count=1 2>/dev/null | od -An -tx2"
@@ -244,3 +248,36 @@ async def test_a_killed_shim_gives_the_disk_back(raw: RawShim, formatted: Loop) 
         async with asyncio.timeout(10):
             while not formatted.is_free:
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.timeout(60 + 15 * ROUNDS)
+@pytest.mark.parametrize("victim", ["shim", "machine"])
+async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop, victim: str) -> None:
+    """kill -9 at any moment of plugging and unplugging in a pod: the disk is the host's again, and whole."""
+    for _ in range(ROUNDS):
+        sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
+        task = await raw.task(sandbox_id)
+        pod = await task.Create(raw.create_request(sandbox_id), timeout=60)
+        await task.Start(task_v2_pb2.StartRequest(id=sandbox_id), timeout=60)
+        busy = asyncio.create_task(come_and_go(raw, task, sandbox_id, formatted))
+        moment = random.uniform(0, 1.5)
+        await asyncio.wait({busy}, timeout=moment)
+        pid = raw.pid(sandbox_id) if victim == "shim" else pod.pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(busy, return_exceptions=True)
+        raw.kill(sandbox_id)
+        raw.binary(sandbox_id, "delete")
+        async with asyncio.timeout(10):
+            while not formatted.is_free:
+                await asyncio.sleep(0.05)
+        host("e2fsck", "-p", formatted.device)
+
+
+async def come_and_go(raw: RawShim, task: Stub, sandbox_id: str, disk: Loop) -> None:
+    """One container after the other in a pod, each with the disk."""
+    kind = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox_id}
+    mount = {"destination": "/data", "type": "ext4", "source": disk.device}
+    while True:
+        container_id = raw.bundle("sh", "-c", "date >/data/now", annotations=kind, mounts=[mount])
+        await asyncio.to_thread(raw.start, container_id)
+        await life(raw, task, container_id)
