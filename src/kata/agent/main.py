@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _USAGE = "usage: kata-agent [--version] [--server-addr ADDRESS] [--state-dir DIRECTORY]"
 
+_VSOCK_DRIVER = "vmw_vsock_virtio_transport"
+
 # How long answers may take to leave the machine before it is switched off; seconds.
 _LAST_WORDS = 0.2
 
@@ -56,6 +58,9 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
         complaint = await system.load_modules(reaper)
         if complaint:
             _log.warning("kernel modules: %s", complaint)
+        if settings.server_addr.startswith("vsock:"):
+            # The kernel loads sockets of that kind with the first one, but nothing that carries them.
+            await system.load_driver(reaper, _VSOCK_DRIVER)
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
