@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.linux import rtnetlink
@@ -47,6 +49,12 @@ class PodNetwork:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Have the calling thread in it for a moment. Raises OSError."""
+        with inside(self._fd, CLONE_NEWNET):
+            yield
 
     def _netlink(self) -> Netlink:
         try:

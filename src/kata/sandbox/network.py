@@ -30,6 +30,10 @@ class SandboxNetwork:
         self._attached: dict[int, Endpoint] = {}
         self._forward: PortForward | None = None
 
+    def again(self) -> PodNetwork:
+        """The namespace for somebody else, who closes it. Raises NotFound: its path is gone."""
+        return PodNetwork(self._pod.path)
+
     def look(self) -> list[Endpoint]:
         """The interfaces that the machine does not have yet.
 

@@ -43,6 +43,7 @@ from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 if TYPE_CHECKING:
     from kata.network.endpoints import Endpoint
+    from kata.sandbox.hooks import HostHooks
     from kata.sandbox.network import SandboxNetwork
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Sandbox(Lifecycle):
         self._monitor: asyncio.Task[None] | None = None
         self._network: SandboxNetwork | None = None
         self._resources: SandboxResources | None = None
+        self._hooks: dict[str, HostHooks] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._root = ""
 
@@ -302,8 +304,11 @@ class Sandbox(Lifecycle):
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
+        hooks = self._host_hooks(request)
         self._creating.add(request.id)
         try:
+            if hooks:
+                await hooks.run(*hooks.before_creation, status="creating", pid=self.pid)
             attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
             groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
             message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
@@ -311,10 +316,15 @@ class Sandbox(Lifecycle):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
+            if hooks:
+                await hooks.run_after("poststop", status="stopped", pid=0)
+                hooks.close()
             raise
         finally:
             self._creating.discard(request.id)
         self.containers[request.id] = container
+        if hooks:
+            self._hooks[request.id] = hooks
         self._root = self._root or files.guest_rootfs
         return container
 
@@ -329,6 +339,18 @@ class Sandbox(Lifecycle):
         if self._network and self._vm:
             await self._network.attach(self._network.look(), self._vm, self.agent)
         await container.start()
+        if hooks := self._hooks.get(container.id):
+            await hooks.run_after("poststart", status="running", pid=self.pid)
+
+    def _host_hooks(self, request: ContainerRequest) -> HostHooks | None:
+        if not request.bundle.spec.get("hooks"):
+            return None
+        # Imported with the first one: few containers have any.
+        from kata.sandbox.hooks import HostHooks
+
+        # Open for as long as the hooks may run, which is longer than the sandbox has it.
+        network = self._network.again() if self._network else None
+        return HostHooks(request.id, request.bundle, self._ledger.directory, network)
 
     async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
         """Delete a container. The sandbox lives on, unless the container is its own: the only one, or a pod's first."""
@@ -341,6 +363,9 @@ class Sandbox(Lifecycle):
             await self._detach(container_id)
             self.resources.dismiss(container_id)
         del self.containers[container_id]
+        if hooks := self._hooks.pop(container_id, None):
+            await hooks.run_after("poststop", status="stopped", pid=0)
+            hooks.close()
         return container
 
     async def _detach(self, container_id: str) -> None:

@@ -1,0 +1,67 @@
+"""Hooks of a container through the shim: those of the host around its life, and the guest's at its start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata.protocols.containerd import task_v2_pb2
+from kata.testing.leaks import TEST_PREFIX
+from kata.testing.rawshim import RawShim
+from kata.ttrpc import StatusError
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+
+
+@pytest.fixture
+async def raw(configuration: Path) -> AsyncIterator[RawShim]:
+    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
+        yield raw
+
+
+def with_hooks(raw: RawShim, container_id: str, **kinds: str) -> None:
+    """Give a bundle a hook of each kind, a shell script."""
+    path = raw.path(container_id) / "config.json"
+    spec = json.loads(path.read_text())
+    spec["hooks"] = {
+        kind: [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}]
+        for kind, script in kinds.items()
+    }
+    path.write_text(json.dumps(spec))
+
+
+def record(kind: str) -> str:
+    return f'echo {kind} $(sed \'s/.*"status": *"//; s/".*//\') >>order'
+
+
+async def test_a_life_with_hooks(raw: RawShim) -> None:
+    container_id = raw.bundle("sh", "-c", "cat /started")
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    with_hooks(raw, container_id, **{kind: record(kind) for kind in kinds}, startContainer="echo guest >/started")
+    order = raw.path(container_id) / "order"
+    task = await raw.task(container_id)
+    made: Any = await task.Create(raw.create_request(container_id), timeout=60)
+    assert made.pid
+    before = ["prestart creating", "createRuntime creating", "createContainer creating"]
+    assert order.read_text().splitlines() == before
+    await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=60)
+    assert order.read_text().splitlines() == [*before, "poststart running"]
+    ended: Any = await task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=60)
+    assert ended.exit_status == 0, "the guest's hook has made the file"
+    await task.Delete(task_v2_pb2.DeleteRequest(id=container_id), timeout=60)
+    assert order.read_text().splitlines() == [*before, "poststart running", "poststop stopped"]
+
+
+async def test_a_hook_that_fails_is_the_end_of_the_creation(raw: RawShim) -> None:
+    container_id = raw.bundle()
+    with_hooks(raw, container_id, createRuntime="echo cannot >&2; exit 4", poststop="touch cleaned")
+    task = await raw.task(container_id)
+    with pytest.raises(StatusError, match="createRuntime hook /bin/sh ended with status 4: cannot"):
+        await task.Create(raw.create_request(container_id), timeout=60)
+    assert (raw.path(container_id) / "cleaned").exists()
+    with pytest.raises(StatusError, match="does not exist"):
+        await task.State(task_v2_pb2.StateRequest(id=container_id), timeout=10)
