@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kata.agent import guesthooks
 from kata.agent.container import Container, Machinery
 from kata.agent.devices import specupdate
 from kata.agent.devices.request import find_devices, find_storages
@@ -49,6 +50,7 @@ class Sandbox:
         self._pinned: list[str] = []
         self._pid_owner: Container | None = None
         self._bound: list[str] = []
+        self._hooks: dict[str, list[dict[str, Any]]] = {}
 
     async def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Prepare what the containers share.
@@ -75,6 +77,8 @@ class Sandbox:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
             self.storages.acquire(await find_storages(request.storages, self._machinery.devices), "")
+            # Afterwards: the path may be on one of them.
+            self._hooks = guesthooks.find(request.guest_hook_path)
             # Systemd's machine-id(5): drawn now, so that machines from one template have different ones.
             self._provide("machine-id", f"{os.urandom(16).hex()}\n")
             if request.dns:
@@ -173,7 +177,7 @@ class Sandbox:
         try:
             storages = await find_storages(storages, self._machinery.devices)
             found = await find_devices(devices, self._machinery.devices)
-            spec = specupdate.update(spec, found.updates, found.nodes)
+            spec = guesthooks.add(specupdate.update(spec, found.updates, found.nodes), self._hooks)
             shared = self._namespaces(sandbox_pidns)
             container = await Container.create(
                 container_id, spec, (self.storages, storages), shared, self._machinery, found.addresses

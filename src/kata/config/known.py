@@ -17,7 +17,7 @@ KEYS: dict[str, frozenset[str]] = {
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net enable_guest_swap
         enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
-        firmware firmware_volume guest_hook_path guest_memory_dump_paging guest_memory_dump_path guest_swap_path
+        firmware firmware_volume guest_memory_dump_paging guest_memory_dump_path guest_swap_path
         guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
         machine_accelerators memory_offset network_queues num_queues numa_mapping overhead_memory
         overhead_vcpus pcie_root_port pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
@@ -50,7 +50,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         disable_image_nvdimm disable_vhost_net enable_guest_swap enable_hugepages
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
-        guest_hook_path hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
+        hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
         jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset
         network_queues numa_mapping path_hash pcie_root_port pcie_switch_port prefetch_files.list
         reclaim_guest_freed_memory rootless rx_rate_limiter_max_rate tx_rate_limiter_max_rate use_legacy_serial

@@ -234,6 +234,15 @@ class HypervisorConfig:
             annotation="disable_block_device_use",
         ),
     )
+    guest_hook_path: str = field(
+        default="",
+        metadata=_row(
+            Text(pattern=r"(/.*)?", description="an absolute path"),
+            "A directory of the guest image with hooks: every executable file in its `prestart`, `poststart` and "
+            "`poststop` is run in the guest around each container's life. Its arguments are its path and that word.",
+            annotation="guest_hook_path",
+        ),
+    )
     block_device_driver: str = field(
         default="virtio-blk",
         metadata=_row(

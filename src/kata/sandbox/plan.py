@@ -35,6 +35,7 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
     request = agent_pb2.CreateSandboxRequest(
         hostname=str(spec.get("hostname") or sandbox_id)[:_HOSTNAME_MAX],
         sandbox_id=sandbox_id,
+        guest_hook_path=config.hypervisor.guest_hook_path,
         storages=[
             _shared_tree(config),
             agent_pb2.Storage(
