@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kata.errors import KataError
 from kata.hypervisor import accel
 from kata.oci.state import OCI_VERSION
 from kata.osbuilder import store
+from kata.sandbox.status import Status, read_all
 from kata.version import VERSION
 
 #: Of this output's format. Kata's own is at 1.0.27 and has fields that mean nothing here.
@@ -77,6 +78,16 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             },
         },
         "Agent": {"Debug": agent.enable_debug, "DebugConsole": agent.debug_console_enabled},
+        "Sandboxes": _sandboxes(read_all()),
+    }
+
+
+def _sandboxes(running: Sequence[Status]) -> dict[str, int]:
+    """How many sandboxes run, and what their machines have together."""
+    return {
+        "Running": len(running),
+        "VCPUs": sum(status.size.vcpus for status in running),
+        "MemoryMiB": sum(status.size.memory_mib for status in running),
     }
 
 

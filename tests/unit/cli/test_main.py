@@ -12,6 +12,8 @@ from kata.cli import check as checks
 from kata.cli import env
 from kata.cli.check import Row, Status
 from kata.cli.main import invoke
+from kata.sandbox.resources import Size
+from kata.sandbox.status import Status as Sandbox
 from kata.version import VERSION
 
 
@@ -87,13 +89,28 @@ def test_env_is_toml_and_json_of_the_same(capsys: pytest.CaptureFixture[str], tm
         parsed = tomllib.loads(text)
         parsed["Host"]["Memory"].pop(volatile)
     assert list(tomllib.loads(text)) == list(sections)
-    assert list(sections) == ["Meta", "Runtime", "Hypervisor", "Kernel", "Image", "Initrd", "Host", "Agent"]
+    assert list(sections) == [
+        "Meta",
+        "Runtime",
+        "Hypervisor",
+        "Kernel",
+        "Image",
+        "Initrd",
+        "Host",
+        "Agent",
+        "Sandboxes",
+    ]
     assert sections["Runtime"]["Version"]["Version"]["Semver"] == VERSION
     assert sections["Runtime"]["Config"]["Path"] == str(config)
     assert sections["Hypervisor"]["Accelerator"] == {"Name": "tcg", "Reason": "asked for"}
     assert sections["Kernel"]["Parameters"] == tomllib.loads(text)["Kernel"]["Parameters"] == 'a="b"'
     assert sections["Host"]["Memory"]["Total"] > 0
     assert sections["Host"]["Kernel"]
+
+
+def test_env_sums_up_what_sandboxes_have() -> None:
+    running = [Sandbox("a", Size(1, 2048), ""), Sandbox("b", Size(2, 512), "")]
+    assert env._sandboxes(running) == {"Running": 2, "VCPUs": 3, "MemoryMiB": 2560}
 
 
 def test_toml_writes_a_table_before_the_ones_inside() -> None:
