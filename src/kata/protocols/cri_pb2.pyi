@@ -17,6 +17,26 @@ SANDBOX_NOTREADY: PodSandboxState
 SANDBOX_READY: PodSandboxState
 TARGET: NamespaceMode
 
+class AttachRequest(_message.Message):
+    __slots__ = ["container_id", "stderr", "stdin", "stdout", "tty"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    TTY_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    stderr: bool
+    stdin: bool
+    stdout: bool
+    tty: bool
+    def __init__(self, container_id: _Optional[str] = ..., stdin: bool = ..., tty: bool = ..., stdout: bool = ..., stderr: bool = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ["url"]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    def __init__(self, url: _Optional[str] = ...) -> None: ...
+
 class Capability(_message.Message):
     __slots__ = ["add_capabilities", "drop_capabilities"]
     ADD_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]

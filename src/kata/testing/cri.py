@@ -22,7 +22,6 @@ from kata.protocols import cri_pb2 as pb
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
 _POLL_S = 0.05
-#: Of a WebSocket: the first byte of a message is the number of its channel.
 _CHANNELS = Subprotocol("v4.channel.k8s.io")
 
 
@@ -117,9 +116,9 @@ class Pod:
     @contextmanager
     def forward(self, port: int) -> Iterator[Forwarded]:
         """A connection to a port of the pod by way of containerd's streaming server, as a kubelet makes it."""
-        url = self._cri.call("PortForward", pod_sandbox_id=self.id, port=[port]).url.replace("http:", "ws:", 1)
-        with connect(f"{url}?port={port}", subprotocols=[_CHANNELS], max_size=None) as websocket:
-            yield Forwarded(websocket, port)
+        url = self._cri.call("PortForward", pod_sandbox_id=self.id, port=[port]).url
+        with _channels(f"{url}?port={port}") as channels:
+            yield Forwarded(channels, port)
 
     def create(
         self,
@@ -173,32 +172,65 @@ class Pod:
         return log
 
 
-class Forwarded:
-    """A forwarded connection: Kubernetes' channels over a WebSocket, 0 for data and 1 for an error."""
+class Channels:
+    """Kubernetes' channels over a WebSocket: the first byte of each message is a channel's number."""
 
-    def __init__(self, websocket: Connection, port: int) -> None:
+    def __init__(self, websocket: Connection) -> None:
         self._websocket = websocket
+
+    def send(self, channel: int, data: bytes) -> None:
+        self._websocket.send(bytes([channel]) + data)
+
+    def receive(self) -> tuple[int, bytes]:
+        """The next message's channel and content; those without content are passed over."""
+        while True:
+            message = self._websocket.recv(timeout=_TIMEOUT_S)
+            assert isinstance(message, bytes)
+            if len(message) > 1:
+                return message[0], message[1:]
+
+
+class Forwarded:
+    """A forwarded connection: channel 0 for data and 1 for an error."""
+
+    def __init__(self, channels: Channels, port: int) -> None:
+        self._channels = channels
         # Each channel begins with the port.
         for channel in range(2):
-            assert self._receive() == (channel, port.to_bytes(2, "little"))
-
-    def _receive(self) -> tuple[int, bytes]:
-        message = self._websocket.recv(timeout=_TIMEOUT_S)
-        assert isinstance(message, bytes)
-        return message[0], message[1:]
+            assert channels.receive() == (channel, port.to_bytes(2, "little"))
 
     def send(self, data: bytes) -> None:
-        self._websocket.send(b"\0" + data)
+        self._channels.send(0, data)
 
     def receive(self, size: int) -> bytes:
         """At least so many bytes. Raises ConnectionError with the error's text."""
         data = b""
         while len(data) < size:
-            channel, piece = self._receive()
+            channel, piece = self._channels.receive()
             if channel:
                 raise ConnectionError(piece.decode(errors="replace"))
             data += piece
         return data
+
+
+class Attached:
+    """A container's streams: channel 0 for its input, 1 and 2 for its output and errors, 3 for what goes wrong."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+
+    def send(self, data: bytes) -> None:
+        self._channels.send(0, data)
+
+    def receive(self, size: int) -> tuple[bytes, bytes]:
+        """So many bytes in all, of output and errors."""
+        said = {1: b"", 2: b""}
+        while sum(map(len, said.values())) < size:
+            channel, piece = self._channels.receive()
+            if channel == 3:
+                raise ConnectionError(piece.decode(errors="replace"))
+            said[channel] += piece
+        return said[1], said[2]
 
 
 class Container:
@@ -237,6 +269,13 @@ class Container:
         answer = self._cri.call("ExecSync", container_id=self.id, cmd=command, timeout=timeout)
         return Done(answer.stdout.decode(errors="replace"), answer.stderr.decode(errors="replace"), answer.exit_code)
 
+    @contextmanager
+    def attach(self) -> Iterator[Attached]:
+        """Its streams by way of containerd's streaming server, as a kubelet gets them; it has to have an input."""
+        url = self._cri.call("Attach", container_id=self.id, stdin=True, stdout=True, stderr=True).url
+        with _channels(url) as channels:
+            yield Attached(channels)
+
     def sh(self, script: str) -> str:
         """What a shell script in it writes; it has to end with 0."""
         done = self.exec("sh", "-c", script)
@@ -258,3 +297,9 @@ class Container:
             _, _, tag, said = line.split(" ", 3)
             text += said + ("\n" if tag == "F" else "")
         return text
+
+
+@contextmanager
+def _channels(url: str) -> Iterator[Channels]:
+    with connect(url.replace("http:", "ws:", 1), subprotocols=[_CHANNELS], max_size=None) as websocket:
+        yield Channels(websocket)

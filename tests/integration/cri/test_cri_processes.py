@@ -67,6 +67,20 @@ def test_exit_codes(pod: Pod, code: int) -> None:
     container.remove()
 
 
+def test_attach(pod: Pod) -> None:
+    """Input, output and errors of a container that runs, one client after the other; what came before is logged."""
+    script = "echo before; while read line; do echo out $line; echo err $line >&2; done"
+    container = pod.run("sh", "-c", script, stdin=True)
+    for word in (b"first", b"second"):
+        with container.attach() as streams:
+            streams.send(word + b"\n")
+            out, err = b"out " + word + b"\n", b"err " + word + b"\n"
+            assert streams.receive(len(out) + len(err)) == (out, err)
+    container.stop()
+    assert container.log().startswith("before\n")
+    container.remove()
+
+
 def test_job(pod: Pod) -> None:
     """Runs to its end; its log stays until it is removed."""
     container = pod.run("sh", "-c", "for i in 1 2 3; do echo step $i; done; printf done")
