@@ -290,6 +290,13 @@ class Container:
         found: pb.ContainerStats = self._cri.call("ContainerStats", container_id=self.id).stats
         return found
 
+    def wait_log(self, text: str, timeout: float = 30.0) -> None:
+        """Wait until it has written a text."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(_POLL_S)
+
     def log(self) -> str:
         """What it has written, from the log that a kubelet would read: "TIME STREAM TAG TEXT" a line."""
         text = ""

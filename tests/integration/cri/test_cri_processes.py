@@ -71,6 +71,7 @@ def test_attach(pod: Pod) -> None:
     """Input, output and errors of a container that runs, one client after the other; what came before is logged."""
     script = "echo before; while read line; do echo out $line; echo err $line >&2; done"
     container = pod.run("sh", "-c", script, stdin=True)
+    container.wait_log("before")
     for word in (b"first", b"second"):
         with container.attach() as streams:
             streams.send(word + b"\n")
