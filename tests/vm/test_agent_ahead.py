@@ -47,7 +47,7 @@ async def test_a_hook_sees_the_bundle_that_the_host_knows(agent: Agent) -> None:
 async def test_more_than_were_begun(agent: Agent) -> None:
     """Whichever way one was made: its streams, its exit code, more processes, limits, and its end."""
     for number in range(4):
-        name = f"c{number}"
+        name = f"ahead-{number}"  # as crun calls them, nearly
         await agent.run(name, container_spec(ROOTFS, "sh", "-c", "cat; hostname >&2; exit 3"))
         await agent.exec(name, "more", "sh", "-c", "echo $((6 * 7)); exit 4")
         assert await agent.read_all(name, "more") == b"42\n"

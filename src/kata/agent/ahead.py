@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import os
 import select
 import shutil
+import time
 from collections.abc import Callable
 
 from kata.agent.crun import Call
+
+# One that was begun a moment ago may still load its libraries; seconds.
+_LOADING = 5.0
+_POLL = 0.002
 
 
 class Waiting:
@@ -38,7 +45,7 @@ class Waiting:
             shutil.rmtree(self._directory)
             raise
 
-    def tell(self, description: bytes, again: str = "") -> bool:
+    async def tell(self, description: bytes, again: str = "") -> bool:
         """Have it do what is described; False, and it is ended, if it is too late for that.
 
         Args:
@@ -47,8 +54,7 @@ class Waiting:
         """
         told = False
         try:
-            # Without waiting: it waits in its own open, or is dead.
-            fifo = os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fifo = await self._open()
             try:
                 if again:
                     os.symlink(again, f"{self._fifo}.new")
@@ -65,6 +71,18 @@ class Waiting:
         elif not again:
             shutil.rmtree(self._directory)
         return told
+
+    async def _open(self) -> int:
+        """The writing end, as soon as crun is at its reading end. Raises OSError: it never gets there."""
+        deadline = time.monotonic() + _LOADING
+        while True:
+            try:
+                # Without waiting in the kernel: for one that has died that would be for ever.
+                return os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.ENXIO or self.call.ended or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_POLL)
 
     def end(self) -> None:
         """Nobody will ask for it."""

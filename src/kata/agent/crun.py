@@ -66,6 +66,10 @@ class Call:
             self._close()
             raise
 
+    @property
+    def ended(self) -> bool:
+        return self._exited.done()
+
     async def finish(self) -> str:
         """What it has written to the last of the files, when it has ended.
 

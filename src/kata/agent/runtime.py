@@ -66,7 +66,8 @@ class Crun:
 
     def start_ahead(self, streams: Streams, container_id: str = "") -> None:
         self._begun += 1
-        name = f"ahead-{self._begun}"
+        # No container's id begins like that (`kata.oci.ids`).
+        name = f"_ahead-{self._begun}"
         fifo = f"{self._ahead}/{name}/description"
         if container_id:
             options = ["--detach", f"--process={fifo}", self._name(container_id)]
@@ -84,7 +85,7 @@ class Crun:
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
         waiting = self._waiting.pop(streams, None)
         configuration = f"{bundle}/config.json"
-        if waiting is not None and waiting.tell(_read(configuration), configuration):
+        if waiting is not None and await waiting.tell(_read(configuration), configuration):
             self._names[container_id] = waiting.name
             return int(await waiting.call.finish())
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
@@ -99,7 +100,7 @@ class Crun:
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
         description = json.dumps(process).encode()
         waiting = self._waiting.pop(streams, None)
-        if waiting is not None and waiting.tell(description):
+        if waiting is not None and await waiting.tell(description):
             return int(await waiting.call.finish())
         options = ["--detach", self._name(container_id)]
         return await self._start("exec", streams, options, {"--process": description})

@@ -57,7 +57,7 @@ def bundle(tmp_path: Path, content: bytes) -> Path:
 
 async def waiting(tmp_path: Path) -> Path:
     """The directory of the only creation begun ahead, as soon as it waits."""
-    directory = tmp_path / "ahead" / "ahead-1"
+    directory = tmp_path / "ahead" / "_ahead-1"
     while not ((directory / "pid").exists() and (directory / "pid").read_text()):
         await asyncio.sleep(0.01)
     return directory
@@ -75,6 +75,14 @@ async def test_the_configuration_is_read_twice(crun: Crun, tmp_path: Path, size:
     assert not (made / "first").exists()
     await crun.delete("c1")
     assert not directory.exists()
+
+
+async def test_one_that_still_loads_is_waited_for(crun: Crun, tmp_path: Path) -> None:
+    made = bundle(tmp_path, b"{}")
+    streams = Streams()
+    crun.start_ahead(streams)
+    assert await crun.create("c1", str(made), streams) == 42
+    assert (tmp_path / "ahead" / "_ahead-1" / "second").read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize("reason", ["killed", "too much"])
