@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 #: Seconds that a hook without a timeout may take: for ever would be as long as somebody's mistake lasts.
 _TIMEOUT_S = 60.0
 _WORDS_MAX = 500
+_LINES_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,11 @@ class HostHooks:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if process.returncode:
-                words = os.pread(said, _WORDS_MAX, 0).decode(errors="replace").strip()
-                raise FailedPrecondition(f"{what} ended with status {process.returncode}: {words or 'it said nothing'}")
+                # The last words: what went wrong comes after what went well.
+                size = os.fstat(said).st_size
+                words = os.pread(said, _WORDS_MAX, max(0, size - _WORDS_MAX)).decode(errors="replace").split("\n")
+                last = " | ".join([line for line in words if line.strip()][-_LINES_MAX:])
+                raise FailedPrecondition(f"{what} ended with status {process.returncode}: {last or 'it said nothing'}")
         except OSError as error:
             raise FailedPrecondition(f"{what} cannot be run: {error.strerror}") from error
         finally:
