@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.linux import sklookup
-from kata.linux.namespaces import CLONE_NEWNET, inside, pin, setns, unpin, unshare
+from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import change_link
 
@@ -18,22 +18,15 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture
-def namespace(tmp_path: Path) -> Iterator[int]:
+def namespace(network_namespace: str) -> Iterator[int]:
     """A network namespace of its own with loopback, open."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    path = str(tmp_path / "net")
-    unshare(CLONE_NEWNET)
-    try:
-        pin("/proc/thread-self/ns/net", path)
-        with Netlink() as netlink:
-            change_link(netlink, 1, up=True)
-    finally:
-        setns(home, CLONE_NEWNET)
-        os.close(home)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(network_namespace, os.O_RDONLY | os.O_CLOEXEC)
+    with inside(fd, CLONE_NEWNET):
+        netlink = Netlink()
+    with netlink:
+        change_link(netlink, 1, up=True)
     yield fd
     os.close(fd)
-    unpin(path)
 
 
 def listen(namespace: int) -> socket.socket:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from kata.linux.namespaces import CLONE_NEWNET, pin, setns, unpin, unshare
 from kata.network.namespace import PodNetwork
 from kata.oci.spec import Bundle
 from kata.sandbox.hooks import HostHooks
@@ -89,23 +87,9 @@ async def test_a_relative_path_is_refused(tmp_path: Path) -> None:
         await hooks(tmp_path, prestart=[{"path": "sh"}]).run("prestart", status="creating", pid=7)
 
 
-@pytest.fixture
-def namespace(tmp_path: Path) -> Iterator[str]:
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    path = str(tmp_path / "net")
-    unshare(CLONE_NEWNET)
-    try:
-        pin("/proc/thread-self/ns/net", path)
-    finally:
-        setns(home, CLONE_NEWNET)
-        os.close(home)
-    yield path
-    unpin(path)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-async def test_they_run_in_the_pods_network(tmp_path: Path, namespace: str) -> None:
-    wanted = hooks(tmp_path, PodNetwork(namespace), prestart=[shell("stat -L -c %i /proc/self/ns/net >inode")])
+async def test_they_run_in_the_pods_network(tmp_path: Path, network_namespace: str) -> None:
+    wanted = hooks(tmp_path, PodNetwork(network_namespace), prestart=[shell("stat -L -c %i /proc/self/ns/net >inode")])
     await wanted.run("prestart", status="creating", pid=7)
     wanted.close()
-    assert int((tmp_path / "inode").read_text()) == os.stat(namespace).st_ino
+    assert int((tmp_path / "inode").read_text()) == os.stat(network_namespace).st_ino

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -47,6 +47,20 @@ async def relayed() -> AsyncIterator[tuple[socket.socket, socket.socket, asyncio
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
     await serving
+
+
+async def relay_to(serve: Callable[[CallContext, Stream], Awaitable[None]]) -> None:
+    """Relay a connection to a call that is served so."""
+    reader, writer, near = await pair()
+    server = Server({("s", "m"): StreamHandler(serve)})
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
+    try:
+        with near:
+            async with await Client.from_socket(ours) as client, client.stream("s", "m") as stream:
+                await relay(stream, reader, writer)
+    finally:
+        await serving
 
 
 async def receive(sock: socket.socket, size: int) -> bytes:
@@ -124,35 +138,17 @@ async def test_the_callers_going_is_the_end_for_the_server() -> None:
     ids=["empty", "unknown", "no-number", "short-number", "too-large-a-grant", "more-than-granted"],
 )
 async def test_a_hostile_end_is_left(message: bytes) -> None:
-    reader, writer, near = await pair()
-
     async def serve(ctx: CallContext, stream: Stream) -> None:
         await stream.send(message)
         await stream.receive()
 
-    server = Server({("s", "m"): StreamHandler(serve)})
-    ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
-    with near:
-        async with await Client.from_socket(ours) as client:
-            async with client.stream("s", "m") as stream:
-                with pytest.raises(RemoteProtocolError, match="out of place"):
-                    await relay(stream, reader, writer)
-    await serving
+    with pytest.raises(RemoteProtocolError, match="out of place"):
+        await relay_to(serve)
 
 
 async def test_a_refused_call_says_why() -> None:
-    reader, writer, near = await pair()
-
     async def serve(ctx: CallContext, stream: Stream) -> None:
         raise StatusError(Code.UNAVAILABLE, "nobody listens")
 
-    server = Server({("s", "m"): StreamHandler(serve)})
-    ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
-    with near:
-        async with await Client.from_socket(ours) as client:
-            async with client.stream("s", "m") as stream:
-                with pytest.raises(StatusError, match="nobody listens"):
-                    await relay(stream, reader, writer)
-    await serving
+    with pytest.raises(StatusError, match="nobody listens"):
+        await relay_to(serve)
