@@ -34,7 +34,7 @@ check: $(VENV)/ready ## Format, lint, types, layers
 test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emulated host that has them (about 8 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
 
-bench: $(VENV)/ready image ## Measure against runc and bare QEMU, side by side
+bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, side by side
 	$(VENV)/bin/python -m kata.testing.bench $(BENCH)
 
 image: $(VENV)/ready ## Build the guest image if its inputs have changed

@@ -18,7 +18,12 @@ from websockets.sync.connection import Connection
 from websockets.typing import Subprotocol
 
 from kata.protocols import cri_pb2 as pb
+from kata.testing.cni import PLUGINS, Network
+from kata.testing.containerd import CriOptions, PrivateContainerd
+from kata.testing.images import busybox_archive
 
+#: The image of a pod's own container.
+_PAUSE = "docker.io/library/pause:latest"
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
 _POLL_S = 0.05
@@ -304,6 +309,24 @@ class Container:
             _, _, tag, said = line.split(" ", 3)
             text += said + ("\n" if tag == "F" else "")
         return text
+
+
+@contextmanager
+def pod_containerd(network: Network, directory: Path, **options: Any) -> Iterator[PrivateContainerd]:
+    """A containerd that makes pods on a network, with the images that `Cri` wants of it.
+
+    Args:
+        directory: for the images and the network's configuration.
+        options: more of `PrivateContainerd`.
+    """
+    networks = directory / "net.d"
+    networks.mkdir(parents=True)
+    network.write(networks)
+    cri = CriOptions(_PAUSE, PLUGINS, networks)
+    with PrivateContainerd(namespace="k8s.io", cri=cri, **options) as containerd:
+        containerd.import_image(busybox_archive(directory / "busybox.tar"))
+        containerd.import_image(busybox_archive(directory / "pause.tar", name=_PAUSE, command=("sleep", "2147483647")))
+        yield containerd
 
 
 @contextmanager

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from kata.testing.cni import PLUGINS, Bridge
-from kata.testing.containerd import CriOptions, PrivateContainerd
-from kata.testing.cri import Cri, Pod
-from kata.testing.images import BUSYBOX, busybox_archive
+from kata.testing.containerd import PrivateContainerd
+from kata.testing.cri import Cri, Pod, pod_containerd
+from kata.testing.images import BUSYBOX
 from kata.testing.leaks import assert_nothing_left, snapshot
 
-PAUSE = "docker.io/library/pause:latest"
 SUBNET = "10.231.78"
 CONFIGURATION = """\
 [hypervisor.qemu]
@@ -44,14 +43,8 @@ def containerd(bridge: Bridge, tmp_path_factory: pytest.TempPathFactory) -> Iter
     scratch = tmp_path_factory.mktemp("cri")
     configuration = scratch / "configuration.toml"
     configuration.write_text(CONFIGURATION)
-    networks = scratch / "net.d"
-    networks.mkdir()
-    bridge.write(networks)
     environment = {"KATA_CONF_FILE": str(configuration)}
-    options = CriOptions(PAUSE, PLUGINS, networks)
-    with PrivateContainerd(environment=environment, debug=True, namespace="k8s.io", cri=options) as containerd:
-        containerd.import_image(busybox_archive(scratch / "busybox.tar"))
-        containerd.import_image(busybox_archive(scratch / "pause.tar", name=PAUSE, command=("sleep", "2147483647")))
+    with pod_containerd(bridge, scratch, environment=environment, debug=True) as containerd:
         yield containerd
 
 

@@ -10,12 +10,11 @@ from functools import partial
 
 from kata.testing.bench.figures import alternate
 from kata.testing.bench.stage import Stage
-from kata.testing.cni import PLUGINS, Bridge
-from kata.testing.containerd import CriOptions, PrivateContainerd, unique_id
-from kata.testing.cri import Cri
-from kata.testing.images import BUSYBOX, busybox_archive
+from kata.testing.cni import Bridge
+from kata.testing.containerd import unique_id
+from kata.testing.cri import Cri, pod_containerd
+from kata.testing.images import BUSYBOX
 
-_PAUSE = "docker.io/library/pause:latest"
 _SUBNET = "10.231.80"
 _COUNT = 10
 #: Rounds of ten pods take long, and many starts make each of them steady.
@@ -36,15 +35,10 @@ def measure(stage: Stage) -> None:
 def _pods(stage: Stage) -> Iterator[dict[str, Cri]]:
     """A connection to a CRI plugin for each contender, by its runtime handler."""
     directory = stage.directory / "pods"
-    networks = directory / "net.d"
-    networks.mkdir(parents=True)
+    directory.mkdir()
     with ExitStack() as stack:
         bridge = stack.enter_context(Bridge("katabench0", _SUBNET, directory))
-        bridge.write(networks)
-        options = CriOptions(_PAUSE, PLUGINS, networks)
-        containerd = stack.enter_context(PrivateContainerd(namespace="k8s.io", cri=options))
-        containerd.import_image(busybox_archive(directory / "busybox.tar"))
-        containerd.import_image(busybox_archive(directory / "pause.tar", name=_PAUSE, command=("sleep", "2147483647")))
+        containerd = stack.enter_context(pod_containerd(bridge, directory))
         connections = {}
         for name in stage.contenders:
             logs = directory / name
