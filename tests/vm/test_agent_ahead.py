@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,12 +21,6 @@ def guest() -> Iterator[Guest]:
     for guest in sandboxed("agent.warm_up"):
         make_rootfs(guest.share, "base")
         yield guest
-
-
-@pytest.fixture
-async def agent(guest: Guest) -> AsyncIterator[Agent]:
-    async with guest.connect() as agent:
-        yield agent
 
 
 async def test_a_hook_sees_the_bundle_that_the_host_knows(agent: Agent) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,12 +26,6 @@ def guest() -> Iterator[Guest]:
     for guest in sandboxed():
         make_rootfs(guest.share, "base")
         yield guest
-
-
-@pytest.fixture
-async def agent(guest: Guest) -> AsyncIterator[Agent]:
-    async with guest.connect() as agent:
-        yield agent
 
 
 ROOTFS = f"{SHARED}/base/rootfs"

@@ -7,7 +7,7 @@ is the same. That a host's device gets this far is tested by `make test-nested`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,6 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     for guest in sandboxed("intel_iommu=on", "iommu=pt", "agent.hotplug_timeout=5s", devices=devices):
         make_rootfs(guest.share, "base")
         yield guest
-
-
-@pytest.fixture
-async def agent(guest: Guest) -> AsyncIterator[Agent]:
-    async with guest.connect() as agent:
-        yield agent
 
 
 def spec(script: str, *devices: dict[str, Any], rules: bool = True, **process: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,12 +26,6 @@ def guest() -> Iterator[Guest]:
     for guest in sandboxed():
         make_rootfs(guest.share, "base")
         yield guest
-
-
-@pytest.fixture
-async def agent(guest: Guest) -> AsyncIterator[Agent]:
-    async with guest.connect() as agent:
-        yield agent
 
 
 async def output(agent: Agent, container_id: str, script: str, **fields: object) -> str:

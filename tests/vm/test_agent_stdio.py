@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -27,12 +27,6 @@ def guest() -> Iterator[Guest]:
     for guest in sandboxed():
         make_rootfs(guest.share, "base")
         yield guest
-
-
-@pytest.fixture
-async def agent(guest: Guest) -> AsyncIterator[Agent]:
-    async with guest.connect() as agent:
-        yield agent
 
 
 async def test_four_megabytes_go_in_and_out_unchanged(agent: Agent) -> None:
