@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from kata.errors import FailedPrecondition
 PLUGINS = Path("/usr/lib/cni")
 _NETNS = Path("/run/netns")
 _TIMEOUT_S = 20.0
+#: 10.224.0.0/12 in networks of 256.
+_SUBNET_BASE, _SUBNETS = 224, 16 * 256
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,15 @@ class Bridge(Network):
 
     Args:
         name: the bridge's, at most 15 characters.
-        subnet: the first three numbers of an IPv4 network of 256, such as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
         directory: for the plugin's records.
+
+    Attributes:
+        subnet: the first three numbers of its IPv4 network of 256, as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
     """
 
-    def __init__(self, name: str, subnet: str, directory: Path, *, mtu: int = 1500) -> None:
+    def __init__(self, name: str, directory: Path, *, mtu: int = 1500) -> None:
         self.name = name
+        self.subnet = subnet = _free_subnet(name)
         self.gateway = f"{subnet}.1"
         six = f"fd00:{subnet.replace('.', ':')}"
         self.gateway6 = f"{six}::1"
@@ -136,8 +142,9 @@ class Macvlan(Network):
     Args: as of `Bridge`.
     """
 
-    def __init__(self, name: str, subnet: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path) -> None:
         self.name = name
+        subnet = _free_subnet(name)
         six = f"fd00:{subnet.replace('.', ':')}"
         config = {
             "cniVersion": "1.0.0",
@@ -161,6 +168,21 @@ class Macvlan(Network):
 
     def __exit__(self, *_: object) -> None:
         _ip("link", "delete", self.name, check=False)
+
+
+def _free_subnet(name: str) -> str:
+    """A network of the name's own that the host does not reach otherwise.
+
+    Two runs of the tests at once, or one after another that was killed, would share a fixed one: the host then reaches
+    the pods of the older bridge only.
+    """
+    taken = subprocess.run(["ip", "route", "show"], check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    first = zlib.crc32(name.encode())
+    for number in range(first, first + _SUBNETS):
+        subnet = f"10.{_SUBNET_BASE + number % _SUBNETS // 256}.{number % 256}"
+        if f"{subnet}.0/24 " not in taken.stdout:
+            return subnet
+    raise FailedPrecondition("test network: all subnets are taken")
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

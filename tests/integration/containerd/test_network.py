@@ -34,7 +34,7 @@ MTU = 1400
 
 @pytest.fixture(scope="module")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    with Bridge(f"kt{os.getpid()}", "10.231.77", tmp_path_factory.mktemp("cni"), mtu=MTU) as bridge:
+    with Bridge(f"kt{os.getpid()}", tmp_path_factory.mktemp("cni"), mtu=MTU) as bridge:
         yield bridge
 
 
@@ -123,7 +123,7 @@ def test_the_host_reaches_a_pod(server: Pod) -> None:
 def test_pods_on_macvlan_reach_each_other(containerd: PrivateContainerd, tmp_path: Path) -> None:
     container = unique_id(TEST_PREFIX)
     with (
-        Macvlan(f"km{os.getpid()}", "10.231.78", tmp_path) as network,
+        Macvlan(f"km{os.getpid()}", tmp_path) as network,
         network.pod(container) as server,
         network.pod(unique_id(TEST_PREFIX)) as client,
         left_as_found(server),
@@ -159,6 +159,7 @@ async def test_an_interface_that_appears_after_create(bridge: Bridge, configurat
     """Docker fills the namespace between create and start."""
     with bridge.pod(unique_id(TEST_PREFIX)) as pod, left_as_found(pod):
         inside = ["ip", "netns", "exec", pod.name, "ip"]
+        address = f"{bridge.subnet}.99/24"
         for thing in ("addr", "-6 route"):
             subprocess.run([*inside, *thing.split(), "flush", "dev", "eth0"], check=True)
         async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
@@ -170,10 +171,10 @@ async def test_an_interface_that_appears_after_create(bridge: Bridge, configurat
             container = raw.bundle(spec=spec)
             task = await raw.task(container)
             await task.call("Create", raw.create_request(container))
-            subprocess.run([*inside, "addr", "add", "10.231.77.99/24", "dev", "eth0"], check=True)
+            subprocess.run([*inside, "addr", "add", address, "dev", "eth0"], check=True)
             await task.call("Start", task_v2_pb2.StartRequest(id=container))
             await task.call("Wait", task_v2_pb2.WaitRequest(id=container))
-            assert "10.231.77.99/24" in (raw.directory / "rootfs/out").read_text()
+            assert address in (raw.directory / "rootfs/out").read_text()
             await task.call("Delete", task_v2_pb2.DeleteRequest(id=container))
             await task.call("Shutdown", task_v2_pb2.ShutdownRequest(id=container))
 

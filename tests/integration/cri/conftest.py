@@ -15,7 +15,6 @@ from kata.testing.cri import Cri, Pod, pod_containerd
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import assert_nothing_left, snapshot
 
-SUBNET = "10.231.78"
 CONFIGURATION = """\
 [hypervisor.qemu]
 default_memory = 512
@@ -34,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    with Bridge(f"kp{os.getpid()}", SUBNET, tmp_path_factory.mktemp("cni")) as bridge:
+    with Bridge(f"kp{os.getpid()}", tmp_path_factory.mktemp("cni")) as bridge:
         yield bridge
 
 

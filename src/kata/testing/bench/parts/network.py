@@ -28,8 +28,8 @@ from kata.testing.cni import Bridge
 from kata.testing.containerd import unique_id
 from kata.testing.images import BUSYBOX
 
-_BRIDGE, _SUBNET = "katabench1", "10.231.81"
-_TAP, _MAC, _ADDRESS = "katabench-tap", "02:00:00:00:00:99", f"{_SUBNET}.250"
+_BRIDGE = "katabench1"
+_TAP, _MAC = "katabench-tap", "02:00:00:00:00:99"
 _MEGABYTES = 200
 _BYTES = _MEGABYTES * 1_000_000
 _PIECE = 1 << 20
@@ -45,7 +45,7 @@ _DIRECTIONS = {"to the host": _SEND, "from the host": _TAKE}
 
 
 def measure(stage: Stage) -> None:
-    with Bridge(_BRIDGE, _SUBNET, stage.directory) as bridge, bridge.pod("katabench1-up"):
+    with Bridge(_BRIDGE, stage.directory) as bridge, bridge.pod("katabench1-up"):
         # The bridge has its address from its first pod on.
         for direction, script in _DIRECTIONS.items():
             actions: dict[str, Callable[[], float]] = {
@@ -71,16 +71,16 @@ def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> fl
         tap = open_tap(_TAP)
         try:
             subprocess.run(["ip", "link", "set", _TAP, "master", _BRIDGE, "up"], check=True)
-            run_bare(default_plan(stage.directory), command, partial(_plug, tap))
+            run_bare(default_plan(stage.directory), command, partial(_plug, tap, f"{bridge.subnet}.250"))
         finally:
             os.close(tap)
         return peer.rate()
 
 
-async def _plug(tap: int, machine: QemuMachine, agent: AgentClient) -> None:
+async def _plug(tap: int, own: str, machine: QemuMachine, agent: AgentClient) -> None:
     """Give the machine an interface that is the tap device."""
     path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
-    address = types_pb2.IPAddress(family=types_pb2.v4, address=_ADDRESS, mask="24")
+    address = types_pb2.IPAddress(family=types_pb2.v4, address=own, mask="24")
     interface = types_pb2.Interface(
         device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path
     )

@@ -15,7 +15,6 @@ from kata.testing.containerd import unique_id
 from kata.testing.cri import Cri, pod_containerd
 from kata.testing.images import BUSYBOX
 
-_SUBNET = "10.231.80"
 _COUNT = 10
 #: Rounds of ten pods take long, and many starts make each of them steady.
 _MAX_ROUNDS = 3
@@ -37,7 +36,7 @@ def _pods(stage: Stage) -> Iterator[dict[str, Cri]]:
     directory = stage.directory / "pods"
     directory.mkdir()
     with ExitStack() as stack:
-        bridge = stack.enter_context(Bridge("katabench0", _SUBNET, directory))
+        bridge = stack.enter_context(Bridge("katabench0", directory))
         containerd = stack.enter_context(pod_containerd(bridge, directory))
         connections = {}
         for name in stage.contenders:
