@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
-from kata.agent import files, guest, network, stats
+from kata.agent import files, guest, network, stats, volumes
 from kata.agent.container import Container, Machinery
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
@@ -19,7 +19,7 @@ from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
 from kata.oci import convert
 from kata.oci.ids import validate_id
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2, types_pb2
+from kata.protocols import csi_pb2, health_pb2, types_pb2
 from kata.ttrpc import CallContext, Handler
 from kata.ttrpc.context import Answer
 from kata.ttrpc.typed import handlers
@@ -161,6 +161,15 @@ class AgentService:
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
         files.copy(request, self._machinery.paths.shared)
+        return Empty()
+
+    async def get_volume_stats(self, request: pb.VolumeStatsRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+        with self._sandbox.storages.at(request.volume_guest_path) as volume:
+            return volumes.stats(volume)
+
+    async def resize_volume(self, request: pb.ResizeVolumeRequest, ctx: CallContext) -> Empty:
+        with self._sandbox.storages.at(request.volume_guest_path) as volume:
+            await volumes.grow(volume, request.size, self._machinery.config.hotplug_timeout)
         return Empty()
 
     async def get_guest_details(self, request: pb.GuestDetailsRequest, ctx: CallContext) -> pb.GuestDetailsResponse:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kata.agent.devices.find import NAMED, PLACED
 from kata.agent.paths import Paths
 from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
-from kata.errors import FailedPrecondition, InvalidArgument
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as mounts
 from kata.linux.openat2 import open_directory, relative_parts
 
@@ -98,6 +98,20 @@ class Storages:
             for point in self._users:
                 stack.callback(self._unmount, point)
             self._users.clear()
+
+    @contextlib.contextmanager
+    def at(self, point: str) -> Iterator[str]:
+        """What is mounted at a mount point, as a path that only names it while in use.
+
+        Raises:
+            InvalidArgument: the path is outside of the base directory.
+            NotFound: no storage is there.
+        """
+        point = self._inside(point)
+        if point not in self._users:
+            raise NotFound(f"no storage is mounted on {point}")
+        with self._directory(point) as directory:
+            yield directory
 
     def _mount(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         driver = self._drivers.get(request.driver)

@@ -85,6 +85,27 @@ class Disks:
         async with self._lock:
             await self._detach(owner)
 
+    async def grow(self, source: str, size: int) -> None:
+        """Have the guest see that a disk has grown, to `size` bytes. An image file is made that long.
+
+        Raises:
+            NotFound: the guest has no such disk.
+            InvalidArgument: it is larger already.
+            FailedPrecondition: what it lies on is smaller.
+        """
+        async with self._lock:
+            fd, identity = _open(Disk(source, read_only=True))
+            try:
+                there = self._plugged.get(identity)
+                is_file, length = identity[0] == "f", os.lseek(fd, 0, os.SEEK_END)
+            finally:
+                os.close(fd)
+            if there is None:
+                raise NotFound(f"disk {source} is not in the virtual machine")
+            if is_file and length > size:
+                raise InvalidArgument(f"disk {source} has {length} bytes, and does not shrink to {size}")
+            await self._vm.grow_disk(there.id, size)
+
     async def _attach(self, owner: str, disk: Disk) -> Attached:
         driver = self._config.block_device_driver
         kind = "scsi" if driver == _SCSI else "blk"

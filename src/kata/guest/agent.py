@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
-from kata.protocols import agent_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
+from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
 from kata.ttrpc.connection import Connection
 from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
@@ -150,6 +150,16 @@ class AgentClient:
     async def stats_container(self, container_id: str) -> agent_pb2.StatsContainerResponse:
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._call(f"statistics of container {container_id}", "StatsContainer", request)  # type: ignore[return-value]
+
+    async def volume_stats(self, point: str) -> csi_pb2.VolumeStatsResponse:
+        """How full the volume is that the guest has mounted at `point`."""
+        request = agent_pb2.VolumeStatsRequest(volume_guest_path=point)
+        return await self._call(f"statistics of volume {point}", "GetVolumeStats", request)  # type: ignore[return-value]
+
+    async def resize_volume(self, point: str, size: int) -> None:
+        """Have the file system of a volume take all of its disk, which has grown to `size` bytes."""
+        request = agent_pb2.ResizeVolumeRequest(volume_guest_path=point, size=size)
+        await self._call(f"grow volume {point}", "ResizeVolume", request)
 
     async def update_interface(self, interface: types_pb2.Interface) -> None:
         request = agent_pb2.UpdateInterfaceRequest(interface=interface)

@@ -214,6 +214,14 @@ class VirtualMachine(Protocol):
             FailedPrecondition: a part of it could not be given back.
         """
 
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        """Give a disk that was plugged in a new size in bytes, and its image file if it is one.
+
+        Raises:
+            NotFound: there is no disk of that id.
+            FailedPrecondition: what it lies on is smaller, or cannot grow.
+        """
+
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = ...) -> Resized:
         """Plug processors and memory in, or have the guest let go of those that were plugged in.
 

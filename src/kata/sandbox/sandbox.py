@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kata.network.endpoints import Endpoint
     from kata.sandbox.hooks import HostHooks
     from kata.sandbox.network import SandboxNetwork
+    from kata.sandbox.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Sandbox(Lifecycle):
         self._network: SandboxNetwork | None = None
         self._resources: SandboxResources | None = None
         self._hooks: dict[str, HostHooks] = {}
+        self._volumes: Volumes | None = None
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._root = ""
 
@@ -311,6 +313,8 @@ class Sandbox(Lifecycle):
                 await hooks.run(*hooks.before_creation, status="creating", pid=self.pid)
             attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
             groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
+            if disks.volumes:
+                await self._manage(disks.volumes)
             message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
             async with self.resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
@@ -341,6 +345,15 @@ class Sandbox(Lifecycle):
         await container.start()
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)
+
+    async def _manage(self, volumes: Mapping[str, str]) -> None:
+        """Say that this sandbox has direct volumes, and answer what their driver asks."""
+        if self._volumes is None:
+            # Imported with the first one: few sandboxes have any.
+            from kata.sandbox.volumes import Volumes
+
+            self._volumes = Volumes(self.id, self._ledger, self.disks, self.agent)
+        await self._volumes.add(volumes)
 
     def _host_hooks(self, request: ContainerRequest) -> HostHooks | None:
         if not request.bundle.spec.get("hooks"):
@@ -415,6 +428,8 @@ class Sandbox(Lifecycle):
             self._monitor.cancel()
         if self._network is not None:
             await self._network.close()
+        if self._volumes is not None:
+            await self._volumes.close()
         if self._resources is not None:
             await self._resources.end()
         if self._agent is not None:

@@ -10,13 +10,13 @@ import signal
 import socket
 
 from kata.protocols.containerd import task_v2_pb2
+from kata.sandbox.failure import to_status
 from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import Ledger
 from kata.sandbox.standby import Standby
 from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
 from kata.shim.settings import Settings
-from kata.shim.status import to_status
 from kata.shim.task import TaskService
 from kata.ttrpc import Server
 from kata.ttrpc.typed import handlers

@@ -3,6 +3,7 @@
     linux.devices of type b          a disk, and the container's device node
     a bind of a block device         the same, at the bind's destination
     a mount of a block device        a disk, mounted in the guest and bound into the container
+    a bind of a direct volume        the same (`kata.storage.direct`)
     a rootfs on a block device       a disk, mounted in the guest: the container's root
 
 An image file counts where its mount has the option "loop", as for mount(8). The decisions are made here, by looking at
@@ -14,17 +15,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kata.errors import InvalidArgument, NotFound
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.spec import Spec
+from kata.storage import direct
+from kata.storage.direct import DISK_TYPES
 from kata.storage.share import RootfsMount
 
 #: Where the guest mounts disks (Kata's path).
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
-#: File systems on a disk that the guest's kernel knows.
-DISK_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "erofs", "squashfs", "iso9660", "vfat"})
 _SYS_BLOCK = "/sys/dev/block"
 _FLOPPY, _CDROM = 2, 11
 
@@ -71,6 +72,7 @@ class DiskPlan:
         spec: the container's, with devices that the guest can have.
         root: where the guest mounts the container's root, or "" if that is no disk.
         mounted: destinations of mounts that are on disks, with the path in the guest.
+        volumes: paths of direct volumes, with the disk that each is on.
         skipped: what was left out, with the reason, for the log.
     """
 
@@ -78,6 +80,7 @@ class DiskPlan:
     spec: Spec
     root: str = ""
     mounted: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
 
 
@@ -89,6 +92,7 @@ def plan_disks(
     enabled: bool = True,
     token: Callable[[], str] = lambda: os.urandom(8).hex(),
     node_of: Callable[[int, int], str | None] | None = None,
+    volumes: str = direct.ROOT,
 ) -> DiskPlan:
     """Decide which disks a container needs.
 
@@ -97,12 +101,13 @@ def plan_disks(
         enabled: whether disks may be plugged (`disable_block_device_use`); without, there are none.
         token: source of the 16 hexadecimal digits that keep mount points apart.
         node_of: the host's node of a device number; None for this host's.
+        volumes: where direct volumes are recorded.
 
     Raises:
         NotFound: a device is not there.
         InvalidArgument: it is not a disk that a guest can have.
     """
-    planner = _Planner(container_id, spec, enabled, token, node_of or find_node)
+    planner = _Planner(container_id, spec, enabled, token, node_of or find_node, volumes)
     planner.add_root(rootfs)
     planner.add_mounts()
     planner.add_devices()
@@ -117,6 +122,7 @@ class _Planner:
         enabled: bool,
         token: Callable[[], str],
         node_of: Callable[[int, int], str | None],
+        volumes: str,
     ) -> None:
         self._what = f"container {container_id}"
         self._id = container_id
@@ -124,6 +130,8 @@ class _Planner:
         self._enabled = enabled
         self._token = token
         self._node_of = node_of
+        self._records = volumes
+        self._volumes: dict[str, str] = {}
         self._disks: list[Disk] = []
         self._root = ""
         self._mounted: dict[str, str] = {}
@@ -141,20 +149,22 @@ class _Planner:
             resources["devices"] = [*(resources.get("devices") or ()), *self._rules]
             linux["resources"] = resources
         edited: Any = {**spec, "linux": linux} if linux else spec
-        return DiskPlan(tuple(self._disks), edited, self._root, self._mounted, tuple(self._skipped))
+        return DiskPlan(tuple(self._disks), edited, self._root, self._mounted, self._volumes, tuple(self._skipped))
 
     def add_root(self, rootfs: Sequence[RootfsMount]) -> None:
         if self._enabled and len(rootfs) == 1 and self._is_disk(rootfs[0].type, rootfs[0].source, rootfs[0].options):
             self._root = self._mount(rootfs[0].source, rootfs[0].type, rootfs[0].options)
 
     def add_mounts(self) -> None:
-        if not self._enabled:
-            return
         for mount in self._spec.get("mounts") or ():
             destination, source = str(mount.get("destination", "")), str(mount.get("source", ""))
             options = tuple(map(str, mount.get("options") or ()))
             bound = mount.get("type") == "bind" or "bind" in options or "rbind" in options
-            if bound and (device := _block_device(source)):
+            if bound and (volume := direct.find(source, self._records)):
+                self._mounted[destination] = self._mount_volume(source, volume)
+            elif not self._enabled:
+                continue
+            elif bound and (device := _block_device(source)):
                 self._add_node(source, destination, device, read_only="ro" in options)
             elif not bound and self._is_disk(str(mount.get("type")), source, options):
                 self._mounted[destination] = self._mount(source, str(mount.get("type")), options)
@@ -198,17 +208,43 @@ class _Planner:
 
     def _mount(self, source: str, fstype: str, options: Sequence[str]) -> str:
         """Have the guest mount it; the path in the guest."""
-        kept = [option for option in options if option != "loop"]
+        point = f"{GUEST_STORAGE}/{self._id}-{self._token()}"
+        return self._add_mount(source, DiskMount(point, fstype, tuple(options)))
+
+    def _mount_volume(self, path: str, volume: direct.DirectVolume) -> str:
+        """The same for a direct volume, which all containers of a pod have at one point."""
+        if not self._enabled:
+            raise FailedPrecondition(
+                f"{self._what}: {path} is a direct volume", hint="disable_block_device_use keeps it from the guest"
+            )
+        self._volumes[path] = volume.device
+        return self._add_mount(
+            volume.device,
+            DiskMount(
+                volume_point(path),
+                volume.fstype,
+                volume.options,
+                volume.group,
+                on_root_mismatch=volume.on_root_mismatch,
+            ),
+        )
+
+    def _add_mount(self, source: str, mount: DiskMount) -> str:
+        kept = [option for option in mount.options if option != "loop"]
         device = _block_device(source)
         read_only = "ro" in kept or bool(device and _is_read_only(*device))
         if read_only and "ro" not in kept:
             kept.append("ro")
-        if fstype == "xfs" and "nouuid" not in kept:
+        if mount.fstype == "xfs" and "nouuid" not in kept:
             # Snapshots have the UUID of what they are of, and xfs refuses the second.
             kept.append("nouuid")
-        point = f"{GUEST_STORAGE}/{self._id}-{self._token()}"
-        self._disks.append(Disk(source, read_only, DiskMount(point, fstype, tuple(kept))))
-        return point
+        self._disks.append(Disk(source, read_only, replace(mount, options=tuple(kept))))
+        return mount.point
+
+
+def volume_point(path: str) -> str:
+    """Where the guest mounts the direct volume of a path on the host."""
+    return f"{GUEST_STORAGE}/{direct.name_of(path)}"
 
 
 def find_node(major: int, minor: int) -> str | None:

@@ -33,6 +33,8 @@ GUEST_SHM = "/run/kata-containers/sandbox/shm"
 _SANDBOX_MOUNTS = "sandbox-mounts"
 #: Options of /dev/shm that a bind of the sandbox's takes over; its size and mode are the sandbox's.
 _SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
+#: Either makes a mount read-only, the second with what is mounted beneath it.
+_READ_ONLY = frozenset({"ro", "rro"})
 #: File systems that the guest mounts by itself, from its own kernel.
 _GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
 #: Host trees that describe the host: the guest has its own.
@@ -138,7 +140,8 @@ def plan_container(
         is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
         if on_disk and destination in on_disk:
             if on_disk[destination]:
-                edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind"]})
+                flags = [option for option in options if option in _READ_ONLY]
+                edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind", *flags]})
         elif os.path.normpath(destination) == "/dev/shm":
             flags = [option for option in options if option in _SHM_FLAGS]
             edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
@@ -168,7 +171,7 @@ def plan_container(
                 Bind(
                     source,
                     name,
-                    readonly="ro" in options or "rro" in options,
+                    readonly=any(option in _READ_ONLY for option in options),
                     recursive="rbind" in options,
                     identity=(info.st_dev, info.st_ino),
                 )

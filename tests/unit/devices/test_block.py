@@ -23,6 +23,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.plugged: dict[str, BlockDevice] = {}
+        self.grown: dict[str, int] = {}
         self.refuses = ""
         self.keeps = False
 
@@ -32,6 +33,9 @@ class Machine:
             raise FailedPrecondition("no")
         self.plugged[device.id] = device
         return f"09/{len(self.plugged):02x}"
+
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        self.grown[device_id] = size
 
     async def unplug(self, device_id: str, timeout: float = 1) -> None:
         if self.keeps:
@@ -142,3 +146,14 @@ async def test_what_is_no_disk(disks: Disks, tmp_path: Path) -> None:
         await disks.attach("one", disk("."))
     with pytest.raises(InvalidArgument, match="empty"):
         await disks.attach("one", disk("empty"))
+
+
+async def test_a_disk_grows_and_does_not_shrink(machine: Machine, disks: Disks, tmp_path: Path) -> None:
+    disk = image(tmp_path)
+    with pytest.raises(NotFound, match="is not in the virtual machine"):
+        await disks.grow(disk.source, 1024)
+    await disks.attach("one", [disk])
+    await disks.grow(disk.source, 1024)
+    assert list(machine.grown.values()) == [1024]
+    with pytest.raises(InvalidArgument, match="has 512 bytes, and does not shrink to 511"):
+        await disks.grow(disk.source, 511)

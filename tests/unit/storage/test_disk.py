@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kata.errors import InvalidArgument, NotFound
-from kata.storage.disk import GUEST_STORAGE, Disk, DiskMount, DiskPlan, find_node, plan_disks
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.storage import direct
+from kata.storage.disk import GUEST_STORAGE, Disk, DiskMount, DiskPlan, find_node, plan_disks, volume_point
 from kata.storage.share import RootfsMount, plan_container
 
 POINT = f"{GUEST_STORAGE}/c1-t"
@@ -96,7 +98,7 @@ def test_a_mount_of_a_device_is_made_in_the_guest(node: str) -> None:
     found = plan({"mounts": [mount]})
     assert found.disks == (Disk(node, read_only=True, mount=DiskMount(POINT, "ext4", ("noatime", "ro"))),)
     files = plan_container("c1", [mount], rootfs=(), rootfs_dir="/r", on_disk=found.mounted)
-    assert files.mounts == ({**mount, "type": "bind", "source": POINT, "options": ["rbind"]},)
+    assert files.mounts == ({**mount, "type": "bind", "source": POINT, "options": ["rbind", "ro"]},)
 
 
 def test_a_root_on_a_disk(node: str) -> None:
@@ -129,3 +131,20 @@ def test_the_node_of_a_number() -> None:
     for entry in Path("/sys/dev/block").iterdir():
         major, minor = map(int, entry.name.split(":"))
         assert find_node(major, minor) == f"/dev/{(entry / 'uevent').read_text().partition('DEVNAME=')[2].split()[0]}"
+
+
+def test_a_direct_volume_is_mounted_in_the_guest_at_a_place_of_its_own(tmp_path: Path) -> None:
+    record = {"volume-type": "block", "device": str(tmp_path / "image"), "fstype": "xfs", "metadata": {"fsGroup": "7"}}
+    direct.add("/volume", json.dumps(record), str(tmp_path / "records"))
+    bind = {"type": "bind", "source": "/volume", "options": ["rbind", "ro"]}
+    spec: Any = {"mounts": [{**bind, "destination": "/a"}, {**bind, "destination": "/b", "source": "/volume/."}]}
+    found = plan_disks("c1", spec, (), volumes=str(tmp_path / "records"))
+    point = volume_point("/volume")
+    disk = Disk(record["device"], read_only=False, mount=DiskMount(point, "xfs", ("nouuid",), group=7))  # type: ignore[arg-type]
+    assert found.disks == (disk, disk)
+    assert found.mounted == {"/a": point, "/b": point}
+    assert set(found.volumes.values()) == {record["device"]}
+    files = plan_container("c1", spec["mounts"], rootfs=(), rootfs_dir="/r", on_disk=found.mounted)
+    assert [mount["options"] for mount in files.mounts] == [["rbind", "ro"]] * 2
+    with pytest.raises(FailedPrecondition, match="/volume is a direct volume"):
+        plan_disks("c1", spec, (), enabled=False, volumes=str(tmp_path / "records"))

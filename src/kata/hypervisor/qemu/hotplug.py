@@ -189,6 +189,19 @@ class Hotplug:
             entry.awaited = False
         await asyncio.shield(asyncio.ensure_future(self._release(entry)))
 
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        """Tell the guest that a disk has another size in bytes. An image file is made that long.
+
+        Raises:
+            NotFound: there is no such disk.
+            FailedPrecondition: QEMU refuses it, as it does if a block device is smaller.
+        """
+        entry = self._plugged.get(device_id)
+        nodes = [command.arguments for command in entry.undo if command.name == "blockdev-del"] if entry else []
+        if not nodes:
+            raise NotFound(f"the virtual machine of {self._name} has no disk {device_id}")
+        await self._execute(Command("block_resize", {**nodes[0], "size": size}))
+
     async def _ask(self, entry: _Plugged) -> None:
         """Ask the guest, and again, until it has let go."""
         request = entry.undo[-1]

@@ -365,6 +365,10 @@ class QemuMachine:
         if self._end is None or not self._end.done():
             await self._plugging().unplug(device_id, timeout)
 
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        """Give a disk a new size; see `Hotplug.grow_disk`."""
+        await self._plugging().grow_disk(device_id, size)
+
     def _plugging(self) -> Hotplug:
         if self._qmp is None:
             raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")

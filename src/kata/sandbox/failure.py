@@ -1,4 +1,4 @@
-"""The one place where the shim's errors become gRPC status codes for containerd."""
+"""The one place where a sandbox's errors become gRPC status codes for containerd and for who manages sandboxes."""
 
 from __future__ import annotations
 

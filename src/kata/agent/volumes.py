@@ -1,0 +1,115 @@
+"""Volumes on disks: how full one is, and its file system made as large as the disk has become.
+
+References: statvfs(3); the kernel's ext4 and xfs headers for the two requests to grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unimplemented
+from kata.linux import mount
+from kata.protocols import csi_pb2
+
+_SYS_BLOCK = "/sys/dev/block"
+_SECTOR = 512
+#: Seconds between two looks whether the kernel has noticed that a disk has grown.
+_PAUSE_S = 0.02
+
+#: _IOW('f', 16, __u64): the new number of blocks.
+_EXT4_IOC_RESIZE_FS = 0x40086610
+#: _IOR('X', 126, struct xfs_fsop_geom), of 256 bytes; the first word is the block's size, the eighth `imaxpct`.
+_XFS_IOC_FSGEOMETRY = 0x8100587E
+_XFS_GEOMETRY = 256
+#: _IOW('X', 110, struct xfs_growfs_data): blocks, percentage of inodes.
+_XFS_IOC_FSGROWFSDATA = 0x4010586E
+
+
+def stats(path: str) -> csi_pb2.VolumeStatsResponse:
+    """Bytes and inodes of the file system at `path`. Raises OSError."""
+    space = os.statvfs(path)
+    answer = csi_pb2.VolumeStatsResponse()
+    block = space.f_frsize
+    answer.usage.add(
+        unit=csi_pb2.VolumeUsage.BYTES,
+        total=space.f_blocks * block,
+        available=space.f_bavail * block,
+        used=(space.f_blocks - space.f_bfree) * block,
+    )
+    answer.usage.add(
+        unit=csi_pb2.VolumeUsage.INODES,
+        total=space.f_files,
+        available=space.f_favail,
+        used=space.f_files - space.f_ffree,
+    )
+    answer.volume_condition.message = "OK"
+    return answer
+
+
+async def grow(path: str, size: int, timeout: float) -> None:
+    """Wait until the disk that is mounted at `path` has `size` bytes, and let its file system have all of it.
+
+    Raises:
+        InvalidArgument: what is mounted is on no disk.
+        DeadlineExceeded: the disk has not grown.
+        Unimplemented: it is none of the file systems that can grow while mounted: ext2, ext3, ext4, xfs.
+        FailedPrecondition: the kernel refuses.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        disk = _disk_of(fd)
+        _rescan(disk)
+        length = await _wait(disk, size, timeout)
+        fstype, _ = mount.filesystem_at(path) or ("", {})
+        try:
+            if fstype.startswith("ext"):
+                blocks = length // os.fstatvfs(fd).f_bsize
+                fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("Q", blocks))
+            elif fstype == "xfs":
+                _grow_xfs(fd, length)
+            else:
+                raise Unimplemented(f"a file system of type {fstype} does not grow while it is mounted")
+        except OSError as error:
+            raise FailedPrecondition(f"the file system does not grow to {length} bytes: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def _disk_of(fd: int) -> str:
+    number = os.fstat(fd).st_dev
+    disk = f"{_SYS_BLOCK}/{os.major(number)}:{os.minor(number)}"
+    if not os.path.exists(f"{disk}/size"):
+        raise InvalidArgument("the volume is on no disk")
+    return disk
+
+
+def _rescan(disk: str) -> None:
+    """A SCSI disk is asked for its size; a virtio disk tells of a new one by itself."""
+    if os.path.exists(f"{disk}/device/rescan"):
+        with open(f"{disk}/device/rescan", "w", encoding="ascii") as file:
+            file.write("1")
+
+
+def _length(disk: str) -> int:
+    with open(f"{disk}/size", encoding="ascii") as file:
+        return int(file.read()) * _SECTOR
+
+
+async def _wait(disk: str, size: int, timeout: float) -> int:
+    """Wait for a disk's new size; returns what it has."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while True:
+        length = _length(disk)
+        if length >= size // _SECTOR * _SECTOR:
+            return length
+        if asyncio.get_running_loop().time() > deadline:
+            raise DeadlineExceeded(f"the disk has {length} bytes after {timeout:.0f} s, and not {size}")
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _grow_xfs(fd: int, length: int) -> None:
+    geometry = struct.unpack_from("8I", fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY, bytes(_XFS_GEOMETRY)))
+    fcntl.ioctl(fd, _XFS_IOC_FSGROWFSDATA, struct.pack("QIxxxx", length // geometry[0], geometry[7]))

@@ -1,0 +1,76 @@
+"""The direct volumes of a sandbox, and the socket over which their driver asks how full one is, or has it grow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from google.protobuf.empty_pb2 import Empty
+
+from kata.devices.block import Disks
+from kata.errors import InvalidArgument, NotFound
+from kata.guest.agent import AgentClient
+from kata.protocols import csi_pb2, management_pb2
+from kata.sandbox.failure import to_status
+from kata.sandbox.ledger import FILE, Ledger
+from kata.storage.direct import user_file
+from kata.storage.disk import volume_point
+from kata.ttrpc import CallContext, Server
+from kata.ttrpc.typed import handlers
+
+#: In the sandbox's state directory.
+SOCKET = "manage.sock"
+_MAX_SIZE = 1 << 60
+
+
+class Volumes:
+    """One sandbox's, from its first direct volume on. Answers `kata.management.Volumes`."""
+
+    def __init__(self, sandbox_id: str, ledger: Ledger, disks: Disks, agent: AgentClient) -> None:
+        self._id = sandbox_id
+        self._ledger = ledger
+        self._disks = disks
+        self._agent = agent
+        self._devices: dict[str, str] = {}
+        self._server = Server(
+            handlers(management_pb2.DESCRIPTOR.services_by_name["Volumes"], self), to_status=to_status
+        )
+        self._serving = False
+
+    async def add(self, volumes: Mapping[str, str]) -> None:
+        """Containers have these: paths of volumes on the host, each with the disk that it is on."""
+        if not self._serving:
+            await self._server.serve_unix(os.path.join(self._ledger.directory, SOCKET))
+            self._serving = True
+        for path, device in volumes.items():
+            point = volume_point(path)
+            if point not in self._devices:
+                self._tell(path)
+            self._devices[point] = device
+
+    def _tell(self, path: str) -> None:
+        """Leave the file by which the volume's driver finds the sandbox; it stays as long as the sandbox."""
+        file = user_file(path, self._id)
+        self._ledger.hold(FILE, file)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    async def stats(self, request: management_pb2.VolumeRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+        self._device(request.volume_path)
+        return await self._agent.volume_stats(volume_point(request.volume_path))
+
+    async def resize(self, request: management_pb2.ResizeVolumeRequest, ctx: CallContext) -> Empty:
+        device = self._device(request.volume_path)
+        if not 0 < request.size <= _MAX_SIZE:
+            raise InvalidArgument(f"volume {request.volume_path}: a size of {request.size} bytes is impossible")
+        await self._disks.grow(device, request.size)
+        await self._agent.resize_volume(volume_point(request.volume_path), request.size)
+        return Empty()
+
+    def _device(self, path: str) -> str:
+        try:
+            return self._devices[volume_point(path)]
+        except KeyError:
+            raise NotFound(f"sandbox {self._id} has no direct volume {path}") from None
+
+    async def close(self) -> None:
+        await self._server.close()
