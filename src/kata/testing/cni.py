@@ -49,10 +49,18 @@ class Network:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    def write(self, directory: Path) -> None:
-        """Write the configuration for somebody else who runs the plugins, containerd for one."""
+    def write(self, directory: Path, *chained: str) -> None:
+        """Write the configuration for somebody else who runs the plugins, containerd for one.
+
+        Args:
+            chained: types of plugins that come after the network's own.
+        """
         network = {key: value for key, value in self._config.items() if key not in ("cniVersion", "name")}
-        whole = {"cniVersion": "1.0.0", "name": self._config["name"], "plugins": [network]}
+        whole = {
+            "cniVersion": "1.0.0",
+            "name": self._config["name"],
+            "plugins": [network, *({"type": name} for name in chained)],
+        }
         (directory / "10-pods.conflist").write_text(json.dumps(whole), encoding="utf-8")
 
     @contextmanager

@@ -312,17 +312,20 @@ class Container:
 
 
 @contextmanager
-def pod_containerd(network: Network, directory: Path, **options: Any) -> Iterator[PrivateContainerd]:
+def pod_containerd(
+    network: Network, directory: Path, *, plugins: Path = PLUGINS, **options: Any
+) -> Iterator[PrivateContainerd]:
     """A containerd that makes pods on a network, with the images that `Cri` wants of it.
 
     Args:
+        plugins: directory of the CNI plugins.
         directory: for the images and the network's configuration.
         options: more of `PrivateContainerd`.
     """
     networks = directory / "net.d"
     networks.mkdir(parents=True)
     network.write(networks)
-    cri = CriOptions(_PAUSE, PLUGINS, networks)
+    cri = CriOptions(_PAUSE, plugins, networks)
     with PrivateContainerd(namespace="k8s.io", cri=cri, **options) as containerd:
         containerd.import_image(busybox_archive(directory / "busybox.tar"))
         containerd.import_image(busybox_archive(directory / "pause.tar", name=_PAUSE, command=("sleep", "2147483647")))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,6 +14,7 @@ from kata.protocols import cri_pb2 as pb
 from kata.testing.cri import Cri, Pod
 
 #: What runtimes say of a program that is not there.
+CGROUPS = Path("/sys/fs/cgroup")
 NOT_THERE = ("no such file or directory", "executable file not found")
 
 
@@ -175,3 +179,27 @@ def test_stats(pod: Pod) -> None:
     assert stats.cpu.usage_core_nano_seconds.value > 50_000_000
     assert 0 < stats.memory.working_set_bytes.value < 1 << 30
     container.remove()
+
+
+@pytest.fixture
+def parent(cri: Cri) -> Iterator[str]:
+    """A control group that kubelet would make for a pod, removed afterwards."""
+    name = f"kata-test-{cri.handler}-{os.getpid()}"
+    yield f"/{name}"
+    for hierarchy in CGROUPS.iterdir():
+        if (group := hierarchy / name).is_dir():
+            group.rmdir()
+
+
+def test_stats_of_a_pod(cri: Cri, parent: str) -> None:
+    """Those of the pod's control group on the host: with Kata all of the virtual machine."""
+    with cri.pod("pod-stats", linux=pb.LinuxPodSandboxConfig(cgroup_parent=parent)) as pod:
+        container = pod.run("sh", "-c", "while :; do :; done")
+        time.sleep(1)
+        stats = cri.call("PodSandboxStats", pod_sandbox_id=pod.id).stats.linux
+        of_container = container.stats()
+        assert stats.cpu.usage_core_nano_seconds.value > 50_000_000
+        assert stats.memory.working_set_bytes.value >= of_container.memory.working_set_bytes.value
+        listed = cri.call("ListContainerStats").stats
+        assert container.id in [one.attributes.id for one in listed]
+        container.remove()

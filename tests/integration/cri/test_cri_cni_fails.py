@@ -1,0 +1,77 @@
+"""CNI fails half-way, when the pod has an interface already: the pod is not made, nothing stays, the next one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kata.testing.cni import PLUGINS, Bridge
+from kata.testing.containerd import PrivateContainerd
+from kata.testing.cri import Cri, pod_containerd
+from kata.testing.images import BUSYBOX
+
+#: The last plugin of the chain: fails while a file is there, and passes on what the others gave otherwise.
+FAILING = """\
+#!/usr/bin/python3
+import json, os, sys
+given = json.load(sys.stdin)
+if os.environ["CNI_COMMAND"] == "ADD":
+    if os.path.exists({flag!r}):
+        print(json.dumps({{"cniVersion": "1.0.0", "code": 100, "msg": "the address is used already"}}))
+        sys.exit(1)
+    print(json.dumps(given["prevResult"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def flag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("flag") / "fail"
+
+
+@pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    with Bridge(f"kf{os.getpid()}", tmp_path_factory.mktemp("cni")) as bridge:
+        yield bridge
+
+
+@pytest.fixture(scope="module")
+def containerd(bridge: Bridge, flag: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateContainerd]:
+    plugins = tmp_path_factory.mktemp("plugins")
+    for plugin in PLUGINS.iterdir():
+        (plugins / plugin.name).symlink_to(plugin)
+    failing = plugins / "failing"
+    failing.write_text(FAILING.format(flag=str(flag)))
+    failing.chmod(0o755)
+    scratch = tmp_path_factory.mktemp("cri")
+    with pod_containerd(bridge, scratch, plugins=plugins, debug=True) as containerd:
+        bridge.write(scratch / "net.d", "failing")
+        yield containerd
+
+
+@pytest.fixture(scope="module", params=["runc", "kata"])
+def cri(
+    request: pytest.FixtureRequest, containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cri]:
+    with Cri(containerd.address, request.param, BUSYBOX, tmp_path_factory.mktemp("logs")) as cri:
+        cri.wait_ready()
+        yield cri
+
+
+def test_a_plugin_fails_after_another_has_made_the_interface(cri: Cri, bridge: Bridge, flag: Path) -> None:
+    # The bridge has its address, and the node its first pod, before.
+    with cri.pod("first"):
+        ports = set(Path(f"/sys/class/net/{bridge.name}/brif").iterdir())
+        flag.touch()
+        try:
+            with pytest.raises(grpc.RpcError, match="the address is used already"), cri.pod("fails"):
+                pass
+        finally:
+            flag.unlink()
+        assert set(Path(f"/sys/class/net/{bridge.name}/brif").iterdir()) == ports
+        assert [pod.metadata.name for pod in cri.call("ListPodSandbox").items] == ["first"]
+        with cri.pod("fails") as pod:
+            assert "eth0" in pod.output("ip", "addr")
