@@ -16,6 +16,7 @@ from kata.agent.metrics import Metrics
 from kata.agent.process import Process
 from kata.agent.sandbox import Sandbox
 from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
+from kata.linux.swap import swapon
 from kata.oci import convert
 from kata.oci.ids import validate_id
 from kata.protocols import agent_pb2 as pb
@@ -171,6 +172,24 @@ class AgentService:
         with self._sandbox.storages.at(request.volume_guest_path) as volume:
             await volumes.grow(volume, request.size, self._machinery.config.hotplug_timeout)
         return Empty()
+
+    async def add_swap(self, request: pb.AddSwapRequest, ctx: CallContext) -> Empty:
+        self._require_machine()
+        path = "/".join(f"{slot:02x}" for slot in request.PCIPath)
+        self._swap_to(await self._machinery.devices.disk("blk", path))
+        return Empty()
+
+    async def add_swap_path(self, request: pb.AddSwapPathRequest, ctx: CallContext) -> Empty:
+        self._require_machine()
+        self._swap_to(await self._machinery.devices.disk("mmioblk", request.path))
+        return Empty()
+
+    @staticmethod
+    def _swap_to(node: str) -> None:
+        try:
+            swapon(node)
+        except OSError as error:
+            raise FailedPrecondition(f"cannot swap to {node}: {error.strerror}") from error
 
     async def get_guest_details(self, request: pb.GuestDetailsRequest, ctx: CallContext) -> pb.GuestDetailsResponse:
         return guest.details(request, self._sandbox.storages.drivers, self._owns_machine)

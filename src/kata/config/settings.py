@@ -294,6 +294,23 @@ class HypervisorConfig:
             annotation="enable_iommu",
         ),
     )
+    enable_guest_swap: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Give the guest swap for containers whose annotations ask for it: "
+            "`io.katacontainers.container.resource.swappiness` above 0, and in `….swap_in_bytes` how much memory and "
+            "swap they may use together.",
+            annotation="enable_guest_swap",
+        ),
+    )
+    guest_swap_path: Path = field(
+        default=Path("/var/lib/kata/swap"),
+        metadata=_row(
+            FilePath(),
+            "The directory for that swap, in files without a name. It should be on a disk; Kata's default is in /run.",
+        ),
+    )
     hot_plug_vfio: str = field(
         default="root-port",
         metadata=_row(

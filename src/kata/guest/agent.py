@@ -161,6 +161,11 @@ class AgentClient:
         request = agent_pb2.ResizeVolumeRequest(volume_guest_path=point, size=size)
         await self._call(f"grow volume {point}", "ResizeVolume", request)
 
+    async def add_swap(self, path: str) -> None:
+        """Have the guest swap to the virtio disk at a PCI path such as "09/01"."""
+        request = agent_pb2.AddSwapRequest(PCIPath=[int(slot, 16) for slot in path.split("/")])
+        await self._call(f"swap to the disk at {path}", "AddSwap", request)
+
     async def update_interface(self, interface: types_pb2.Interface) -> None:
         request = agent_pb2.UpdateInterfaceRequest(interface=interface)
         await self._call(f"set up network interface {interface.name}", "UpdateInterface", request)

@@ -69,6 +69,11 @@ class SandboxResources:
         self._vm, self._agent, self._size = vm, agent, size
         await self._confine()
 
+    @property
+    def size(self) -> Size:
+        """What the machine has now."""
+        return self._size
+
     async def end(self) -> None:
         """Change nothing any more."""
         for task in self._shrinking:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kata.network.endpoints import Endpoint
     from kata.sandbox.hooks import HostHooks
     from kata.sandbox.network import SandboxNetwork
+    from kata.sandbox.swap import Swap
     from kata.sandbox.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Sandbox(Lifecycle):
         self._resources: SandboxResources | None = None
         self._hooks: dict[str, HostHooks] = {}
         self._volumes: Volumes | None = None
+        self._swap: Swap | None = None
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._root = ""
 
@@ -305,6 +307,7 @@ class Sandbox(Lifecycle):
             log.info("container %s: %s", request.id, reason)
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
+        swap = self._wanted_swap(request)
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         hooks = self._host_hooks(request)
         self._creating.add(request.id)
@@ -315,7 +318,8 @@ class Sandbox(Lifecycle):
             groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
             if disks.volumes:
                 await self._manage(disks.volumes)
-            message = plan.create_container_request(request.id, vfio.spec, files, self._config, attached, groups)
+            guest_spec = await self._provide_swap(request.id, vfio.spec, swap) if swap else vfio.spec
+            message = plan.create_container_request(request.id, guest_spec, files, self._config, attached, groups)
             async with self.resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
         except BaseException:
@@ -345,6 +349,24 @@ class Sandbox(Lifecycle):
         await container.start()
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)
+
+    def _wanted_swap(self, request: ContainerRequest) -> int:
+        """Bytes of swap that a container is to have."""
+        spec = request.bundle.spec
+        if not self._config.hypervisor.enable_guest_swap or not spec.get("annotations"):
+            return 0
+        from kata.sandbox import swap
+
+        return swap.wanted(spec, self.resources.size.memory_mib)
+
+    async def _provide_swap(self, container_id: str, spec: Spec, size: int) -> Spec:
+        from kata.sandbox import swap
+
+        if self._swap is None:
+            assert self._vm is not None
+            self._swap = swap.Swap(self._vm, self.agent, self._config.hypervisor.guest_swap_path)
+        await self._swap.provide(container_id, size)
+        return swap.with_limit(spec, size)
 
     async def _manage(self, volumes: Mapping[str, str]) -> None:
         """Say that this sandbox has direct volumes, and answer what their driver asks."""
@@ -383,6 +405,8 @@ class Sandbox(Lifecycle):
 
     async def _detach(self, container_id: str) -> None:
         """Take back what of the host's devices only this container had."""
+        if self._swap is not None:
+            self._swap.leave(container_id)
         await self.groups.detach(container_id)
         await self.disks.detach(container_id)
 

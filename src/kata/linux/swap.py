@@ -1,0 +1,12 @@
+"""swapon(2)."""
+
+from __future__ import annotations
+
+import os
+
+from kata.linux.libc import LIBC, check
+
+
+def swapon(path: str) -> None:
+    """Let the kernel swap to a device that is formatted for it. Raises OSError."""
+    check(LIBC.swapon(os.fsencode(path), 0), "swapon", path)
