@@ -18,6 +18,7 @@ ANNOTATION_PREFIX = "io.katacontainers.config."
 
 _DAY = 86400
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_MAX_RATE = 1 << 50
 _MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, the interrupt controller's default is 255.
 
 
@@ -309,6 +310,22 @@ class HypervisorConfig:
         metadata=_row(
             FilePath(),
             "The directory for that swap, in files without a name. It should be on a disk; Kata's default is in /run.",
+        ),
+    )
+    rx_rate_limiter_max_rate: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, _MAX_RATE, unit="bits a second"),
+            "How fast each network interface of a sandbox may receive; 0 for as fast as it can.",
+            annotation="rx_rate_limiter_max_rate",
+        ),
+    )
+    tx_rate_limiter_max_rate: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, _MAX_RATE, unit="bits a second"),
+            "How fast each network interface of a sandbox may send; 0 for as fast as it can.",
+            annotation="tx_rate_limiter_max_rate",
         ),
     )
     hot_plug_vfio: str = field(

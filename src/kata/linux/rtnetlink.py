@@ -1,7 +1,7 @@
 """Network interfaces, addresses, routes, neighbours and the traffic control that joins two interfaces.
 
 References: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,pkt_sched,pkt_cls}.h, tc-mirred(8),
-tc-u32(8).
+tc-u32(8), tc-tbf(8).
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ RTPROT_KERNEL = 2
 _RTPROT_BOOT = 3
 SCOPE_LINK = 253
 
+_TC_H_ROOT = 0xFFFFFFFF
 _TC_H_INGRESS = 0xFFFFFFF1
 _INGRESS_HANDLE = 0xFFFF0000
 _TCA_KIND, _TCA_OPTIONS = 1, 2
@@ -70,6 +71,18 @@ _TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
 _TCA_MIRRED_PARMS = 2
 #: index, capab, action, refcnt, bindcnt, eaction, ifindex.
 _MIRRED = struct.Struct("=IIiiiiI")
+#: Of the qdisc that slows an interface down, so that another's is never taken for it.
+_LIMIT_HANDLE = 0x4B410000
+_TCA_TBF_PARMS, _TCA_TBF_RATE64, _TCA_TBF_BURST = 1, 4, 6
+#: tc_tbf_qopt: (cell_log, linklayer, overhead, cell_align, mpu, rate), the same for the peak; limit, buffer, mtu.
+_TBF = struct.Struct("=BBHhHI BBHhHI III")
+#: With a link layer the kernel computes by itself what older ones were sent in a table.
+_LINKLAYER_ETHERNET = 1
+#: Bytes that may come at once: hundredths of a second, and the largest packet that is segmented on its way.
+_BURST_S, _BURST_MIN = 0.01, 64 << 10
+#: Bytes that may wait.
+_QUEUE_S = 0.1
+_U32_MAX = (1 << 32) - 1
 _TC_ACT_STOLEN = 4
 _EGRESS_REDIRECT = 1
 
@@ -333,6 +346,35 @@ def remove_redirect(netlink: Netlink, source: int) -> None:
     body = _TC.pack(socket.AF_UNSPEC, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0)
     try:
         netlink.request(f"remove the ingress qdisc of interface {source}", _DELQDISC, body)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            raise
+
+
+def limit_rate(netlink: Netlink, index: int, rate: int) -> None:
+    """Have an interface send no more than `rate` bits a second: a token bucket filter as its root qdisc.
+
+    Raises:
+        OSError: EEXIST if it has a root qdisc that somebody has chosen.
+    """
+    speed = max(1, rate // 8)
+    burst = min(max(_BURST_MIN, int(speed * _BURST_S)), _U32_MAX)
+    waiting = min(burst + int(speed * _QUEUE_S), _U32_MAX)
+    parameters = _TBF.pack(0, _LINKLAYER_ETHERNET, 0, 0, 0, min(speed, _U32_MAX), 0, 0, 0, 0, 0, 0, waiting, 0, 0)
+    options = [attribute(_TCA_TBF_PARMS, parameters), number(_TCA_TBF_BURST, burst)]
+    if speed > _U32_MAX:
+        options.append(attribute(_TCA_TBF_RATE64, struct.pack("=Q", speed)))
+    body = _TC.pack(socket.AF_UNSPEC, index, _LIMIT_HANDLE, _TC_H_ROOT, 0) + text(_TCA_KIND, "tbf")
+    netlink.request(
+        f"limit the rate of interface {index}", _NEWQDISC, body + nest(_TCA_OPTIONS, *options), CREATE | EXCL
+    )
+
+
+def remove_limit(netlink: Netlink, index: int) -> None:
+    """Remove what `limit_rate` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
+    body = _TC.pack(socket.AF_UNSPEC, index, _LIMIT_HANDLE, _TC_H_ROOT, 0)
+    try:
+        netlink.request(f"remove the limit of interface {index}", _DELQDISC, body)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
             raise

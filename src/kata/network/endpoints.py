@@ -43,6 +43,17 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How fast a machine's interface may be, in bits a second; 0 for as fast as it can."""
+
+    receive: int = 0
+    send: int = 0
+
+
+NO_LIMIT = Rates()
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One interface that the guest gets.
 

@@ -19,7 +19,7 @@ from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import Netlink
 from kata.linux.sklookup import steer
 from kata.linux.tap import open_tap
-from kata.network.endpoints import Endpoint, Snapshot
+from kata.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
 from kata.network.release import detach
 
 
@@ -123,7 +123,7 @@ class PodNetwork:
         except NotFound as error:
             raise FailedPrecondition(f"{what}: {error.message}") from error
 
-    def join(self, endpoint: Endpoint) -> None:
+    def join(self, endpoint: Endpoint, rates: Rates = NO_LIMIT) -> None:
         """Join an interface to its tap device, which is open; what was done is undone if that fails.
 
         Raises:
@@ -131,7 +131,7 @@ class PodNetwork:
         """
         try:
             with self._netlink() as netlink:
-                _join(netlink, endpoint)
+                _join(netlink, endpoint, rates)
         except (OSError, KataError) as error:
             self.detach(endpoint.link.index)
             reason = _reason(error) if isinstance(error, OSError) else error.message
@@ -140,7 +140,7 @@ class PodNetwork:
             ) from error
 
     def detach(self, index: int) -> None:
-        """Take the filter from an interface. What is gone already is fine."""
+        """Take the filter and the limit from an interface. What is gone already is fine."""
         detach(self.path, self.inode, index)
 
 
@@ -180,7 +180,7 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _join(netlink: Netlink, endpoint: Endpoint) -> None:
+def _join(netlink: Netlink, endpoint: Endpoint, rates: Rates) -> None:
     link = endpoint.link
     tap = next((one for one in rtnetlink.links(netlink) if one.name == endpoint.tap), None)
     if tap is None:
@@ -189,6 +189,10 @@ def _join(netlink: Netlink, endpoint: Endpoint) -> None:
     rtnetlink.change_link(netlink, link.index, up=True)
     rtnetlink.redirect(netlink, tap.index, link.index)
     rtnetlink.redirect(netlink, link.index, tap.index)
+    # What the guest gets is sent by the tap device, what it sends by the interface.
+    for index, rate in ((tap.index, rates.receive), (link.index, rates.send)):
+        if rate:
+            rtnetlink.limit_rate(netlink, index, rate)
     rtnetlink.change_link(netlink, tap.index, up=True)
 
 

@@ -10,7 +10,7 @@ from kata.linux.netlink import Netlink
 
 
 def detach(path: str, inode: int, index: int) -> None:
-    """Take the filter from an interface of the namespace that was at `path`; another one there is left alone.
+    """Take filter and limit from an interface of the namespace that was at `path`; another one there is left alone.
 
     Raises:
         OSError: the kernel refuses.
@@ -28,3 +28,4 @@ def detach(path: str, inode: int, index: int) -> None:
         os.close(fd)
     with netlink:
         rtnetlink.remove_redirect(netlink, index)
+        rtnetlink.remove_limit(netlink, index)

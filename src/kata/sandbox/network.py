@@ -9,7 +9,15 @@ from kata.errors import FailedPrecondition
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import NetworkDevice
-from kata.network.endpoints import Endpoint, endpoints, interface_message, neighbours_message, routes_message
+from kata.network.endpoints import (
+    NO_LIMIT,
+    Endpoint,
+    Rates,
+    endpoints,
+    interface_message,
+    neighbours_message,
+    routes_message,
+)
 from kata.network.namespace import PodNetwork
 from kata.sandbox.forward import PortForward
 from kata.sandbox.ledger import NETWORK, Ledger
@@ -20,12 +28,16 @@ log = logging.getLogger(__name__)
 class SandboxNetwork:
     """The interfaces that a sandbox has got out of a network namespace.
 
+    Args:
+        rates: of each.
+
     Raises:
         NotFound, InvalidArgument: there is no such namespace, or it is the host's.
     """
 
-    def __init__(self, path: str, ledger: Ledger) -> None:
+    def __init__(self, path: str, ledger: Ledger, rates: Rates = NO_LIMIT) -> None:
         self._pod = PodNetwork(path)
+        self._rates = rates
         self._ledger = ledger
         self._attached: dict[int, Endpoint] = {}
         self._forward: PortForward | None = None
@@ -81,9 +93,12 @@ class SandboxNetwork:
         # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
         tap = self._pod.open_tap(endpoint)
         try:
-            if not endpoint.is_tap:
+            if endpoint.is_tap:
+                if self._rates != NO_LIMIT:
+                    log.warning("%s is a tap device already, whose rate is not limited", link.name)
+            else:
                 self._ledger.hold(NETWORK, f"{self._pod.inode} {link.index} {self._pod.path}")
-                self._pod.join(endpoint)
+                self._pod.join(endpoint, self._rates)
             self._attached[link.index] = endpoint
             return await vm.plug(NetworkDevice(id=endpoint.id, taps=(tap,), mac=link.mac, mtu=link.mtu))
         finally:

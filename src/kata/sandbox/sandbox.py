@@ -208,9 +208,12 @@ class Sandbox(Lifecycle):
         if not path or self._config.runtime.internetworking_model == "none":
             return []
         # Imported with the first namespace: a sandbox without one does without.
+        from kata.network.endpoints import Rates
         from kata.sandbox.network import SandboxNetwork
 
-        self._network = SandboxNetwork(path, self._ledger)
+        hypervisor = self._config.hypervisor
+        rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
+        self._network = SandboxNetwork(path, self._ledger, rates)
         return self._network.look()
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -211,3 +213,37 @@ def test_the_hosts_own_namespace(containerd: PrivateContainerd) -> None:
     )
     assert done.returncode != 0
     assert "is the host's, which a virtual machine cannot have" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["rx", "tx"])
+def test_a_rate_is_not_exceeded(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path, way: str) -> None:
+    """From below: a slow machine is slower anyway. Without the limit it takes a tenth of that."""
+    rate, size = 16_000_000, 4_000_000
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(f"[hypervisor.qemu]\ndefault_memory = 512\n{way}_rate_limiter_max_rate = {rate}\n")
+    options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    name = unique_id(TEST_PREFIX)
+    seconds = []
+    with bridge.pod(name) as pod, left_as_found(pod), socket.create_server((bridge.gateway, 0)) as server:
+        server.settimeout(60)
+        peer = f"{bridge.gateway} {server.getsockname()[1]}"
+        script = f"nc {peer} >/dev/null" if way == "rx" else f"head -c {size} /dev/zero | nc {peer}"
+
+        def exchange() -> None:
+            connection, _ = server.accept()
+            with connection:
+                begin = time.monotonic()
+                if way == "rx":
+                    connection.sendall(bytes(size))
+                    connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
+                seconds.append(time.monotonic() - begin)
+
+        with ThreadPoolExecutor() as pool:
+            peering = pool.submit(exchange)
+            flags = ("--rm", "--with-ns", f"network:{pod.netns}", *options)
+            containerd.ctr("run", *flags, BUSYBOX, name, "sh", "-c", script)
+            peering.result(30)
+        # What may come at once, and what waits in buffers when the sender is done, is not in it.
+        assert seconds[0] > (size - 1_000_000) * 8 / rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -124,8 +125,34 @@ def test_what_arrives_at_one_goes_out_at_the_other(netlink: Netlink) -> None:
     assert all(one.name != "tap0" for one in rtnetlink.links(netlink)), "gone with its descriptor"
 
 
+@pytest.mark.parametrize(("rate", "shown"), [(16_000_000, 2_000_000), (80_000_000_000, 10_000_000_000)])
+def test_an_interface_sends_no_faster(netlink: Netlink, rate: int, shown: int) -> None:
+    index = link(netlink, "va").index
+    rtnetlink.limit_rate(netlink, index, rate)
+    command = ["tc", "-j", "qdisc", "show", "dev", "va"]
+    (root,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (root["kind"], root["options"]["rate"]) == ("tbf", shown)
+    with pytest.raises(OSError, match="limit the rate of interface") as caught:
+        rtnetlink.limit_rate(netlink, index, rate)
+    assert caught.value.errno == errno.EEXIST, "what somebody has chosen stays"
+    rtnetlink.remove_limit(netlink, index)
+    rtnetlink.remove_limit(netlink, index)
+    assert (
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)[0]["kind"] == "noqueue"
+    )
+
+
+def test_anothers_queue_is_not_removed(netlink: Netlink) -> None:
+    index = link(netlink, "va").index
+    subprocess.run(["tc", "qdisc", "add", "dev", "va", "root", "htb"], check=True)
+    rtnetlink.remove_limit(netlink, index)
+    command = ["tc", "-j", "qdisc", "show", "dev", "va"]
+    assert json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)[0]["kind"] == "htb"
+
+
 def test_nothing_to_remove_on_an_interface_that_is_gone(netlink: Netlink) -> None:
     rtnetlink.remove_redirect(netlink, 9999)
+    rtnetlink.remove_limit(netlink, 9999)
 
 
 def test_changes_are_told(netlink: Netlink) -> None:
