@@ -139,6 +139,18 @@ class Netlink:
         """The messages of the socket's groups that one read gives; waits for them."""
         return [message for message, _ in unpack(self._socket.recv(_RECEIVE))]
 
+    def drain(self) -> None:
+        """Read away the messages of the socket's groups that are there: something has changed, whatever it was."""
+        self._socket.setblocking(False)
+        while True:
+            try:
+                self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more than the kernel could keep
+                    raise
+
     def _send(self, kind: int, body: bytes, flags: int) -> int:
         self._sequence += 1
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)

@@ -26,6 +26,8 @@ from kata.linux.netlink import (
 
 #: Multicast group of changes of interfaces.
 GROUP_LINK = 0x1
+#: Of changes of interfaces, addresses and routes, of IPv4 and IPv6.
+GROUPS_ALL = GROUP_LINK | 0x10 | 0x100 | 0x40 | 0x400
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22

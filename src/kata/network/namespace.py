@@ -56,10 +56,14 @@ class PodNetwork:
         with inside(self._fd, CLONE_NEWNET):
             yield
 
-    def _netlink(self) -> Netlink:
+    def changes(self) -> Netlink:
+        """A socket with a message for each change of interfaces, addresses and routes. Raises InvalidArgument."""
+        return self._netlink(rtnetlink.GROUPS_ALL)
+
+    def _netlink(self, groups: int = 0) -> Netlink:
         try:
             with inside(self._fd, CLONE_NEWNET):
-                return Netlink()
+                return Netlink(groups)
         except OSError as error:
             raise InvalidArgument(f"network namespace {self.path} cannot be entered: {error.strerror}") from error
 
@@ -78,6 +82,14 @@ class PodNetwork:
                     rtnetlink.routes(netlink),
                     rtnetlink.neighbours(netlink),
                 )
+            except OSError as error:
+                raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
+
+    def indexes(self) -> set[int]:
+        """The numbers of all interfaces in it. Raises as `look`."""
+        with self._netlink() as netlink:
+            try:
+                return {link.index for link in rtnetlink.links(netlink)}
             except OSError as error:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
 

@@ -1,11 +1,14 @@
-"""A sandbox's network: the pod's interfaces found, joined to tap devices, plugged in, and set up in the guest."""
+"""A sandbox's network: the pod's interfaces found, joined to tap devices, plugged in, set up in the guest, and followed
+when they change."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from dataclasses import dataclass
 
-from kata.errors import FailedPrecondition
+from kata.errors import FailedPrecondition, KataError, Unavailable
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import NetworkDevice
@@ -24,6 +27,30 @@ from kata.sandbox.ledger import NETWORK, Ledger
 
 log = logging.getLogger(__name__)
 
+#: Seconds from a change to the look at what it has come to: plugins and people make several, one after the other.
+_SETTLE_S = 0.3
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """An interface that the machine has.
+
+    Attributes:
+        endpoint: as the guest was told of it.
+        path: where the guest finds the device.
+    """
+
+    endpoint: Endpoint
+    path: str
+
+    def differs(self, now: Endpoint) -> bool:
+        """Whether the guest would be told otherwise; what the kernels note by themselves does not count."""
+        return (
+            interface_message(now, self.path) != interface_message(self.endpoint, self.path)
+            or now.routes != self.endpoint.routes
+            or now.neighbours != self.endpoint.neighbours
+        )
+
 
 class SandboxNetwork:
     """The interfaces that a sandbox has got out of a network namespace.
@@ -39,37 +66,78 @@ class SandboxNetwork:
         self._pod = PodNetwork(path)
         self._rates = rates
         self._ledger = ledger
-        self._attached: dict[int, Endpoint] = {}
+        self._attached: dict[int, _Attached] = {}
         self._forward: PortForward | None = None
+        self._following: asyncio.Task[None] | None = None
+        # Who follows changes, and who starts a container, do not plug the same interface.
+        self._lock = asyncio.Lock()
 
     def again(self) -> PodNetwork:
         """The namespace for somebody else, who closes it. Raises NotFound: its path is gone."""
         return PodNetwork(self._pod.path)
 
     def look(self) -> list[Endpoint]:
-        """The interfaces that the machine does not have yet.
+        """The interfaces that a machine is to have now.
 
         Raises:
             KataError: the namespace is gone, or has what a machine cannot be given.
         """
-        found = endpoints(self._pod.look(), self._pod.path)
-        return [endpoint for endpoint in found if endpoint.link.index not in self._attached]
+        return endpoints(self._pod.look(), self._pod.path)
 
-    async def attach(self, found: list[Endpoint], vm: VirtualMachine, agent: AgentClient) -> None:
-        """Give interfaces to the machine and have the guest set them up.
+    async def fit(self, vm: VirtualMachine, agent: AgentClient, found: list[Endpoint] | None = None) -> None:
+        """Plug in what is new, take back what has gone, and tell the guest what is different.
+
+        Args:
+            found: what `look` has given; None to look now.
 
         Raises:
-            KataError: one cannot be joined, plugged or set up; those before it stay until the sandbox ends.
+            KataError: something cannot be looked at, joined, plugged, set up or taken back; what was done before stays.
         """
-        if not found:
-            return
-        for endpoint in found:
-            path = await self._plug(endpoint, vm)
-            await agent.update_interface(interface_message(endpoint, path))
-        everything = list(self._attached.values())
-        await agent.update_routes(routes_message(everything))
-        if any(endpoint.neighbours for endpoint in everything):
-            await agent.add_neighbours(neighbours_message(everything))
+        async with self._lock:
+            # An interface that has lost its addresses is kept: it may get others.
+            found = self.look() if found is None else found
+            gone = set(self._attached) - self._pod.indexes() if self._attached else set()
+            for index in gone:
+                await self._take_back(index, vm)
+            changed = [one for one in found if (has := self._attached.get(one.link.index)) is None or has.differs(one)]
+            for endpoint in changed:
+                has = self._attached.get(endpoint.link.index)
+                path = has.path if has else await self._plug(endpoint, vm)
+                self._attached[endpoint.link.index] = _Attached(endpoint, path)
+                await agent.update_interface(interface_message(endpoint, path))
+            if gone or changed:
+                everything = [one.endpoint for one in self._attached.values()]
+                await agent.update_routes(routes_message(everything))
+                if any(endpoint.neighbours for endpoint in everything):
+                    await agent.add_neighbours(neighbours_message(everything))
+
+    def follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
+        """Have the machine follow the namespace from now on."""
+        self._following = asyncio.create_task(self._follow(vm, agent), name=f"changes of {self._pod.path}")
+
+    async def _follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        with self._pod.changes() as news:
+
+            def note() -> None:
+                news.drain()
+                changed.set()
+
+            loop.add_reader(news.fileno(), note)
+            try:
+                while True:
+                    await changed.wait()
+                    await asyncio.sleep(_SETTLE_S)
+                    changed.clear()
+                    try:
+                        await self.fit(vm, agent)
+                    except Unavailable:
+                        return  # the machine has ended
+                    except KataError as error:
+                        log.warning("the guest does not follow its network: %s", error)
+            finally:
+                loop.remove_reader(news.fileno())
 
     async def forward(self, agent: AgentClient) -> None:
         """Have connections inside the namespace reach the guest's ports. A kernel that cannot do that is only logged:
@@ -83,7 +151,10 @@ class SandboxNetwork:
         await self._forward.start()
 
     async def close(self) -> None:
-        """Forward no more, and let go of the namespace. The interfaces are on the ledger."""
+        """Follow and forward no more, and let go of the namespace. The interfaces are on the ledger."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
         if self._forward is not None:
             await self._forward.close()
         self._pod.close()
@@ -97,9 +168,18 @@ class SandboxNetwork:
                 if self._rates != NO_LIMIT:
                     log.warning("%s is a tap device already, whose rate is not limited", link.name)
             else:
-                self._ledger.hold(NETWORK, f"{self._pod.inode} {link.index} {self._pod.path}")
+                self._ledger.hold(NETWORK, self._entry(link.index))
                 self._pod.join(endpoint, self._rates)
-            self._attached[link.index] = endpoint
             return await vm.plug(NetworkDevice(id=endpoint.id, taps=(tap,), mac=link.mac, mtu=link.mtu))
         finally:
             os.close(tap)  # the machine has its own copy now, or does without
+
+    async def _take_back(self, index: int, vm: VirtualMachine) -> None:
+        """An interface has gone, and with it what was on it."""
+        attached = self._attached.pop(index)
+        self._ledger.drop(NETWORK, self._entry(index))
+        log.info("interface %s has gone", attached.endpoint.link.name)
+        await vm.unplug(attached.endpoint.id)
+
+    def _entry(self, index: int) -> str:
+        return f"{self._pod.inode} {index} {self._pod.path}"

@@ -192,8 +192,9 @@ class Sandbox(Lifecycle):
             await resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib))
         if self._network:
             with self._timings.phase("network"):
-                await self._network.attach(interfaces, vm, self._agent)
+                await self._network.fit(vm, self._agent, interfaces)
                 await self._network.forward(self._agent)
+                self._network.follow(vm, self._agent)
         self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
@@ -348,7 +349,7 @@ class Sandbox(Lifecycle):
         """
         container.require("start", State.CREATED)
         if self._network and self._vm:
-            await self._network.attach(self._network.look(), self._vm, self.agent)
+            await self._network.fit(self._vm, self.agent)
         await container.start()
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)

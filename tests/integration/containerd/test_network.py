@@ -69,11 +69,11 @@ def run(containerd: PrivateContainerd, pod: Pod, script: str) -> str:
 
 
 def interfaces(pod: Pod) -> list[str]:
-    """Names of the interfaces, and the filters on them."""
+    """Names of the interfaces, and the filters and limits on them."""
     inside = ["ip", "netns", "exec", pod.name]
     names = subprocess.run([*inside, "ls", "/sys/class/net"], check=True, capture_output=True, text=True).stdout
     qdiscs = subprocess.run([*inside, "tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
-    return [*names.split(), *(line for line in qdiscs.splitlines() if "ingress" in line)]
+    return [*names.split(), *(line for line in qdiscs.splitlines() if "ingress" in line or "tbf" in line)]
 
 
 @contextmanager
@@ -247,3 +247,50 @@ def test_a_rate_is_not_exceeded(containerd: PrivateContainerd, bridge: Bridge, t
             peering.result(30)
         # What may come at once, and what waits in buffers when the sender is done, is not in it.
         assert seconds[0] > (size - 1_000_000) * 8 / rate
+
+
+def test_interfaces_come_change_and_go_while_a_container_runs(containerd: PrivateContainerd, bridge: Bridge) -> None:
+    """As `docker network connect` and `disconnect` do it."""
+    container = unique_id(TEST_PREFIX)
+    with bridge.pod(container) as pod, left_as_found(pod):
+        start(containerd, pod, container, "sleep", "600")
+        ip = ["ip", "-n", pod.name]
+
+        def until(script: str) -> None:
+            """Wait until a script is content in the container."""
+            loop = f"i=0; until {script}; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done"
+            containerd.ctr("task", "exec", "--exec-id", unique_id("e"), container, "sh", "-c", loop)
+
+        try:
+            host = f"kh{os.getpid()}"
+            add = [
+                "link",
+                "add",
+                "eth7",
+                "mtu",
+                "1420",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                host,
+                "netns",
+                str(os.getpid()),
+            ]
+            subprocess.run([*ip, *add], check=True)
+            for address, where in (
+                ("1", ["ip", "addr", "add", "dev", host]),
+                ("2", [*ip, "addr", "add", "dev", "eth7"]),
+            ):
+                subprocess.run([*where, f"10.223.7.{address}/24"], check=True)
+            for command in (["ip", "link", "set", host, "up"], [*ip, "link", "set", "eth7", "up"]):
+                subprocess.run(command, check=True)
+            subprocess.run([*ip, "route", "add", "10.223.99.0/24", "via", "10.223.7.1"], check=True)
+            until("ping -c 1 -W 1 10.223.7.1 >/dev/null && ip route | grep -q '10.223.99.0/24 via 10.223.7.1 dev eth7'")
+            until("[ $(cat /sys/class/net/eth7/mtu) = 1420 ] && ping -c 1 -W 1 " + bridge.gateway + " >/dev/null")
+            subprocess.run([*ip, "addr", "add", "dev", "eth7", "10.223.7.3/24"], check=True)
+            until("ip addr show eth7 | grep -q 10.223.7.3/24 && ping -c 1 -W 1 10.223.7.1 >/dev/null")
+            subprocess.run([*ip, "link", "delete", "eth7"], check=True)
+            until(f"[ ! -e /sys/class/net/eth7 ] && ping -c 1 -W 1 {bridge.gateway} >/dev/null")
+        finally:
+            remove(containerd, container)
