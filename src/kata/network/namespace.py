@@ -113,11 +113,14 @@ class PodNetwork:
             reason = _reason(error)
             raise FailedPrecondition(f"network namespace {self.path}: cannot catch connections: {reason}") from error
 
-    def open_tap(self, endpoint: Endpoint) -> int:
+    def open_tap(self, endpoint: Endpoint, queues: int = 1) -> tuple[int, ...]:
         """Make the tap device of an interface, or connect to one. Its name keeps a second sandbox from the interface.
 
+        Args:
+            queues: of a device that is made; one that is there has one.
+
         Returns:
-            The tap device's descriptor. The device vanishes when the last copy of it is closed.
+            The tap device's descriptors. The device vanishes when the last copy of them is closed.
 
         Raises:
             FailedPrecondition: the namespace is gone, or the interface has a machine already.
@@ -125,7 +128,7 @@ class PodNetwork:
         what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: tap device {endpoint.tap}"
         try:
             with inside(self._fd, CLONE_NEWNET):
-                return open_tap(endpoint.tap)
+                return open_tap(endpoint.tap, 1 if endpoint.is_tap else queues)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise FailedPrecondition(

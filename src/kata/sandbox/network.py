@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds from a change to the look at what it has come to: plugins and people make several, one after the other.
 _SETTLE_S = 0.3
+#: Each takes two interrupts of the guest.
+_QUEUES_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,16 @@ class SandboxNetwork:
     """The interfaces that a sandbox has got out of a network namespace.
 
     Args:
+        vcpus: that the machine has.
         rates: of each.
 
     Raises:
         NotFound, InvalidArgument: there is no such namespace, or it is the host's.
     """
 
-    def __init__(self, path: str, ledger: Ledger, rates: Rates = NO_LIMIT) -> None:
+    def __init__(self, path: str, ledger: Ledger, vcpus: int = 1, rates: Rates = NO_LIMIT) -> None:
         self._pod = PodNetwork(path)
+        self._vcpus = vcpus
         self._rates = rates
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
@@ -162,7 +166,8 @@ class SandboxNetwork:
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
         link = endpoint.link
         # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
-        tap = self._pod.open_tap(endpoint)
+        # As Kata: a queue for each processor, so that each sends and receives by itself.
+        taps = self._pod.open_tap(endpoint, min(self._vcpus, _QUEUES_MAX))
         try:
             if endpoint.is_tap:
                 if self._rates != NO_LIMIT:
@@ -170,9 +175,10 @@ class SandboxNetwork:
             else:
                 self._ledger.hold(NETWORK, self._entry(link.index))
                 self._pod.join(endpoint, self._rates)
-            return await vm.plug(NetworkDevice(id=endpoint.id, taps=(tap,), mac=link.mac, mtu=link.mtu))
+            return await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac, mtu=link.mtu))
         finally:
-            os.close(tap)  # the machine has its own copy now, or does without
+            for tap in taps:
+                os.close(tap)  # the machine has its own copies now, or does without
 
     async def _take_back(self, index: int, vm: VirtualMachine) -> None:
         """An interface has gone, and with it what was on it."""

@@ -170,7 +170,7 @@ class Sandbox(Lifecycle):
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)
-        interfaces = self._look_at_network(bundle.spec)
+        interfaces = self._look_at_network(bundle.spec, vm_plan.vcpus)
         self._ledger.hold(PROCESS, self._ledger.directory)
         resources.enter()
         if self._standby and self._standby.suits(vm_plan):
@@ -203,7 +203,7 @@ class Sandbox(Lifecycle):
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
 
-    def _look_at_network(self, spec: Spec) -> list[Endpoint]:
+    def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
         path = plan.namespace_of(spec)
         if not path or self._config.runtime.internetworking_model == "none":
@@ -214,7 +214,7 @@ class Sandbox(Lifecycle):
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        self._network = SandboxNetwork(path, self._ledger, rates)
+        self._network = SandboxNetwork(path, self._ledger, vcpus, rates)
         return self._network.look()
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:

@@ -215,6 +215,19 @@ def test_the_hosts_own_namespace(containerd: PrivateContainerd) -> None:
     assert "is the host's, which a virtual machine cannot have" in done.stderr
 
 
+def test_a_queue_for_each_processor(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path) -> None:
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text("[hypervisor.qemu]\ndefault_memory = 512\ndefault_vcpus = 2\n")
+    options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    name = unique_id(TEST_PREFIX)
+    with bridge.pod(name) as pod, left_as_found(pod):
+        script = f"nproc; ls /sys/class/net/eth0/queues; ping -c 1 -W 5 {bridge.gateway}"
+        flags = ("--rm", "--with-ns", f"network:{pod.netns}", *options)
+        said = containerd.ctr("run", *flags, BUSYBOX, name, "sh", "-c", script).stdout
+        assert said.split()[:5] == ["2", "rx-0", "rx-1", "tx-0", "tx-1"]
+        assert "1 packets received" in said
+
+
 @pytest.mark.parametrize("way", ["rx", "tx"])
 def test_a_rate_is_not_exceeded(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path, way: str) -> None:
     """From below: a slow machine is slower anyway. Without the limit it takes a tenth of that."""

@@ -103,7 +103,7 @@ def test_neighbours(netlink: Netlink) -> None:
 
 def test_what_arrives_at_one_goes_out_at_the_other(netlink: Netlink) -> None:
     """From vb to va, which passes on to a tap device: the packet can be read there."""
-    tap = open_tap("tap0")
+    (tap,) = open_tap("tap0")
     try:
         source, target = link(netlink, "va").index, link(netlink, "tap0").index
         rtnetlink.change_link(netlink, target, up=True)
@@ -123,6 +123,18 @@ def test_what_arrives_at_one_goes_out_at_the_other(netlink: Netlink) -> None:
     finally:
         os.close(tap)
     assert all(one.name != "tap0" for one in rtnetlink.links(netlink)), "gone with its descriptor"
+
+
+def test_a_tap_device_of_several_queues(netlink: Netlink) -> None:
+    taps = open_tap("tap1", 3)
+    try:
+        assert link(netlink, "tap1").kind == "tun"
+        with pytest.raises(OSError, match="Invalid argument"):
+            open_tap("tap1")
+    finally:
+        for tap in taps:
+            os.close(tap)
+    assert all(one.name != "tap1" for one in rtnetlink.links(netlink))
 
 
 @pytest.mark.parametrize(("rate", "shown"), [(16_000_000, 2_000_000), (80_000_000_000, 10_000_000_000)])

@@ -47,7 +47,7 @@ async def test_the_second_is_refused_and_does_the_first_no_harm(namespace: str, 
     path = f"/run/netns/{namespace}"
     pod = PodNetwork(path)
     (first,) = endpoints(pod.look(), path)
-    tap = pod.open_tap(first)
+    (tap,) = pod.open_tap(first)
     try:
         pod.join(first)
         assert first.tap in filters(namespace)

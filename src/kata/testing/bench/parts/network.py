@@ -68,7 +68,7 @@ def _in_container(stage: Stage, bridge: Bridge, options: tuple[str, ...], direct
 def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> float:
     with _peer(bridge.gateway, direction) as peer:
         command = script.format(address=bridge.gateway, port=peer.port, bytes=_BYTES)
-        tap = open_tap(_TAP)
+        (tap,) = open_tap(_TAP)
         try:
             subprocess.run(["ip", "link", "set", _TAP, "master", _BRIDGE, "up"], check=True)
             run_bare(default_plan(stage.directory), command, partial(_plug, tap, f"{bridge.subnet}.250"))
