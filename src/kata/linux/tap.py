@@ -5,12 +5,15 @@ References: Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
 
 _DEVICE = "/dev/net/tun"
-_TUNSETIFF = 0x400454CA
+#: Of a macvtap device, by the number of its interface.
+_MACVTAP = "/dev/tap{}"
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 _IFREQ = struct.Struct("=16sH22x")
 
@@ -27,12 +30,30 @@ def open_tap(name: str, queues: int = 1) -> tuple[int, ...]:
     Raises:
         OSError: there is no /dev/net/tun, the name is taken, or somebody else is connected.
     """
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    return _open(_DEVICE, name, _IFF_TAP | (_IFF_MULTI_QUEUE if queues > 1 else 0), queues)
+
+
+def open_macvtap(index: int, name: str, queues: int = 1) -> tuple[int, ...]:
+    """Connect to a macvtap interface, which has a device node of its own.
+
+    Raises:
+        OSError: it has none, ENODEV if the node is another namespace's interface of the same number.
+    """
+    opened = _open(_MACVTAP.format(index), name, _IFF_TAP, queues)
+    found, _ = _IFREQ.unpack(fcntl.ioctl(opened[0], _TUNGETIFF, bytes(_IFREQ.size)))
+    if found.rstrip(b"\0") != name.encode():
+        for fd in opened:
+            os.close(fd)
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), _MACVTAP.format(index))
+    return opened
+
+
+def _open(device: str, name: str, flags: int, queues: int) -> tuple[int, ...]:
     opened: list[int] = []
     try:
         for _ in range(queues):
-            opened.append(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
-            fcntl.ioctl(opened[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            opened.append(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            fcntl.ioctl(opened[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), flags | _IFF_NO_PI | _IFF_VNET_HDR))
     except BaseException:
         for fd in opened:
             os.close(fd)

@@ -25,8 +25,8 @@ from kata.protocols import agent_pb2, types_pb2
 
 #: Kinds of interfaces whose packets can be passed on as they are, by traffic control.
 _PASSED_ON = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
-#: A tap device that somebody made for a machine: it is connected as it is.
-_CONNECTED = "tun"
+#: What somebody made for a machine: it is connected as it is.
+_CONNECTED = frozenset(("tun", "macvtap"))
 #: Interfaces that a machine can have at most: each takes a slot of its buses.
 MAXIMUM = 16
 _AF_INET6 = 10
@@ -74,8 +74,13 @@ class Endpoint:
 
     @property
     def is_tap(self) -> bool:
-        """Whether the interface is a tap device itself, so that none has to be put beside it."""
-        return self.link.kind == _CONNECTED
+        """Whether the interface is a tap or macvtap device itself, so that none has to be put beside it."""
+        return self.link.kind in _CONNECTED
+
+    @property
+    def is_macvtap(self) -> bool:
+        """Whether it is one with a device node of its own."""
+        return self.link.kind == "macvtap"
 
     @property
     def tap(self) -> str:
@@ -98,11 +103,11 @@ def endpoints(snapshot: Snapshot, namespace: str) -> list[Endpoint]:
         addresses = [address for address in snapshot.addresses if address.index == link.index]
         if link.flags & IFF_LOOPBACK or not any(address.scope < SCOPE_LINK for address in addresses):
             continue
-        if link.kind not in _PASSED_ON and link.kind != _CONNECTED:
+        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED:
             kind = f"a {link.kind} interface" if link.kind else "a device of the host"
             raise Unimplemented(
                 f"network namespace {namespace}: {link.name} is {kind}, which a virtual machine cannot be given",
-                hint=f"supported kinds: {', '.join(sorted(_PASSED_ON))} and tap devices",
+                hint=f"supported kinds: {', '.join(sorted(_PASSED_ON))} tap and macvtap devices",
             )
         found.append(
             Endpoint(

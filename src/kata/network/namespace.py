@@ -18,7 +18,7 @@ from kata.linux import rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import Netlink
 from kata.linux.sklookup import steer
-from kata.linux.tap import open_tap
+from kata.linux.tap import open_macvtap, open_tap
 from kata.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
 from kata.network.release import detach
 
@@ -117,7 +117,7 @@ class PodNetwork:
         """Make the tap device of an interface, or connect to one. Its name keeps a second sandbox from the interface.
 
         Args:
-            queues: of a device that is made; one that is there has one.
+            queues: of a device that is made, or macvtap; a tap device that is there has one.
 
         Returns:
             The tap device's descriptors. The device vanishes when the last copy of them is closed.
@@ -128,6 +128,8 @@ class PodNetwork:
         what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: tap device {endpoint.tap}"
         try:
             with inside(self._fd, CLONE_NEWNET):
+                if endpoint.is_macvtap:
+                    return open_macvtap(endpoint.link.index, endpoint.tap, queues)
                 return open_tap(endpoint.tap, 1 if endpoint.is_tap else queues)
         except OSError as error:
             if error.errno == errno.EBUSY:

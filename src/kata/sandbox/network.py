@@ -171,7 +171,7 @@ class SandboxNetwork:
         try:
             if endpoint.is_tap:
                 if self._rates != NO_LIMIT:
-                    log.warning("%s is a tap device already, whose rate is not limited", link.name)
+                    log.warning("%s is a device of taps already, whose rate is not limited", link.name)
             else:
                 self._ledger.hold(NETWORK, self._entry(link.index))
                 self._pod.join(endpoint, self._rates)

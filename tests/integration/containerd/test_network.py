@@ -215,6 +215,33 @@ def test_the_hosts_own_namespace(containerd: PrivateContainerd) -> None:
     assert "is the host's, which a virtual machine cannot have" in done.stderr
 
 
+def test_a_macvtap_interface_is_connected_as_it_is(containerd: PrivateContainerd) -> None:
+    pod = unique_id(TEST_PREFIX)
+    subprocess.run(["ip", "netns", "add", pod], check=True)
+    try:
+        for command in (
+            "link add host7 type veth peer name lower",
+            "link set lower up",
+            "link add link lower name eth0 type macvtap mode bridge",
+            "addr add 10.223.8.2/24 dev eth0",
+            "link set eth0 up",
+        ):
+            subprocess.run(["ip", "-n", pod, *command.split()], check=True)
+        subprocess.run(["ip", "netns", "add", f"{pod}-peer"], check=True)
+        subprocess.run(["ip", "-n", pod, "link", "set", "host7", "netns", f"{pod}-peer"], check=True)
+        for command in ("addr add 10.223.8.1/24 dev host7", "link set host7 up"):
+            subprocess.run(["ip", "-n", f"{pod}-peer", *command.split()], check=True)
+        said = containerd.ctr(
+            *("run", "--rm", "--with-ns", f"network:/run/netns/{pod}", "--runtime", RUNTIME, BUSYBOX, pod),
+            *("sh", "-c", "ip addr show eth0; ping -c 1 -W 5 10.223.8.1"),
+        ).stdout
+        assert "10.223.8.2/24" in said
+        assert "1 packets received" in said
+    finally:
+        for name in (pod, f"{pod}-peer"):
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
 def test_a_queue_for_each_processor(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path) -> None:
     configuration = tmp_path / "configuration.toml"
     configuration.write_text("[hypervisor.qemu]\ndefault_memory = 512\ndefault_vcpus = 2\n")
