@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +28,8 @@ pytestmark = [
 ]
 
 SIZE = 32 << 20
+#: Disks that a machine can have.
+MAXIMUM = 62
 #: Rounds of each kill at random moments.
 ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
 _TIMEOUT_S = 30.0
@@ -281,3 +284,20 @@ async def come_and_go(raw: RawShim, task: Stub, sandbox_id: str, disk: Loop) -> 
         container_id = raw.bundle("sh", "-c", "date >/data/now", annotations=kind, mounts=[mount])
         await asyncio.to_thread(raw.start, container_id)
         await life(raw, task, container_id)
+
+
+@pytest.mark.timeout(180)
+def test_sixty_disks_and_one_too_many(containerd: PrivateContainerd, tmp_path: Path) -> None:
+    """As many as the machine has places for; more is told, and none of them stays."""
+    images = [tmp_path / f"disk-{number}.img" for number in range(MAXIMUM + 1)]
+    with images[0].open("wb") as file:
+        file.truncate(1 << 20)
+    host("mkfs.ext4", "-q", str(images[0]))
+    for image in images[1:]:
+        shutil.copyfile(images[0], image)
+    flags = [f"--mount=type=ext4,src={image},dst=/disks/{number},options=loop" for number, image in enumerate(images)]
+    done = run(containerd, *flags[:MAXIMUM], script="grep -c ' /disks/.* ext4 ' /proc/mounts")
+    assert (done.returncode, done.stdout.strip()) == (0, str(MAXIMUM)), done.stderr
+    done = run(containerd, *flags, script="true")
+    assert done.returncode != 0
+    assert f"has {MAXIMUM} slots for hot-plug, and all are in use" in done.stderr
