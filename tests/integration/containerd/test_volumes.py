@@ -87,3 +87,40 @@ def test_an_update_of_a_configmap_is_seen_by_who_reads(containerd: PrivateContai
         process.kill()
         process.wait()
     assert rest == "two", errors
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the host's in which mounts are made later."""
+    path = tmp_path / "shared"
+    path.mkdir()
+    subprocess.run(["mount", "--bind", str(path), str(path)], check=True)
+    subprocess.run(["mount", "--make-shared", str(path)], check=True)
+    (path / "later").mkdir()
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--recursive", str(path)], check=True)
+
+
+@pytest.mark.parametrize("runtime", [RUNTIME, "io.containerd.runc.v2"], ids=["kata", "runc"])
+def test_a_mount_that_the_host_makes_later_is_seen(containerd: PrivateContainerd, shared: Path, runtime: str) -> None:
+    """Kubernetes' HostToContainer: storage drivers mount into a volume while containers run."""
+    name = unique_id(TEST_PREFIX)
+    mount = f"type=bind,src={shared},dst=/data,options=rbind:rslave:rw"
+    containerd.ctr("run", "-d", "--runtime", runtime, "--mount", mount, BUSYBOX, name, "sleep", "600")
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "late", str(shared / "later")], check=True)
+        (shared / "later/file").write_text("mounted later\n")
+
+        def see(script: str) -> str:
+            return containerd.ctr("task", "exec", "--exec-id", unique_id("e"), name, "sh", "-c", script).stdout
+
+        assert see("cat /data/later/file") == "mounted later\n"
+        see("echo from inside >/data/later/answer")
+        assert (shared / "later/answer").read_text() == "from inside\n"
+        subprocess.run(["umount", str(shared / "later")], check=True)
+        assert see("ls /data/later") == ""
+    finally:
+        containerd.ctr("task", "rm", "--force", name)
+        containerd.ctr("container", "rm", name)
