@@ -174,6 +174,9 @@ def gc() -> int:
 def timings(
     sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id: the pod's, or the container's own.")],
     as_json: AsJson = False,
+    as_spans: Annotated[
+        bool, typer.Option("--spans", help="A request of OpenTelemetry's protocol (OTLP, JSON) in place of text.")
+    ] = False,
 ) -> int:
     """Show where the time of a running sandbox's start went."""
     from dataclasses import asdict
@@ -182,11 +185,22 @@ def timings(
 
     from kata.cli import timings as of_sandbox
 
-    phases = of_sandbox.load(sandbox)
-    if as_json:
-        print(json.dumps([asdict(phase) for phase in phases], indent=2))
+    start = of_sandbox.load(sandbox)
+    if as_spans:
+        print(json.dumps(of_sandbox.as_spans(sandbox, start)))
+    elif as_json:
+        print(json.dumps([asdict(phase) for phase in start.phases], indent=2))
     else:
-        Console().print(of_sandbox.as_table(phases))
+        Console().print(of_sandbox.as_table(start.phases))
+    return ExitCode.OK
+
+
+@app.command()
+def metrics() -> int:
+    """Print what all running sandboxes have measured, in the text format of Prometheus."""
+    from kata.cli import timings as of_sandbox
+
+    print(of_sandbox.as_metrics(of_sandbox.load_all()), end="")
     return ExitCode.OK
 
 

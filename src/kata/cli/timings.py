@@ -1,22 +1,30 @@
-"""`kata timings`: where the time of a sandbox's start went."""
+"""`kata timings` and `kata metrics`: where the time of sandboxes' starts went, for people and for what they watch with.
+
+References: OTLP 1.3, its JSON form (opentelemetry-proto, trace/v1/trace.proto); the text format of Prometheus.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from kata.errors import KataError
 from kata.oci.ids import validate_id
 from kata.sandbox.ledger import STATE_ROOT
-from kata.sandbox.timings import Phase, read
+from kata.sandbox.timings import Phase, Start, read
+from kata.version import VERSION
 
 _BAR_WIDTH = 40
 
 
-def load(sandbox_id: str, state_root: Path = Path(STATE_ROOT)) -> list[Phase]:
-    """The phases of a living sandbox.
+def load(sandbox_id: str, state_root: Path = Path(STATE_ROOT)) -> Start:
+    """The start of a living sandbox.
 
     Raises:
         InvalidArgument: the id is no id.
@@ -42,3 +50,57 @@ def as_table(phases: Sequence[Phase]) -> Table:
 def _bar(phase: Phase, end: float) -> str:
     before = min(int(phase.begin_ms / end * _BAR_WIDTH), _BAR_WIDTH - 1)
     return " " * before + "━" * max(1, round(phase.length_ms / end * _BAR_WIDTH))
+
+
+def load_all(state_root: Path = Path(STATE_ROOT)) -> dict[str, Start]:
+    """The starts of all living sandboxes, by id; what is not that far, or has just ended, is left out."""
+    found = {}
+    for name in sorted(os.listdir(state_root)) if state_root.is_dir() else ():
+        try:
+            found[name] = load(name, state_root)
+        except KataError:
+            continue
+    return found
+
+
+def as_metrics(starts: Mapping[str, Start]) -> str:
+    """For Prometheus: how long each phase took."""
+    # Imported here: only this output takes it.
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    registry = CollectorRegistry()
+    labels = ("sandbox_id", "container_id", "phase")
+    took = Gauge("kata_sandbox_start_phase_seconds", "What a phase of the start took", labels, registry=registry)
+    begins = Gauge("kata_sandbox_start_phase_begin_seconds", "When in the start it began", labels, registry=registry)
+    for sandbox_id, start in starts.items():
+        for phase in start.phases:
+            took.labels(sandbox_id, phase.subject, phase.name).set(phase.length_ms / 1000)
+            begins.labels(sandbox_id, phase.subject, phase.name).set(phase.begin_ms / 1000)
+    return generate_latest(registry).decode()
+
+
+def as_spans(sandbox_id: str, start: Start) -> dict[str, Any]:
+    """For OpenTelemetry: a request of OTLP in JSON with one span for the start, and one in it for each phase."""
+    # The same each time that it is asked for, so that who sends it twice has it once.
+    trace = hashlib.sha256(f"{sandbox_id} {start.began}".encode()).hexdigest()
+
+    def span(number: int, name: str, begin_ms: float, end_ms: float, subject: str = "") -> dict[str, Any]:
+        attributes = {"kata.sandbox.id": sandbox_id, **({"container.id": subject} if subject else {})}
+        return {
+            "traceId": trace[:32],
+            "spanId": f"{trace[32:44]}{number:04x}",
+            **({"parentSpanId": f"{trace[32:44]}0000"} if number else {}),
+            "name": name,
+            "kind": 1,
+            "startTimeUnixNano": str(round((start.began + begin_ms / 1000) * 1e9)),
+            "endTimeUnixNano": str(round((start.began + end_ms / 1000) * 1e9)),
+            "attributes": [{"key": key, "value": {"stringValue": value}} for key, value in attributes.items()],
+        }
+
+    end = max((phase.begin_ms + phase.length_ms for phase in start.phases), default=0.0)
+    spans = [span(0, "start", 0.0, end)]
+    for number, phase in enumerate(start.phases, 1):
+        spans.append(span(number, phase.name, phase.begin_ms, phase.begin_ms + phase.length_ms, phase.subject))
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "kata"}}]}
+    scope = {"name": "kata.timings", "version": VERSION}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": scope, "spans": spans}]}]}

@@ -1,6 +1,6 @@
 """Where the time of a start goes: its phases, kept beside the sandbox's ledger for as long as the sandbox lives.
 
-    <state directory>/timings.json      {"phases": [{"name", "subject", "begin_ms", "length_ms"}, …]}
+    <state directory>/timings.json      {"began", "phases": [{"name", "subject", "begin_ms", "length_ms"}, …]}
 
 Phases may overlap. What comes before the first line of this project's code, the interpreter's own start, is not in it.
 """
@@ -43,6 +43,19 @@ class Phase:
     length_ms: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known of a sandbox's start.
+
+    Attributes:
+        began: when it began, in seconds since 1970.
+        phases: in the order of their beginnings.
+    """
+
+    began: float
+    phases: tuple[Phase, ...]
+
+
 class Timings:
     """The phases of one sandbox, as they happen.
 
@@ -81,14 +94,15 @@ class Timings:
         """Put the file in its place, whole. Nothing depends on it, so what goes wrong is only logged."""
         temporary = self._path.with_name(f".{FILE_NAME}")
         try:
-            temporary.write_text(json.dumps({"phases": [asdict(phase) for phase in self._phases]}))
+            began = round(time.time() - time.monotonic() + self._begun, 4)
+            temporary.write_text(json.dumps({"began": began, "phases": [asdict(phase) for phase in self._phases]}))
             os.replace(temporary, self._path)
         except OSError as error:
             log.debug("%s: %s", self._path, error.strerror)
 
 
-def read(directory: Path) -> list[Phase]:
-    """The phases that the sandbox of this state directory has gone through, in the order of their beginnings.
+def read(directory: Path) -> Start:
+    """The start of the sandbox of this state directory.
 
     Raises:
         NotFound: there is no such sandbox, or it is not that far.
@@ -97,10 +111,11 @@ def read(directory: Path) -> list[Phase]:
     path = directory / FILE_NAME
     try:
         with path.open("rb") as file:
-            listed = json.loads(file.read(_SIZE_MAX))["phases"]
+            content = json.loads(file.read(_SIZE_MAX))
+        began = float(content["began"])
         phases = [
             Phase(str(entry["name"]), str(entry["subject"]), float(entry["begin_ms"]), float(entry["length_ms"]))
-            for entry in listed
+            for entry in content["phases"]
         ]
     except FileNotFoundError:
         raise NotFound(f"sandbox {directory.name} does not exist, or has not started anything yet") from None
@@ -108,4 +123,4 @@ def read(directory: Path) -> list[Phase]:
         raise FailedPrecondition(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(f"{path} is broken: {error}") from None
-    return sorted(phases, key=lambda phase: phase.begin_ms)
+    return Start(began, tuple(sorted(phases, key=lambda phase: phase.begin_ms)))

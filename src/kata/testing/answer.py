@@ -39,7 +39,9 @@ def main() -> None:
         bundle = load_bundle(Path(ledger.directory))
         sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, begun=begun, head_start=ahead)
         # What follows the answer, the sandbox's own set-up, has no counterpart in a bare machine.
-        answer = next(phase for phase in timings.read(Path(ledger.directory)) if phase.name in ("first answer", "boot"))
+        answer = next(
+            phase for phase in timings.read(Path(ledger.directory)).phases if phase.name in ("first answer", "boot")
+        )
         await sandbox.stop()
         return now + (answer.begin_ms + answer.length_ms) / 1000
 

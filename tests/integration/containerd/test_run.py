@@ -59,7 +59,7 @@ def test_the_phases_of_a_start_can_be_asked_for(containerd: PrivateContainerd) -
     containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sh", "-c", "echo out; sleep 1000")
     try:
         deadline = time.monotonic() + 20
-        while "first output" not in (names := [phase.name for phase in read(Path(STATE_ROOT) / sandbox)]):
+        while "first output" not in (names := [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases]):
             assert time.monotonic() < deadline, names
             time.sleep(0.05)
     finally:

@@ -33,7 +33,7 @@ def running(containerd: PrivateContainerd, *flags: str) -> Iterator[str]:
 
 
 def phases(sandbox: str) -> list[str]:
-    return [phase.name for phase in read(Path(STATE_ROOT) / sandbox)]
+    return [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases]
 
 
 def hostname(containerd: PrivateContainerd, sandbox: str) -> str:
