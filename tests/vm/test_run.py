@@ -203,6 +203,14 @@ def test_exit_codes(rootfs: Path, name: str, command: tuple[str, ...], code: int
     assert b"Traceback" not in result.stderr
 
 
+def test_as_many_root_ports_as_the_configuration_says(rootfs: Path, name: str, tmp_path: Path) -> None:
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text("[hypervisor.qemu]\ndefault_memory = 512\npcie_root_port = 6\n")
+    script = "ls /sys/bus/pci/drivers/pcieport | grep -c 0000"
+    done = kata("run", "--config", configuration, "--name", name, "--rootfs", rootfs, "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, b"6\n"), done.stderr
+
+
 def test_out_of_memory_is_told(rootfs: Path, name: str) -> None:
     result = kata(
         "run", "--rootfs", rootfs, "--name", name, "--memory", "16M", "--", "tail", "-c", "200m", "/dev/zero"

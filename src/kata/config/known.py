@@ -20,7 +20,7 @@ KEYS: dict[str, frozenset[str]] = {
         firmware firmware_volume guest_memory_dump_paging guest_memory_dump_path
         guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
         machine_accelerators memory_offset network_queues num_queues numa_mapping overhead_memory
-        overhead_vcpus pcie_root_port pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
+        overhead_vcpus pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
         rootless seccomp_sandbox use_legacy_serial
         valid_entropy_sources valid_file_mem_backends valid_vhost_user_store_paths valid_virtio_fs_daemon_paths
         vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_queue_size
@@ -52,7 +52,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
         hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash
         jailer_path jailer_path_hash kernel_hash kernel_verity_params machine_accelerators memory_offset
-        network_queues numa_mapping path_hash pcie_root_port pcie_switch_port prefetch_files.list
+        network_queues numa_mapping path_hash pcie_switch_port prefetch_files.list
         reclaim_guest_freed_memory rootless use_legacy_serial
         vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_daemon
         virtio_fs_extra_args

@@ -19,6 +19,8 @@ ANNOTATION_PREFIX = "io.katacontainers.config."
 _DAY = 86400
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MAX_RATE = 1 << 50
+#: The room on the root bus.
+_MAX_ROOT_PORTS = 18
 _MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, the interrupt controller's default is 255.
 
 
@@ -312,6 +314,15 @@ class HypervisorConfig:
             "The directory for that swap, in files without a name. It should be on a disk; Kata's default is in /run.",
         ),
     )
+    pcie_root_port: int = field(
+        default=0,
+        metadata=_row(
+            Integer(0, _MAX_ROOT_PORTS),
+            "PCIe root ports for devices of the host, each of which takes one. There are four at least, and as many as "
+            "the first container of a sandbox has devices; a pod that gives several to a later container needs this.",
+            annotation="pcie_root_port",
+        ),
+    )
     rx_rate_limiter_max_rate: int = field(
         default=0,
         metadata=_row(
@@ -332,8 +343,8 @@ class HypervisorConfig:
         default="root-port",
         metadata=_row(
             Text(choices=("root-port", "no-port")),
-            "Where the host's devices are plugged into the running machine: PCIe root ports, of which there are four, "
-            "or nowhere, so that a container with one is refused. Kata's default is no-port.",
+            "Where the host's devices are plugged into the running machine: PCIe root ports, or nowhere, "
+            "so that a container with one is refused. Kata's default is no-port.",
             annotation="hot_plug_vfio",
         ),
     )

@@ -126,18 +126,33 @@ def _matches_all(rule: Mapping[str, Any]) -> bool:
     return rule.get("type", "a") == "a" and rule.get("major", -1) in (-1, None) and rule.get("minor", -1) in (-1, None)
 
 
-def window(spec: Spec, iommu: Iommu) -> int:
-    """Bytes of address space that a root port must have for the BARs of a spec's VFIO devices; 0 if any port does.
+@dataclass(frozen=True)
+class Ports:
+    """What a spec's devices need of a machine's root ports.
+
+    Attributes:
+        count: how many.
+        window: bytes of address space that each must have for their BARs; 0 if any port does.
+    """
+
+    count: int = 0
+    window: int = 0
+
+
+def ports(spec: Spec, iommu: Iommu) -> Ports:
+    """The root ports for a spec's VFIO devices.
 
     Known when the machine is planned; a group that is not there or not ready is the container's to complain about.
     """
-    largest = 0
+    count = largest = 0
     for wanted in plan_vfio(spec, GUEST_KERNEL, iommu).groups:
         try:
-            largest = max([largest, *(device.window for device in iommu.devices(wanted.group))])
+            devices = [device for device in iommu.devices(wanted.group) if not device.is_bridge]
         except KataError:
             continue
-    return 0 if largest <= _USUAL_WINDOW else 1 << (largest - 1).bit_length()
+        count += len(devices)
+        largest = max([largest, *(device.window for device in devices)])
+    return Ports(count, 0 if largest <= _USUAL_WINDOW else 1 << (largest - 1).bit_length())
 
 
 @dataclass

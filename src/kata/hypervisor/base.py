@@ -18,6 +18,8 @@ from kata.hypervisor.devices import Device
 MINIMUM_MEMORY_MIB = 128
 #: Ports of one virtio-serial device that the machine's layout provides for.
 MAXIMUM_CHANNELS = 7
+#: PCIe root ports that a machine has without being asked, and those that there is room for.
+ROOT_PORTS, ROOT_PORTS_MAX = 4, 18
 #: How the guest gets at the shared tree; the names are those of the setting `shared_fs`.
 SHARE_9P, SHARE_VIRTIO_FS = "virtio-9p", "virtio-fs"
 #: The mount tag of the shared tree.
@@ -59,6 +61,7 @@ class VmPlan:
         share_tag: the mount tag of that directory.
         channels: names of virtio-serial ports, in the order of their port numbers.
         iommu: whether the guest has an IOMMU.
+        root_ports: PCIe root ports for devices of the host.
         port_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
         seccomp: whether the monitor confines its own system calls.
         debug: a talkative guest kernel.
@@ -91,6 +94,7 @@ class VmPlan:
     share_tag: str = SHARE_TAG
     channels: tuple[str, ...] = ()
     iommu: bool = False
+    root_ports: int = ROOT_PORTS
     port_window: int = 0
     seccomp: bool = True
     debug: bool = False
@@ -121,6 +125,8 @@ class VmPlan:
                 f"{self.memory_mib} MiB of memory is too little for a guest, the minimum is {MINIMUM_MEMORY_MIB} MiB",
                 hint="raise default_memory in the configuration",
             )
+        if not ROOT_PORTS <= self.root_ports <= ROOT_PORTS_MAX:
+            raise InvalidArgument(f"{self.root_ports} PCIe root ports asked for, expected 4 to {ROOT_PORTS_MAX}")
         if self.port_window and (self.port_window < 0 or self.port_window & (self.port_window - 1)):
             raise InvalidArgument(f"a window of {self.port_window} bytes is no power of two")
         for what, text in (("cpu model", self.cpu_model), ("cpu features", self.cpu_features)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kata.config.settings import Config
 from kata.devices.block import Disks
 from kata.devices.iommu import Iommu
-from kata.devices.vfio import Groups, plan_vfio, window
+from kata.devices.vfio import Groups, plan_vfio, ports
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -160,13 +160,14 @@ class Sandbox(Lifecycle):
         with self._timings.phase("plan"):
             accelerator = await accel.choose_for(self._config.hypervisor)
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+            wanted = ports(bundle.spec, self._iommu)
             vm_plan = plan_vm(
                 self.id,
                 self._directory,
                 bundle.spec,
                 self._config,
                 accelerator=accelerator.name,
-                port_window=window(bundle.spec, self._iommu),
+                ports=(wanted.count, wanted.window),
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)

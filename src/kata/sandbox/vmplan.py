@@ -13,7 +13,7 @@ from typing import Any
 
 from kata.config.settings import Config, HypervisorConfig
 from kata.errors import InvalidArgument
-from kata.hypervisor.base import SHARE_VIRTIO_FS, VmPlan
+from kata.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
 from kata.hypervisor.qemu.share import find_helper
 from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import Spec
@@ -77,12 +77,12 @@ def size_class(memory_mib: int) -> int:
 
 
 def plan_vm(
-    sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str, port_window: int = 0
+    sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str, ports: tuple[int, int] = (0, 0)
 ) -> VmPlan:
     """The virtual machine of a sandbox.
 
     Args:
-        port_window: see VmPlan.
+        ports: root ports that the spec's devices need, and bytes of address space behind each; see VmPlan.
     """
     host = host_size()
     size = budget(sandbox_id, spec, config, host).size()
@@ -109,7 +109,8 @@ def plan_vm(
         **_share_helper(hypervisor),
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
-        port_window=port_window,
+        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, ports[0]), ROOT_PORTS_MAX),
+        port_window=ports[1],
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kata.config.settings import Config
-from kata.devices.vfio import Groups, WantedGroup, plan_vfio, window
+from kata.devices.vfio import Groups, Ports, WantedGroup, plan_vfio, ports
 from kata.errors import FailedPrecondition
 from kata.hypervisor.devices import VfioDevice
 
@@ -79,7 +79,17 @@ def test_specs_without_vfio_stay_themselves(host: Host) -> None:
 def test_root_ports_are_as_large_as_a_device_needs(host: Host, size: int, expected: int) -> None:
     host.device(7, NIC, resource=f"0x100000000 {0x100000000 + size - 1:#x} 0x14220c\n")
     host.node(7, (240, 1))
-    assert window(spec(group(7, 1), group(9, 9)), host.iommu) == expected
+    assert ports(spec(group(7, 1), group(9, 9)), host.iommu) == Ports(1, expected)
+
+
+def test_as_many_root_ports_as_a_spec_has_devices(host: Host) -> None:
+    wanted = []
+    for number in range(6):
+        host.device(10 + number, f"0000:0{number}:00.0")
+        host.node(10 + number, (240, number))
+        wanted.append(group(10 + number, number))
+    assert ports(spec(*wanted), host.iommu).count == 6
+    assert ports(spec(NULL), host.iommu) == Ports()
 
 
 class Machine:

@@ -71,7 +71,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-serial", "chardev:console"),
         *_root_disk(plan),
         *_channels(plan, fds),
-        *slots.options(plan.port_window),
+        *slots.options(plan.root_ports, plan.port_window),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
         # Tells a guest that it has been cloned, so that it draws new random numbers.

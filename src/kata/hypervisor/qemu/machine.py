@@ -376,7 +376,7 @@ class QemuMachine:
             # Most machines start without.
             from kata.hypervisor.qemu.hotplug import Hotplug
 
-            self._hotplug = Hotplug(self.plan.sandbox_id, self._qmp, self._run)
+            self._hotplug = Hotplug(self.plan.sandbox_id, self.plan.root_ports, self._qmp, self._run)
         return self._hotplug
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:

@@ -1,4 +1,4 @@
-"""Where hot-plugged devices go: 62 slots of two PCI bridges, and four PCIe root ports for real PCIe devices.
+"""Where hot-plugged devices go: 62 slots of two PCI bridges, and PCIe root ports, usually four, for real PCIe devices.
 
 Virtio devices do as well behind a conventional bridge as behind a root port of their own, and 62 slots there cost a
 restore nothing measurable, where 32 root ports cost it 100 ms. A device of the host's may need what only PCIe has.
@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kata.errors import ResourceExhausted
+from kata.hypervisor.base import ROOT_PORTS
 
-_ROOT_PORTS = range(0x4, 0x8)
+#: Slots of the root bus that can be root ports: the usual four, then what the machine's own devices leave.
+_ROOT_PORTS = (*range(0x4, 0x8), *range(0x11, 0x1F))
 _BRIDGES = range(0x9, 0xB)
 #: Slot 0 is where a bridge with a controller for hot-plug of its own would have that.
 _BRIDGE_SLOTS = range(0x1, 0x20)
@@ -35,7 +37,7 @@ class Slot:
         """QEMU's name of the bus."""
         if self.behind in _BRIDGES:
             return f"bridge{self.behind - _BRIDGES.start}"
-        return f"rp{self.behind - _ROOT_PORTS.start}"
+        return f"rp{_ROOT_PORTS.index(self.behind)}"
 
     @property
     def address(self) -> str:
@@ -48,14 +50,15 @@ class Slot:
         return f"{self.behind:02x}/{self.number:02x}"
 
 
-def options(port_window: int = 0) -> Iterator[tuple[str, str]]:
+def options(root_ports: int = ROOT_PORTS, port_window: int = 0) -> Iterator[tuple[str, str]]:
     """What there has to be on QEMU's command line.
 
     Args:
+        root_ports: how many.
         port_window: bytes that the firmware sets aside for 64-bit BARs behind each root port, 0 for its own choice.
     """
     reserve = f",pref64-reserve={port_window}" if port_window else ""
-    for index, address in enumerate(_ROOT_PORTS):
+    for index, address in enumerate(_ROOT_PORTS[:root_ports]):
         yield (
             "-device",
             f"pcie-root-port,id=rp{index},bus=pcie.0,chassis={index + 1},slot={index + 1},addr={address:#x}.0{reserve}",
@@ -69,12 +72,13 @@ def options(port_window: int = 0) -> Iterator[tuple[str, str]]:
 
 
 class Slots:
-    """Which slots of one machine are free."""
+    """Which slots of one machine, which has so many root ports, are free."""
 
-    def __init__(self) -> None:
+    def __init__(self, root_ports: int = ROOT_PORTS) -> None:
+        self._root_ports = root_ports
         self._free = {
             *(Slot(bridge, number) for bridge in _BRIDGES for number in _BRIDGE_SLOTS),
-            *(Slot(port, 0) for port in _ROOT_PORTS),
+            *(Slot(port, 0) for port in _ROOT_PORTS[:root_ports]),
         }
 
     def take(self, *, express: bool = False) -> Slot:
@@ -85,7 +89,7 @@ class Slots:
         """
         slot = min((slot for slot in self._free if (slot.behind in _ROOT_PORTS) == express), default=None)
         if slot is None:
-            kind = f"{len(_ROOT_PORTS)} PCIe slots" if express else f"{len(_BRIDGES) * len(_BRIDGE_SLOTS)} slots"
+            kind = f"{self._root_ports} PCIe slots" if express else f"{len(_BRIDGES) * len(_BRIDGE_SLOTS)} slots"
             raise ResourceExhausted(f"the virtual machine has {kind} for hot-plug, and all are in use")
         self._free.remove(slot)
         return slot
