@@ -18,18 +18,22 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError
 from kata.network.namespace import PodNetwork
-from kata.oci.spec import Bundle, Hook
+from kata.oci.spec import Bundle, Hook, load_bundle
 from kata.oci.state import Status, make_state
 from kata.sandbox.ledger import MARKER
+from kata.sandbox.plan import namespace_of
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a hook without a timeout may take: for ever would be as long as somebody's mistake lasts.
 _TIMEOUT_S = 60.0
+#: And after whoever should have run it was killed: containerd waits 5 s for all of the cleaning up.
+_LATE_TIMEOUT_S = 3.0
 _WORDS_MAX = 500
 _LINES_MAX = 3
 
@@ -50,6 +54,11 @@ class HostHooks:
 
     #: In their order.
     before_creation = ("prestart", "createRuntime", "createContainer")
+
+    @property
+    def late(self) -> str:
+        """The ledger's entry of kind HOOKS for what has to be run if this process cannot do it; "" if nothing has."""
+        return f"{self.container_id} {self.directory} {self.bundle.path}" if self._of("poststop") else ""
 
     async def run(self, *kinds: str, status: Status, pid: int) -> None:
         """Run the hooks of some kinds, one after the other.
@@ -77,6 +86,19 @@ class HostHooks:
             except KataError as error:
                 log.warning("%s", error)
 
+    def run_now(self, kind: str, *, most: float) -> None:
+        """As `run_after` for a container that has stopped, by a process that does nothing else.
+
+        Args:
+            most: seconds that each may take, if it may not take less.
+        """
+        state = self._state("stopped", 0)
+        for hook in self._of(kind):
+            try:
+                self._run(kind, hook, state, most)
+            except KataError as error:
+                log.warning("%s", error)
+
     def close(self) -> None:
         """No more hooks will run."""
         if self.network is not None:
@@ -91,12 +113,12 @@ class HostHooks:
         state = make_state(self.container_id, status, str(self.bundle.path), pid=pid, annotations=annotations)
         return json.dumps(state).encode()
 
-    def _run(self, kind: str, hook: Hook, state: bytes) -> None:
+    def _run(self, kind: str, hook: Hook, state: bytes, most: float = float("inf")) -> None:
         path = hook["path"]
         what = f"container {self.container_id}: {kind} hook {path}"
         if not os.path.isabs(path):
             raise InvalidArgument(f"{what}: the path is not absolute")
-        seconds = float(hook.get("timeout") or _TIMEOUT_S)
+        seconds = min(float(hook.get("timeout") or _TIMEOUT_S), most)
         environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
         said = os.memfd_create("hook", os.MFD_CLOEXEC)
         try:
@@ -130,3 +152,22 @@ class HostHooks:
             raise FailedPrecondition(f"{what} cannot be run: {error.strerror}") from error
         finally:
             os.close(said)
+
+
+def run_late(container_id: str, directory: str, bundle_path: str) -> None:
+    """Run the poststop hooks of a container whose sandbox could not: it was killed. Without a bundle there are none."""
+    try:
+        bundle = load_bundle(Path(bundle_path))
+    except KataError:
+        return
+    network = None
+    if path := namespace_of(bundle.spec):
+        try:
+            network = PodNetwork(path)
+        except KataError as error:
+            log.info("poststop hooks of container %s run outside of its network: %s", container_id, error)
+    hooks = HostHooks(container_id, bundle, directory, network)
+    try:
+        hooks.run_now("poststop", most=_LATE_TIMEOUT_S)
+    finally:
+        hooks.close()

@@ -41,6 +41,8 @@ TREE = "tree"
 NETWORK = "network"
 #: A control group's directory on the host: the value is its absolute path.
 CGROUP = "cgroup"
+#: Hooks of a container that have to be run when it is gone: the value is "CONTAINER STATE-DIRECTORY BUNDLE".
+HOOKS = "hooks"
 
 _FILE_NAME = "ledger"
 _KILL_DEADLINE_S = 5.0
@@ -334,10 +336,19 @@ def _remove_group(directory: str) -> None:
         time.sleep(0.005)
 
 
+def _run_hooks(value: str) -> None:
+    # Not among the imports: few containers have any.
+    from kata.sandbox.hooks import run_late
+
+    container_id, directory, bundle = value.split(" ", 2)
+    run_late(container_id, directory, bundle)
+
+
 _GIVE_BACK = {
     NETWORK: _detach,
     PROCESS: _kill_processes,
     FILE: _unlink,
     TREE: remove_tree,
     CGROUP: _remove_group,
+    HOOKS: _run_hooks,
 }

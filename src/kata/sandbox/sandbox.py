@@ -31,7 +31,7 @@ from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
 from kata.sandbox.fitting import SandboxResources
 from kata.sandbox.headstart import HeadStart
-from kata.sandbox.ledger import PROCESS, TREE, Ledger
+from kata.sandbox.ledger import HOOKS, PROCESS, TREE, Ledger
 from kata.sandbox.resources import Size
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
@@ -318,6 +318,8 @@ class Sandbox(Lifecycle):
         self._creating.add(request.id)
         try:
             if hooks:
+                if hooks.late:
+                    self._ledger.hold(HOOKS, hooks.late)
                 await hooks.run(*hooks.before_creation, status="creating", pid=self.pid)
             attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
             groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
@@ -330,8 +332,7 @@ class Sandbox(Lifecycle):
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
             if hooks:
-                await hooks.run_after("poststop", status="stopped", pid=0)
-                hooks.close()
+                await self._end_hooks(hooks)
             raise
         finally:
             self._creating.discard(request.id)
@@ -395,18 +396,28 @@ class Sandbox(Lifecycle):
     async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
         """Delete a container. The sandbox lives on, unless the container is its own: the only one, or a pod's first."""
         container = self.container(container_id)
+        hooks = self._hooks.get(container_id)
         if container_id == self.id:
             container.require_deletable(force=force)
+            if hooks:
+                self._ledger.drop(HOOKS, hooks.late)
             await self.stop()
         else:
             await container.delete(force=force)
             await self._detach(container_id)
             self.resources.dismiss(container_id)
         del self.containers[container_id]
-        if hooks := self._hooks.pop(container_id, None):
-            await hooks.run_after("poststop", status="stopped", pid=0)
-            hooks.close()
+        if hooks:
+            del self._hooks[container_id]
+            await self._end_hooks(hooks)
         return container
+
+    async def _end_hooks(self, hooks: HostHooks) -> None:
+        """A container has gone: what it wanted to be run then."""
+        if self.state is not State.STOPPED:
+            self._ledger.drop(HOOKS, hooks.late)
+        await hooks.run_after("poststop", status="stopped", pid=0)
+        hooks.close()
 
     async def _detach(self, container_id: str) -> None:
         """Take back what of the host's devices only this container had."""

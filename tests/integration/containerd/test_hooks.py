@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,37 @@ async def test_a_hook_that_fails_is_the_end_of_the_creation(raw: RawShim) -> Non
     assert (raw.path(container_id) / "cleaned").exists()
     with pytest.raises(StatusError, match="does not exist"):
         await task.State(task_v2_pb2.StateRequest(id=container_id), timeout=10)
+
+
+@pytest.mark.parametrize("moment", ["creating", "running"])
+async def test_what_is_to_be_run_at_the_end_is_run_after_a_kill(raw: RawShim, moment: str) -> None:
+    """By `delete`, which containerd runs when it has lost the shim, and once."""
+    container_id = raw.bundle("sleep", "600")
+    slow = "; sleep 30" if moment == "creating" else ""
+    with_hooks(raw, container_id, createRuntime=record("createRuntime") + slow, poststop=record("poststop"))
+    order = raw.path(container_id) / "order"
+    task = await raw.task(container_id)
+    creating = asyncio.create_task(task.Create(raw.create_request(container_id), timeout=60))
+    async with asyncio.timeout(30):
+        while not order.exists():
+            await asyncio.sleep(0.02)
+    if moment == "running":
+        await creating
+        await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=60)
+    raw.kill(container_id)
+    await asyncio.gather(creating, return_exceptions=True)
+    for _ in range(2):
+        raw.binary(container_id, "delete")
+        assert order.read_text().splitlines() == ["createRuntime creating", "poststop stopped"]
+
+
+async def test_what_is_to_be_run_at_the_end_is_told_when_it_fails_after_a_kill(raw: RawShim) -> None:
+    container_id = raw.bundle("sleep", "600")
+    with_hooks(raw, container_id, poststop="touch run; sleep 60")
+    task = await raw.task(container_id)
+    await task.Create(raw.create_request(container_id), timeout=60)
+    raw.kill(container_id)
+    begin = time.monotonic()
+    raw.binary(container_id, "delete")
+    assert time.monotonic() - begin < 5, "containerd waits no longer"
+    assert (raw.path(container_id) / "run").exists()
