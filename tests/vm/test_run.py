@@ -16,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import pytest
@@ -23,8 +24,10 @@ import pytest
 from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
 from kata.images.model import ImageConfig
+from kata.network.cni import CONFIGURATIONS
 from kata.sandbox.ledger import MARKER, STATE_ROOT
 from kata.testing import leaks
+from kata.testing.cni import PLUGINS, Bridge
 from kata.testing.images import busybox_rootfs, write_oci_archive
 from kata.testing.mounts import in_mount_namespace
 from kata.testing.terminal import on_a_terminal
@@ -201,6 +204,48 @@ def test_exit_codes(rootfs: Path, name: str, command: tuple[str, ...], code: int
     result = kata("run", "--rootfs", rootfs, "--name", name, "--", *command)
     assert result.returncode == code, result.stderr
     assert b"Traceback" not in result.stderr
+
+
+@pytest.fixture
+def network() -> Iterator[str]:
+    """A network of CNI's, as its own configuration file."""
+    if not (PLUGINS / "bridge").exists():
+        pytest.skip("needs containernetworking-plugins")
+    name = f"kr{os.getpid()}"
+    with TemporaryDirectory() as directory, Bridge(name, Path(directory)) as bridge:
+        CONFIGURATIONS.mkdir(parents=True, exist_ok=True)
+        bridge.write(CONFIGURATIONS)
+        written = (CONFIGURATIONS / "10-pods.conflist").rename(CONFIGURATIONS / f"{name}.conflist")
+        try:
+            yield name
+            kept = [path.name for path in Path(directory, "cni", name).iterdir() if path.name[0].isdigit()]
+            assert kept == [], "addresses that are taken"
+        finally:
+            written.unlink()
+
+
+def test_a_network_of_cni(rootfs: Path, name: str, network: str) -> None:
+    gateway = "$(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')"
+    script = f"ping -c 1 -W 5 {gateway} | grep -c '1 packets received'; ip -o addr show eth0 | grep -c 'inet .*/24'"
+    arguments = ("run", "--network", network, "--name", name, "--rootfs", rootfs, "--", "sh", "-c", script)
+    done = kata(*arguments)
+    assert (done.returncode, done.stdout.split()) == (0, [b"1", b"1"]), done.stderr
+
+
+def test_kill_9_gives_the_address_back(start: Start, rootfs: Path, name: str, network: str) -> None:
+    process = start(
+        "run", "--network", network, "--name", name, "--rootfs", rootfs, "--", "sh", "-c", "echo up; sleep 60"
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n"
+    process.kill()
+    process.wait(TIMEOUT_S)
+    assert [list(released.problems) for released in gc.run() if released.sandbox_id == name] == [[]]
+
+
+def test_no_such_network(rootfs: Path, name: str) -> None:
+    done = kata("run", "--network", "nowhere", "--name", name, "--rootfs", rootfs, "true")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"kata: there is no network nowhere")
 
 
 def test_as_many_root_ports_as_the_configuration_says(rootfs: Path, name: str, tmp_path: Path) -> None:

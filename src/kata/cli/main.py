@@ -97,6 +97,13 @@ def run(
     ] = None,
     cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="Limit of CPUs, such as 2 or 0.5.")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of memory, such as 256M or 2G.")] = None,
+    network: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help='A network of /etc/cni/net.d, or "bridge" for one that comes with kata; "none": loopback only.',
+        ),
+    ] = "none",
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the sandbox; random by default.")] = None,
     _rm: Annotated[bool, typer.Option("--rm", help="Accepted for habit's sake: nothing ever stays.")] = False,
     config: ConfigFile = None,
@@ -122,6 +129,7 @@ def run(
             user=user,
             cpus=0.0 if cpus is None else request.parse_cpus(cpus),
             memory=0 if memory is None else request.parse_memory(memory),
+            network=None if network == "none" else network,
             interactive=interactive,
             tty=tty,
             config=config,

@@ -60,6 +60,7 @@ class RunRequest:
         user: "name", "uid", "name:group"…, or None for the image's.
         cpus: how much of how many CPUs, 0 for no limit.
         memory: bytes, 0 for no limit.
+        network: the name of a network of CNI's, or None for loopback only.
         interactive: whether standard input is passed on.
         tty: whether the command gets a terminal.
     """
@@ -74,6 +75,7 @@ class RunRequest:
     user: str | None = None
     cpus: float = 0.0
     memory: int = 0
+    network: str | None = None
     interactive: bool = False
     tty: bool = False
     config: Path | None = None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kata.cli.foreground import Foreground
 from kata.cli.gc import RUN_ROOT
+from kata.cli.network import join_network
 from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
 from kata.cli.signals import Interrupted, Signals, ignore
@@ -56,6 +57,8 @@ def run(request: RunRequest) -> int:
             enter_mount_namespace(ledger.directory)
             rootfs, image = _root_filesystem(request, sandbox_id, ledger)
             spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
+            if request.network:
+                spec = join_network(spec, request.network, sandbox_id, ledger)
             _tell_plan(sandbox_id, spec, debug=request.debug)
             bundle = Bundle(Path(ledger.directory), spec, rootfs)
             return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals).run())

@@ -103,3 +103,16 @@ def make_pinned(targets: Mapping[str, str], setup: Callable[[], None] | None = N
     finally:
         for fd in home.values():
             os.close(fd)
+
+
+def new_network() -> int:
+    """A new network namespace, as a descriptor that holds it; the caller stays where it was. Raises OSError."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNET)
+        try:
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)

@@ -43,6 +43,8 @@ NETWORK = "network"
 CGROUP = "cgroup"
 #: Hooks of a container that have to be run when it is gone: the value is "CONTAINER STATE-DIRECTORY BUNDLE".
 HOOKS = "hooks"
+#: A network that CNI plugins have made: the value is the path of the record of it.
+CNI = "cni"
 
 _FILE_NAME = "ledger"
 _KILL_DEADLINE_S = 5.0
@@ -344,6 +346,19 @@ def _run_hooks(value: str) -> None:
     run_late(container_id, directory, bundle)
 
 
+def _remove_cni(record: str) -> None:
+    # Not among the imports: only `kata run --network` has one.
+    from pathlib import Path
+
+    from kata.errors import KataError
+    from kata.network.cni import delete
+
+    try:
+        delete(Path(record))
+    except KataError as error:
+        raise OSError(errno.EIO, error.message) from error
+
+
 _GIVE_BACK = {
     NETWORK: _detach,
     PROCESS: _kill_processes,
@@ -351,4 +366,5 @@ _GIVE_BACK = {
     TREE: remove_tree,
     CGROUP: _remove_group,
     HOOKS: _run_hooks,
+    CNI: _remove_cni,
 }

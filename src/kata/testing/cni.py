@@ -6,16 +6,17 @@ Reference: the CNI specification, 1.0.0, sections 1 (configuration) and 2 (execu
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kata.errors import FailedPrecondition
+from kata.network import cni
 
 #: Where Debian's containernetworking-plugins has them.
 PLUGINS = Path("/usr/lib/cni")
@@ -67,39 +68,17 @@ class Network:
     def pod(self, name: str) -> Iterator[Pod]:
         """A namespace on the network, removed afterwards."""
         netns = _NETNS / name
+        network = cni.parse(json.dumps(self._config))
         _ip("netns", "add", name)
         try:
-            result = self._run("ADD", name, netns)
-            addresses = tuple(str(one["address"]).partition("/")[0] for one in result["ips"])
-            try:
-                yield Pod(name, netns, addresses)
-            finally:
-                self._run("DEL", name, netns)
+            with TemporaryDirectory(prefix="kata-cni-") as directory:
+                record = Path(directory) / "record.json"
+                try:
+                    yield Pod(name, netns, cni.add(network, name, str(netns), record, (str(PLUGINS),)).addresses)
+                finally:
+                    cni.delete(record)
         finally:
             _ip("netns", "delete", name, check=False)
-
-    def _run(self, command: str, container: str, netns: Path) -> Mapping[str, Any]:
-        plugin = str(self._config["type"])
-        environment = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": str(netns),
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(PLUGINS),
-            "PATH": os.environ.get("PATH", ""),
-        }
-        done = subprocess.run(
-            [PLUGINS / plugin],
-            input=json.dumps(self._config),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
-        if done.returncode:
-            raise FailedPrecondition(f"CNI plugin {plugin}, {command} of {container}: {done.stdout.strip()}")
-        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
 
 
 class Bridge(Network):
