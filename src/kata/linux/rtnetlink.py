@@ -345,12 +345,7 @@ def redirect(netlink: Netlink, source: int, target: int) -> None:
 
 def remove_redirect(netlink: Netlink, source: int) -> None:
     """Remove what `redirect` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
-    body = _TC.pack(socket.AF_UNSPEC, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0)
-    try:
-        netlink.request(f"remove the ingress qdisc of interface {source}", _DELQDISC, body)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
-            raise
+    _remove_qdisc(netlink, f"remove the ingress qdisc of interface {source}", source, _INGRESS_HANDLE, _TC_H_INGRESS)
 
 
 def limit_rate(netlink: Netlink, index: int, rate: int) -> None:
@@ -374,9 +369,12 @@ def limit_rate(netlink: Netlink, index: int, rate: int) -> None:
 
 def remove_limit(netlink: Netlink, index: int) -> None:
     """Remove what `limit_rate` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
-    body = _TC.pack(socket.AF_UNSPEC, index, _LIMIT_HANDLE, _TC_H_ROOT, 0)
+    _remove_qdisc(netlink, f"remove the limit of interface {index}", index, _LIMIT_HANDLE, _TC_H_ROOT)
+
+
+def _remove_qdisc(netlink: Netlink, what: str, index: int, handle: int, parent: int) -> None:
     try:
-        netlink.request(f"remove the limit of interface {index}", _DELQDISC, body)
+        netlink.request(what, _DELQDISC, _TC.pack(socket.AF_UNSPEC, index, handle, parent, 0))
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
             raise
