@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kata.protocols.containerd import task_v2_pb2
+from kata.protocols.containerd import task_pb2, task_v2_pb2
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
 from kata.ttrpc import StatusError
@@ -101,3 +101,32 @@ async def test_what_is_to_be_run_at_the_end_is_told_when_it_fails_after_a_kill(r
     raw.binary(container_id, "delete")
     assert time.monotonic() - begin < 5, "containerd waits no longer"
     assert (raw.path(container_id) / "run").exists()
+
+
+async def test_a_hook_that_fails_in_a_pod_is_the_end_of_its_container_only(raw: RawShim) -> None:
+    def member() -> str:
+        kind = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox_id}
+        return raw.bundle("sleep", "600", annotations=kind)
+
+    sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
+    first, second = member(), member()
+    with_hooks(raw, first, poststop=record("poststop"))
+    with_hooks(raw, second, createRuntime="echo not today >&2; exit 3", poststop=record("poststop"))
+    task = await raw.task(sandbox_id)
+    for container_id in (sandbox_id, first):
+        if container_id != sandbox_id:
+            raw.start(container_id)
+        await task.Create(raw.create_request(container_id), timeout=60)
+        await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=60)
+    raw.start(second)
+    with pytest.raises(StatusError, match="createRuntime hook /bin/sh ended with status 3: not today"):
+        await task.Create(raw.create_request(second), timeout=60)
+    assert (raw.path(second) / "order").read_text() == "poststop stopped\n"
+    state: Any = await task.State(task_v2_pb2.StateRequest(id=first), timeout=30)
+    assert state.status == task_pb2.RUNNING
+    assert not (raw.path(first) / "order").exists()
+    # All of the pod goes with its own container, and what the others wanted to be run then is run.
+    raw.kill(sandbox_id)
+    raw.binary(sandbox_id, "delete")
+    assert (raw.path(first) / "order").read_text() == "poststop stopped\n"
+    assert (raw.path(second) / "order").read_text() == "poststop stopped\n", "once"
