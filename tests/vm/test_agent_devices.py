@@ -7,6 +7,7 @@ is the same. That a host's device gets this far is tested by `make test-nested`.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,24 @@ async def test_the_guests_own_devices_have_their_numbers_everywhere(agent: Agent
         node("/dev/fuse", "c", 10, 229), node("/dev/net/tun", "c", 10, 200), node("/dev/kmsg", "c", 1, 11),
     )  # fmt: skip
     assert await output(agent, wanted) == "/dev/fuse\n/dev/net/tun\n/dev/kmsg\n"
+
+
+async def test_a_device_of_the_guests_by_its_name(agent: Agent, guest: Guest) -> None:
+    """Container Device Interface: as a driver in the guest would, a container leaves the file, a while afterwards."""
+    edits = {"deviceNodes": [{"path": "/dev/random-by-name", "hostPath": "/dev/urandom"}], "env": ["FOUND=by name"]}
+    described = {"cdiVersion": "0.6.0", "kind": "kata.test/random", "devices": [{"name": "0", "containerEdits": edits}]}
+    (guest.share / "base/rootfs/random.json").write_text(json.dumps(described))
+    driver, named = next(_ids), next(_ids)
+    with_run = spec("sleep 1; mkdir -p /guest/cdi && cp /random.json /guest/cdi/")
+    with_run["mounts"].append({"destination": "/guest", "type": "bind", "source": "/run", "options": ["rbind", "rw"]})
+    await agent.run(driver, with_run)
+    asks = spec("echo $FOUND; head -c 4 /dev/random-by-name | wc -c")
+    asks["annotations"] = {"cdi.k8s.io/test": "kata.test/random=0"}
+    await agent.run(named, asks)
+    assert await agent.wait(named) == 0
+    assert (await agent.read_all(named)).split() == [b"by", b"name", b"4"]
+    asks["annotations"] = {"cdi.k8s.io/test": "kata.test/random=1"}
+    with pytest.raises(StatusError, match=r"no CDI device kata\.test/random=1 has appeared within 5 s"):
+        await agent.create("never", asks)
+    for container_id in (driver, named):
+        await agent.remove(container_id)

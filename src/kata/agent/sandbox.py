@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata.agent import guesthooks
 from kata.agent.container import Container, Machinery
-from kata.agent.devices import specupdate
+from kata.agent.devices import cdi, specupdate
 from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces
 from kata.agent.storage import Storages
@@ -177,6 +177,7 @@ class Sandbox:
         try:
             storages = await find_storages(storages, self._machinery.devices)
             found = await find_devices(devices, self._machinery.devices)
+            spec = await self._resolve_names(spec)
             spec = guesthooks.add(specupdate.update(spec, found.updates, found.nodes), self._hooks)
             shared = self._namespaces(sandbox_pidns)
             container = await Container.create(
@@ -186,6 +187,14 @@ class Sandbox:
             self._creating.discard(container_id)
         self._containers[container_id] = container
         self._pin_pid_namespace(container)
+
+    async def _resolve_names(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Give a container the devices of this guest that it names; what they are may take its time to be said."""
+        names = cdi.wanted(spec.get("annotations") or {})
+        if not names:
+            return spec
+        edits = await self._machinery.devices.wait(lambda: cdi.find(names), f"CDI device {', '.join(names)}")
+        return cdi.apply(spec, edits)
 
     def _namespaces(self, sandbox_pidns: bool) -> Namespaces:
         directory = self._machinery.paths.namespaces
