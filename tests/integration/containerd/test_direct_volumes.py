@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,14 @@ from kata.testing.leaks import TEST_PREFIX
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
+KATA = str(Path(sys.executable).with_name("kata"))
 _TIMEOUT_S = 60.0
 #: Bytes of a new disk, and of one that has grown: xfs has no smaller one.
 SIZE, GROWN = 320 << 20, 448 << 20
 
 
 def kata(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = ["kata", "direct-volume", *arguments]
+    command = [KATA, "direct-volume", *arguments]
     return subprocess.run(command, check=check, capture_output=True, text=True, timeout=_TIMEOUT_S)
 
 
