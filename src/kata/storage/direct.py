@@ -14,7 +14,6 @@ import base64
 import errno
 import json
 import os
-import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +137,9 @@ def remove(volume_path: str, root: str = ROOT) -> None:
         NotFound: there is none.
         InvalidArgument: as of `name_of`.
     """
+    # Imported here: a shim, which reads records, does without what it brings along.
+    import shutil
+
     try:
         shutil.rmtree(os.path.join(root, name_of(volume_path)))
     except FileNotFoundError:
