@@ -87,11 +87,7 @@ class PodNetwork:
 
     def indexes(self) -> set[int]:
         """The numbers of all interfaces in it. Raises as `look`."""
-        with self._netlink() as netlink:
-            try:
-                return {link.index for link in rtnetlink.links(netlink)}
-            except OSError as error:
-                raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
+        return {link.index for link in self.look().links}
 
     def catch(self) -> tuple[socket.socket, int]:
         """A listening socket that gets every TCP connection made inside, whatever its address and port.

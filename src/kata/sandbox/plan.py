@@ -13,7 +13,7 @@ from kata.hypervisor.base import SHARE_TAG, SHARE_VIRTIO_FS
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
 from kata.protocols import agent_pb2, types_pb2
-from kata.storage.disk import DiskMount
+from kata.storage.diskmount import DiskMount
 from kata.storage.share import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = "65536k"

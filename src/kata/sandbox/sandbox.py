@@ -167,7 +167,8 @@ class Sandbox(Lifecycle):
                 bundle.spec,
                 self._config,
                 accelerator=accelerator.name,
-                ports=(wanted.count, wanted.window),
+                root_ports=wanted.count,
+                port_window=wanted.window,
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)

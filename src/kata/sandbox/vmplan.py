@@ -77,12 +77,20 @@ def size_class(memory_mib: int) -> int:
 
 
 def plan_vm(
-    sandbox_id: str, directory: Path, spec: Spec, config: Config, *, accelerator: str, ports: tuple[int, int] = (0, 0)
+    sandbox_id: str,
+    directory: Path,
+    spec: Spec,
+    config: Config,
+    *,
+    accelerator: str,
+    root_ports: int = 0,
+    port_window: int = 0,
 ) -> VmPlan:
     """The virtual machine of a sandbox.
 
     Args:
-        ports: root ports that the spec's devices need, and bytes of address space behind each; see VmPlan.
+        root_ports: that the spec's devices need.
+        port_window: see VmPlan.
     """
     host = host_size()
     size = budget(sandbox_id, spec, config, host).size()
@@ -109,8 +117,8 @@ def plan_vm(
         **_share_helper(hypervisor),
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
-        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, ports[0]), ROOT_PORTS_MAX),
-        port_window=ports[1],
+        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), ROOT_PORTS_MAX),
+        port_window=port_window,
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),

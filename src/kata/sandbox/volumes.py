@@ -13,8 +13,7 @@ from kata.guest.agent import AgentClient
 from kata.protocols import csi_pb2, management_pb2
 from kata.sandbox.failure import to_status
 from kata.sandbox.ledger import FILE, Ledger
-from kata.storage.direct import user_file
-from kata.storage.disk import volume_point
+from kata.storage.direct import guest_point, user_file
 from kata.ttrpc import CallContext, Server
 from kata.ttrpc.typed import handlers
 
@@ -43,7 +42,7 @@ class Volumes:
             await self._server.serve_unix(os.path.join(self._ledger.directory, SOCKET))
             self._serving = True
         for path, device in volumes.items():
-            point = volume_point(path)
+            point = guest_point(path)
             if point not in self._devices:
                 self._tell(path)
             self._devices[point] = device
@@ -56,19 +55,19 @@ class Volumes:
 
     async def stats(self, request: management_pb2.VolumeRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
         self._device(request.volume_path)
-        return await self._agent.volume_stats(volume_point(request.volume_path))
+        return await self._agent.volume_stats(guest_point(request.volume_path))
 
     async def resize(self, request: management_pb2.ResizeVolumeRequest, ctx: CallContext) -> Empty:
         device = self._device(request.volume_path)
         if not 0 < request.size <= _MAX_SIZE:
             raise InvalidArgument(f"volume {request.volume_path}: a size of {request.size} bytes is impossible")
         await self._disks.grow(device, request.size)
-        await self._agent.resize_volume(volume_point(request.volume_path), request.size)
+        await self._agent.resize_volume(guest_point(request.volume_path), request.size)
         return Empty()
 
     def _device(self, path: str) -> str:
         try:
-            return self._devices[volume_point(path)]
+            return self._devices[guest_point(path)]
         except KeyError:
             raise NotFound(f"sandbox {self._id} has no direct volume {path}") from None
 

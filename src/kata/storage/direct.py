@@ -21,10 +21,9 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.ids import validate_id
+from kata.storage.diskmount import DISK_TYPES, GUEST_STORAGE, DiskMount
 
 ROOT = "/run/kata-containers/shared/direct-volumes"
-#: File systems on a disk that the guest's kernel knows.
-DISK_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "erofs", "squashfs", "iso9660", "vfat"})
 
 _RECORD = "mountInfo.json"
 _RECORD_MAX = 64 << 10
@@ -41,20 +40,15 @@ class DirectVolume:
 
     Attributes:
         device: block device or image file on the host.
-        options: of the mount, in the guest.
-        group: the group that its files are given to, or None.
-        on_root_mismatch: only if the root does not have that group already.
+        mount: in the guest, at one place for all containers of a pod.
     """
 
     device: str
-    fstype: str
-    options: tuple[str, ...] = ()
-    group: int | None = None
-    on_root_mismatch: bool = False
+    mount: DiskMount
 
 
-def parse(text: str | bytes) -> DirectVolume:
-    """A record's content: volume-type, device, fstype, options, and in metadata fsGroup and fsGroupChangePolicy.
+def parse(volume_path: str, text: str | bytes) -> DirectVolume:
+    """A volume's record: volume-type, device, fstype, options, and in metadata fsGroup and fsGroupChangePolicy.
 
     Raises:
         InvalidArgument: it is none, or asks for what there is not, such as encryption.
@@ -81,7 +75,7 @@ def parse(text: str | bytes) -> DirectVolume:
     if unknown := sorted(map(str, set(metadata) - _METADATA)):
         # What is left out silently may be the encryption that somebody relies on.
         raise InvalidArgument(f"direct volume: metadata {', '.join(unknown)} is not supported")
-    return DirectVolume(device, fstype, tuple(options), *_group(metadata))
+    return DirectVolume(device, DiskMount(guest_point(volume_path), fstype, tuple(options), *_group(metadata)))
 
 
 def _group(metadata: Mapping[str, Any]) -> tuple[int | None, bool]:
@@ -110,6 +104,11 @@ def name_of(volume_path: str) -> str:
     return name
 
 
+def guest_point(volume_path: str) -> str:
+    """Where the guest mounts a volume. Raises as `name_of`."""
+    return f"{GUEST_STORAGE}/{name_of(volume_path)}"
+
+
 def add(volume_path: str, record: str, root: str = ROOT) -> None:
     """Write a volume's record, in the place of one that is there.
 
@@ -117,7 +116,7 @@ def add(volume_path: str, record: str, root: str = ROOT) -> None:
         InvalidArgument: as of `parse` and `name_of`.
         FailedPrecondition: it cannot be written.
     """
-    parse(record)
+    parse(volume_path, record)
     directory = os.path.join(root, name_of(volume_path))
     temporary = os.path.join(directory, f".{_RECORD}")
     try:
@@ -165,7 +164,7 @@ def find(volume_path: str, root: str = ROOT) -> DirectVolume | None:
         raise InvalidArgument(f"cannot read {path}: {error.strerror}") from error
     if len(content) > _RECORD_MAX:
         raise InvalidArgument(f"{path} has more than {_RECORD_MAX} bytes")
-    return parse(content)
+    return parse(volume_path, content)
 
 
 def user_file(volume_path: str, sandbox_id: str, root: str = ROOT) -> str:

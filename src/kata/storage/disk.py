@@ -21,30 +21,11 @@ from typing import Any
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.spec import Spec
 from kata.storage import direct
-from kata.storage.direct import DISK_TYPES
+from kata.storage.diskmount import DISK_TYPES, GUEST_STORAGE, DiskMount
 from kata.storage.share import RootfsMount
 
-#: Where the guest mounts disks (Kata's path).
-GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
 _SYS_BLOCK = "/sys/dev/block"
 _FLOPPY, _CDROM = 2, 11
-
-
-@dataclass(frozen=True)
-class DiskMount:
-    """Where and how the guest mounts a disk.
-
-    Attributes:
-        point: path in the guest.
-        group: the group that its files are given to (Kubernetes' fsGroup), or None.
-        on_root_mismatch: only if the root does not have that group already.
-    """
-
-    point: str
-    fstype: str
-    options: tuple[str, ...] = ()
-    group: int | None = None
-    on_root_mismatch: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,16 +199,7 @@ class _Planner:
                 f"{self._what}: {path} is a direct volume", hint="disable_block_device_use keeps it from the guest"
             )
         self._volumes[path] = volume.device
-        return self._add_mount(
-            volume.device,
-            DiskMount(
-                volume_point(path),
-                volume.fstype,
-                volume.options,
-                volume.group,
-                on_root_mismatch=volume.on_root_mismatch,
-            ),
-        )
+        return self._add_mount(volume.device, volume.mount)
 
     def _add_mount(self, source: str, mount: DiskMount) -> str:
         kept = [option for option in mount.options if option != "loop"]
@@ -240,11 +212,6 @@ class _Planner:
             kept.append("nouuid")
         self._disks.append(Disk(source, read_only, replace(mount, options=tuple(kept))))
         return mount.point
-
-
-def volume_point(path: str) -> str:
-    """Where the guest mounts the direct volume of a path on the host."""
-    return f"{GUEST_STORAGE}/{direct.name_of(path)}"
 
 
 def find_node(major: int, minor: int) -> str | None:

@@ -40,7 +40,7 @@ class Done:
 
 
 class Cri:
-    """A connection to the CRI plugin. A context manager.
+    """A connection to the CRI plugin. A context manager, which waits until runtime and network are ready.
 
     Args:
         address: containerd's socket.
@@ -58,6 +58,11 @@ class Cri:
         self._rpcs = {rpc.name: rpc for service in services for rpc in service.methods}
 
     def __enter__(self) -> Cri:
+        try:
+            self._wait_ready()
+        except BaseException:
+            self._channel.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +80,7 @@ class Cri:
         )
         return call(request, timeout=_TIMEOUT_S)
 
-    def wait_ready(self, timeout: float = 20.0) -> None:
+    def _wait_ready(self, timeout: float = 20.0) -> None:
         """Wait until runtime and network are ready."""
         deadline = time.monotonic() + timeout
         while True:

@@ -52,7 +52,6 @@ def cri(
     request: pytest.FixtureRequest, containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cri]:
     with Cri(containerd.address, request.param, BUSYBOX, tmp_path_factory.mktemp("logs")) as cri:
-        cri.wait_ready()
         yield cri
 
 

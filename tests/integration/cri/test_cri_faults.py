@@ -33,7 +33,6 @@ PROGRAMS = {"shim": "containerd-shim", "machine": "qemu-system-x86", "file serve
 @pytest.fixture(scope="module")
 def kata(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
     with Cri(containerd.address, "kata", BUSYBOX, tmp_path_factory.mktemp("logs")) as cri:
-        cri.wait_ready()
         yield cri
 
 

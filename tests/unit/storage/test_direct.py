@@ -12,6 +12,7 @@ import pytest
 from kata.errors import InvalidArgument, NotFound
 from kata.storage import direct
 from kata.storage.direct import DirectVolume
+from kata.storage.diskmount import DiskMount
 
 RECORD = {"volume-type": "block", "device": "/dev/sdx", "fstype": "ext4"}
 
@@ -23,11 +24,12 @@ def record(**changes: Any) -> str:
 def test_what_is_added_is_found_until_it_is_removed(tmp_path: Path) -> None:
     root = str(tmp_path / "records")
     volume = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/data/mount"
+    point = direct.guest_point(volume)
     assert direct.find(volume, root) is None
     metadata = {"fsGroup": "1234", "fsGroupChangePolicy": "OnRootMismatch"}
     direct.add(volume, record(options=["noatime"], metadata=metadata), root)
     assert direct.find(f"{volume}/", root) == DirectVolume(
-        "/dev/sdx", "ext4", ("noatime",), 1234, on_root_mismatch=True
+        "/dev/sdx", DiskMount(point, "ext4", ("noatime",), 1234, on_root_mismatch=True)
     )
     assert os.stat(root).st_mode & 0o077 == 0
     # The name that Kata's drivers give it.
@@ -35,7 +37,7 @@ def test_what_is_added_is_found_until_it_is_removed(tmp_path: Path) -> None:
         tmp_path / "records/L3Zhci9saWIva3ViZWxldC9wb2RzLzEvdm9sdW1lcy9rdWJlcm5ldGVzLmlvfmNzaS9kYXRhL21vdW50"
     ).is_dir()
     direct.add(volume, record(fstype="xfs"), root)
-    assert direct.find(volume, root) == DirectVolume("/dev/sdx", "xfs")
+    assert direct.find(volume, root) == DirectVolume("/dev/sdx", DiskMount(point, "xfs"))
     direct.remove(volume, root)
     assert direct.find(volume, root) is None
     with pytest.raises(NotFound, match=r"no direct volume is recorded for /var/lib/kubelet"):

@@ -11,7 +11,8 @@ import pytest
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.storage import direct
-from kata.storage.disk import GUEST_STORAGE, Disk, DiskMount, DiskPlan, find_node, plan_disks, volume_point
+from kata.storage.disk import Disk, DiskPlan, find_node, plan_disks
+from kata.storage.diskmount import GUEST_STORAGE, DiskMount
 from kata.storage.share import RootfsMount, plan_container
 
 POINT = f"{GUEST_STORAGE}/c1-t"
@@ -139,7 +140,7 @@ def test_a_direct_volume_is_mounted_in_the_guest_at_a_place_of_its_own(tmp_path:
     bind = {"type": "bind", "source": "/volume", "options": ["rbind", "ro"]}
     spec: Any = {"mounts": [{**bind, "destination": "/a"}, {**bind, "destination": "/b", "source": "/volume/."}]}
     found = plan_disks("c1", spec, (), volumes=str(tmp_path / "records"))
-    point = volume_point("/volume")
+    point = direct.guest_point("/volume")
     disk = Disk(record["device"], read_only=False, mount=DiskMount(point, "xfs", ("nouuid",), group=7))  # type: ignore[arg-type]
     assert found.disks == (disk, disk)
     assert found.mounted == {"/a": point, "/b": point}
