@@ -106,12 +106,20 @@ class Swap:
                 try:
                     await _format(fd)
                     self._count += 1
-                    device = BlockDevice(id=f"swap-{self._count}", fd=fd)
-                    await self._agent.add_swap(await self._vm.plug(device))
+                    await self._plug(BlockDevice(id=f"swap-{self._count}", fd=fd))
                 finally:
                     os.close(fd)
                 self._bytes += missing
             self._has[container_id] = size
+
+    async def _plug(self, device: BlockDevice) -> None:
+        path = await self._vm.plug(device)
+        try:
+            await self._agent.add_swap(path)
+        except BaseException:
+            # The guest does not use it, so it lets go.
+            await asyncio.shield(asyncio.ensure_future(self._vm.unplug(device.id)))
+            raise
 
     def leave(self, container_id: str) -> None:
         """A container has gone; another may have its swap."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from kata.errors import InvalidArgument
-from kata.sandbox.swap import SWAP_IN_BYTES, SWAPPINESS, wanted, with_limit
+from kata.errors import FailedPrecondition, InvalidArgument
+from kata.guest.agent import AgentClient
+from kata.hypervisor.base import VirtualMachine
+from kata.hypervisor.devices import BlockDevice
+from kata.sandbox.swap import SWAP_IN_BYTES, SWAPPINESS, Swap, wanted, with_limit
 
 MIB = 1 << 20
 
@@ -54,3 +59,39 @@ def test_the_limit_of_memory_and_swap() -> None:
     assert limited["linux"]["resources"] == {"memory": {"limit": 64 * MIB, "swap": 100 * MIB}, "pids": {"limit": 7}}
     assert with_limit(spec(), 36 * MIB) == spec()
     assert with_limit(spec(limit=MIB), 0) == spec(limit=MIB)
+
+
+class Machine:
+    """Notes what is plugged, and is its guest's agent, too; the real ones are in tests/integration."""
+
+    def __init__(self) -> None:
+        self.plugged: dict[str, int] = {}
+        self.refuses = False
+
+    async def plug(self, device: BlockDevice) -> str:
+        self.plugged[device.id] = os.fstat(device.fd).st_size
+        return "09/01"
+
+    async def unplug(self, device_id: str) -> None:
+        del self.plugged[device_id]
+
+    async def add_swap(self, path: str) -> None:
+        if self.refuses:
+            raise FailedPrecondition("no")
+
+
+async def test_swap_is_shared_and_what_the_guest_cannot_use_is_taken_back(tmp_path: Path) -> None:
+    machine = Machine()
+    swap = Swap(cast(VirtualMachine, machine), cast(AgentClient, machine), tmp_path)
+    machine.refuses = True
+    with pytest.raises(FailedPrecondition, match="no"):
+        await swap.provide("a", 2 * MIB)
+    assert machine.plugged == {}
+    machine.refuses = False
+    await swap.provide("a", 2 * MIB)
+    await swap.provide("b", MIB + 1)
+    assert list(machine.plugged.values()) == [2 * MIB, 2 * MIB]
+    swap.leave("a")
+    await swap.provide("c", 2 * MIB)
+    assert len(machine.plugged) == 2, "that of the container that has gone"
+    assert list(tmp_path.iterdir()) == []
