@@ -29,6 +29,7 @@ from kata.sandbox.timings import Timings
 from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import GUEST_SHARED
 from kata.testing import leaks
+from kata.testing.descriptors import open_files
 from kata.testing.images import busybox_rootfs
 
 pytestmark = [
@@ -76,12 +77,8 @@ class Running:
 
     def held(self) -> set[str]:
         """Files below the tests' directories that QEMU has open."""
-        found = set()
-        for link in Path(f"/proc/{self.vm.pid}/fd").iterdir():
-            target = os.readlink(link)
-            if target.endswith(".img"):
-                found.add(Path(target).name)
-        return found
+        names = {Path(target).name for target in open_files(self.vm.pid).values()}
+        return {name for name in names if name.endswith(".img")}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -29,6 +29,7 @@ from kata.hypervisor.qemu.machine import QemuMachine
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2
 from kata.storage.share import GUEST_SHARED
+from kata.testing.descriptors import open_files
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
 
@@ -81,24 +82,14 @@ def children() -> set[int]:
     return found
 
 
-def descriptors() -> dict[str, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[entry.name] = os.readlink(entry)
-        except FileNotFoundError:
-            continue
-    return found
-
-
 @pytest.fixture
 async def nothing_left(tmp_path: Path) -> Any:
     """Holds the test to leave no process, no descriptor and no file but the logs."""
     await asyncio.sleep(0)
-    before = children(), descriptors()
+    before = children(), open_files()
     yield
     await asyncio.sleep(0)
-    assert (children(), descriptors()) == before
+    assert (children(), open_files()) == before
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} <= {"console.log", "console.log.1", "qemu.log", "qemu.log.1"}
 
@@ -180,7 +171,7 @@ async def test_qemu_is_confined(make_machine: Callable[..., QemuMachine], tmp_pa
     assert (process / "environ").read_bytes() == b"NAME=value\0"
     assert os.readlink(process / "cwd") == "/"
     assert os.readlink(process / "fd/0") == "/dev/null"
-    assert not any(str(tmp_path / "run") in target for target in map(os.readlink, (process / "fd").iterdir()))
+    assert not any(str(tmp_path / "run") in target for target in open_files(machine.pid).values())
     await machine.stop()
 
 
@@ -314,7 +305,7 @@ async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuMachine
 
 
 def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuMachine]) -> None:
-    before = children(), descriptors()
+    before = children(), open_files()
 
     async def forgetful() -> int:
         machine = make_machine()
@@ -324,7 +315,7 @@ def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuMachine])
     pid = asyncio.run(forgetful())
     assert not Path(f"/proc/{pid}").exists()
     gc.collect()
-    assert (children(), descriptors()) == before
+    assert (children(), open_files()) == before
 
 
 @pytest.mark.usefixtures("make_machine")

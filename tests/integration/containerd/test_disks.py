@@ -16,6 +16,7 @@ import pytest
 
 from kata.protocols.containerd import task_v2_pb2, types_pb2
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
+from kata.testing.descriptors import open_files
 from kata.testing.images import BUSYBOX, busybox_rootfs
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
@@ -219,8 +220,7 @@ async def test_a_pods_containers_share_a_disk_that_is_plugged_once(raw: RawShim,
 
     def opened() -> int:
         """How often QEMU has the disk open."""
-        links = [os.readlink(link) for link in Path(f"/proc/{pod.pid}/fd").iterdir()]
-        return links.count(formatted.device)
+        return list(open_files(pod.pid).values()).count(formatted.device)
 
     raw.start(first)
     await task.Create(raw.create_request(first), timeout=60)
