@@ -18,7 +18,7 @@ done </modules/order
 mount -t erofs -o ro /dev/vda /sysroot || fail "no guest image"
 mount -t proc proc /sysroot/proc
 mount -t sysfs sysfs /sysroot/sys
-busybox chroot /sysroot /sbin/modprobe -a 9p 9pnet_virtio vfio-pci vfio_iommu_type1 vmw_vsock_virtio_transport || fail "modules are missing"
+busybox chroot /sysroot /sbin/modprobe -a 9p 9pnet_virtio vfio-pci vfio_iommu_type1 e1000e vmw_vsock_virtio_transport || fail "modules are missing"
 busybox mkdir /host
 options=trans=virtio,version=9p2000.L,msize=512000
 mount -t 9p -o "ro,cache=loose,$options" hostroot /host || fail "no root"

@@ -1,6 +1,7 @@
 """What runs in level 1: this project, on a host that has an IOMMU. Prints one JSON object a line.
 
-Argument "nvme": a sandbox whose kernel drives an NVMe disk. Argument "edu": a container drives QEMU's `edu` device.
+Argument "nvme": a sandbox whose kernel drives an NVMe disk, and the network card that its pod has.
+Argument "edu": a container drives QEMU's `edu` device.
 Argument "vsock": an agent is spoken to over vhost-vsock.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.config.settings import Config
+from kata.devices.binding import driver_of, override_of
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle
 from kata.osbuilder import store
@@ -31,12 +33,16 @@ from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
 
 WORK = Path("/mnt")
-NVME, EDU = "0000:01:00.0", "0000:02:00.0"
+NVME, EDU, CARD = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"
+#: The network of QEMU's own, behind the card: it answers as the second address.
+ADDRESS, ROUTER = "10.0.2.15/24", "10.0.2.2"
+POD = "/run/netns/pod"
 CID = 5
 ANSWER_S = 300.0
 COPY = "/run/kata-containers/shared/containers/file"
 READ = "dd if=/dev/nvme0n1 bs=512 count=1 2>/dev/null | head -c 21; echo"
 WRITE = "echo hello-from-level-2 | dd of=/dev/nvme0n1 bs=512 seek=1 conv=sync,fsync 2>/dev/null"
+PING = f"ping -c 1 -w 120 {ROUTER}; ip route"
 PROBE = 'ls /dev/vfio; for group in /dev/vfio/[0-9]*; do /vfio_read $group "$PCIDEVICE_EDU"; done'
 
 
@@ -50,6 +56,24 @@ def bind(address: str) -> int:
     (device / "driver_override").write_text("vfio-pci")
     Path("/sys/bus/pci/drivers_probe").write_text(address)
     return int((device / "iommu_group").resolve().name)
+
+
+def interface() -> str:
+    """The name of the card's interface, wherever it is; "" while it is lent."""
+    return next((path.name for path in Path("/sys/bus/pci/devices", CARD).glob("net/*")), "")
+
+
+def make_pod() -> None:
+    """A network namespace with the card in it, as a CNI plugin such as host-device leaves it."""
+    name = interface()
+    for line in (
+        "ip netns add pod",
+        f"ip link set {name} netns pod",
+        f"ip -n pod addr add {ADDRESS} dev {name}",
+        f"ip -n pod link set {name} up",
+        f"ip -n pod route add default via {ROUTER}",
+    ):
+        subprocess.run(line.split(), check=True)
 
 
 def configuration(mode: str) -> Config:
@@ -67,9 +91,12 @@ def configuration(mode: str) -> Config:
     )
 
 
-def spec_with(groups: list[int], script: str, environment: list[str]) -> Any:
+def spec_with(groups: list[int], script: str, environment: list[str], pod: str) -> Any:
     spec: Any = default_spec(["/bin/sh", "-c", script], rootfs=str(WORK / "rootfs"), hostname="nested")
     spec["process"]["env"] = ["PATH=/bin", *environment]
+    if pod:
+        others = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
+        spec["linux"]["namespaces"] = [*others, {"type": "network", "path": pod}]
     spec["linux"]["devices"] = [{"path": "/dev/vfio/vfio", "type": "c", "major": 10, "minor": 196, "fileMode": 0o666}]
     for group in groups:
         number = os.stat(f"/dev/vfio/{group}").st_rdev
@@ -81,10 +108,10 @@ def spec_with(groups: list[int], script: str, environment: list[str]) -> Any:
     return spec
 
 
-async def run(name: str, mode: str, groups: list[int], script: str, environment: list[str]) -> None:
+async def run(name: str, mode: str, groups: list[int], script: str, environment: list[str], pod: str = "") -> None:
     """One sandbox with one container, to the end."""
     output = os.open(f"/tmp/{name}", os.O_RDWR | os.O_CREAT, 0o600)
-    bundle = Bundle(WORK, spec_with(groups, script, environment), WORK / "rootfs")
+    bundle = Bundle(WORK, spec_with(groups, script, environment, pod), WORK / "rootfs")
     ledger = claim(f"{STATE_ROOT}/{name}")
     begun = time.monotonic()
     watching = asyncio.create_task(show_console(name))
@@ -176,7 +203,10 @@ async def main(case: str) -> None:
     groups = {address: bind(address) for address in (NVME, EDU)}
     tell(step="bound", groups=groups)
     if case == "nvme":
-        await run(case, "guest-kernel", [groups[NVME]], f"{READ}; {WRITE}; ls /dev/vfio 2>&1", [])
+        make_pod()
+        script = f"{READ}; {WRITE}; ls /dev/vfio 2>&1; {PING}"
+        await run(case, "guest-kernel", [groups[NVME]], script, [], POD)
+        tell(step="card", driver=driver_of(CARD), override=override_of(CARD), interface=interface())
     else:
         await run(case, "vfio", [groups[EDU]], PROBE, [f"PCIDEVICE_EDU={EDU}"])
     tell(step="back", free=reusable(groups[NVME if case == "nvme" else EDU]))

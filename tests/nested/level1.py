@@ -41,6 +41,7 @@ def command(work: Path, devices: Sequence[str]) -> list[str]:
         "-fsdev", f"local,id=work9p,path={work},{nine_p}", "-device", "virtio-9p-pci,fsdev=work9p,mount_tag=work",
         "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
         "-device", "pcie-root-port,id=rp1,chassis=1,slot=1", "-device", "pcie-root-port,id=rp2,chassis=2,slot=2",
+        "-device", "pcie-root-port,id=rp3,chassis=3,slot=3",
         *devices,
     ]  # fmt: skip
 

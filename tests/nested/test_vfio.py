@@ -49,7 +49,7 @@ def in_level_1(case: str, work: Path) -> list[dict[str, Any]]:
     disk.write_bytes(_FIRST.ljust(1 << 20, b"\0"))
     devices = [
         "-drive", f"if=none,id=nvme,file={disk},format=raw", "-device", "nvme,drive=nvme,serial=x1,bus=rp1",
-        "-device", "edu,bus=rp2",
+        "-device", "edu,bus=rp2", "-netdev", "user,id=net,restrict=on", "-device", "e1000e,netdev=net,bus=rp3",
     ]  # fmt: skip
     job = [sys.executable, str(Path(__file__).with_name("inside.py")), case]
     seconds = level1.run(work, job, devices, _TIMEOUT_S)
@@ -69,12 +69,19 @@ def outcome(told: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def test_the_guests_kernel_drives_a_disk(tmp_path: Path) -> None:
-    facts = outcome(in_level_1("nvme", tmp_path))
+def test_the_guests_kernel_drives_a_disk_and_the_pods_network_card(tmp_path: Path) -> None:
+    told = in_level_1("nvme", tmp_path)
+    facts = outcome(told)
     assert facts["output"].startswith(f"{_FIRST.decode()}\n"), facts
     assert "No such file" in facts["output"], facts
     sector = (tmp_path / "nvme.img").read_bytes()[512:1024]
     assert sector.rstrip(b"\0") == b"hello-from-level-2\n"
+    # The pod's address and route went along with its card, which then was the host's again.
+    assert "1 packets received" in facts["output"], facts
+    assert "default via 10.0.2.2" in facts["output"], facts
+    card = next(line for line in told if line["step"] == "card")
+    assert (card["driver"], card["override"]) == ("e1000e", ""), card
+    assert card["interface"], card
 
 
 def test_a_container_drives_a_device(tmp_path: Path) -> None:

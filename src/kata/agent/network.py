@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Callable
 
+from kata.agent.devices.find import Finder
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.linux import rtnetlink
 from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, RTPROT_KERNEL, SCOPE_LINK, Address, Link, Neighbour, Route
 from kata.protocols import agent_pb2, types_pb2
 
+# Kata's type of an interface that is a device of the host, assigned to this machine.
+_PHYSICAL = "physical"
 _NAME = re.compile(r"[^\s/:.%\0][^\s/:%\0]{0,14}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 #: What a container may see for a moment of an interface whose name another one is to have.
 _AWAY = "kata-moved{}"
 
 
-async def update_interface(wanted: types_pb2.Interface, timeout: float) -> types_pb2.Interface:
-    """Set an interface up: found by its hardware address, and waited for if it is not there yet.
+async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> types_pb2.Interface:
+    """Set an interface up, and wait for it if it is not there yet.
 
-    Args:
-        timeout: seconds.
+    It is found by its hardware address; a network card, which may have had another one on the host, by its place.
 
     Raises:
         InvalidArgument: a name, hardware or IP address is none.
@@ -39,7 +42,12 @@ async def update_interface(wanted: types_pb2.Interface, timeout: float) -> types
     if not _MAC.fullmatch(mac):
         raise InvalidArgument(f"interface {wanted.name}: hardware address {wanted.hwAddr!r} is none")
     addresses = [_address(one, 0) for one in wanted.IPAddresses]
-    link = await _appears(mac, wanted.name, timeout)
+    if wanted.type == _PHYSICAL and wanted.devicePath:
+        name = await devices.interface(wanted.devicePath)
+        link = await _appears(lambda link: link.name == name, f"{wanted.name}: no interface {name}", devices.timeout)
+    else:
+        what = f"{wanted.name}: no device with the hardware address {mac}"
+        link = await _appears(lambda link: link.mac == mac, what, devices.timeout)
     with Netlink() as netlink:
         try:
             _set_up(netlink, link, wanted, addresses)
@@ -65,8 +73,8 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
         rtnetlink.add_address(netlink, Address(link.index, address.family, address.address, address.prefix))
 
 
-async def _appears(mac: str, name: str, timeout: float) -> Link:
-    """The interface with this hardware address, now or when the kernel tells of it."""
+async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) -> Link:
+    """The interface that is the one, now or when the kernel tells of it."""
     with Netlink(rtnetlink.GROUP_LINK) as events, Netlink() as netlink:
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -75,15 +83,13 @@ async def _appears(mac: str, name: str, timeout: float) -> Link:
             async with asyncio.timeout(timeout):
                 while True:
                     for link in rtnetlink.links(netlink):
-                        if link.mac == mac:
+                        if is_it(link):
                             return link
                     await news.wait()
                     news.clear()
                     events.events()
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"interface {name}: no device with the hardware address {mac} appeared within {timeout:g} s"
-            ) from None
+            raise DeadlineExceeded(f"interface {missing} appeared within {timeout:g} s") from None
         finally:
             loop.remove_reader(events.fileno())
 

@@ -143,7 +143,7 @@ class AgentService:
 
     async def update_interface(self, request: pb.UpdateInterfaceRequest, ctx: CallContext) -> types_pb2.Interface:
         self._require_machine()
-        return await network.update_interface(request.interface, self._machinery.config.hotplug_timeout)
+        return await network.update_interface(request.interface, self._machinery.devices)
 
     async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:
         self._require_machine()

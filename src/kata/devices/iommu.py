@@ -13,11 +13,12 @@ import os
 import re
 from dataclasses import dataclass
 
+from kata.devices.binding import VFIO, driver_of
 from kata.errors import FailedPrecondition, NotFound
 
-_DRIVER = "vfio-pci"
 #: PCI class of bridges, which are in a group with what is behind them, and never given away.
 _BRIDGE = 0x06
+_NO_IOMMU = "switch it on in the firmware, and with intel_iommu=on or amd_iommu=on on the kernel command line"
 _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 #: Lines of sysfs' `resource` file that are BARs: begin, end, flags.
 _BARS = 6
@@ -45,6 +46,11 @@ class HostDevice:
     def is_bridge(self) -> bool:
         return self.pci_class >> 16 == _BRIDGE
 
+    @property
+    def lent(self) -> bool:
+        """Whether it is bound to vfio-pci."""
+        return self.driver == VFIO
+
 
 class Iommu:
     """The host's IOMMU as the kernel shows it.
@@ -54,6 +60,7 @@ class Iommu:
     """
 
     def __init__(self, root: str = "") -> None:
+        self.root = root
         self._sys = f"{root}/sys"
         self._dev = f"{root}/dev"
 
@@ -67,6 +74,28 @@ class Iommu:
         match = re.fullmatch(r"vfio/(\d+)", names[0]) if names else None
         return int(match[1]) if match else None
 
+    def address_of(self, bus: str, name: str) -> str:
+        """The PCI address of a device on `bus`: its own, or that of what a virtio device is in.
+
+        Raises:
+            FailedPrecondition: it is none of PCI.
+        """
+        if bus == "virtio":
+            name = os.path.basename(os.path.dirname(os.path.realpath(f"{self._sys}/bus/virtio/devices/{name}")))
+        if bus not in ("pci", "virtio") or not _ADDRESS.fullmatch(name):
+            raise FailedPrecondition(f"device {name} on bus {bus or 'of no name'} is none of PCI")
+        return name
+
+    def group_of(self, address: str) -> int:
+        """The group that a PCI device is in. Raises FailedPrecondition: it is in none."""
+        try:
+            name = os.path.basename(os.readlink(f"{self._sys}/bus/pci/devices/{address}/iommu_group"))
+        except OSError:
+            name = ""
+        if not name.isdecimal():
+            raise FailedPrecondition(f"device {address} is in no IOMMU group", hint=_NO_IOMMU)
+        return int(name)
+
     def devices(self, group: int) -> list[HostDevice]:
         """What a group consists of, bridges included, in the order of their addresses.
 
@@ -78,7 +107,7 @@ class Iommu:
         if not _entries(groups):
             raise FailedPrecondition(
                 "this host has no IOMMU that is on, so no device of it can be given to a virtual machine",
-                hint="switch it on in the firmware, and with intel_iommu=on or amd_iommu=on on the kernel command line",
+                hint=_NO_IOMMU,
             )
         addresses = _entries(f"{groups}/{group}/devices")
         if not addresses:
@@ -90,10 +119,7 @@ class Iommu:
 
     def _device(self, address: str) -> HostDevice:
         directory = f"{self._sys}/bus/pci/devices/{address}"
-        try:
-            driver = os.path.basename(os.readlink(f"{directory}/driver"))
-        except OSError:
-            driver = ""
+        driver = driver_of(address, self.root)
         return HostDevice(
             address, driver, int(_read(f"{directory}/class"), 16), _window(_read(f"{directory}/resource"))
         )
@@ -111,12 +137,12 @@ class Iommu:
         what = f"IOMMU group {group} with {listed}"
         if not devices:
             raise FailedPrecondition(f"IOMMU group {group} has nothing but bridges")
-        strange = [device.address for device in devices if device.driver != _DRIVER]
+        strange = [device.address for device in devices if not device.lent]
         if strange:
             raise FailedPrecondition(
-                f"{what} is not wholly bound to {_DRIVER}",
-                hint=f"for each of {', '.join(strange)}: `driverctl set-override ADDRESS {_DRIVER}`, or write "
-                f"{_DRIVER} to its driver_override, its address to its driver/unbind and to /sys/bus/pci/drivers_probe",
+                f"{what} is not wholly bound to {VFIO}",
+                hint=f"for each of {', '.join(strange)}: `driverctl set-override ADDRESS {VFIO}`, or write "
+                f"{VFIO} to its driver_override, its address to its driver/unbind and to /sys/bus/pci/drivers_probe",
             )
         self._refuse_in_use(group, what)
         return devices

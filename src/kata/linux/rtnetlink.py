@@ -45,6 +45,7 @@ _TC = struct.Struct("=BxxxiIII")
 IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_NUM_TX_QUEUES = 31
+_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
 _IFLA_INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
@@ -98,6 +99,8 @@ class Link:
         mac: lower case, or "".
         flags: IFF_*.
         queues: for sending.
+        bus, parent: of the device that it is, such as "pci" and "0000:3b:00.0"; "" for a software's, and before Linux
+            5.14.
     """
 
     index: int
@@ -107,6 +110,8 @@ class Link:
     mtu: int
     flags: int
     queues: int = 1
+    bus: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,8 @@ def parse_link(message: Message) -> Link:
         _number(found.get(_IFLA_MTU, b"")),
         flags,
         _number(found.get(_IFLA_NUM_TX_QUEUES, b"")) or 1,
+        _text(found.get(_IFLA_PARENT_DEV_BUS_NAME, b"")),
+        _text(found.get(_IFLA_PARENT_DEV_NAME, b"")),
     )
 
 

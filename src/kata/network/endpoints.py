@@ -27,6 +27,10 @@ from kata.protocols import agent_pb2, types_pb2
 _PASSED_ON = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
 #: What somebody made for a machine: it is connected as it is.
 _CONNECTED = frozenset(("tun", "macvtap"))
+#: Where network cards are: they are given as they are.
+_BUSES = frozenset(("pci", "virtio"))
+#: What the agent is told of these: it finds them by their place, and loads their driver.
+_PHYSICAL = "physical"
 #: Interfaces that a machine can have at most: each takes a slot of its buses.
 MAXIMUM = 16
 _AF_INET6 = 10
@@ -83,6 +87,11 @@ class Endpoint:
         return self.link.kind == "macvtap"
 
     @property
+    def is_card(self) -> bool:
+        """Whether it is a network card of the host, which the machine gets itself."""
+        return not self.link.kind and self.link.bus in _BUSES
+
+    @property
     def tap(self) -> str:
         """The name of the tap device that the machine is connected to."""
         return self.link.name if self.is_tap else f"tap{self.link.index}_kata"
@@ -103,24 +112,23 @@ def endpoints(snapshot: Snapshot, namespace: str) -> list[Endpoint]:
         addresses = [address for address in snapshot.addresses if address.index == link.index]
         if link.flags & IFF_LOOPBACK or not any(address.scope < SCOPE_LINK for address in addresses):
             continue
-        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED:
-            kind = f"a {link.kind} interface" if link.kind else "a device of the host"
+        endpoint = Endpoint(
+            link,
+            tuple(address for address in addresses if address.scope < SCOPE_LINK),
+            tuple(route for route in snapshot.routes if _is_ours(route, link)),
+            tuple(
+                neighbour
+                for neighbour in snapshot.neighbours
+                if neighbour.index == link.index and neighbour.state & NUD_PERMANENT and neighbour.lladdr
+            ),
+        )
+        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED and not endpoint.is_card:
+            kind = f"a {link.kind} interface" if link.kind else f"a device on the bus {link.bus or 'of no name'}"
             raise Unimplemented(
                 f"network namespace {namespace}: {link.name} is {kind}, which a virtual machine cannot be given",
-                hint=f"supported kinds: {', '.join(sorted(_PASSED_ON))} tap and macvtap devices",
+                hint=f"supported kinds: {', '.join(sorted(_PASSED_ON))}, tap and macvtap devices, PCI network cards",
             )
-        found.append(
-            Endpoint(
-                link,
-                tuple(address for address in addresses if address.scope < SCOPE_LINK),
-                tuple(route for route in snapshot.routes if _is_ours(route, link)),
-                tuple(
-                    neighbour
-                    for neighbour in snapshot.neighbours
-                    if neighbour.index == link.index and neighbour.state & NUD_PERMANENT and neighbour.lladdr
-                ),
-            )
-        )
+        found.append(endpoint)
     if len(found) > MAXIMUM:
         raise InvalidArgument(
             f"network namespace {namespace} has {len(found)} interfaces, a virtual machine takes {MAXIMUM}"
@@ -145,7 +153,7 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
         mtu=link.mtu,
         hwAddr=link.mac,
         devicePath=pci_path,
-        type=link.kind,
+        type=_PHYSICAL if endpoint.is_card else link.kind,
         raw_flags=link.flags & IFF_NOARP,
     )
 

@@ -41,6 +41,8 @@ TREE = "tree"
 NETWORK = "network"
 #: A control group's directory on the host: the value is its absolute path.
 CGROUP = "cgroup"
+#: A PCI device that was taken from its driver: the value is "ADDRESS" or "ADDRESS DRIVER_OVERRIDE".
+PCI = "pci"
 #: Hooks of a container that have to be run when it is gone: the value is "CONTAINER STATE-DIRECTORY BUNDLE".
 HOOKS = "hooks"
 #: A network that CNI plugins have made: the value is the path of the record of it.
@@ -359,12 +361,21 @@ def _remove_cni(record: str) -> None:
         raise OSError(errno.EIO, error.message) from error
 
 
+def _return_device(value: str) -> None:
+    # Not among the imports: few pods have a network card.
+    from kata.devices.binding import give_back
+
+    address, _, override = value.partition(" ")
+    give_back(address, override)
+
+
 _GIVE_BACK = {
     NETWORK: _detach,
     PROCESS: _kill_processes,
     FILE: _unlink,
     TREE: remove_tree,
     CGROUP: _remove_group,
+    PCI: _return_device,
     HOOKS: _run_hooks,
     CNI: _remove_cni,
 }

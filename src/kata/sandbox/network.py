@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from kata.errors import FailedPrecondition, KataError, Unavailable
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import NetworkDevice
+from kata.linux.rtnetlink import Link
 from kata.network.endpoints import (
     NO_LIMIT,
     Endpoint,
@@ -60,15 +62,24 @@ class SandboxNetwork:
     Args:
         vcpus: that the machine has.
         rates: of each.
+        lend_card: gives the machine a network card, and returns where the guest finds it.
 
     Raises:
         NotFound, InvalidArgument: there is no such namespace, or it is the host's.
     """
 
-    def __init__(self, path: str, ledger: Ledger, vcpus: int = 1, rates: Rates = NO_LIMIT) -> None:
+    def __init__(
+        self,
+        path: str,
+        ledger: Ledger,
+        vcpus: int,
+        rates: Rates,
+        lend_card: Callable[[Link], Awaitable[str]],
+    ) -> None:
         self._pod = PodNetwork(path)
         self._vcpus = vcpus
         self._rates = rates
+        self._lend_card = lend_card
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
         self._forward: PortForward | None = None
@@ -100,7 +111,9 @@ class SandboxNetwork:
         async with self._lock:
             # An interface that has lost its addresses is kept: it may get others.
             found = self.look() if found is None else found
-            gone = set(self._attached) - self._pod.indexes() if self._attached else set()
+            # A card has left the namespace for the machine.
+            here = {index for index, one in self._attached.items() if not one.endpoint.is_card}
+            gone = here - self._pod.indexes() if here else set()
             for index in gone:
                 await self._take_back(index, vm)
             changed = [one for one in found if (has := self._attached.get(one.link.index)) is None or has.differs(one)]
@@ -165,6 +178,8 @@ class SandboxNetwork:
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
         link = endpoint.link
+        if endpoint.is_card:
+            return await self._lend_card(link)
         # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
         # As Kata: a queue for each processor, so that each sends and receives by itself.
         taps = self._pod.open_tap(endpoint, min(self._vcpus, _QUEUES_MAX))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,7 +32,7 @@ from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
 from kata.sandbox.fitting import SandboxResources
 from kata.sandbox.headstart import HeadStart
-from kata.sandbox.ledger import HOOKS, PROCESS, TREE, Ledger
+from kata.sandbox.ledger import HOOKS, PCI, PROCESS, TREE, Ledger
 from kata.sandbox.resources import Size
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
@@ -42,6 +43,7 @@ from kata.storage.disk import plan_disks
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 if TYPE_CHECKING:
+    from kata.linux.rtnetlink import Link
     from kata.network.endpoints import Endpoint
     from kata.sandbox.hooks import HostHooks
     from kata.sandbox.network import SandboxNetwork
@@ -216,8 +218,14 @@ class Sandbox(Lifecycle):
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        self._network = SandboxNetwork(path, self._ledger, vcpus, rates)
+        self._network = SandboxNetwork(path, self._ledger, vcpus, rates, self._lend_card)
         return self._network.look()
+
+    async def _lend_card(self, link: Link) -> str:
+        # Imported with the first one: few pods have a network card.
+        from kata.devices.cards import lend_card
+
+        return await lend_card(link, self._iommu, self.groups, partial(self._ledger.hold, PCI))
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:
         """Take over a machine in standby: it is on the sandbox's ledger now, and ends with the sandbox.

@@ -28,11 +28,13 @@ class Host:
         directory = self.root / "sys/bus/pci/devices" / address
         directory.mkdir(parents=True)
         (directory / "class").write_text(f"{pci_class:#08x}\n")
+        (directory / "driver_override").write_text("(null)\n")
         (directory / "resource").write_text(resource or "0x0 0x0 0x0\n" * 7)
         if driver:
             (directory / "driver").symlink_to(f"/sys/bus/pci/drivers/{driver}")
         link = self.root / f"sys/kernel/iommu_groups/{group}/devices/{address}"
         link.parent.mkdir(parents=True, exist_ok=True)
+        (directory / "iommu_group").symlink_to(link.parent.parent)
         link.symlink_to(directory)
 
     def node(self, group: int, number: tuple[int, int] = (240, 0)) -> None:

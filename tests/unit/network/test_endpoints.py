@@ -52,11 +52,26 @@ def test_a_tap_is_connected_as_it_is() -> None:
     assert (endpoint.is_tap, endpoint.tap) == (True, "tap7")
 
 
-@pytest.mark.parametrize(("kind", "shown"), [("", "a device of the host"), ("wireguard", "a wireguard interface")])
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("", "a device on the bus of no name"), ("wireguard", "a wireguard interface")]
+)
 def test_a_kind_that_no_machine_can_be_given_is_named(kind: str, shown: str) -> None:
     with pytest.raises(Unimplemented, match=f"^network namespace /run/netns/pod: eth0 is {shown}, ") as caught:
         only(snapshot(replace(ETH, kind=kind)))
     assert "veth" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("bus", "parent"), [("pci", "0000:3b:00.0"), ("virtio", "virtio2")])
+def test_a_network_card_is_found_by_its_place(bus: str, parent: str) -> None:
+    endpoint = only(snapshot(replace(ETH, kind="", bus=bus, parent=parent)))
+    assert endpoint.is_card
+    told = interface_message(endpoint, "02/00")
+    assert (told.type, told.devicePath, told.hwAddr) == ("physical", "02/00", ETH.mac)
+
+
+def test_a_card_on_another_bus_stays_the_hosts() -> None:
+    with pytest.raises(Unimplemented, match="eth0 is a device on the bus usb"):
+        only(snapshot(replace(ETH, kind="", bus="usb", parent="1-1:1.0")))
 
 
 def test_what_has_no_address_stays_whatever_it_is() -> None:

@@ -13,7 +13,8 @@ import pytest
 from kata.errors import FailedPrecondition
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
-from kata.network.endpoints import endpoints
+from kata.linux.rtnetlink import Link
+from kata.network.endpoints import NO_LIMIT, endpoints
 from kata.network.namespace import PodNetwork
 from kata.sandbox.ledger import Ledger
 from kata.sandbox.network import SandboxNetwork
@@ -43,6 +44,10 @@ def filters(namespace: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
 
 
+async def no_card(link: Link) -> str:
+    raise AssertionError(f"{link} is no card")
+
+
 async def test_the_second_is_refused_and_does_the_first_no_harm(namespace: str, tmp_path: Path) -> None:
     path = f"/run/netns/{namespace}"
     pod = PodNetwork(path)
@@ -52,7 +57,7 @@ async def test_the_second_is_refused_and_does_the_first_no_harm(namespace: str, 
         pod.join(first)
         assert first.tap in filters(namespace)
         ledger = Ledger(str(tmp_path / "second"))
-        second = SandboxNetwork(path, ledger)
+        second = SandboxNetwork(path, ledger, 1, NO_LIMIT, no_card)
         # Refused before a machine or a guest would be asked for anything.
         with pytest.raises(FailedPrecondition, match=f"cannot connect eth0: tap device {first.tap} is in use"):
             await second.fit(cast(VirtualMachine, None), cast(AgentClient, None), second.look()[:1])
