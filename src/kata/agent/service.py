@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
-from kata.agent import files, guest, network, stats, volumes
+from kata.agent import files, guest, iptables, network, stats, volumes
 from kata.agent.container import Container, Machinery
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
@@ -159,6 +159,14 @@ class AgentService:
         self._require_machine()
         network.add_neighbours(request.neighbors)
         return Empty()
+
+    async def get_ip_tables(self, request: pb.GetIPTablesRequest, ctx: CallContext) -> pb.GetIPTablesResponse:
+        return pb.GetIPTablesResponse(data=await iptables.save(self._machinery.reaper, ipv6=request.is_ipv6))
+
+    async def set_ip_tables(self, request: pb.SetIPTablesRequest, ctx: CallContext) -> pb.SetIPTablesResponse:
+        self._require_machine()
+        said = await iptables.restore(self._machinery.reaper, request.data, ipv6=request.is_ipv6)
+        return pb.SetIPTablesResponse(data=said)
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
         files.copy(request, self._machinery.paths.shared)

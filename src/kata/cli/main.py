@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kata.cli import direct_volume, factory, image
+from kata.cli import direct_volume, factory, image, iptables
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.add_typer(image.app, name="image")
 app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")
+app.add_typer(iptables.app, name="iptables")
 
 # typer.UsageError is not exported by every version, its subclass is.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -177,6 +177,14 @@ class AgentClient:
         request = agent_pb2.AddARPNeighborsRequest(neighbors=neighbours)
         await self._call("enter neighbours", "AddARPNeighbors", request)
 
+    async def ip_tables(self, request: agent_pb2.GetIPTablesRequest) -> agent_pb2.GetIPTablesResponse:
+        """The guest's packet filter, in the form of iptables-save(8)."""
+        return await self._call("read the packet filter", "GetIPTables", request)  # type: ignore[return-value]
+
+    async def set_ip_tables(self, request: agent_pb2.SetIPTablesRequest) -> agent_pb2.SetIPTablesResponse:
+        """Replace tables of the guest's packet filter; what iptables-restore(8) said."""
+        return await self._call("write the packet filter", "SetIPTables", request)  # type: ignore[return-value]
+
     async def pause_container(self, container_id: str) -> None:
         request = agent_pb2.PauseContainerRequest(container_id=container_id)
         await self._call(f"pause container {container_id}", "PauseContainer", request)

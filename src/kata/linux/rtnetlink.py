@@ -55,6 +55,8 @@ _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
 _NDA_DST, _NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
+#: Of RTNH_F_*, what may be asked for; the others say how an interface is, and the kernel takes none of them.
+_ROUTE_FLAGS = 0x02 | 0x04
 RTPROT_KERNEL = 2
 _RTPROT_BOOT = 3
 SCOPE_LINK = 253
@@ -312,7 +314,7 @@ def _route(route: Route) -> bytes:
         route.protocol,
         route.scope,
         _RTN_UNICAST,
-        route.flags,
+        route.flags & _ROUTE_FLAGS,
     )
     for kind, value in ((_RTA_DST, address), (_RTA_GATEWAY, route.gateway), (_RTA_PREFSRC, route.source)):
         if value:

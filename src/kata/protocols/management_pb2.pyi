@@ -1,5 +1,6 @@
 # mypy: ignore-errors
 from google.protobuf import empty_pb2 as _empty_pb2
+from kata.protocols import agent_pb2 as _agent_pb2
 from kata.protocols import csi_pb2 as _csi_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from kata.sandbox.container import Container
 from kata.sandbox.fitting import SandboxResources
 from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import HOOKS, PCI, PROCESS, TREE, Ledger
+from kata.sandbox.management import Management
 from kata.sandbox.resources import Size
 from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
@@ -114,6 +115,7 @@ class Sandbox(Lifecycle):
         self._resources: SandboxResources | None = None
         self._hooks: dict[str, HostHooks] = {}
         self._volumes: Volumes | None = None
+        self._management: Management | None = None
         self._swap: Swap | None = None
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._root = ""
@@ -202,6 +204,8 @@ class Sandbox(Lifecycle):
         self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        self._management = Management(self._ledger.directory, self._agent, self._direct_volumes)
+        await self._management.serve()
         self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
@@ -333,7 +337,7 @@ class Sandbox(Lifecycle):
             attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
             groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
             if disks.volumes:
-                await self._manage(disks.volumes)
+                self._direct_volumes().add(disks.volumes)
             guest_spec = await self._provide_swap(request.id, vfio.spec, swap) if swap else vfio.spec
             message = plan.create_container_request(request.id, guest_spec, files, self._config, attached, groups)
             async with self.resources.admit(request.id, spec):
@@ -383,14 +387,13 @@ class Sandbox(Lifecycle):
         await self._swap.provide(container_id, size)
         return swap.with_limit(spec, size)
 
-    async def _manage(self, volumes: Mapping[str, str]) -> None:
-        """Say that this sandbox has direct volumes, and answer what their driver asks."""
+    def _direct_volumes(self) -> Volumes:
         if self._volumes is None:
             # Imported with the first one: few sandboxes have any.
             from kata.sandbox.volumes import Volumes
 
             self._volumes = Volumes(self.id, self._ledger, self.disks, self.agent)
-        await self._volumes.add(volumes)
+        return self._volumes
 
     def _host_hooks(self, request: ContainerRequest) -> HostHooks | None:
         if not request.bundle.spec.get("hooks"):
@@ -477,8 +480,8 @@ class Sandbox(Lifecycle):
             self._monitor.cancel()
         if self._network is not None:
             await self._network.close()
-        if self._volumes is not None:
-            await self._volumes.close()
+        if self._management is not None:
+            await self._management.close()
         if self._resources is not None:
             await self._resources.end()
         if self._agent is not None:

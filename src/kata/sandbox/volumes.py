@@ -1,4 +1,4 @@
-"""The direct volumes of a sandbox, and the socket over which their driver asks how full one is, or has it grow."""
+"""The direct volumes of a sandbox, of which their driver asks how full one is, or has it grow."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from kata.devices.block import Disks
 from kata.errors import InvalidArgument, NotFound
 from kata.guest.agent import AgentClient
 from kata.protocols import csi_pb2, management_pb2
-from kata.sandbox.failure import to_status
 from kata.sandbox.ledger import FILE, Ledger
 from kata.storage.direct import guest_point, user_file
-from kata.ttrpc import CallContext, Server
-from kata.ttrpc.typed import handlers
+from kata.ttrpc import CallContext
 
-#: In the sandbox's state directory.
-SOCKET = "manage.sock"
 _MAX_SIZE = 1 << 60
 
 
 class Volumes:
-    """One sandbox's, from its first direct volume on. Answers `kata.management.Volumes`."""
+    """One sandbox's. Answers `kata.management.Volumes`."""
 
     def __init__(self, sandbox_id: str, ledger: Ledger, disks: Disks, agent: AgentClient) -> None:
         self._id = sandbox_id
@@ -31,16 +27,9 @@ class Volumes:
         self._disks = disks
         self._agent = agent
         self._devices: dict[str, str] = {}
-        self._server = Server(
-            handlers(management_pb2.DESCRIPTOR.services_by_name["Volumes"], self), to_status=to_status
-        )
-        self._serving = False
 
-    async def add(self, volumes: Mapping[str, str]) -> None:
+    def add(self, volumes: Mapping[str, str]) -> None:
         """Containers have these: paths of volumes on the host, each with the disk that it is on."""
-        if not self._serving:
-            await self._server.serve_unix(os.path.join(self._ledger.directory, SOCKET))
-            self._serving = True
         for path, device in volumes.items():
             point = guest_point(path)
             if point not in self._devices:
@@ -70,6 +59,3 @@ class Volumes:
             return self._devices[guest_point(path)]
         except KeyError:
             raise NotFound(f"sandbox {self._id} has no direct volume {path}") from None
-
-    async def close(self) -> None:
-        await self._server.close()

@@ -1,4 +1,4 @@
-"""Debian's own programs, unpacked from their packages and not installed: images of nginx and Python, and a registry."""
+"""Debian's own programs, unpacked from their packages and not installed: images of some, and a registry."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ _LIBC = ("libc6", "libgcc-s1", "libcrypt1", "zlib1g")
 
 NGINX = (*_LIBC, "nginx", "nginx-common", "libpcre2-8-0", "libssl3")
 PYTHON = (*_LIBC, "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libexpat1")
+IPTABLES = (
+    *(
+        "libc6",
+        "iptables",
+        "libip4tc2",
+        "libip6tc2",
+        "libmnl0",
+        "libnetfilter-conntrack3",
+        "libnfnetlink0",
+        "libnftnl11",
+    ),
+    "libxtables12",
+)
 
 _NGINX_CONF = """\
 daemon off;
@@ -52,6 +65,14 @@ def python_archive(out: Path, name: str) -> Path:
     rootfs = _rootfs(out, PYTHON)
     config = ImageConfig(cmd=("/usr/bin/python3.11",), env=("PATH=/usr/bin:/bin",))
     return write_oci_archive(rootfs, config, out, name)
+
+
+def iptables_archive(out: Path, name: str) -> Path:
+    """iptables and ip6tables over nf_tables, and busybox. Raises Unavailable if its packages cannot be had."""
+    rootfs = _rootfs(out, IPTABLES)
+    for program in ("iptables", "ip6tables"):
+        (rootfs / "usr/sbin" / program).symlink_to("xtables-nft-multi")
+    return write_oci_archive(rootfs, ImageConfig(cmd=("sh",), env=("PATH=/usr/sbin:/usr/bin:/bin",)), out, name)
 
 
 def unpack(directory: Path, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""Images pulled from a registry, of programs as Debian has them: a web server, and Python."""
+"""Images pulled from a registry, of programs as Debian has them: a web server, Python, and iptables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from kata.errors import KataError
+from kata.protocols import cri_pb2 as pb
 from kata.testing.cni import Bridge
 from kata.testing.containerd import PrivateContainerd
 from kata.testing.cri import Cri, Pod
-from kata.testing.packages import NGINX, PYTHON, nginx_archive, python_archive, unpack
+from kata.testing.packages import IPTABLES, NGINX, PYTHON, iptables_archive, nginx_archive, python_archive, unpack
 from kata.testing.registry import Registry
 
 SERVED = "served by nginx\n"
@@ -23,12 +24,12 @@ def images(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFacto
     """Names of images that only the registry has."""
     directory = tmp_path_factory.mktemp("registry")
     try:
-        unpack(tmp_path_factory.mktemp("packages"), "docker-registry", *NGINX, *PYTHON)
+        unpack(tmp_path_factory.mktemp("packages"), "docker-registry", *NGINX, *PYTHON, *IPTABLES)
     except KataError as error:
         pytest.skip(f"needs Debian's packages: {error.message}")
     with Registry(directory) as registry:
         names = {}
-        for kind, make in (("nginx", nginx_archive), ("python", python_archive)):
+        for kind, make in (("nginx", nginx_archive), ("python", python_archive), ("iptables", iptables_archive)):
             names[kind] = f"{registry.address}/debian/{kind}:latest"
             containerd.import_image(make(directory / f"{kind}.tar", names[kind]))
             containerd.ctr("images", "push", "--plain-http", names[kind], timeout=60)
@@ -65,6 +66,29 @@ def test_python_runs(cri: Cri, images: dict[str, str]) -> None:
     script = "import json, socket, sys; print(json.dumps([sys.version_info[:2], socket.gethostname()]))"
     with cri.pod("snake") as pod:
         assert pod.output("python3.11", "-c", script, image=images["python"]) == '[[3, 11], "snake"]\n'
+
+
+FILTER = """
+for version in '' 6; do
+    ip${version}tables -A INPUT -p tcp --dport 8081 -j REJECT --reject-with tcp-reset && ip${version}tables -S INPUT
+done"""
+TRY = "for address in 127.0.0.1 [::1]; do wget -q -O - http://$address:%d/passwd | head -n 1; done"
+
+
+def test_iptables_and_ip6tables(cri: Cri, images: dict[str, str]) -> None:
+    """A privileged container filters what the pod receives, of both protocols; it counts for all its containers."""
+    cri.call("PullImage", image={"image": images["iptables"]})
+    linux = pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(privileged=True))
+    with cri.pod("filter", linux=linux) as pod:
+        for port in (8080, 8081):
+            server = pod.run("httpd", "-f", "-p", str(port), "-h", "/etc")
+            server.sh(f"until wget -q -O - http://[::1]:{port}/passwd; do sleep 0.2; done")
+        privileged = pb.LinuxContainerSecurityContext(privileged=True)
+        said = pod.output("sh", "-c", FILTER, image=images["iptables"], security=privileged)
+        assert said.count("--dport 8081 -j REJECT --reject-with tcp-reset") == 2
+        client = pod.run()
+        assert client.sh(TRY % 8080).count("root:x:0:0") == 2
+        assert client.sh(TRY % 8081) == ""
 
 
 def test_an_image_that_is_not_there(cri: Cri) -> None:

@@ -92,6 +92,19 @@ def test_routes(netlink: Netlink) -> None:
     assert ip("route", "show", "10.7.0.0/16") == []
 
 
+def test_a_route_of_an_interface_without_a_carrier_can_be_made_elsewhere(netlink: Netlink) -> None:
+    ip("addr", "add", "192.0.2.2/24", "dev", "va")
+    ip("route", "add", "default", "via", "192.0.2.1", "dev", "va")
+    ip("link", "set", "vb", "down")
+    index = link(netlink, "va").index
+    (route,) = (one for one in rtnetlink.routes(netlink) if one.gateway)
+    assert route.flags, "a route over a dead link says so"
+    ip("link", "set", "vb", "up")
+    rtnetlink.remove_route(netlink, route)
+    rtnetlink.add_route(netlink, route)
+    assert [one.index for one in rtnetlink.routes(netlink) if one.gateway] == [index]
+
+
 def test_neighbours(netlink: Netlink) -> None:
     index = link(netlink, "va").index
     mine = Neighbour(index, socket.AF_INET, "10.1.0.7", "02:00:00:00:00:07", rtnetlink.NUD_PERMANENT)

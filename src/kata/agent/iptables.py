@@ -1,0 +1,63 @@
+"""The guest's packet filter, read and written as a whole, with Debian's iptables (over nf_tables)."""
+
+from __future__ import annotations
+
+import os
+
+from kata.agent.reaper import Reaper
+from kata.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+
+_TIMEOUT = 60.0
+#: What fits into an answer.
+_MAXIMUM = 3 << 20
+#: Seconds to wait for another one who changes the tables, as in Kata.
+_WAIT = "5"
+
+
+async def save(reaper: Reaper, *, ipv6: bool) -> bytes:
+    """All tables, in the form of iptables-save(8).
+
+    Raises:
+        FailedPrecondition: there is no iptables here, or it fails.
+        ResourceExhausted: there are more rules than an answer takes.
+    """
+    return await _run(reaper, [_program("save", ipv6)], b"")
+
+
+async def restore(reaper: Reaper, data: bytes, *, ipv6: bool) -> bytes:
+    """Replace the tables that are named in `data`; what the program said.
+
+    Raises:
+        InvalidArgument: no rules, or not whole ones; nothing has changed then.
+        FailedPrecondition: as `save`.
+    """
+    if not data.strip():
+        raise InvalidArgument("there are no rules to restore", hint="`*filter`, a line and `COMMIT` clears a table")
+    return await _run(reaper, [_program("restore", ipv6), "--wait", _WAIT], data)
+
+
+def _program(verb: str, ipv6: bool) -> str:
+    return f"ip{'6' if ipv6 else ''}tables-nft-{verb}"
+
+
+async def _run(reaper: Reaper, argv: list[str], data: bytes) -> bytes:
+    files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("rules", "output", "errors")]
+    given, output, errors = files
+    try:
+        os.write(given, data)
+        os.lseek(given, 0, os.SEEK_SET)
+        try:
+            pid, exited = reaper.spawn(argv, stdin=given, stdout=output, stderr=errors)
+        except OSError as error:
+            raise FailedPrecondition(f"cannot run {argv[0]}: {error.strerror}") from error
+        status = await reaper.finish(pid, exited, argv[0], _TIMEOUT)
+        if status:
+            said = os.pread(errors, 4096, 0).decode(errors="replace").strip()
+            wrong = InvalidArgument if data else FailedPrecondition
+            raise wrong(f"{argv[0]} ended with {status}: {said}")
+        if os.fstat(output).st_size > _MAXIMUM:
+            raise ResourceExhausted(f"{argv[0]} printed more than {_MAXIMUM >> 20} MiB")
+        return os.pread(output, _MAXIMUM, 0)
+    finally:
+        for file in files:
+            os.close(file)
