@@ -457,10 +457,10 @@ class RuntimeConfig:
     internetworking_model: str = field(
         default="tcfilter",
         metadata=_row(
-            Text(choices=("tcfilter", "none")),
+            Text(choices=("tcfilter", "macvtap", "none")),
             'How a pod\'s network interfaces get into the virtual machine: "tcfilter" joins each to a tap device by '
-            'traffic control; "none" leaves them where they are, and containers have the loopback device only. Kata\'s '
-            '"macvtap" is not supported.',
+            'traffic control; "macvtap" has a macvtap interface take each over; "none" leaves them where they are, and '
+            "containers have the loopback device only.",
             annotation="internetworking_model",
         ),
     )

@@ -46,7 +46,10 @@ IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_NUM_TX_QUEUES = 31
 _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 26, 8
+_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU = 1, 8
+_ADDR_GEN_NONE = b"\1"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
@@ -266,6 +269,40 @@ def change_link(
     if mac:
         body += attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
     netlink.request(f"change interface {name or index}", _NEWLINK, body)
+
+
+def add_macvtap(netlink: Netlink, name: str, index: int, lower: int) -> None:
+    """Make a macvtap interface that takes another one over as a whole (mode passthru), down, with its hardware address.
+
+    Args:
+        index: its number, by which its device node is called.
+        lower: the other one's number.
+
+    Raises:
+        OSError: EEXIST if name or number are taken, EBUSY or EINVAL if the other one is taken over already.
+    """
+    data = nest(_IFLA_INFO_DATA, number(_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU))
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + text(_IFLA_IFNAME, name) + number(_IFLA_LINK, lower)
+    body += nest(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "macvtap"), data)
+    netlink.request(f"make macvtap interface {name}", _NEWLINK, body, CREATE | EXCL)
+    # It has the machine's hardware address: an IPv6 address made of that would be the machine's.
+    spec = nest(_IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)))
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + spec
+    try:
+        netlink.request(f"keep IPv6 from {name}", _NEWLINK, body)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            remove_link(netlink, index)
+            raise
+
+
+def remove_link(netlink: Netlink, index: int) -> None:
+    """Remove an interface; none any more is fine. Raises OSError."""
+    try:
+        netlink.request(f"remove interface {index}", _DELLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def add_address(netlink: Netlink, address: Address) -> None:

@@ -1,14 +1,18 @@
 """A pod's network namespace: looked at, its interfaces joined to tap devices, and left as it was found.
 
 Only file descriptors and netlink sockets are made inside; they keep belonging to the namespace, so nobody has to stay
-there. Kata's model `tcfilter`: what arrives at the interface goes out at the tap device, and the other way round, by
-one traffic control filter each. The addresses stay on the interface, where nothing can arrive any more.
+there. The addresses stay on the interface, where nothing can arrive any more, and it is joined by one of Kata's models:
+
+    tcfilter    what arrives at the interface goes out at a tap device, and the other way round, by one traffic control
+                filter each; the tap device vanishes with the machine
+    macvtap     a macvtap interface takes it over as a whole, and has to be removed afterwards
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +25,16 @@ from kata.linux.sklookup import steer
 from kata.linux.tap import open_macvtap, open_tap
 from kata.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
 from kata.network.release import detach
+
+_OTHER = "another sandbox runs in this namespace, or still ends there"
+#: Numbers of interfaces that nobody else uses: the kernel counts from 1 in each namespace. A device node is called by
+#: the number, and is one of the whole host's.
+_NUMBERS = range(1 << 16, 1 << 30)
+
+
+def number_of_macvtap() -> int:
+    """A number for a macvtap interface."""
+    return random.choice(_NUMBERS)
 
 
 class PodNetwork:
@@ -129,12 +143,42 @@ class PodNetwork:
                 return open_tap(endpoint.tap, 1 if endpoint.is_tap else queues)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise FailedPrecondition(
-                    f"{what} is in use", hint="another sandbox runs in this namespace, or still ends there"
-                ) from error
+                raise FailedPrecondition(f"{what} is in use", hint=_OTHER) from error
             raise FailedPrecondition(f"{what}: {_reason(error)}") from error
         except NotFound as error:
             raise FailedPrecondition(f"{what}: {error.message}") from error
+
+    def make_macvtap(self, endpoint: Endpoint, index: int) -> None:
+        """Make the macvtap interface of number `index` that takes an interface over. Its name does as in `open_tap`.
+
+        Raises:
+            FailedPrecondition: the namespace is gone, or the interface has a machine already.
+        """
+        try:
+            with self._netlink() as netlink:
+                rtnetlink.add_macvtap(netlink, endpoint.tap, index, endpoint.link.index)
+        except OSError as error:
+            what = f"network namespace {self.path}: cannot connect {endpoint.link.name} by macvtap"
+            # EINVAL: one that another macvtap or macvlan interface is on cannot be taken over as a whole.
+            if error.errno in (errno.EEXIST, errno.EBUSY, errno.EINVAL):
+                raise FailedPrecondition(f"{what}: it is in use", hint=_OTHER) from error
+            raise FailedPrecondition(f"{what}: {_reason(error)}") from error
+
+    def open_macvtap(self, endpoint: Endpoint, index: int, queues: int) -> tuple[int, ...]:
+        """Connect to the interface that `make_macvtap` has made, and let packets through.
+
+        Raises:
+            FailedPrecondition: it has no device node, or the kernel refuses.
+        """
+        what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: {endpoint.tap}"
+        try:
+            with self._netlink() as netlink:
+                rtnetlink.change_link(netlink, endpoint.link.index, up=True)
+                rtnetlink.change_link(netlink, index, up=True)
+            with inside(self._fd, CLONE_NEWNET):
+                return open_macvtap(index, endpoint.tap, queues)
+        except OSError as error:
+            raise FailedPrecondition(f"{what}: {_reason(error)}") from error
 
     def join(self, endpoint: Endpoint, rates: Rates = NO_LIMIT) -> None:
         """Join an interface to its tap device, which is open; what was done is undone if that fails.

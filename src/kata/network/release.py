@@ -15,17 +15,29 @@ def detach(path: str, inode: int, index: int) -> None:
     Raises:
         OSError: the kernel refuses.
     """
+    if (netlink := _enter(path, inode)) is not None:
+        with netlink:
+            rtnetlink.remove_redirect(netlink, index)
+            rtnetlink.remove_limit(netlink, index)
+
+
+def remove(path: str, inode: int, index: int) -> None:
+    """Remove an interface that was made in the namespace that was at `path`. As `detach`."""
+    if (netlink := _enter(path, inode)) is not None:
+        with netlink:
+            rtnetlink.remove_link(netlink, index)
+
+
+def _enter(path: str, inode: int) -> Netlink | None:
+    """A socket in the namespace, or None if it is gone, with all that was in it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return  # the namespace is gone, with all that was in it
+        return None
     try:
         if os.fstat(fd).st_ino != inode:
-            return
+            return None
         with inside(fd, CLONE_NEWNET):
-            netlink = Netlink()
+            return Netlink()
     finally:
         os.close(fd)
-    with netlink:
-        rtnetlink.remove_redirect(netlink, index)
-        rtnetlink.remove_limit(netlink, index)

@@ -39,6 +39,8 @@ FILE = "file"
 TREE = "tree"
 #: A filter on an interface of a pod's network namespace: the value is "INODE INDEX PATH".
 NETWORK = "network"
+#: An interface that was made in a pod's network namespace: the value is "INODE INDEX PATH".
+INTERFACE = "interface"
 #: A control group's directory on the host: the value is its absolute path.
 CGROUP = "cgroup"
 #: A PCI device that was taken from its driver: the value is "ADDRESS" or "ADDRESS DRIVER_OVERRIDE".
@@ -322,6 +324,14 @@ def _detach(value: str) -> None:
     detach(path, int(inode), int(index))
 
 
+def _remove_interface(value: str) -> None:
+    # As above.
+    from kata.network.release import remove
+
+    inode, index, path = value.split(" ", 2)
+    remove(path, int(inode), int(index))
+
+
 def _remove_group(directory: str) -> None:
     """Remove a control group, unless others have made groups in it meanwhile: then it is theirs. Idempotent."""
     deadline = time.monotonic() + _GROUP_DEADLINE_S
@@ -371,6 +381,7 @@ def _return_device(value: str) -> None:
 
 _GIVE_BACK = {
     NETWORK: _detach,
+    INTERFACE: _remove_interface,
     PROCESS: _kill_processes,
     FILE: _unlink,
     TREE: remove_tree,

@@ -7,9 +7,9 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kata.errors import FailedPrecondition, KataError, Unavailable
+from kata.errors import FailedPrecondition, InvalidArgument, KataError, Unavailable
 from kata.guest.agent import AgentClient
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import NetworkDevice
@@ -23,9 +23,9 @@ from kata.network.endpoints import (
     neighbours_message,
     routes_message,
 )
-from kata.network.namespace import PodNetwork
+from kata.network.namespace import PodNetwork, number_of_macvtap
 from kata.sandbox.forward import PortForward
-from kata.sandbox.ledger import NETWORK, Ledger
+from kata.sandbox.ledger import INTERFACE, NETWORK, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ class _Attached:
     Attributes:
         endpoint: as the guest was told of it.
         path: where the guest finds the device.
+        held: what is on the ledger for it.
     """
 
     endpoint: Endpoint
     path: str
+    held: tuple[tuple[str, str], ...] = ()
 
     def differs(self, now: Endpoint) -> bool:
         """Whether the guest would be told otherwise; what the kernels note by themselves does not count."""
@@ -56,27 +58,38 @@ class _Attached:
         )
 
 
+#: Descriptors for the machine, and what is on the ledger for them.
+_Joined = tuple[tuple[int, ...], tuple[tuple[str, str], ...]]
+
+
 class SandboxNetwork:
     """The interfaces that a sandbox has got out of a network namespace.
 
     Args:
+        model: "tcfilter" or "macvtap".
         vcpus: that the machine has.
         rates: of each.
         lend_card: gives the machine a network card, and returns where the guest finds it.
 
     Raises:
-        NotFound, InvalidArgument: there is no such namespace, or it is the host's.
+        NotFound, InvalidArgument: there is no such namespace, it is the host's, or the model has no rates.
     """
 
     def __init__(
         self,
         path: str,
         ledger: Ledger,
+        model: str,
         vcpus: int,
         rates: Rates,
         lend_card: Callable[[Link], Awaitable[str]],
     ) -> None:
+        if model == "macvtap" and rates != NO_LIMIT:
+            raise InvalidArgument(
+                "the rate of a macvtap interface cannot be limited", hint='set internetworking_model to "tcfilter"'
+            )
         self._pod = PodNetwork(path)
+        self._model = model
         self._vcpus = vcpus
         self._rates = rates
         self._lend_card = lend_card
@@ -118,10 +131,9 @@ class SandboxNetwork:
                 await self._take_back(index, vm)
             changed = [one for one in found if (has := self._attached.get(one.link.index)) is None or has.differs(one)]
             for endpoint in changed:
-                has = self._attached.get(endpoint.link.index)
-                path = has.path if has else await self._plug(endpoint, vm)
-                self._attached[endpoint.link.index] = _Attached(endpoint, path)
-                await agent.update_interface(interface_message(endpoint, path))
+                has = self._attached.get(endpoint.link.index) or await self._plug(endpoint, vm)
+                self._attached[endpoint.link.index] = replace(has, endpoint=endpoint)
+                await agent.update_interface(interface_message(endpoint, has.path))
             if gone or changed:
                 everything = [one.endpoint for one in self._attached.values()]
                 await agent.update_routes(routes_message(everything))
@@ -176,31 +188,63 @@ class SandboxNetwork:
             await self._forward.close()
         self._pod.close()
 
-    async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> str:
+    async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> _Attached:
         link = endpoint.link
         if endpoint.is_card:
-            return await self._lend_card(link)
-        # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
+            return _Attached(endpoint, await self._lend_card(link))
         # As Kata: a queue for each processor, so that each sends and receives by itself.
-        taps = self._pod.open_tap(endpoint, min(self._vcpus, _QUEUES_MAX))
+        queues = min(self._vcpus, _QUEUES_MAX)
+        held: tuple[tuple[str, str], ...] = ()
+        if endpoint.is_tap:
+            taps = self._pod.open_tap(endpoint, queues)
+            if self._rates != NO_LIMIT:
+                log.warning("%s is a device of taps already, whose rate is not limited", link.name)
+        elif self._model == "macvtap":
+            taps, held = self._take_over(endpoint, queues)
+        else:
+            taps, held = self._redirect(endpoint, queues)
         try:
-            if endpoint.is_tap:
-                if self._rates != NO_LIMIT:
-                    log.warning("%s is a device of taps already, whose rate is not limited", link.name)
-            else:
-                self._ledger.hold(NETWORK, self._entry(link.index))
-                self._pod.join(endpoint, self._rates)
-            return await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac, mtu=link.mtu))
+            path = await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac, mtu=link.mtu))
         finally:
-            for tap in taps:
-                os.close(tap)  # the machine has its own copies now, or does without
+            _close(taps)  # the machine has its own copies now, or does without
+        return _Attached(endpoint, path, held)
+
+    def _redirect(self, endpoint: Endpoint, queues: int) -> _Joined:
+        # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
+        taps = self._pod.open_tap(endpoint, queues)
+        try:
+            held = self._hold(NETWORK, endpoint.link.index)
+            self._pod.join(endpoint, self._rates)
+        except BaseException:
+            _close(taps)
+            raise
+        return taps, (held,)
+
+    def _take_over(self, endpoint: Endpoint, queues: int) -> _Joined:
+        # Its number is nobody else's, so it can be written down before.
+        index = number_of_macvtap()
+        made = self._hold(INTERFACE, index)
+        try:
+            self._pod.make_macvtap(endpoint, index)
+        except BaseException:
+            self._ledger.drop(*made)
+            raise
+        return self._pod.open_macvtap(endpoint, index, queues), (made,)
+
+    def _hold(self, kind: str, index: int) -> tuple[str, str]:
+        entry = (kind, f"{self._pod.inode} {index} {self._pod.path}")
+        self._ledger.hold(*entry)
+        return entry
 
     async def _take_back(self, index: int, vm: VirtualMachine) -> None:
         """An interface has gone, and with it what was on it."""
         attached = self._attached.pop(index)
-        self._ledger.drop(NETWORK, self._entry(index))
+        for entry in attached.held:
+            self._ledger.drop(*entry)
         log.info("interface %s has gone", attached.endpoint.link.name)
         await vm.unplug(attached.endpoint.id)
 
-    def _entry(self, index: int) -> str:
-        return f"{self._pod.inode} {index} {self._pod.path}"
+
+def _close(taps: tuple[int, ...]) -> None:
+    for tap in taps:
+        os.close(tap)

@@ -214,7 +214,8 @@ class Sandbox(Lifecycle):
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
         path = plan.namespace_of(spec)
-        if not path or self._config.runtime.internetworking_model == "none":
+        model = self._config.runtime.internetworking_model
+        if not path or model == "none":
             return []
         # Imported with the first namespace: a sandbox without one does without.
         from kata.network.endpoints import Rates
@@ -222,7 +223,7 @@ class Sandbox(Lifecycle):
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        self._network = SandboxNetwork(path, self._ledger, vcpus, rates, self._lend_card)
+        self._network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._lend_card)
         return self._network.look()
 
     async def _lend_card(self, link: Link) -> str:

@@ -242,6 +242,74 @@ def test_a_macvtap_interface_is_connected_as_it_is(containerd: PrivateContainerd
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
+@pytest.fixture
+def macvtap(tmp_path: Path) -> tuple[str, ...]:
+    """Options of `ctr run` for the model of this name."""
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(
+        '[hypervisor.qemu]\ndefault_memory = 512\ndefault_vcpus = 2\n[runtime]\ninternetworking_model = "macvtap"\n'
+    )
+    return ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+
+
+def test_the_model_macvtap(
+    containerd: PrivateContainerd, bridge: Bridge, server: Pod, macvtap: tuple[str, ...]
+) -> None:
+    """The same network by the other model, and the way back; two at a time."""
+    four, six = server.addresses
+    fetch = f"wget -q -O - http://{four}/passwd && wget -q -O - http://[{six}]/passwd"
+    script = f"ip addr show eth0; ls /sys/class/net/eth0/queues; ping -c 1 -W 5 {bridge.gateway} && {fetch}"
+    with ThreadPoolExecutor(2) as pool:
+
+        def run_one(_: int) -> str:
+            name = unique_id(TEST_PREFIX)
+            with bridge.pod(name) as pod, left_as_found(pod):
+                namespace = f"network:{pod.netns}"
+                command = ("run", "--rm", "--with-ns", namespace, *macvtap, BUSYBOX, name, "sh", "-c", script)
+                said = containerd.ctr(*command, timeout=60).stdout
+                assert all(address in said for address in pod.addresses)
+                return said
+
+        for said in pool.map(run_one, range(2)):
+            assert "1 packets received" in said
+            assert said.count("root:x:0:0") == 2
+            assert "rx-1" in said
+
+
+def test_a_killed_shim_leaves_no_macvtap_interface(
+    containerd: PrivateContainerd, bridge: Bridge, macvtap: tuple[str, ...]
+) -> None:
+    name = unique_id(TEST_PREFIX)
+    with bridge.pod(name) as pod, left_as_found(pod):
+        before = interfaces(pod)
+        containerd.ctr(
+            "run", "-d", "--with-ns", f"network:{pod.netns}", *macvtap, BUSYBOX, name, "sleep", "600", timeout=60
+        )
+        assert len(interfaces(pod)) == len(before) + 1
+        # Another sandbox does it no harm.
+        other = unique_id(TEST_PREFIX)
+        refused = containerd.ctr(
+            *("run", "--rm", "--with-ns", f"network:{pod.netns}", *macvtap, BUSYBOX, other, "true"), check=False
+        )
+        assert "it is in use" in refused.stderr
+        assert len(interfaces(pod)) == len(before) + 1
+        assert containerd.kill_sandbox(name, shim=True, machine=False)
+        remove(containerd, name)
+
+
+def test_rates_and_macvtap(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path) -> None:
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(
+        '[hypervisor.qemu]\ntx_rate_limiter_max_rate = 1000000\n[runtime]\ninternetworking_model = "macvtap"\n'
+    )
+    options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    name = unique_id(TEST_PREFIX)
+    with bridge.pod(name) as pod, left_as_found(pod):
+        namespace = f"network:{pod.netns}"
+        refused = containerd.ctr("run", "--rm", "--with-ns", namespace, *options, BUSYBOX, name, "true", check=False)
+        assert "the rate of a macvtap interface cannot be limited" in refused.stderr
+
+
 def test_a_queue_for_each_processor(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path) -> None:
     configuration = tmp_path / "configuration.toml"
     configuration.write_text("[hypervisor.qemu]\ndefault_memory = 512\ndefault_vcpus = 2\n")
