@@ -76,12 +76,21 @@ def make_pod() -> None:
         subprocess.run(line.split(), check=True)
 
 
+def name_device(group: int) -> None:
+    """Have a container get a group by an annotation (CDI), as vendors and device plugins write it down."""
+    (WORK / "cdi").mkdir()
+    (WORK / "cdi/disk.yaml").write_text(
+        "cdiVersion: 0.6.0\nkind: kata.test/disk\ndevices:\n- name: fast\n  containerEdits:\n    deviceNodes:\n"
+        f"    - path: /dev/vfio/{group}\n"
+    )
+
+
 def configuration(mode: str) -> Config:
     config = Config()
     params = "agent.hotplug_timeout=200s tsc=unstable mitigations=off nokaslr"
     hypervisor = replace(config.hypervisor, accelerator="tcg", default_memory=320, kernel_params=params)
     agent = replace(config.agent, dial_timeout=900)
-    runtime = replace(config.runtime, vfio_mode=mode, create_container_timeout=600)
+    runtime = replace(config.runtime, vfio_mode=mode, create_container_timeout=600, cdi_spec_dirs=(WORK / "cdi",))
     return replace(
         config,
         hypervisor=hypervisor,
@@ -108,10 +117,20 @@ def spec_with(groups: list[int], script: str, environment: list[str], pod: str) 
     return spec
 
 
-async def run(name: str, mode: str, groups: list[int], script: str, environment: list[str], pod: str = "") -> None:
+async def run(
+    name: str,
+    mode: str,
+    groups: list[int],
+    script: str,
+    environment: list[str],
+    pod: str = "",
+    annotations: dict[str, str] | None = None,
+) -> None:
     """One sandbox with one container, to the end."""
     output = os.open(f"/tmp/{name}", os.O_RDWR | os.O_CREAT, 0o600)
-    bundle = Bundle(WORK, spec_with(groups, script, environment, pod), WORK / "rootfs")
+    spec = spec_with(groups, script, environment, pod)
+    spec["annotations"] = annotations or {}
+    bundle = Bundle(WORK, spec, WORK / "rootfs")
     ledger = claim(f"{STATE_ROOT}/{name}")
     begun = time.monotonic()
     watching = asyncio.create_task(show_console(name))
@@ -204,8 +223,9 @@ async def main(case: str) -> None:
     tell(step="bound", groups=groups)
     if case == "nvme":
         make_pod()
+        name_device(groups[NVME])
         script = f"{READ}; {WRITE}; ls /dev/vfio 2>&1; {PING}"
-        await run(case, "guest-kernel", [groups[NVME]], script, [], POD)
+        await run(case, "guest-kernel", [], script, [], POD, {"cdi.k8s.io/disk": "kata.test/disk=fast"})
         tell(step="card", driver=driver_of(CARD), override=override_of(CARD), interface=interface())
     else:
         await run(case, "vfio", [groups[EDU]], PROBE, [f"PCIDEVICE_EDU={EDU}"])

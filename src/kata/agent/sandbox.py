@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from kata.agent import guesthooks
 from kata.agent.container import Container, Machinery
-from kata.agent.devices import cdi, specupdate
+from kata.agent.devices import specupdate
 from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
+from kata.oci import cdi
 from kata.oci.ids import validate_id
 
 if TYPE_CHECKING:

@@ -510,6 +510,16 @@ class RuntimeConfig:
             "/run/kata-containers/shared/containers/sandbox-mounts, read-only unless `:rw` follows the path.",
         ),
     )
+    cdi_spec_dirs: tuple[Path, ...] = field(
+        default=(),
+        metadata=_row(
+            ListOf(FilePath(), "paths"),
+            "Directories of the host with specifications of devices (CDI), usually /etc/cdi and /var/run/cdi: a "
+            "container whose annotations `cdi.k8s.io/…` name one of these gets it. Without, only the container engine "
+            "knows devices of the host by name, as containerd 1.7 does, and such annotations are for the guest. Not "
+            "Kata's.",
+        ),
+    )
     disable_guest_seccomp: bool = field(
         default=False,
         metadata=_row(

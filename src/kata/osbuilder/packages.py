@@ -20,7 +20,16 @@ from kata.osbuilder.commands import run
 KERNEL = "linux-image-amd64"
 
 # What the guest runs (iptables: for GetIPTables and SetIPTables); the rest follows from their dependencies.
-USERLAND = ("python3-minimal", "libpython3.11-stdlib", "python3-protobuf", "crun", "kmod", "busybox-static", "iptables")
+USERLAND = (
+    "python3-minimal",
+    "libpython3.11-stdlib",
+    "python3-protobuf",
+    "python3-yaml",
+    "crun",
+    "kmod",
+    "busybox-static",
+    "iptables",
+)
 
 # Named by dependencies, and not needed where no package is ever installed or configured. The parts of Python's library
 # that load one of these libraries are left out too, see rootfs.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -160,6 +160,7 @@ class Sandbox(Lifecycle):
         return sandbox
 
     async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
+        bundle = self._with_named_devices(bundle)
         plan.refuse_host_network(self.id, bundle.spec)
         with self._timings.phase("plan"):
             accelerator = await accel.choose_for(self._config.hypervisor)
@@ -210,6 +211,15 @@ class Sandbox(Lifecycle):
         self.become(State.CREATED)
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
+
+    def _with_named_devices(self, bundle: Bundle) -> Bundle:
+        """The bundle with devices of the host that its annotations name (CDI)."""
+        directories = self._config.runtime.cdi_spec_dirs
+        if not directories or not bundle.spec.get("annotations"):
+            return bundle
+        from kata.oci import cdi
+
+        return replace(bundle, spec=cdi.by_host(bundle.spec, [str(one) for one in directories]))
 
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
@@ -305,6 +315,7 @@ class Sandbox(Lifecycle):
         self.require("create a container in", State.RUNNING)
         if request.id in self.containers or request.id in self._creating:
             raise AlreadyExists(f"container {request.id} exists already")
+        request = replace(request, bundle=self._with_named_devices(request.bundle))
         spec = request.bundle.spec
         plan.refuse_host_network(request.id, spec)
         disks = plan_disks(

@@ -90,11 +90,13 @@ class Bridge(Network):
 
     Attributes:
         subnet: the first three numbers of its IPv4 network of 256, as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
+        taken: the plugin's record of the addresses in use: a file for each, called as the address is.
     """
 
     def __init__(self, name: str, directory: Path, *, mtu: int = 1500) -> None:
         self.name = name
         self.subnet = subnet = _free_subnet(name)
+        self.taken = directory / "cni" / name
         self.gateway = f"{subnet}.1"
         six = f"fd00:{subnet.replace('.', ':')}"
         self.gateway6 = f"{six}::1"

@@ -301,3 +301,25 @@ def test_sixty_disks_and_one_too_many(containerd: PrivateContainerd, tmp_path: P
     done = run(containerd, *flags, script="true")
     assert done.returncode != 0
     assert f"has {MAXIMUM} slots for hot-plug, and all are in use" in done.stderr
+
+
+def test_a_disk_by_its_name(containerd: PrivateContainerd, loop: Loop, tmp_path: Path) -> None:
+    """The host's Container Device Interface: an annotation names the device, a file of the host says what it is."""
+    directory = tmp_path / "cdi"
+    directory.mkdir()
+    (directory / "disk.yaml").write_text(
+        "cdiVersion: 0.6.0\nkind: kata.test/disk\ndevices:\n- name: fast\n  containerEdits:\n"
+        "    env: [DISK=/dev/fast]\n"
+        f"    deviceNodes:\n    - {{path: /dev/fast, hostPath: {loop.device}}}\n"
+    )
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(f'[hypervisor.qemu]\ndefault_memory = 512\n[runtime]\ncdi_spec_dirs = ["{directory}"]\n')
+    run = ("run", "--rm", "--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    asked = (*run, "--annotation", "cdi.k8s.io/disk=kata.test/disk=fast", BUSYBOX, unique_id(TEST_PREFIX))
+    said = containerd.ctr(*asked, "sh", "-c", "mke2fs $DISK >/dev/null && ls -l /dev/fast").stdout
+    assert said.startswith("b")
+    assert "ef53" in host("sh", "-c", MAGIC.format(loop.device))
+    broken = (*run, "--annotation", "cdi.k8s.io/disk=nonsense", BUSYBOX, unique_id(TEST_PREFIX), "true")
+    refused = containerd.ctr(*broken, check=False)
+    assert "is no CDI device" in refused.stderr
+    assert loop.is_free

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -94,3 +96,46 @@ def test_creation_and_removal_at_once(cri: Cri) -> None:
             cri.call("StopPodSandbox", pod_sandbox_id=pod.id)
             creating.join(60)
             assert not creating.is_alive()
+
+
+def test_a_volume_is_swapped_for_a_symlink_while_containers_start(pod: Pod, tmp_path: Path) -> None:
+    """Each container has the one directory or the other as a whole, or there is an error that says why."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("first", "second"):
+            (tmp_path / name / file).write_text(name)
+    volume = tmp_path / "volume"
+    volume.symlink_to("one")
+    over = threading.Event()
+
+    def swap() -> None:
+        targets = itertools.cycle(("other", "gone", "one"))
+        while not over.wait(0.003):
+            (tmp_path / "next").symlink_to(next(targets))
+            (tmp_path / "next").rename(volume)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    started, errors = 0, []
+    try:
+        for _ in range(15):
+            mount = pb.Mount(container_path="/data", host_path=str(volume), readonly=True)
+            container = None
+            try:
+                container = pod.create(mounts=[mount])
+                container.start()
+                found = container.sh("cat /data/first; echo; cat /data/second").split()
+            except grpc.RpcError as error:
+                errors.append(error.details() or "")
+            else:
+                assert found in (["one", "one"], ["other", "other"])
+                started += 1
+            finally:
+                if container is not None:
+                    container.remove()
+    finally:
+        over.set()
+        swapping.join(20)
+    assert started
+    assert [error for error in errors if not re.search(r"volume|/gone|no such file", error)] == []
+    assert pod.output("echo", "unharmed") == "unharmed\n"

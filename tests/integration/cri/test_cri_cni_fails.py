@@ -1,9 +1,10 @@
-"""CNI fails half-way, when the pod has an interface already: the pod is not made, nothing stays, the next one is."""
+"""CNI fails, half-way or because all addresses are used: the pod is not made, nothing stays, the next one is."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -60,17 +61,40 @@ def cri(
         yield cri
 
 
-def test_a_plugin_fails_after_another_has_made_the_interface(cri: Cri, bridge: Bridge, flag: Path) -> None:
+@contextmanager
+def flagged(flag: Path) -> Iterator[None]:
+    flag.touch()
+    yield
+    flag.unlink()
+
+
+@contextmanager
+def all_taken(bridge: Bridge) -> Iterator[None]:
+    """Somebody else has every address that is left."""
+    records = [bridge.taken / f"{bridge.subnet}.{number}" for number in range(2, 255)]
+    others = [record for record in records if not record.exists()]
+    for record in others:
+        record.write_text("somebody\r\neth0")
+    yield
+    for record in others:
+        record.unlink()
+
+
+def fails_and_works_again(cri: Cri, bridge: Bridge, while_: AbstractContextManager[None], message: str) -> None:
     # The bridge has its address, and the node its first pod, before.
     with cri.pod("first"):
         ports = set(Path(f"/sys/class/net/{bridge.name}/brif").iterdir())
-        flag.touch()
-        try:
-            with pytest.raises(grpc.RpcError, match="the address is used already"), cri.pod("fails"):
-                pass
-        finally:
-            flag.unlink()
+        with while_, pytest.raises(grpc.RpcError, match=message), cri.pod("fails"):
+            pass
         assert set(Path(f"/sys/class/net/{bridge.name}/brif").iterdir()) == ports
         assert [pod.metadata.name for pod in cri.call("ListPodSandbox").items] == ["first"]
         with cri.pod("fails") as pod:
             assert "eth0" in pod.output("ip", "addr")
+
+
+def test_a_plugin_fails_after_another_has_made_the_interface(cri: Cri, bridge: Bridge, flag: Path) -> None:
+    fails_and_works_again(cri, bridge, flagged(flag), "the address is used already")
+
+
+def test_every_address_is_used_already(cri: Cri, bridge: Bridge) -> None:
+    fails_and_works_again(cri, bridge, all_taken(bridge), "no IP addresses available")

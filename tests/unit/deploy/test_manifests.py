@@ -7,7 +7,7 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 MANIFESTS = Path(__file__).parents[3] / "deploy"
 #: One of long ago and the newest that the package has.

@@ -1,4 +1,4 @@
-"""Devices of the guest by their names: files of the Container Device Interface, and what they change in a spec."""
+"""Devices by their names: files of the Container Device Interface, and what they change in a spec."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kata.agent.devices import cdi
 from kata.errors import FailedPrecondition, InvalidArgument
+from kata.oci import cdi
 
 GPU = {
     "cdiVersion": "0.6.0",
@@ -38,7 +38,7 @@ SPEC: Any = {
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     (tmp_path / "gpu.json").write_text(json.dumps(GPU))
-    (tmp_path / "notes.yaml").write_text("kind: other.com/thing")
+    (tmp_path / "notes.txt").write_text("kind: other.com/thing")
     return tmp_path
 
 
@@ -80,6 +80,48 @@ def test_two_devices_of_one_file(directory: Path) -> None:
         {"destination": "/usr/lib/gpu", "source": "/lib/gpu", "type": "bind", "options": ["rbind", "ro"]}
     ], "once for both"
     assert made["hooks"] == {"createContainer": [{"path": "/bin/ldconfig", "args": ["ldconfig"]}]}
+
+
+DISK = """
+cdiVersion: "0.6.0"
+kind: vendor.com/disk
+devices:
+  - name: fast
+    containerEdits:
+      deviceNodes:
+        - {path: /dev/fast, hostPath: /dev/null, permissions: r}
+"""
+
+
+def test_vendors_write_yaml(tmp_path: Path) -> None:
+    (tmp_path / "disk.yaml").write_text(DISK)
+    edits = cdi.find(["vendor.com/disk=fast"], [str(tmp_path)])
+    assert edits is not None
+    (device,) = cdi.apply({}, edits)["linux"]["devices"]
+    assert (device["path"], device["minor"]) == ("/dev/fast", 3)
+    (tmp_path / "disk.yaml").write_text("kind: [")
+    with pytest.raises(FailedPrecondition, match=r"disk\.yaml cannot be read"):
+        cdi.find(["vendor.com/disk=fast"], [str(tmp_path)])
+
+
+def test_what_the_host_knows_is_the_hosts_and_the_rest_the_guests(directory: Path) -> None:
+    annotations = {
+        "cdi.k8s.io/both": "vendor.com/gpu=0,guest.com/chip=1",
+        "cdi.k8s.io/host": "vendor.com/gpu=1",
+        "cdi.k8s.io/guest": "guest.com/chip=2",
+        "other": "vendor.com/gpu=1",
+    }
+    spec: Any = {**SPEC, "annotations": annotations}
+    made = cdi.by_host(spec, [str(directory)])
+    assert [one["path"] for one in made["linux"]["devices"]] == ["/dev/gpu0", "/dev/zero"]
+    assert made["annotations"] == {
+        "cdi.k8s.io/both": "guest.com/chip=1",
+        "cdi.k8s.io/guest": "guest.com/chip=2",
+        "other": "vendor.com/gpu=1",
+    }
+    assert spec["annotations"] is annotations
+    assert cdi.wanted(made["annotations"]) == ["guest.com/chip=1", "guest.com/chip=2"]
+    assert cdi.by_host(SPEC, [str(directory)]) is SPEC
 
 
 def test_what_is_not_there_yet(directory: Path) -> None:

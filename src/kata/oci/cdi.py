@@ -1,9 +1,8 @@
-"""Container Device Interface: what devices of the guest that are asked for by name change in a container's spec.
+"""Container Device Interface: what devices that are asked for by name change in a container's spec.
 
-A container asks by annotation, `cdi.k8s.io/<anything>: vendor.com/class=name,…`; the guest image, or a driver in it,
-says in a file what the device is made of. Reference: CNCF's container-device-interface, SPEC.md, 0.3.0 to 0.7.0.
-
-Files are read as JSON: the guest has nothing that reads YAML.
+A container asks by annotation, `cdi.k8s.io/<anything>: vendor.com/class=name,…`; a file, JSON or YAML, says what the
+device is made of. Files of the host count first, if its administrator wants that; what they do not know is the guest's:
+its image's, or a driver's in it. Reference: CNCF's container-device-interface, SPEC.md, 0.3.0 to 0.7.0.
 """
 
 from __future__ import annotations
@@ -13,15 +12,19 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import FailedPrecondition, InvalidArgument
 
-#: Where files are; a device in a later directory counts before one in an earlier.
+if TYPE_CHECKING:
+    from kata.oci.spec import Spec
+
+#: Where the guest's files are; a device in a later directory counts before one in an earlier.
 DIRECTORIES = ("/etc/cdi", "/run/cdi")
 
 _PREFIX = "cdi.k8s.io/"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}/[A-Za-z][A-Za-z0-9._-]{0,127}=[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_SUFFIXES = (".json", ".yaml", ".yml")
 _FILE_MAX, _FILES_MAX = 1 << 20, 100
 _HOOKS = frozenset(("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"))
 
@@ -42,12 +45,41 @@ def wanted(annotations: Mapping[str, str]) -> list[str]:
     return list(names)
 
 
+def by_host(spec: Spec, directories: Iterable[str]) -> Spec:
+    """The spec with those devices that the host's files know; the names of the others stay, for the guest.
+
+    Raises:
+        InvalidArgument: something is asked for that is no name.
+        FailedPrecondition: a file is broken, or names what is no device here.
+    """
+    annotations: Mapping[str, str] = spec.get("annotations") or {}
+    names = wanted(annotations)
+    if not names:
+        return spec
+    edits, missing = _resolve(names, directories)
+    edited: Any = apply(spec, edits)
+    edited["annotations"] = {
+        key: ",".join(name for name in value.split(",") if name in missing) if key.startswith(_PREFIX) else value
+        for key, value in annotations.items()
+        if not key.startswith(_PREFIX) or not missing.isdisjoint(value.split(","))
+    }
+    return edited  # type: ignore[no-any-return]
+
+
 def find(names: Sequence[str], directories: Iterable[str] = DIRECTORIES) -> list[Mapping[str, Any]] | None:
     """The edits that devices make, in their order; None as long as one is in no file, or one of its nodes is not there.
 
     Raises:
         FailedPrecondition: a file is broken.
     """
+    edits, missing = _resolve(names, directories)
+    nodes = [node for edit in edits for node in edit.get("deviceNodes") or ()]
+    there = all(os.path.exists(node.get("hostPath") or node["path"]) for node in nodes)
+    return edits if there and not missing else None
+
+
+def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Mapping[str, Any]], set[str]]:
+    """The edits that the devices of these names make, and the names that no file knows."""
     devices: dict[str, tuple[str, Mapping[str, Any]]] = {}
     common: dict[str, Mapping[str, Any]] = {}
     for path in _files(directories):
@@ -60,22 +92,23 @@ def find(names: Sequence[str], directories: Iterable[str] = DIRECTORIES) -> list
             raise FailedPrecondition(f"{path} is no CDI specification: {error!r}") from None
     edits: list[Mapping[str, Any]] = []
     seen: set[str] = set()
+    missing: set[str] = set()
     for name in names:
         if name not in devices:
-            return None
+            missing.add(name)
+            continue
         path, own = devices[name]
         # What a file says of all its devices is done once.
         edits += [own] if path in seen else [common[path], own]
         seen.add(path)
-    nodes = [node for edit in edits for node in edit.get("deviceNodes") or ()]
-    return edits if all(os.path.exists(node.get("hostPath") or node["path"]) for node in nodes) else None
+    return edits, missing
 
 
 def _files(directories: Iterable[str]) -> list[str]:
     found: list[str] = []
     for directory in directories:
         try:
-            names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
+            names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIXES))
         except OSError:
             continue
         found += [f"{directory}/{name}" for name in names]
@@ -85,12 +118,23 @@ def _files(directories: Iterable[str]) -> list[str]:
 def _load(path: str) -> Mapping[str, Any]:
     try:
         with open(path, "rb") as file:
-            content = json.loads(file.read(_FILE_MAX))
+            text = file.read(_FILE_MAX)
+        content = json.loads(text) if path.endswith(".json") else _from_yaml(text)
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"CDI specification {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise FailedPrecondition(f"{path} is no CDI specification: it is no object")
     return content
+
+
+def _from_yaml(text: bytes) -> Any:
+    # Imported with the first such file: few machines have any.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def apply(spec: Mapping[str, Any], edits: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
