@@ -1,7 +1,7 @@
 """What runs in level 1: this project, on a host that has an IOMMU. Prints one JSON object a line.
 
 Argument "nvme": a sandbox whose kernel drives an NVMe disk, and the network card that its pod has.
-Argument "edu": a container drives QEMU's `edu` device.
+Argument "edu": a container drives QEMU's `edu` device, with which its machine was booted.
 Argument "vsock": an agent is spoken to over vhost-vsock.
 """
 
@@ -85,10 +85,12 @@ def name_device(group: int) -> None:
     )
 
 
-def configuration(mode: str) -> Config:
+def configuration(mode: str, cold_plug: str) -> Config:
     config = Config()
     params = "agent.hotplug_timeout=200s tsc=unstable mitigations=off nokaslr"
-    hypervisor = replace(config.hypervisor, accelerator="tcg", default_memory=320, kernel_params=params)
+    hypervisor = replace(
+        config.hypervisor, accelerator="tcg", default_memory=320, kernel_params=params, cold_plug_vfio=cold_plug
+    )
     agent = replace(config.agent, dial_timeout=900)
     runtime = replace(config.runtime, vfio_mode=mode, create_container_timeout=600, cdi_spec_dirs=(WORK / "cdi",))
     return replace(
@@ -134,7 +136,9 @@ async def run(
     ledger = claim(f"{STATE_ROOT}/{name}")
     begun = time.monotonic()
     watching = asyncio.create_task(show_console(name))
-    sandbox = await Sandbox.start(name, bundle, configuration(mode), ledger)
+    sandbox = await Sandbox.start(
+        name, bundle, configuration(mode, "root-port" if mode == "vfio" else "no-port"), ledger
+    )
     tell(step="sandbox", name=name, seconds=round(time.monotonic() - begun, 1))
     try:
         stdio = Stdio(stdout=FdSink(os.dup(output)), stderr=FdSink(os.dup(output)))

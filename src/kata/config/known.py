@@ -12,7 +12,7 @@ def _names(text: str) -> frozenset[str]:
 
 KEYS: dict[str, frozenset[str]] = {
     "hypervisor.qemu": _names("""
-        block_device_logical_sector_size block_device_physical_sector_size cold_plug_vfio
+        block_device_logical_sector_size block_device_physical_sector_size
         confidential_guest default_bridges disable_guest_selinux
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net
         enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
@@ -46,7 +46,7 @@ SECTIONS = _names("""
 ANNOTATIONS: dict[str, frozenset[str]] = {
     "hypervisor": _names("""
         asset_hash_type blk_logical_sector_size blk_physical_sector_size block_device_num_queues
-        block_device_queue_size cc_init_data cold_plug_vfio ctlpath ctlpath_hash default_gpu_model default_gpus
+        block_device_queue_size cc_init_data ctlpath ctlpath_hash default_gpu_model default_gpus
         disable_image_nvdimm disable_vhost_net enable_hugepages
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash

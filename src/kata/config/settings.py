@@ -348,6 +348,16 @@ class HypervisorConfig:
             annotation="hot_plug_vfio",
         ),
     )
+    cold_plug_vfio: str = field(
+        default="no-port",
+        metadata=_row(
+            Text(choices=("no-port", "root-port")),
+            "Whether the devices of a sandbox's first container, or of a pod whose annotations name some "
+            "(`cdi_spec_dirs`), are there when its machine is booted, in PCIe root ports: for devices that do not bear "
+            "to be plugged in later. Such a machine is booted, and not restored from a template.",
+            annotation="cold_plug_vfio",
+        ),
+    )
     seccompsandbox: str = field(
         default=_SECCOMP,
         metadata=_row(

@@ -6,15 +6,15 @@ The spec has a group as a character device, /dev/vfio/<group>. What the guest ge
     vfio            the container drives the devices; the agent gives the node the path and number that it has there
 
 Devices are plugged into PCIe root ports of the running machine, whichever mode: so a sandbox with a device goes on
-from a template like any other. All that it holds of the host are files that QEMU has open: they close when it ends,
-whatever ended it.
+from a template like any other. With `cold_plug_vfio` those of the first container are there when the machine is booted,
+for devices that do not bear to come later, and stay as long as it does. All that a sandbox holds of the host are files
+that QEMU has open: they close when it ends, whatever ended it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from kata.devices.iommu import HostDevice, Iommu
 from kata.errors import FailedPrecondition, KataError
 from kata.hypervisor.base import VirtualMachine
 from kata.hypervisor.devices import VfioDevice
+from kata.hypervisor.qemu.confine import allow_locked_memory
 from kata.oci.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -155,9 +156,26 @@ def ports(spec: Spec, iommu: Iommu) -> Ports:
     return Ports(count, 0 if largest <= _USUAL_WINDOW else 1 << (largest - 1).bit_length())
 
 
+def cold_devices(spec: Spec, config: Config, iommu: Iommu) -> dict[int, list[VfioDevice]]:
+    """What a machine is to be booted with, by group; nothing unless `cold_plug_vfio` wants that.
+
+    Raises:
+        NotFound, FailedPrecondition: as `Iommu.assignable`.
+    """
+    if config.hypervisor.cold_plug_vfio == "no-port":
+        return {}
+    wanted = plan_vfio(spec, config.runtime.vfio_mode, iommu).groups
+    return {one.group: [_device(device) for device in iommu.assignable(one.group)] for one in wanted}
+
+
+def _device(device: HostDevice) -> VfioDevice:
+    return VfioDevice(id=f"vfio-{device.address.replace(':', '-')}", host=device.address)
+
+
 @dataclass
 class _Plugged:
     options: tuple[str, ...] = ()
+    cold: bool = False
     devices: list[str] = field(default_factory=list)
     users: set[str] = field(default_factory=set)
 
@@ -167,14 +185,20 @@ class Groups:
 
     Args:
         config: says what the container gets of a group, and whether any is plugged at all.
+        cold: what the machine was booted with, as of `cold_devices`.
     """
 
-    def __init__(self, vm: VirtualMachine, config: Config, iommu: Iommu) -> None:
+    def __init__(
+        self, vm: VirtualMachine, config: Config, iommu: Iommu, cold: Mapping[int, Sequence[VfioDevice]]
+    ) -> None:
         self._vm = vm
         self._mode = config.runtime.vfio_mode
         self._ports = config.hypervisor.hot_plug_vfio != "no-port"
         self._iommu = iommu
-        self._plugged: dict[int, _Plugged] = {}
+        self._plugged = {
+            group: _Plugged(tuple(f"{device.host}={vm.place(device.id)}" for device in devices), cold=True)
+            for group, devices in cold.items()
+        }
         # Who comes while a group is being plugged finds it plugged.
         self._lock = asyncio.Lock()
 
@@ -206,7 +230,7 @@ class Groups:
                 )
             devices = self._iommu.assignable(group)
             there = self._plugged[group] = _Plugged(users={owner})
-            _allow_pinned_memory(self._vm.pid)
+            allow_locked_memory(self._vm.pid)
             there.options = tuple([await self._plug(there, device) for device in devices])
         elif self._mode != GUEST_KERNEL and owner not in there.users:
             raise FailedPrecondition(f"IOMMU group {group} is another container's of this sandbox")
@@ -214,9 +238,9 @@ class Groups:
         return there.options
 
     async def _plug(self, plugged: _Plugged, device: HostDevice) -> str:
-        name = f"vfio-{device.address.replace(':', '-')}"
-        path = await self._vm.plug(VfioDevice(id=name, host=device.address))
-        plugged.devices.append(name)
+        wanted = _device(device)
+        path = await self._vm.plug(wanted)
+        plugged.devices.append(wanted.id)
         log.info("device %s of the host is at %s in the guest", device.address, path)
         return f"{device.address}={path}"
 
@@ -228,7 +252,7 @@ class Groups:
     async def _detach(self, owner: str) -> None:
         for group, plugged in list(self._plugged.items()):
             plugged.users.discard(owner)
-            if plugged.users:
+            if plugged.users or plugged.cold:
                 continue
             del self._plugged[group]
             for name in plugged.devices:
@@ -236,11 +260,3 @@ class Groups:
                     await self._vm.unplug(name, _UNPLUG_TIMEOUT_S)
                 except KataError as error:
                     log.warning("IOMMU group %d of container %s: %s", group, owner, error)
-
-
-def _allow_pinned_memory(pid: int) -> None:
-    """All memory of a guest with a device is pinned, which QEMU, that has no capabilities, needs a limit for."""
-    try:
-        resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (ProcessLookupError, PermissionError, ValueError) as error:
-        log.warning("the limit of locked memory of the virtual machine cannot be raised: %s", error)

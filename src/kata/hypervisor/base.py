@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kata.errors import InvalidArgument
-from kata.hypervisor.devices import Device
+from kata.hypervisor.devices import Device, VfioDevice
 
 #: The least memory a guest gets, in MiB: below this the guest's kernel and agent were seen to die, not to say no.
 MINIMUM_MEMORY_MIB = 128
@@ -63,6 +63,7 @@ class VmPlan:
         iommu: whether the guest has an IOMMU.
         root_ports: PCIe root ports for devices of the host.
         port_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
+        devices: devices of the host that it is booted with, in its first root ports.
         seccomp: whether the monitor confines its own system calls.
         debug: a talkative guest kernel.
         environment: of the monitor's process, as (name, value) pairs; it gets no other variables.
@@ -96,6 +97,7 @@ class VmPlan:
     iommu: bool = False
     root_ports: int = ROOT_PORTS
     port_window: int = 0
+    devices: tuple[VfioDevice, ...] = ()
     seccomp: bool = True
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
@@ -127,6 +129,8 @@ class VmPlan:
             )
         if not ROOT_PORTS <= self.root_ports <= ROOT_PORTS_MAX:
             raise InvalidArgument(f"{self.root_ports} PCIe root ports asked for, expected 4 to {ROOT_PORTS_MAX}")
+        if len(self.devices) > self.root_ports:
+            raise InvalidArgument(f"{len(self.devices)} devices of the host for {self.root_ports} PCIe root ports")
         if self.port_window and (self.port_window < 0 or self.port_window & (self.port_window - 1)):
             raise InvalidArgument(f"a window of {self.port_window} bytes is no power of two")
         for what, text in (("cpu model", self.cpu_model), ("cpu features", self.cpu_features)):
@@ -200,6 +204,9 @@ class VirtualMachine(Protocol):
 
     async def resume(self) -> None:
         """Let the virtual CPUs run again."""
+
+    def place(self, device_id: str) -> str:
+        """The PCI path in the guest of a device that it was booted with."""
 
     async def plug(self, device: Device) -> str:
         """Plug a device into the running machine; its descriptors stay the caller's.

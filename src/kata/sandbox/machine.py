@@ -77,7 +77,7 @@ async def bring_up(
         head_start = None
     if head_start:
         found = head_start.template
-    elif config.factory.enable_template:
+    elif config.factory.enable_template and not plan.devices:
         with timings.phase("template"):
             found = await _template(plan, config, ledger, progress)
     if found:

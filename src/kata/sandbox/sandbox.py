@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kata.config.settings import Config
 from kata.devices.block import Disks
 from kata.devices.iommu import Iommu
-from kata.devices.vfio import Groups, plan_vfio, ports
+from kata.devices.vfio import Groups, cold_devices, plan_vfio, ports
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -166,6 +167,7 @@ class Sandbox(Lifecycle):
             accelerator = await accel.choose_for(self._config.hypervisor)
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
             wanted = ports(bundle.spec, self._iommu)
+            cold = cold_devices(bundle.spec, self._config, self._iommu)
             vm_plan = plan_vm(
                 self.id,
                 self._directory,
@@ -174,6 +176,7 @@ class Sandbox(Lifecycle):
                 accelerator=accelerator.name,
                 root_ports=wanted.count,
                 port_window=wanted.window,
+                devices=tuple(chain.from_iterable(cold.values())),
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)
@@ -193,7 +196,7 @@ class Sandbox(Lifecycle):
             )
         self._vm = vm
         self._disks = Disks(vm, self._config.hypervisor)
-        self._groups = Groups(vm, self._config, self._iommu)
+        self._groups = Groups(vm, self._config, self._iommu, cold)
         self.pid = vm.pid
         with self._timings.phase("cgroup"):
             await resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib))

@@ -14,6 +14,7 @@ from typing import Any
 from kata.config.settings import Config, HypervisorConfig
 from kata.errors import InvalidArgument
 from kata.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
+from kata.hypervisor.devices import VfioDevice
 from kata.hypervisor.qemu.share import find_helper
 from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import Spec
@@ -85,12 +86,13 @@ def plan_vm(
     accelerator: str,
     root_ports: int = 0,
     port_window: int = 0,
+    devices: tuple[VfioDevice, ...] = (),
 ) -> VmPlan:
     """The virtual machine of a sandbox.
 
     Args:
         root_ports: that the spec's devices need.
-        port_window: see VmPlan.
+        port_window, devices: see VmPlan.
     """
     host = host_size()
     size = budget(sandbox_id, spec, config, host).size()
@@ -119,6 +121,7 @@ def plan_vm(
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
         root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), ROOT_PORTS_MAX),
         port_window=port_window,
+        devices=devices,
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),

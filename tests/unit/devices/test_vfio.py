@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kata.config.settings import Config
-from kata.devices.vfio import Groups, Ports, WantedGroup, plan_vfio, ports
+from kata.devices.vfio import Groups, Ports, WantedGroup, cold_devices, plan_vfio, ports
 from kata.errors import FailedPrecondition
 from kata.hypervisor.devices import VfioDevice
 
@@ -107,23 +107,33 @@ class Machine:
         self.plugged.append(device.id)
         return f"{3 + len(self.plugged):02x}/00"
 
+    def place(self, device_id: str) -> str:
+        return f"at {device_id}"
+
     async def unplug(self, device_id: str, timeout: float) -> None:
         self.plugged.remove(device_id)
 
 
-def groups(machine: Machine, host: Host, mode: str = "guest-kernel", ports: str = "root-port") -> Groups:
+def groups(
+    machine: Machine,
+    host: Host,
+    mode: str = "guest-kernel",
+    ports: str = "root-port",
+    cold: str = "no-port",
+    spec: Any = None,
+) -> Groups:
     config = Config()
     config = replace(
         config,
         runtime=replace(config.runtime, vfio_mode=mode),
-        hypervisor=replace(config.hypervisor, hot_plug_vfio=ports),
+        hypervisor=replace(config.hypervisor, hot_plug_vfio=ports, cold_plug_vfio=cold),
     )
-    return Groups(machine, config, host.iommu)  # type: ignore[arg-type]
+    return Groups(machine, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kata.devices.vfio.resource.prlimit", lambda *_: None)
+    monkeypatch.setattr("kata.devices.vfio.allow_locked_memory", lambda _: None)
 
 
 async def test_a_group_is_plugged_once_and_taken_back_with_its_last_user(host: Host) -> None:
@@ -166,6 +176,29 @@ async def test_a_group_that_a_container_drives_is_its_own(host: Host) -> None:
     with pytest.raises(FailedPrecondition, match="is another container's"):
         await held.attach("b", [WantedGroup(7, "/dev/vfio/7")])
     await held.detach("a")
+
+
+async def test_what_the_machine_was_booted_with_stays(host: Host) -> None:
+    host.device(7, NIC)
+    host.device(8, AUDIO)
+    host.node(7, (240, 1))
+    host.node(8, (240, 2))
+    machine = Machine()
+    held = groups(machine, host, ports="no-port", cold="root-port", spec=spec(CONTROL, group(7, 1)))
+    for owner in ("a", "b"):
+        (attached,) = await held.attach(owner, [WantedGroup(7, "/dev/vfio/7")])
+        assert attached.options == (f"{NIC}=at vfio-0000-3b-00.0",)
+        await held.detach(owner)
+    assert machine.plugged == []
+    with pytest.raises(FailedPrecondition, match="switched off"):
+        await held.attach("a", [WantedGroup(8, "/dev/vfio/8")])
+
+
+def test_a_cold_device_that_is_not_ready_is_told_before_there_is_a_machine(host: Host) -> None:
+    host.device(7, NIC, "e1000e")
+    host.node(7, (240, 1))
+    with pytest.raises(FailedPrecondition, match="is not wholly bound to vfio-pci"):
+        groups(Machine(), host, cold="root-port", spec=spec(group(7, 1)))
 
 
 async def test_devices_of_the_host_can_be_switched_off(host: Host) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from kata.errors import InvalidArgument
 from kata.hypervisor.base import VmPlan
+from kata.hypervisor.devices import VfioDevice
 from kata.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_FD, STATE_FD, command_line
+from kata.hypervisor.qemu.slots import Slots, root_port
 
 FDS = {QMP_FD: 11, CONSOLE_FD: 12, "kata.rpc": 13, "log": 14}
 
@@ -124,6 +126,17 @@ def test_each_device_has_an_address_of_its_own(full: VmPlan) -> None:
 def test_addresses_do_not_depend_on_what_else_there_is(full: VmPlan, make_plan: Callable[..., VmPlan]) -> None:
     some = set(values(command_line(make_plan(), FDS), "-device"))
     assert some <= set(values(command_line(full, FDS), "-device"))
+
+
+def test_devices_of_the_host_are_in_the_first_root_ports(make_plan: Callable[..., VmPlan]) -> None:
+    devices = tuple(VfioDevice(id=f"vfio{number}", host=f"0000:3b:00.{number}") for number in range(2))
+    words = command_line(make_plan(devices=devices, channels=("kata.rpc",)), FDS)
+    for number in range(2):
+        assert f"vfio-pci,id=vfio{number},host=0000:3b:00.{number},bus=rp{number},addr=0x0" in words
+    assert root_port(1).path == "05/00"
+    assert Slots(taken=2).take(express=True).path == "06/00"
+    with pytest.raises(InvalidArgument, match="5 devices of the host for 4 PCIe root ports"):
+        make_plan(devices=devices * 2 + devices[:1])
 
 
 def test_without_image_and_share_there_is_no_disk_and_no_9p(make_plan: Callable[..., VmPlan]) -> None:

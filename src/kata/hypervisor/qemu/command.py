@@ -72,6 +72,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         *_root_disk(plan),
         *_channels(plan, fds),
         *slots.options(plan.root_ports, plan.port_window),
+        *_devices(plan),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
         # Tells a guest that it has been cloned, so that it draws new random numbers.
@@ -171,6 +172,13 @@ def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     return [
         ("-fsdev", server),
         ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={plan.share_tag},bus=pcie.0,addr=0x10"),
+    ]
+
+
+def _devices(plan: VmPlan) -> list[tuple[str, ...]]:
+    return [
+        ("-device", f"vfio-pci,id={device.id},host={device.host},bus={slots.root_port(index).bus},addr=0x0")
+        for index, device in enumerate(plan.devices)
     ]
 
 

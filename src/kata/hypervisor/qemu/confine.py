@@ -6,12 +6,15 @@ filter (`-sandbox`) comes on top. Not here: namespaces and cgroups, which are th
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 from kata.errors import NotFound
+
+log = logging.getLogger(__name__)
 
 _SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 #: What the 9p server needs to do for root in a container what root in a container may do to files: the capabilities
@@ -83,3 +86,14 @@ def spawn(
         child.wait()
         raise
     return child
+
+
+def allow_locked_memory(pid: int) -> None:
+    """Let QEMU lock all memory of a guest with a device of the host, which writes there by DMA: it has no capability.
+
+    That it cannot be done is only logged: the limit may do.
+    """
+    try:
+        resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ProcessLookupError, PermissionError, ValueError) as error:
+        log.warning("the limit of locked memory of the virtual machine cannot be raised: %s", error)

@@ -56,16 +56,16 @@ class Hotplug:
 
     Args:
         name: of the machine, for messages.
-        root_ports: that it has.
+        slots: those that are free.
         qmp: connected to it.
         execute: runs a command over it, with a deadline, and raises this project's errors.
     """
 
-    def __init__(self, name: str, root_ports: int, qmp: QMPClient, execute: Execute) -> None:
+    def __init__(self, name: str, slots: Slots, qmp: QMPClient, execute: Execute) -> None:
         self._name = name
         self._qmp = qmp
         self._execute = execute
-        self._slots = Slots(root_ports)
+        self._slots = slots
         self._plugged: dict[str, _Plugged] = {}
         self._number = 0
         self._controller = asyncio.Lock()

@@ -30,6 +30,7 @@ from kata.errors import (
 from kata.hypervisor.base import Resized, VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.devices import Device, FileSystemDevice
+from kata.hypervisor.qemu import slots
 from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
 from kata.hypervisor.qemu.device_commands import Command
 from kata.hypervisor.qemu.process import QemuProcess, restore_commands
@@ -356,6 +357,10 @@ class QemuMachine:
         """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
         await self._execute("cont", _QMP_TIMEOUT_S)
 
+    def place(self, device_id: str) -> str:
+        """The PCI path in the guest of a device that it was booted with."""
+        return slots.root_port([device.id for device in self.plan.devices].index(device_id)).path
+
     async def plug(self, device: Device) -> str:
         """Plug a device into the running machine; see `Hotplug.plug`."""
         return await self._plugging().plug(device)
@@ -376,7 +381,8 @@ class QemuMachine:
             # Most machines start without.
             from kata.hypervisor.qemu.hotplug import Hotplug
 
-            self._hotplug = Hotplug(self.plan.sandbox_id, self.plan.root_ports, self._qmp, self._run)
+            free = slots.Slots(self.plan.root_ports, len(self.plan.devices))
+            self._hotplug = Hotplug(self.plan.sandbox_id, free, self._qmp, self._run)
         return self._hotplug
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:

@@ -120,6 +120,8 @@ class QemuProcess:
                 output=write_end,
                 environment=dict(plan.environment),
             )
+            if plan.devices:
+                confine.allow_locked_memory(popen.pid)
             if helper:
                 # After QEMU, which takes longer to come to the point where it needs its helper.
                 self.helper = ShareHelper(plan, theirs[_HELPER_FD].fileno(), output=write_end)

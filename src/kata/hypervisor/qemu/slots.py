@@ -71,14 +71,19 @@ def options(root_ports: int = ROOT_PORTS, port_window: int = 0) -> Iterator[tupl
         )
 
 
-class Slots:
-    """Which slots of one machine, which has so many root ports, are free."""
+def root_port(index: int) -> Slot:
+    """The slot behind the first root port, the second, …"""
+    return Slot(_ROOT_PORTS[index], 0)
 
-    def __init__(self, root_ports: int = ROOT_PORTS) -> None:
+
+class Slots:
+    """Which slots of one machine, which has so many root ports, are free: all but the first `taken` root ports'."""
+
+    def __init__(self, root_ports: int = ROOT_PORTS, taken: int = 0) -> None:
         self._root_ports = root_ports
         self._free = {
             *(Slot(bridge, number) for bridge in _BRIDGES for number in _BRIDGE_SLOTS),
-            *(Slot(port, 0) for port in _ROOT_PORTS[:root_ports]),
+            *map(root_port, range(taken, root_ports)),
         }
 
     def take(self, *, express: bool = False) -> Slot:
