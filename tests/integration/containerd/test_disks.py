@@ -72,9 +72,9 @@ class Loop:
         return True
 
 
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Loop]:
-    image = tmp_path / "disk.img"
+@contextmanager
+def made(image: Path) -> Iterator[Loop]:
+    """A disk, on an empty file at `image`, that has been given back in the end."""
     image.touch()
     os.truncate(image, SIZE)
     loop = Loop(image)
@@ -83,6 +83,12 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
         assert loop.is_free, "given back"
     finally:
         loop.release()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    with made(tmp_path / "disk.img") as loop:
+        yield loop
 
 
 @pytest.fixture
@@ -146,6 +152,28 @@ def test_a_disk_bound_to_a_path(containerd: PrivateContainerd, formatted: Loop) 
     mount = f"type=bind,src={formatted.device},dst=/dev/xvda,options=rbind:ro"
     done = run(containerd, "--mount", mount, script=MAGIC.format("/dev/xvda"))
     assert (done.returncode, done.stdout.strip()) == (0, "ef53"), done.stderr
+
+
+def test_disks_on_a_scsi_controller(containerd: PrivateContainerd, formatted: Loop, tmp_path: Path) -> None:
+    """The other driver: one disk as a device, one as a volume, read-only, past the host's page cache."""
+    configuration = tmp_path / "scsi.toml"
+    configuration.write_text(
+        '[hypervisor.qemu]\ndefault_memory = 512\nblock_device_driver = "virtio-scsi"\n'
+        'block_device_aio = "native"\nblock_device_cache_set = true\nblock_device_cache_direct = true\n'
+    )
+    with made(tmp_path / "raw.img") as raw:
+        done = run(
+            containerd,
+            *("--runtime-config-path", str(configuration), "--device", raw.device),
+            *("--mount", f"type=ext4,src={formatted.device},dst=/data,options=ro"),
+            script=f"stat -c %t {raw.device}; grep -o '^/dev/[^ ]* /data ext4 ro' /proc/mounts; "
+            f"mke2fs -F {raw.device} >/dev/null; {MAGIC.format(raw.device)}",
+        )
+        number, mounted, magic = done.stdout.splitlines()
+        assert (number, magic.strip()) == ("8", "ef53"), "SCSI disks have the number 8"
+        assert mounted.startswith("/dev/sd")
+        with raw.mounted(tmp_path / "point") as point:
+            assert (point / "lost+found").is_dir()
 
 
 def test_a_disk_that_the_host_has_mounted_is_refused(
