@@ -15,7 +15,10 @@ NODE: NamespaceMode
 POD: NamespaceMode
 SANDBOX_NOTREADY: PodSandboxState
 SANDBOX_READY: PodSandboxState
+SCTP: Protocol
 TARGET: NamespaceMode
+TCP: Protocol
+UDP: Protocol
 
 class AttachRequest(_message.Message):
     __slots__ = ["container_id", "stderr", "stdin", "stdout", "tty"]
@@ -405,7 +408,7 @@ class PodSandbox(_message.Message):
     def __init__(self, id: _Optional[str] = ..., metadata: _Optional[_Union[PodSandboxMetadata, _Mapping]] = ..., state: _Optional[_Union[PodSandboxState, str]] = ...) -> None: ...
 
 class PodSandboxConfig(_message.Message):
-    __slots__ = ["annotations", "dns_config", "hostname", "labels", "linux", "log_directory", "metadata"]
+    __slots__ = ["annotations", "dns_config", "hostname", "labels", "linux", "log_directory", "metadata", "port_mappings"]
     class AnnotationsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -427,6 +430,7 @@ class PodSandboxConfig(_message.Message):
     LINUX_FIELD_NUMBER: _ClassVar[int]
     LOG_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    PORT_MAPPINGS_FIELD_NUMBER: _ClassVar[int]
     annotations: _containers.ScalarMap[str, str]
     dns_config: DNSConfig
     hostname: str
@@ -434,7 +438,8 @@ class PodSandboxConfig(_message.Message):
     linux: LinuxPodSandboxConfig
     log_directory: str
     metadata: PodSandboxMetadata
-    def __init__(self, metadata: _Optional[_Union[PodSandboxMetadata, _Mapping]] = ..., hostname: _Optional[str] = ..., log_directory: _Optional[str] = ..., dns_config: _Optional[_Union[DNSConfig, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., linux: _Optional[_Union[LinuxPodSandboxConfig, _Mapping]] = ...) -> None: ...
+    port_mappings: _containers.RepeatedCompositeFieldContainer[PortMapping]
+    def __init__(self, metadata: _Optional[_Union[PodSandboxMetadata, _Mapping]] = ..., hostname: _Optional[str] = ..., log_directory: _Optional[str] = ..., dns_config: _Optional[_Union[DNSConfig, _Mapping]] = ..., port_mappings: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., linux: _Optional[_Union[LinuxPodSandboxConfig, _Mapping]] = ...) -> None: ...
 
 class PodSandboxMetadata(_message.Message):
     __slots__ = ["attempt", "name", "namespace", "uid"]
@@ -524,6 +529,18 @@ class PortForwardResponse(_message.Message):
     URL_FIELD_NUMBER: _ClassVar[int]
     url: str
     def __init__(self, url: _Optional[str] = ...) -> None: ...
+
+class PortMapping(_message.Message):
+    __slots__ = ["container_port", "host_ip", "host_port", "protocol"]
+    CONTAINER_PORT_FIELD_NUMBER: _ClassVar[int]
+    HOST_IP_FIELD_NUMBER: _ClassVar[int]
+    HOST_PORT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    container_port: int
+    host_ip: str
+    host_port: int
+    protocol: Protocol
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., container_port: _Optional[int] = ..., host_port: _Optional[int] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class PullImageRequest(_message.Message):
     __slots__ = ["image"]
@@ -665,6 +682,9 @@ class UpdateContainerResourcesResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class NamespaceMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+
+class Protocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
 
 class PodSandboxState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -50,17 +50,17 @@ class Network:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    def write(self, directory: Path, *chained: str) -> None:
+    def write(self, directory: Path, *chained: Mapping[str, Any]) -> None:
         """Write the configuration for somebody else who runs the plugins, containerd for one.
 
         Args:
-            chained: types of plugins that come after the network's own.
+            chained: plugins that come after the network's own.
         """
         network = {key: value for key, value in self._config.items() if key not in ("cniVersion", "name")}
         whole = {
             "cniVersion": "1.0.0",
             "name": self._config["name"],
-            "plugins": [network, *({"type": name} for name in chained)],
+            "plugins": [network, *chained],
         }
         (directory / "10-pods.conflist").write_text(json.dumps(whole), encoding="utf-8")
 

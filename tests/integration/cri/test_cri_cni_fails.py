@@ -49,7 +49,7 @@ def containerd(bridge: Bridge, flag: Path, tmp_path_factory: pytest.TempPathFact
     failing.chmod(0o755)
     scratch = tmp_path_factory.mktemp("cri")
     with pod_containerd(bridge, scratch, plugins=plugins, debug=True) as containerd:
-        bridge.write(scratch / "net.d", "failing")
+        bridge.write(scratch / "net.d", {"type": "failing"})
         yield containerd
 
 
