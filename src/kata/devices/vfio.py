@@ -232,7 +232,7 @@ class Groups:
             there = self._plugged[group] = _Plugged(users={owner})
             allow_locked_memory(self._vm.pid)
             there.options = tuple([await self._plug(there, device) for device in devices])
-        elif self._mode != GUEST_KERNEL and owner not in there.users:
+        elif self._mode != GUEST_KERNEL and not there.users <= {owner}:
             raise FailedPrecondition(f"IOMMU group {group} is another container's of this sandbox")
         there.users.add(owner)
         return there.options

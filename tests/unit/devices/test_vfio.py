@@ -178,13 +178,14 @@ async def test_a_group_that_a_container_drives_is_its_own(host: Host) -> None:
     await held.detach("a")
 
 
-async def test_what_the_machine_was_booted_with_stays(host: Host) -> None:
+@pytest.mark.parametrize("mode", ["guest-kernel", "vfio"])
+async def test_what_the_machine_was_booted_with_stays(host: Host, mode: str) -> None:
     host.device(7, NIC)
     host.device(8, AUDIO)
     host.node(7, (240, 1))
     host.node(8, (240, 2))
     machine = Machine()
-    held = groups(machine, host, ports="no-port", cold="root-port", spec=spec(CONTROL, group(7, 1)))
+    held = groups(machine, host, mode, ports="no-port", cold="root-port", spec=spec(CONTROL, group(7, 1)))
     for owner in ("a", "b"):
         (attached,) = await held.attach(owner, [WantedGroup(7, "/dev/vfio/7")])
         assert attached.options == (f"{NIC}=at vfio-0000-3b-00.0",)
