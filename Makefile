@@ -31,7 +31,7 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emulated host that has them (about 8 minutes)
+test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emulated host that has them (about 12 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
 
 bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, side by side
