@@ -19,7 +19,7 @@ from kata.testing.registry import Registry
 SERVED = "served by nginx\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Names of images that only the registry has."""
     directory = tmp_path_factory.mktemp("registry")
