@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +33,8 @@ _NUMBERS = range(1 << 16, 1 << 30)
 
 def number_of_macvtap() -> int:
     """A number for a macvtap interface."""
-    return random.choice(_NUMBERS)
+    # Not `random`, which would load OpenSSL into every shim with a network.
+    return _NUMBERS[int.from_bytes(os.urandom(4), "little") % len(_NUMBERS)]
 
 
 class PodNetwork:
