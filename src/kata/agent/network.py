@@ -17,9 +17,8 @@ from kata.linux import rtnetlink
 from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, RTPROT_KERNEL, SCOPE_LINK, Address, Link, Neighbour, Route
 from kata.protocols import agent_pb2, types_pb2
+from kata.protocols.interface import PHYSICAL
 
-# Kata's type of an interface that is a device of the host, assigned to this machine.
-_PHYSICAL = "physical"
 _NAME = re.compile(r"[^\s/:.%\0][^\s/:%\0]{0,14}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 #: What a container may see for a moment of an interface whose name another one is to have.
@@ -42,7 +41,7 @@ async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> type
     if not _MAC.fullmatch(mac):
         raise InvalidArgument(f"interface {wanted.name}: hardware address {wanted.hwAddr!r} is none")
     addresses = [_address(one, 0) for one in wanted.IPAddresses]
-    if wanted.type == _PHYSICAL and wanted.devicePath:
+    if wanted.type == PHYSICAL and wanted.devicePath:
         name = await devices.interface(wanted.devicePath)
         link = await _appears(lambda link: link.name == name, f"{wanted.name}: no interface {name}", devices.timeout)
     else:

@@ -14,6 +14,7 @@ from kata.errors import FailedPrecondition
 
 VFIO = "vfio-pci"
 _NONE = "(null)"
+_PROBE = "/sys/bus/pci/drivers_probe"
 
 
 def driver_of(address: str, root: str = "") -> str:
@@ -37,8 +38,12 @@ def lend(address: str, root: str = "") -> None:
     Raises:
         FailedPrecondition: the kernel refuses, or has no vfio-pci.
     """
+    device = f"{root}/sys/bus/pci/devices/{address}"
     try:
-        _bind(address, VFIO, root)
+        _write(f"{device}/driver_override", f"{VFIO}\n")
+        if driver_of(address, root) not in ("", VFIO):
+            _write(f"{device}/driver/unbind", address)
+        _write(f"{root}{_PROBE}", address)
     except OSError as error:
         raise FailedPrecondition(f"device {address} cannot be taken from its driver: {error.strerror}") from error
     if (found := driver_of(address, root)) != VFIO:
@@ -53,18 +58,13 @@ def give_back(address: str, override: str, root: str = "") -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    if os.path.exists(f"{root}/sys/bus/pci/devices/{address}"):
-        _bind(address, override, root)
-
-
-def _bind(address: str, override: str, root: str) -> None:
     device = f"{root}/sys/bus/pci/devices/{address}"
-    _write(f"{device}/driver_override", f"{override}\n")
-    driver = driver_of(address, root)
-    # Given back, it goes to whichever driver wants it; but that is not asked for one that still works.
-    if driver and (driver == VFIO) != (override == VFIO):
-        _write(f"{device}/driver/unbind", address)
-    _write(f"{root}/sys/bus/pci/drivers_probe", address)
+    if os.path.exists(device):
+        _write(f"{device}/driver_override", f"{override}\n")
+        # Its own driver may have it still: then nobody had begun to lend it.
+        if driver_of(address, root) == VFIO:
+            _write(f"{device}/driver/unbind", address)
+        _write(f"{root}{_PROBE}", address)
 
 
 def _write(path: str, value: str) -> None:

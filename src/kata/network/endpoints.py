@@ -22,6 +22,7 @@ from kata.linux.rtnetlink import (
     Route,
 )
 from kata.protocols import agent_pb2, types_pb2
+from kata.protocols.interface import PHYSICAL
 
 #: Kinds of interfaces whose packets can be passed on as they are, by traffic control.
 _PASSED_ON = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
@@ -29,8 +30,6 @@ _PASSED_ON = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
 _CONNECTED = frozenset(("tun", "macvtap"))
 #: Where network cards are: they are given as they are.
 _BUSES = frozenset(("pci", "virtio"))
-#: What the agent is told of these: it finds them by their place, and loads their driver.
-_PHYSICAL = "physical"
 #: Interfaces that a machine can have at most: each takes a slot of its buses.
 MAXIMUM = 16
 _AF_INET6 = 10
@@ -153,7 +152,7 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
         mtu=link.mtu,
         hwAddr=link.mac,
         devicePath=pci_path,
-        type=_PHYSICAL if endpoint.is_card else link.kind,
+        type=PHYSICAL if endpoint.is_card else link.kind,
         raw_flags=link.flags & IFF_NOARP,
     )
 

@@ -7,15 +7,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kata.config.settings import Config
-from kata.devices.block import Disks
-from kata.devices.iommu import Iommu
-from kata.devices.vfio import Groups, cold_devices, plan_vfio, ports
 from kata.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -33,7 +28,8 @@ from kata.sandbox import machine, plan
 from kata.sandbox.container import Container
 from kata.sandbox.fitting import SandboxResources
 from kata.sandbox.headstart import HeadStart
-from kata.sandbox.ledger import HOOKS, PCI, PROCESS, TREE, Ledger
+from kata.sandbox.hostdevices import HostDevices
+from kata.sandbox.ledger import HOOKS, PROCESS, TREE, Ledger
 from kata.sandbox.management import Management
 from kata.sandbox.resources import Size
 from kata.sandbox.standby import Standby
@@ -41,16 +37,12 @@ from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
 from kata.sandbox.timings import Timings
 from kata.sandbox.vmplan import plan_vm
-from kata.storage.disk import plan_disks
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
 if TYPE_CHECKING:
-    from kata.linux.rtnetlink import Link
     from kata.network.endpoints import Endpoint
     from kata.sandbox.hooks import HostHooks
     from kata.sandbox.network import SandboxNetwork
-    from kata.sandbox.swap import Swap
-    from kata.sandbox.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -106,18 +98,14 @@ class Sandbox(Lifecycle):
         self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
-        self._disks: Disks | None = None
-        self._iommu = Iommu()
-        self._groups: Groups | None = None
+        self._devices = HostDevices(sandbox_id, config, ledger)
         self._creating: set[str] = set()
         self._timings = Timings(self._directory, begun)
         self._monitor: asyncio.Task[None] | None = None
         self._network: SandboxNetwork | None = None
         self._resources: SandboxResources | None = None
         self._hooks: dict[str, HostHooks] = {}
-        self._volumes: Volumes | None = None
         self._management: Management | None = None
-        self._swap: Swap | None = None
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._root = ""
 
@@ -161,13 +149,12 @@ class Sandbox(Lifecycle):
         return sandbox
 
     async def _start(self, bundle: Bundle, progress: Callable[[str], None]) -> None:
-        bundle = self._with_named_devices(bundle)
+        bundle = self._devices.named(bundle)
         plan.refuse_host_network(self.id, bundle.spec)
         with self._timings.phase("plan"):
             accelerator = await accel.choose_for(self._config.hypervisor)
             log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
-            wanted = ports(bundle.spec, self._iommu)
-            cold = cold_devices(bundle.spec, self._config, self._iommu)
+            wanted, devices = self._devices.at_boot(bundle.spec)
             vm_plan = plan_vm(
                 self.id,
                 self._directory,
@@ -176,7 +163,7 @@ class Sandbox(Lifecycle):
                 accelerator=accelerator.name,
                 root_ports=wanted.count,
                 port_window=wanted.window,
-                devices=tuple(chain.from_iterable(cold.values())),
+                devices=devices,
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
         log.debug("plan of %s: %s", self.what, vm_plan)
@@ -195,8 +182,7 @@ class Sandbox(Lifecycle):
                 vm_plan, self._config, self._ledger, self._timings, progress, head_start
             )
         self._vm = vm
-        self._disks = Disks(vm, self._config.hypervisor)
-        self._groups = Groups(vm, self._config, self._iommu, cold)
+        self._devices.begin(vm, self._agent)
         self.pid = vm.pid
         with self._timings.phase("cgroup"):
             await resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib))
@@ -208,21 +194,12 @@ class Sandbox(Lifecycle):
         self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
         with self._timings.phase("sandbox"):
             await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
-        self._management = Management(self._ledger.directory, self._agent, self._direct_volumes)
+        self._management = Management(self._ledger.directory, self._agent, self._devices.volumes)
         await self._management.serve()
         self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
-
-    def _with_named_devices(self, bundle: Bundle) -> Bundle:
-        """The bundle with devices of the host that its annotations name (CDI)."""
-        directories = self._config.runtime.cdi_spec_dirs
-        if not directories or not bundle.spec.get("annotations"):
-            return bundle
-        from kata.oci import cdi
-
-        return replace(bundle, spec=cdi.by_host(bundle.spec, [str(one) for one in directories]))
 
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
@@ -236,14 +213,8 @@ class Sandbox(Lifecycle):
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        self._network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._lend_card)
+        self._network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.lend_card)
         return self._network.look()
-
-    async def _lend_card(self, link: Link) -> str:
-        # Imported with the first one: few pods have a network card.
-        from kata.devices.cards import lend_card
-
-        return await lend_card(link, self._iommu, self.groups, partial(self._ledger.hold, PCI))
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:
         """Take over a machine in standby: it is on the sandbox's ledger now, and ends with the sandbox.
@@ -273,14 +244,6 @@ class Sandbox(Lifecycle):
         except KataError as error:
             log.error("%s hangs and is ended: %s; its console ends with: %s", self.what, error, vm.console_tail(3))
             vm.kill()
-
-    @property
-    def disks(self) -> Disks:
-        return self._there(self._disks)
-
-    @property
-    def groups(self) -> Groups:
-        return self._there(self._groups)
 
     @property
     def resources(self) -> SandboxResources:
@@ -318,29 +281,25 @@ class Sandbox(Lifecycle):
         self.require("create a container in", State.RUNNING)
         if request.id in self.containers or request.id in self._creating:
             raise AlreadyExists(f"container {request.id} exists already")
-        request = replace(request, bundle=self._with_named_devices(request.bundle))
+        request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         plan.refuse_host_network(request.id, spec)
-        disks = plan_disks(
-            request.id, spec, request.rootfs, enabled=not self._config.hypervisor.disable_block_device_use
-        )
-        vfio = plan_vfio(disks.spec, self._config.runtime.vfio_mode, self._iommu)
+        wanted = self._devices.plan(request.id, spec, request.rootfs, self.resources.size.memory_mib)
         files = plan_container(
             request.id,
             spec.get("mounts") or (),
             rootfs=request.rootfs,
             rootfs_dir=str(request.bundle.rootfs),
-            disk_root=disks.root,
-            on_disk=disks.mounted,
+            disk_root=wanted.disks.root,
+            on_disk=wanted.disks.mounted,
             pod_root=self._root if request.id != self.id else "",
             hugepages=plan.hugepage_limits(spec),
             guest_empty_dir=not self._config.runtime.disable_guest_empty_dir,
         )
-        for reason in (*disks.skipped, *vfio.skipped, *files.skipped):
+        for reason in (*wanted.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
         if dropped := dropped_fields(spec):
             log.warning("container %s: the guest does not get %s", request.id, ", ".join(dropped))
-        swap = self._wanted_swap(request)
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         hooks = self._host_hooks(request)
         self._creating.add(request.id)
@@ -349,16 +308,14 @@ class Sandbox(Lifecycle):
                 if hooks.late:
                     self._ledger.hold(HOOKS, hooks.late)
                 await hooks.run(*hooks.before_creation, status="creating", pid=self.pid)
-            attached = await self.disks.attach(request.id, disks.disks) if disks.disks else ()
-            groups = await self.groups.attach(request.id, vfio.groups) if vfio.groups else ()
-            if disks.volumes:
-                self._direct_volumes().add(disks.volumes)
-            guest_spec = await self._provide_swap(request.id, vfio.spec, swap) if swap else vfio.spec
-            message = plan.create_container_request(request.id, guest_spec, files, self._config, attached, groups)
+            given = await self._devices.give(request.id, wanted)
+            message = plan.create_container_request(
+                request.id, given.spec, files, self._config, given.disks, given.groups
+            )
             async with self.resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._detach(request.id)))
+            await asyncio.shield(asyncio.ensure_future(self._devices.take_back(request.id)))
             if hooks:
                 await self._end_hooks(hooks)
             raise
@@ -384,32 +341,6 @@ class Sandbox(Lifecycle):
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)
 
-    def _wanted_swap(self, request: ContainerRequest) -> int:
-        """Bytes of swap that a container is to have."""
-        spec = request.bundle.spec
-        if not self._config.hypervisor.enable_guest_swap or not spec.get("annotations"):
-            return 0
-        from kata.sandbox import swap
-
-        return swap.wanted(spec, self.resources.size.memory_mib)
-
-    async def _provide_swap(self, container_id: str, spec: Spec, size: int) -> Spec:
-        from kata.sandbox import swap
-
-        if self._swap is None:
-            assert self._vm is not None
-            self._swap = swap.Swap(self._vm, self.agent, self._config.hypervisor.guest_swap_path)
-        await self._swap.provide(container_id, size)
-        return swap.with_limit(spec, size)
-
-    def _direct_volumes(self) -> Volumes:
-        if self._volumes is None:
-            # Imported with the first one: few sandboxes have any.
-            from kata.sandbox.volumes import Volumes
-
-            self._volumes = Volumes(self.id, self._ledger, self.disks, self.agent)
-        return self._volumes
-
     def _host_hooks(self, request: ContainerRequest) -> HostHooks | None:
         if not request.bundle.spec.get("hooks"):
             return None
@@ -431,7 +362,7 @@ class Sandbox(Lifecycle):
             await self.stop()
         else:
             await container.delete(force=force)
-            await self._detach(container_id)
+            await self._devices.take_back(container_id)
             self.resources.dismiss(container_id)
         del self.containers[container_id]
         if hooks:
@@ -445,13 +376,6 @@ class Sandbox(Lifecycle):
             self._ledger.drop(HOOKS, hooks.late)
         await hooks.run_after("poststop", status="stopped", pid=0)
         hooks.close()
-
-    async def _detach(self, container_id: str) -> None:
-        """Take back what of the host's devices only this container had."""
-        if self._swap is not None:
-            self._swap.leave(container_id)
-        await self.groups.detach(container_id)
-        await self.disks.detach(container_id)
 
     async def update_container(self, container_id: str, resources: LinuxResources) -> None:
         """Give a container other limits, and the machine and the control group the size that follows.

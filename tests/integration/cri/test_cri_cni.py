@@ -1,8 +1,15 @@
-"""CNI fails, half-way or because all addresses are used: the pod is not made, nothing stays, the next one is."""
+"""Pods whose network several plugins make, one after the other: what all of them do, and what stays when one fails.
+
+When CNI fails, half-way or because all addresses are used, the pod is not made, nothing stays, and the next one is.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,11 +17,20 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kata.protocols import cri_pb2 as pb
 from kata.testing.cni import PLUGINS, Bridge
 from kata.testing.containerd import PrivateContainerd
 from kata.testing.cri import Cri, pod_containerd
 from kata.testing.images import BUSYBOX
 
+pytestmark = pytest.mark.skipif(shutil.which("iptables") is None, reason="needs iptables")
+
+CHAINED = (
+    {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+    {"type": "firewall", "backend": "iptables"},
+    {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.arp_notify": "1"}},
+    {"type": "failing"},
+)
 #: The last plugin of the chain: fails while a file is there, and passes on what the others gave otherwise.
 FAILING = """\
 #!/usr/bin/python3
@@ -49,7 +65,7 @@ def containerd(bridge: Bridge, flag: Path, tmp_path_factory: pytest.TempPathFact
     failing.chmod(0o755)
     scratch = tmp_path_factory.mktemp("cri")
     with pod_containerd(bridge, scratch, plugins=plugins, debug=True) as containerd:
-        bridge.write(scratch / "net.d", {"type": "failing"})
+        bridge.write(scratch / "net.d", *CHAINED)
         yield containerd
 
 
@@ -64,8 +80,10 @@ def cri(
 @contextmanager
 def flagged(flag: Path) -> Iterator[None]:
     flag.touch()
-    yield
-    flag.unlink()
+    try:
+        yield
+    finally:
+        flag.unlink()
 
 
 @contextmanager
@@ -75,9 +93,11 @@ def all_taken(bridge: Bridge) -> Iterator[None]:
     others = [record for record in records if not record.exists()]
     for record in others:
         record.write_text("somebody\r\neth0")
-    yield
-    for record in others:
-        record.unlink()
+    try:
+        yield
+    finally:
+        for record in others:
+            record.unlink()
 
 
 def fails_and_works_again(cri: Cri, bridge: Bridge, while_: AbstractContextManager[None], message: str) -> None:
@@ -98,3 +118,25 @@ def test_a_plugin_fails_after_another_has_made_the_interface(cri: Cri, bridge: B
 
 def test_every_address_is_used_already(cri: Cri, bridge: Bridge) -> None:
     fails_and_works_again(cri, bridge, all_taken(bridge), "no IP addresses available")
+
+
+def rules(text: str) -> list[str]:
+    """The host's rules with a text in them."""
+    said = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True, timeout=20).stdout
+    return [line for line in said.splitlines() if text in line]
+
+
+def test_a_port_of_the_host_is_the_pods(cri: Cri, bridge: Bridge) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mapping = pb.PortMapping(protocol=pb.TCP, container_port=8080, host_port=port)
+    with cri.pod("ports", port_mappings=[mapping]) as pod:
+        server = pod.run("httpd", "-f", "-p", "8080", "-h", "/etc")
+        server.sh("until wget -q -O - http://127.0.0.1:8080/passwd; do sleep 0.1; done")
+        address = pod.addresses[0]
+        for host in ("127.0.0.1", bridge.gateway):
+            with urllib.request.urlopen(f"http://{host}:{port}/passwd", timeout=20) as answer:
+                assert answer.read().startswith(b"root:x:0:0"), host
+        assert [line for line in rules(address) if "CNI-FORWARD" in line], "the firewall lets the pod through"
+    assert rules(f"--dport {port} ") == []
+    assert rules(address) == []
