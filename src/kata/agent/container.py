@@ -80,9 +80,12 @@ class Machinery:
         self._ahead: list[Stdio] = []
 
     def start_ahead(self) -> None:
-        """Begin with the next few containers, whatever they will be."""
-        while len(self._ahead) < _AHEAD:
-            self._ahead.append(self.begin(""))
+        """Begin with the next few containers, whatever they will be. Where that fails, they begin when they come."""
+        try:
+            while len(self._ahead) < _AHEAD:
+                self._ahead.append(self.begin(""))
+        except OSError as error:
+            _log.warning("no container is begun ahead: %s", error)
 
     def begin(self, container_id: str) -> Stdio:
         """Begin with a container, or with a process in the one that is named; the streams that it will have."""

@@ -186,12 +186,11 @@ async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[Virtual
 async def make_unique(agent: AgentClient) -> None:
     """Give a machine that went on from a template randomness and a clock of its own, before it does anything else.
 
-    The agent takes calls in the order of their arrival, so nothing needs to wait for the answers. What it cannot
-    change is in docs/limitations.md.
+    The agent takes calls in the order of their arrival, so nothing needs to wait for the answers. The clock is wrong by
+    as much as the restore took: `settle_clock` is to follow. What nobody can change is in docs/limitations.md.
     """
     seed = os.urandom(_SEED_BYTES)
     await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
-    await agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S)
 
 
 async def settle_clock(agent: AgentClient) -> None:

@@ -182,6 +182,7 @@ class Sandbox(Lifecycle):
                 vm_plan, self._config, self._ledger, self._timings, progress, head_start
             )
         self._vm = vm
+        self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
         self._devices.begin(vm, self._agent)
         self.pid = vm.pid
         with self._timings.phase("cgroup"):
@@ -199,7 +200,6 @@ class Sandbox(Lifecycle):
         self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
-        self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
 
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""

@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
-from google.protobuf import descriptor_pb2, message_factory, symbol_database
-from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf import message_factory, symbol_database
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from kata.ttrpc.context import CallContext, Handler, StreamHandler, UnaryHandler
@@ -77,19 +77,15 @@ class Rpc(NamedTuple):
 
 def rpcs(service: ServiceDescriptor) -> dict[str, Rpc]:
     """The RPCs of a service, by name."""
-    # Which of them stream is read from the file's serialized form: the descriptors of protobuf 4.21 do not tell.
-    file = descriptor_pb2.FileDescriptorProto.FromString(service.file.serialized_pb)
-    protos = next(proto.method for proto in file.service if proto.name == service.name)
     return {
         method.name: Rpc(
             service.full_name,
             method.name,
             _message_class(method.input_type),
             _message_class(method.output_type),
-            proto.client_streaming,
-            proto.server_streaming,
+            *_streams(method),
         )
-        for method, proto in zip(service.methods, protos, strict=True)
+        for method in service.methods
     }
 
 
@@ -235,6 +231,18 @@ def _parse(expected: type[Message], payload: bytes, code: Code) -> Message:
         return expected.FromString(payload)
     except DecodeError as error:
         raise StatusError(code, f"malformed {expected.DESCRIPTOR.full_name}: {error}") from error
+
+
+def _streams(method: MethodDescriptor) -> tuple[bool, bool]:
+    """Whether client and server send a stream."""
+    if hasattr(method, "client_streaming"):
+        return method.client_streaming, method.server_streaming
+    # protobuf 4.21 tells it in the description only, whose module costs a process half a megabyte.
+    from google.protobuf.descriptor_pb2 import MethodDescriptorProto
+
+    proto = MethodDescriptorProto()
+    method.CopyToProto(proto)
+    return proto.client_streaming, proto.server_streaming
 
 
 def _message_class(descriptor: Descriptor) -> type[Message]:

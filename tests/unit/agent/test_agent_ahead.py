@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from kata.agent.config import AgentConfig
+from kata.agent.container import Machinery
 from kata.agent.crun import Streams
+from kata.agent.oom import OomWatcher
+from kata.agent.paths import Paths
 from kata.agent.reaper import Reaper
 from kata.agent.runtime import Crun
 
@@ -108,3 +112,17 @@ async def test_streams_that_nothing_was_begun_with(crun: Crun, tmp_path: Path) -
     made = bundle(tmp_path, b"{}")
     assert await crun.create("c1", str(made), Streams()) == 42
     assert (made / "second").read_bytes() == b"{}"
+
+
+async def test_without_crun_nothing_is_begun_and_nothing_left(
+    crun: Crun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    oom = OomWatcher()
+    machinery = Machinery(Paths.under(str(tmp_path)), Reaper(), crun, oom, AgentConfig())
+    before = os.listdir("/proc/self/fd")
+    machinery.start_ahead()
+    assert "no container is begun ahead" in caplog.text
+    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir(tmp_path / "ahead") == []
+    oom.close()
