@@ -5,15 +5,20 @@ It does nothing else, so nothing ends with it but what nobody uses yet.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import secrets
 import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kata.config.settings import Config
+from kata.sandbox.ledger import STATE_ROOT, Ledger, Locked
 from kata.shim import standby
+from kata.shim.handover import PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +28,16 @@ _PAUSE_S = 1.0
 _PAUSE_AFTER_FAILURE_S = 10.0
 #: Seconds for all to end when the pool does.
 _END_S = 5.0
+#: Seconds for a process that was killed to be gone.
+_KILLED_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A process in standby, and its state directory."""
+
+    pid: int
+    directory: str
 
 
 class Pool:
@@ -37,7 +52,7 @@ class Pool:
         self._config = config
         self._number = number
         self._progress = progress
-        self._waiting: dict[int, int] = {}
+        self._waiting: dict[int, _Member] = {}
         self._ready: set[int] = set()
         self._next = 0.0
         self._home = standby.surroundings()
@@ -46,8 +61,10 @@ class Pool:
         """Serve until SIGTERM or SIGINT; then nothing is left but sandboxes."""
         wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         ended = []
+        for directory in glob.glob(f"{STATE_ROOT}/{PREFIX}*"):
+            _give_back(directory, 0)  # if a pool was killed with all it had
         signal.set_wakeup_fd(wake_writer)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in standby.ASK_TO_END:
             signal.signal(number, lambda *_: ended.append(True))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
@@ -69,20 +86,24 @@ class Pool:
 
     def _fork(self, not_the_childs: tuple[int, ...]) -> None:
         pool = os.getpid()
+        directory = f"{STATE_ROOT}/{PREFIX}{secrets.token_hex(6)}"
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        # Asked to end before it can listen, the child would leave its directory: it unblocks them itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, standby.ASK_TO_END)
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, standby.ASK_TO_END)
             os.close(writer)
-            self._waiting[reader] = child
+            self._waiting[reader] = _Member(child, directory)
             return
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            for number in (*standby.ASK_TO_END, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             for fd in (reader, *not_the_childs, *self._waiting):
                 os.close(fd)
-            standby.run(self._config, pool, writer, self._home)
+            standby.run(self._config, directory, pool, writer, self._home)
             status = 0
         except BaseException:
             log.exception("a process in standby failed")
@@ -96,12 +117,18 @@ class Pool:
             self._ready.add(fd)
             self._progress(f"{len(self._ready)} of {self._number} ready")
             return
+        taken = standby.IS_TAKEN in said
+        member = self._let_go(fd, taken)
+        self._next = time.monotonic() + (_PAUSE_S if taken else _PAUSE_AFTER_FAILURE_S)
+        self._progress(f"process {member.pid} {'has a sandbox' if taken else 'has ended'}: making another one")
+
+    def _let_go(self, fd: int, taken: bool) -> _Member:
         os.close(fd)
         self._ready.discard(fd)
-        child = self._waiting.pop(fd)
-        taken = standby.IS_TAKEN in said
-        self._next = time.monotonic() + (_PAUSE_S if taken else _PAUSE_AFTER_FAILURE_S)
-        self._progress(f"process {child} {'has a sandbox' if taken else 'has ended'}: making another one")
+        member = self._waiting.pop(fd)
+        if not taken:
+            _give_back(member.directory, _KILLED_S)
+        return member
 
     def _reap(self) -> None:
         try:
@@ -111,17 +138,34 @@ class Pool:
             return
 
     def _end(self) -> None:
-        """Have all in standby give back what they hold."""
-        children = list(self._waiting.values())
-        for child in children:
-            _signal(child, signal.SIGTERM)
+        """Have all in standby give back what they hold, and do it for those that do not."""
         deadline = time.monotonic() + _END_S
-        while children and time.monotonic() < deadline:
-            time.sleep(0.01)
-            children = [child for child in children if not _has_ended(child)]
-        for child in children:
-            # Its machine dies with it; the directory is for `kata gc`.
-            _signal(child, signal.SIGKILL)
+        self._see_who_left(0)  # a sandbox is not to be ended
+        for member in self._waiting.values():
+            _signal(member.pid, signal.SIGTERM)
+        while self._waiting and (left := deadline - time.monotonic()) > 0:
+            self._see_who_left(left)
+        for fd, member in list(self._waiting.items()):
+            _signal(member.pid, signal.SIGKILL)
+            self._let_go(fd, taken=False)
+
+    def _see_who_left(self, timeout: float) -> None:
+        for fd in select.select(list(self._waiting), [], [], timeout)[0]:
+            said = os.read(fd, 16)
+            if said != standby.IS_READY:
+                self._let_go(fd, standby.IS_TAKEN in said)
+
+
+def _give_back(directory: str, wait_s: float) -> None:
+    """What a process in standby left that was killed; nothing if it lives, in standby or with a sandbox."""
+    if not os.path.isdir(directory):
+        return
+    try:
+        problems = Ledger(directory, wait_s=wait_s).release()
+    except Locked:
+        return
+    for problem in problems:
+        log.warning("standby left %s", problem)
 
 
 def _signal(child: int, number: int) -> None:
@@ -129,10 +173,3 @@ def _signal(child: int, number: int) -> None:
         os.kill(child, number)
     except ProcessLookupError:
         return
-
-
-def _has_ended(child: int) -> bool:
-    try:
-        return os.waitpid(child, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return True

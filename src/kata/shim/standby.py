@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import socket
 import struct
@@ -28,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: What a process in standby tells the pool, a byte each.
 IS_READY, IS_TAKEN = b"r", b"t"
+#: The signals that end one. Blocked until they are heard.
+ASK_TO_END = (signal.SIGTERM, signal.SIGINT)
 #: Seconds for `start` to send what it has connected for.
 _MESSAGE_S = 2.0
 #: What a shim shares with who starts it, in /proc/PID/ns, besides its root directory.
@@ -41,10 +42,11 @@ def surroundings(process: str = "self") -> tuple[object, ...]:
     return root.st_dev, root.st_ino, *namespaces
 
 
-def run(config: Config, pool: int, tell: int, home: tuple[object, ...]) -> None:
-    """Be in standby, then a shim; returns when that has ended.
+def run(config: Config, directory: str, pool: int, tell: int, home: tuple[object, ...]) -> None:
+    """Be in standby, then a shim; returns when that has ended. The caller has blocked `ASK_TO_END`.
 
     Args:
+        directory: for its state; not there yet.
         pool: the pool's process id.
         tell: descriptor of a pipe to the pool.
         home: the pool's `surroundings`.
@@ -53,7 +55,7 @@ def run(config: Config, pool: int, tell: int, home: tuple[object, ...]) -> None:
     if os.getppid() != pool:
         return  # it has died before that took effect
     os.setsid()
-    ledger = claim(f"{STATE_ROOT}/{handover.PREFIX}{secrets.token_hex(6)}")
+    ledger = claim(directory)
     try:
         enter_mount_namespace(ledger.directory)
         asyncio.run(_stand_by(config, ledger, tell, home))
@@ -64,8 +66,9 @@ def run(config: Config, pool: int, tell: int, home: tuple[object, ...]) -> None:
 async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> None:
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ASK_TO_END:
         loop.add_signal_handler(number, asked_to_end.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASK_TO_END)
     preparing = asyncio.create_task(prepare(config, ledger))
     ending = asyncio.create_task(asked_to_end.wait())
     await asyncio.wait({preparing, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -18,6 +18,8 @@ _SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factor
 _READY_S = 120.0
 _END_S = 20.0
 _POLL_S = 0.02
+#: A process is to be seen at once when it has been made.
+_CHILD_POLL_S = 0.0005
 
 
 @contextmanager
@@ -60,9 +62,20 @@ def wait_ready() -> Path:
     return ready()[0]
 
 
-def _until(condition: Callable[[], object], timeout: float, complaint: str) -> None:
+def children(pid: int) -> list[int]:
+    """The processes that a pool has made, of which there has to be one.
+
+    Raises:
+        DeadlineExceeded: there is none.
+    """
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    _until(lambda: path.read_text(encoding="ascii"), _READY_S, "the pool has made no process", _CHILD_POLL_S)
+    return [int(child) for child in path.read_text(encoding="ascii").split()]
+
+
+def _until(condition: Callable[[], object], timeout: float, complaint: str, poll: float = _POLL_S) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise DeadlineExceeded(f"{complaint} after {timeout:.0f} s")
-        time.sleep(_POLL_S)
+        time.sleep(poll)

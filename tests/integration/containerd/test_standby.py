@@ -16,7 +16,7 @@ from kata.sandbox.timings import read
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
-from kata.testing.pool import pool, ready, standbys, wait_ready
+from kata.testing.pool import children, pool, ready, standbys, wait_ready
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -102,3 +102,39 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
             time.sleep(0.05)
         containerd.ctr("task", "rm", "-f", sandbox, check=False)
         containerd.ctr("container", "rm", sandbox)
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 2, 4, 8])
+def test_a_pool_that_has_just_begun_a_machine_ends_with_it(configuration: Path, after_ms: int) -> None:
+    with pool("--config", str(configuration)) as process:
+        children(process.pid)
+        time.sleep(after_ms / 1000)
+    assert not standbys()
+
+
+def test_a_killed_process_in_standby_leaves_nothing(configuration: Path) -> None:
+    with pool("--config", str(configuration)) as process:
+        directory = wait_ready()
+        (member,) = children(process.pid)
+        os.kill(member, signal.SIGKILL)
+        deadline = time.monotonic() + 15
+        while directory.exists():
+            assert time.monotonic() < deadline, "not given back"
+            time.sleep(0.05)
+        assert not list(processes_of(str(directory)))
+
+
+def test_the_next_pool_gives_back_what_a_killed_one_left(configuration: Path) -> None:
+    with pool("--config", str(configuration)) as process:
+        left = wait_ready()
+        members = children(process.pid)
+        os.kill(process.pid, signal.SIGSTOP)  # it would tidy up after the other
+        for pid in (*members, process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(10)
+        assert left.exists()
+        with pool("--config", str(configuration)):
+            deadline = time.monotonic() + 15
+            while left.exists():
+                assert time.monotonic() < deadline, "not given back"
+                time.sleep(0.05)
