@@ -5,8 +5,10 @@ up, for ever, and reads as end of file, so a plain `add_reader` would spin a vCP
 the host connects, sends or leaves (drivers/char/virtio_console.c), so the port sits edge-triggered in an epoll of its
 own, and it is that epoll which the event loop watches: it is quiet until something happens.
 
-What was in the queue when the host left is lost; the protocol above must not take a write for a delivery. And a host
-that comes back at once is not told from the one that left, which `kata.agent.conversations` makes up for.
+What was in the queue when the host left is lost; the protocol above must not take a write for a delivery. A host
+that comes back at once is not told from the one that left, which `kata.agent.conversations` makes up for. And a host's
+first bytes may be quicker than the news of the host, which the driver gets by another queue and handles in a thread:
+until then the port reads as at its end after them.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class VirtioSerialPort:
         self._space = memoryview(bytearray(_PAGES))
         self._pages = [self._space[start : start + _PAGE] for start in range(0, _PAGES, _PAGE)]
         self._discard_until = 0.0
+        # Whether the driver knows of the host that is there.
+        self._announced = False
         self._loop.add_reader(self._epoll.fileno(), self._on_event)
 
     def close(self) -> None:
@@ -108,6 +112,7 @@ class VirtioSerialPort:
             try:
                 data = self._receive()
             except BlockingIOError:
+                self._announced = True
                 if not (self._framed or self._transport) and self._loop.time() >= self._discard_until:
                     self._connect()
                 return
@@ -115,7 +120,7 @@ class VirtioSerialPort:
                 self._lost(error)
                 return
             if not data:
-                self._lost(None)
+                self._end_of_file()
                 return
             self._deliver(data)
 
@@ -150,11 +155,17 @@ class VirtioSerialPort:
         finally:
             writer.close()
 
+    def _end_of_file(self) -> None:
+        """No host, as far as the driver knows. What one has begun that was not announced waits for the news of it."""
+        if self._announced or not self._framed or self._transport is None:
+            self._lost(None)
+
     def _lost(self, error: OSError | None) -> None:
         if self._transport:
             self._transport.drop(error)
         self._splitter = Splitter()
         self._discard_until = 0.0
+        self._announced = False
 
     def released(self, *, by_host: bool) -> None:
         """The current connection is over; who ended it decides what becomes of input that is on its way."""

@@ -6,7 +6,6 @@ A template that cannot be made or used costs a warning and the time of a boot, n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -46,8 +45,6 @@ _CLOCK_ERROR_S = 0.005
 _CLOCK_TRIES = 50
 _CLOCK_PAUSE_S = 0.2
 _SEED_BYTES = 64
-#: A restored guest that has not answered for so many seconds is called again.
-_NUDGE_S = 1.0
 
 _KILLED = "something has killed it: see whether this host, or the cgroup of who started it, is short of memory"
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
@@ -193,22 +190,7 @@ async def make_unique(agent: AgentClient) -> None:
     as much as the restore took: `settle_clock` is to follow. What nobody can change is in docs/limitations.md.
     """
     seed = os.urandom(_SEED_BYTES)
-    nudging = asyncio.ensure_future(_nudge(agent))
-    try:
-        await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
-    finally:
-        nudging.cancel()
-
-
-async def _nudge(agent: AgentClient) -> None:
-    """Call again and again: in about one restore of a hundred on a busy host, QEMU 7.2 has taken the calls from the
-    channel, and the guest sleeps without having learnt of them. What comes next wakes it.
-    """
-    while True:
-        await asyncio.sleep(_NUDGE_S)
-        with contextlib.suppress(KataError):
-            await agent.check(_NUDGE_S)
-            return
+    await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
 
 
 async def settle_clock(agent: AgentClient) -> None:

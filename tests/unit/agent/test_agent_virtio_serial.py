@@ -126,6 +126,75 @@ async def test_a_busy_loop_is_not_made_of_an_idle_port(pair: tuple[int, str]) ->
         port.close()
 
 
+class Unannounced(VirtioSerialPort):
+    """A port whose driver does not know of the host yet when its first bytes are there; stands in for the driver.
+
+    A terminal has no such state. `announced` is the news.
+    """
+
+    announced = False
+
+    def _receive(self) -> bytes:
+        try:
+            return super()._receive()
+        except BlockingIOError:
+            if self.announced:
+                raise
+            return b""
+
+
+async def test_a_host_that_speaks_before_the_driver_knows_of_it_is_heard(pair: tuple[int, str]) -> None:
+    host, path = pair
+    ended: list[bool] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            for _ in range(3):
+                header = await reader.readexactly(10)
+                await asyncio.sleep(0.02)
+                writer.write(header + await reader.readexactly(int.from_bytes(header[:4])))
+            await reader.read()
+        finally:
+            ended.append(True)
+
+    port = Unannounced(path, serve)
+    try:
+        early = frame(1, b"knock") + frame(3, b"seed")
+        os.write(host, early)
+        await asyncio.sleep(0.01)
+        port.announced = True
+        late = frame(5, b"clock")
+        os.write(host, late)
+        assert await read_until(host, len(early + late)) == early + late
+        assert not ended
+        # It leaves, which is the end of what it has begun.
+        port.announced = False
+        port.pump()
+        await asyncio.sleep(0.01)
+        assert ended
+    finally:
+        port.close()
+
+
+async def test_what_an_unannounced_host_has_begun_ends_with_the_next_one(pair: tuple[int, str]) -> None:
+    host, path = pair
+    ended: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(await reader.read(-1))
+
+    port = Unannounced(path, serve)
+    try:
+        os.write(host, frame(1, b"was here"))
+        await asyncio.sleep(0.05)
+        assert not ended
+        os.write(host, frame(1, b"is here"))
+        await asyncio.sleep(0.05)
+        assert ended == [frame(1, b"was here")]
+    finally:
+        port.close()
+
+
 def test_a_port_that_does_not_exist() -> None:
     with pytest.raises(NotFound, match=r"no virtio-serial port is called kata\.none"):
         find_port("kata.none", 0)
