@@ -23,6 +23,7 @@ from kata.protocols import agent_pb2 as pb
 from kata.protocols import csi_pb2, health_pb2, types_pb2
 from kata.ttrpc import CallContext, Handler
 from kata.ttrpc.context import Answer
+from kata.ttrpc.envelope import varint
 from kata.ttrpc.typed import handlers
 from kata.version import VERSION
 
@@ -233,19 +234,9 @@ class AgentService:
             except DecodeError as error:
                 raise InvalidArgument("request is no ReadStreamRequest") from error
             data = await self._container(request).read(request.exec_id, stream, request.len)
-            return (b"\x0a" + _varint(len(data)), data) if data else b""
+            return (b"\x0a" + varint(len(data)), data) if data else b""
 
         return read
-
-
-def _varint(number: int) -> bytes:
-    """A number as protobuf writes lengths."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
+from kata.guest.knock import Knock
 from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
-from kata.ttrpc.connection import Connection
 from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
 
@@ -29,6 +30,22 @@ _TEXT_MAX = 1000
 WRITE_SIZE = 1 << 20
 
 
+@contextmanager
+def _explaining(what: str, timeout: float | None) -> Iterator[None]:
+    """Make errors of a call errors of this project's that say what was called for."""
+    try:
+        yield
+    except ttrpc.StatusError as error:
+        if error.code == Code.DEADLINE_EXCEEDED:
+            raise DeadlineExceeded(
+                f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
+                hint="the guest's console is in console.log of the sandbox's state directory",
+            ) from error
+        raise from_code(error.code, f"{what}: {_shown(error.message)}") from error
+    except ttrpc.ConnectionClosed as error:
+        raise Unavailable(f"{what}: the connection to the guest's agent is gone") from error
+
+
 class AgentClient:
     """One connection to an agent."""
 
@@ -38,9 +55,14 @@ class AgentClient:
         self._agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
 
     @classmethod
-    async def connect(cls, channel: socket.socket, spoken: Connection | None = None) -> AgentClient:
-        """Take over the host end of the agent's channel, on which somebody may have knocked (`kata.guest.knock`)."""
-        return cls(await ttrpc.Client.from_socket(channel, spoken))
+    async def connect(cls, channel: socket.socket) -> AgentClient:
+        """Take over the host end of the agent's channel."""
+        return cls(await ttrpc.Client.from_socket(channel))
+
+    @classmethod
+    async def after_knock(cls, channel: socket.socket, knocked: Knock) -> AgentClient:
+        """As `connect`, for a channel on which the first calls have been made; `made_unique` is to follow."""
+        return cls(await ttrpc.Client.from_socket(channel, knocked.connection))
 
     async def close(self) -> None:
         await self._client.close()
@@ -48,37 +70,22 @@ class AgentClient:
     async def _call(
         self, what: str, method: str, request: Message, *, timeout: float | None = REQUEST_TIMEOUT_S
     ) -> Message:
-        try:
+        with _explaining(what, timeout):
             response: Message = await self._agent.call(method, request, timeout=timeout)
-        except ttrpc.StatusError as error:
-            raise self._explain(what, error, timeout) from error
-        except ttrpc.ConnectionClosed as error:
-            raise Unavailable(f"{what}: the connection to the guest's agent is gone") from error
         return response
-
-    @staticmethod
-    def _explain(what: str, error: ttrpc.StatusError, timeout: float | None) -> KataError:
-        if error.code == Code.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(
-                f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
-                hint="the guest's console is in console.log of the sandbox's state directory",
-            )
-        return from_code(error.code, f"{what}: {_shown(error.message)}")
 
     async def check(self, timeout: float) -> None:
         """Ask for the agent's health: the first call of every sandbox."""
-        try:
+        with _explaining("health check", timeout):
             answer = await self._health.call("Check", health_pb2.CheckRequest(), timeout=timeout)
-        except ttrpc.StatusError as error:
-            raise self._explain("health check", error, timeout) from error
-        except ttrpc.ConnectionClosed as error:
-            raise Unavailable("health check: the connection to the guest's agent is gone") from error
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
 
-    async def reseed(self, seed: bytes, timeout: float) -> None:
-        request = agent_pb2.ReseedRandomDevRequest(data=seed)
-        await self._call("reseed the random source", "ReseedRandomDev", request, timeout=timeout)
+    async def made_unique(self, knocked: Knock, timeout: float) -> None:
+        """Wait until the machine has what `kata.guest.knock` gave it."""
+        for what, stream_id in (("reseed the random source", knocked.reseed), ("set the clock", knocked.set_time)):
+            with _explaining(what, timeout):
+                await self._client.answer(stream_id, timeout)
 
     async def set_time(self, now_ns: int, timeout: float) -> None:
         """Set the guest's clock to nanoseconds since 1970."""
@@ -93,12 +100,8 @@ class AgentClient:
 
     async def rehearse(self) -> None:
         """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
-        try:
+        with _explaining("rehearse", REQUEST_TIMEOUT_S):
             await self._client.call(standby.SERVICE, standby.REHEARSE, b"", timeout=REQUEST_TIMEOUT_S)
-        except ttrpc.StatusError as error:
-            raise self._explain("rehearse", error, REQUEST_TIMEOUT_S) from error
-        except ttrpc.ConnectionClosed as error:
-            raise Unavailable("rehearse: the connection to the guest's agent is gone") from error
 
     async def forward(
         self, address: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -16,7 +16,7 @@ from pathlib import Path
 from kata.config.annotations import apply_annotations
 from kata.config.settings import Config
 from kata.errors import KataError
-from kata.guest.knock import knock
+from kata.guest.knock import Knock, knock
 from kata.hypervisor import accel
 from kata.hypervisor.base import VmPlan
 from kata.hypervisor.qemu.process import QemuProcess
@@ -24,7 +24,6 @@ from kata.hypervisor.template import Template, description, key_of, open_templat
 from kata.oci.spec import load_bundle
 from kata.sandbox.ledger import PROCESS, Ledger
 from kata.sandbox.vmplan import AGENT_CHANNEL, as_template, plan_vm
-from kata.ttrpc.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ class HeadStart:
     """QEMU on its way.
 
     Attributes:
-        spoken: what the agent's channel has carried already.
+        knocked: what the agent's channel has carried already.
         begun: when it was started, by `time.monotonic`.
     """
 
     plan: VmPlan
     template: Template
     process: QemuProcess
-    spoken: Connection
+    knocked: Knock
     begun: float
 
     def discard(self) -> None:

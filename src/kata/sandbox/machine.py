@@ -11,11 +11,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from kata.config.settings import Config
 from kata.errors import KataError, NotFound, VmLaunchError
 from kata.guest.agent import AgentClient
+from kata.guest.knock import knock
 from kata.hypervisor import template
 from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.hypervisor.qemu.machine import QemuMachine
@@ -24,7 +26,6 @@ from kata.sandbox.headstart import HeadStart
 from kata.sandbox.ledger import TREE, Ledger
 from kata.sandbox.timings import Timings
 from kata.sandbox.vmplan import AGENT_CHANNEL, as_template
-from kata.ttrpc.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ _SETTLE_S = 0.3
 _CLOCK_ERROR_S = 0.005
 _CLOCK_TRIES = 50
 _CLOCK_PAUSE_S = 0.2
-_SEED_BYTES = 64
 
 _KILLED = "something has killed it: see whether this host, or the cgroup of who started it, is short of memory"
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
@@ -125,7 +125,8 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
     timeout = config.agent.dial_timeout + _WARM_UP_TIMEOUT_S
 
     async def make_ready(machine: VirtualMachine) -> None:
-        agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "template")
+        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await _first_answer(machine, agent, agent.check(timeout), timeout, "template")
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
         for line in machine.console_tail(100).splitlines():
@@ -161,8 +162,11 @@ async def _restore(
         await machine.start(RESTORE_TIMEOUT_S)
         timings.add("qemu", begin)
         with timings.phase("first answer"):
-            spoken = head_start.spoken if head_start else None
-            agent = await _first_answer(machine, make_unique, RESTORE_TIMEOUT_S, "restore", spoken)
+            channel = machine.channel(AGENT_CHANNEL)
+            knocked = head_start.knocked if head_start else knock(channel)
+            agent = await AgentClient.after_knock(channel, knocked)
+            unique = agent.made_unique(knocked, RESTORE_TIMEOUT_S)
+            await _first_answer(machine, agent, unique, RESTORE_TIMEOUT_S, "restore")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
@@ -176,25 +180,18 @@ async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[Virtual
         with timings.phase("qemu"):
             await machine.start()
         with timings.phase("boot"):
-            agent = await _first_answer(machine, lambda agent: agent.check(timeout), timeout, "agent")
+            agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+            await _first_answer(machine, agent, agent.check(timeout), timeout, "agent")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
     return machine, agent
 
 
-async def make_unique(agent: AgentClient) -> None:
-    """Give a machine that went on from a template randomness and a clock of its own, before it does anything else.
-
-    The agent takes calls in the order of their arrival, so nothing needs to wait for the answers. The clock is wrong by
-    as much as the restore took: `settle_clock` is to follow. What nobody can change is in docs/limitations.md.
-    """
-    seed = os.urandom(_SEED_BYTES)
-    await asyncio.gather(agent.reseed(seed, RESTORE_TIMEOUT_S), agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S))
-
-
 async def settle_clock(agent: AgentClient) -> None:
     """Set the guest's clock until that was quick, which says how right it is. A busy host may need several tries.
+
+    After a restore the clock is wrong by as much as that took. What nobody can change is in docs/limitations.md.
 
     Raises:
         KataError: the agent does not answer.
@@ -208,32 +205,25 @@ async def settle_clock(agent: AgentClient) -> None:
 
 
 async def _first_answer(
-    machine: VirtualMachine,
-    call: Callable[[AgentClient], Awaitable[None]],
-    timeout: float,
-    phase: str,
-    spoken: Connection | None = None,
-) -> AgentClient:
-    """The client of a machine's agent after a first call to it.
+    machine: VirtualMachine, agent: AgentClient, call: Coroutine[Any, Any, None], timeout: float, phase: str
+) -> None:
+    """Wait for the end of the first call to a machine's agent.
 
     Args:
-        call: starts the call.
         timeout: seconds.
         phase: for the error.
-        spoken: what the channel has carried already.
 
     Raises:
-        VmLaunchError: the machine ended, or the agent did not answer in time.
+        VmLaunchError: the machine ended, or the agent did not answer in time; its client is closed.
     """
-    agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL), spoken)
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    answer = asyncio.ensure_future(call(agent))
+    answer = asyncio.ensure_future(call)
     death = asyncio.ensure_future(machine.wait())
     try:
         await asyncio.wait({answer, death}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if answer.done() and answer.exception() is None:
-            return agent
+            return
         # The channel closes a moment before the exit is known: the exit says more.
         await asyncio.wait({death}, timeout=0.0 if not answer.done() else _LAST_WORDS_S)
         exit_ = death.result() if death.done() else None

@@ -45,7 +45,7 @@ class Client:
         reader, writer: the connection; the client owns them from now on.
         max_message: largest frame, in bytes.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
-        core: what has been said on the connection already; answers to that are passed over.
+        core: what has been said on the connection already: unary calls, for whose answers `answer` waits.
     """
 
     def __init__(
@@ -61,7 +61,11 @@ class Client:
         self._core = core or Connection(Role.CLIENT, max_message)
         self._max_queue = max_queue
         # Errors are results here: a future whose exception nobody asks for would be logged.
-        self._calls: dict[int, asyncio.Future[Response | TtrpcError]] = {}
+        loop = asyncio.get_running_loop()
+        self._calls: dict[int, asyncio.Future[Response | TtrpcError]] = {
+            stream_id: loop.create_future() for stream_id in self._core.open_streams
+        }
+        self._early = dict(self._calls)
         self._streams: dict[int, ClientStream] = {}
         self._end: ConnectionClosed | None = None
         self._reading = asyncio.create_task(self._read(), name="ttrpc client")
@@ -123,14 +127,28 @@ class Client:
         request = _request(service, method, payload, timeout, metadata)
         try:
             async with asyncio.timeout(timeout):
-                response = await self._exchange(request)
+                return await self._exchange(request)
         except TimeoutError:
-            raise _deadline_exceeded(request, timeout) from None
-        if response.status.code != Code.OK:
-            raise StatusError(*response.status)
-        return response.payload
+            raise _deadline_exceeded(f"{service}/{method}", timeout) from None
 
-    async def _exchange(self, request: Request) -> Response:
+    async def answer(self, stream_id: int, timeout: float) -> bytes:
+        """The serialized answer to a call that was on the connection before this client was, asked for once.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            StatusError, ConnectionClosed: as `call`.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return _payload(await self._early.pop(stream_id))
+        except TimeoutError:
+            raise _deadline_exceeded(f"stream {stream_id}", timeout) from None
+        finally:
+            self._forget(stream_id)
+
+    async def _exchange(self, request: Request) -> bytes:
         future: asyncio.Future[Response | TtrpcError] = asyncio.get_running_loop().create_future()
         stream_id = 0
         try:
@@ -145,13 +163,13 @@ class Client:
                     # The peer may have answered before it hung up.
                     if not future.done():
                         raise ConnectionClosed(error) from error
-            outcome = await future
+            return _payload(await future)
         finally:
-            self._calls.pop(stream_id, None)
-            self._core.forget(stream_id)
-        if isinstance(outcome, TtrpcError):
-            raise outcome
-        return outcome
+            self._forget(stream_id)
+
+    def _forget(self, stream_id: int) -> None:
+        self._calls.pop(stream_id, None)
+        self._core.forget(stream_id)
 
     @asynccontextmanager
     async def stream(
@@ -189,7 +207,7 @@ class Client:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _deadline_exceeded(request, timeout) from None
+            raise _deadline_exceeded(f"{service}/{method}", timeout) from None
 
     async def _open(self, request: Request, client_streams: bool) -> tuple[int, ClientStream]:
         async with self._channel.turn:
@@ -272,11 +290,19 @@ def _request(
     if timeout is None:
         return request
     if timeout <= 0:
-        raise _deadline_exceeded(request, timeout)
+        raise _deadline_exceeded(f"{service}/{method}", timeout)
     # A rounded-down 0 would mean "no limit", and more than 63 bits do not fit.
     return request._replace(timeout_nano=min(max(1, int(timeout * 1e9)), (1 << 63) - 1))
 
 
-def _deadline_exceeded(request: Request, timeout: float | None) -> StatusError:
-    text = f"{request.service}/{request.method} did not end within {timeout or 0:g} s"
-    return StatusError(Code.DEADLINE_EXCEEDED, text)
+def _payload(outcome: Response | TtrpcError) -> bytes:
+    """Raises the error that it may be, or tell of."""
+    if isinstance(outcome, TtrpcError):
+        raise outcome
+    if outcome.status.code != Code.OK:
+        raise StatusError(*outcome.status)
+    return outcome.payload
+
+
+def _deadline_exceeded(what: str, timeout: float | None) -> StatusError:
+    return StatusError(Code.DEADLINE_EXCEEDED, f"{what} did not end within {timeout or 0:g} s")

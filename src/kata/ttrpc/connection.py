@@ -117,6 +117,11 @@ class Connection:
         """Whether the stream is there and has not ended."""
         return stream_id in self._streams
 
+    @property
+    def open_streams(self) -> tuple[int, ...]:
+        """Those that have not ended, oldest first."""
+        return tuple(self._streams)
+
     def state(self, stream_id: int) -> StreamState:
         """Raises LocalProtocolError if there is no such stream (any more)."""
         try:

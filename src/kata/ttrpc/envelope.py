@@ -76,12 +76,12 @@ def request_parts(request: Request) -> list[bytes]:
     """The encoded request, in pieces to be joined: the payload is not copied here."""
     parts = [_text(0x0A, request.service), _text(0x12, request.method)]
     if request.payload:
-        parts += (b"\x1a", _varint(len(request.payload)), request.payload)
+        parts += (b"\x1a", varint(len(request.payload)), request.payload)
     if request.timeout_nano:
-        parts += (b"\x20", _varint(request.timeout_nano & 0xFFFF_FFFF_FFFF_FFFF))
+        parts += (b"\x20", varint(request.timeout_nano & 0xFFFF_FFFF_FFFF_FFFF))
     for key, value in request.metadata:
         pair = _text(0x0A, key) + _text(0x12, value)
-        parts += (b"\x2a", _varint(len(pair)), pair)
+        parts += (b"\x2a", varint(len(pair)), pair)
     return parts
 
 
@@ -93,13 +93,13 @@ def response_parts(response: Response) -> list[bytes]:
     code, message, details = response.status
     status = b""
     if code:
-        status = b"\x08" + _varint(code & 0xFFFF_FFFF_FFFF_FFFF)
+        status = b"\x08" + varint(code & 0xFFFF_FFFF_FFFF_FFFF)
     status += _text(0x12, message)
     for detail in details:
-        status += b"\x1a" + _varint(len(detail)) + detail
-    parts = [b"\x0a", _varint(len(status)), status]
+        status += b"\x1a" + varint(len(detail)) + detail
+    parts = [b"\x0a", varint(len(status)), status]
     if length := len(response.payload) + len(response.tail):
-        parts += (b"\x12", _varint(length), response.payload)
+        parts += (b"\x12", varint(length), response.payload)
     return parts
 
 
@@ -204,7 +204,8 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
         raise MalformedMessage("message ends inside a varint") from None
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number that is not negative, as protobuf writes it."""
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -220,7 +221,7 @@ def _text(tag: int, text: str) -> bytes:
         return b""
     # Texts of errors quote file names, and those need not be Unicode.
     data = text.encode("utf-8", "replace")
-    return bytes((tag,)) + _varint(len(data)) + data
+    return bytes((tag,)) + varint(len(data)) + data
 
 
 def _string(value: memoryview) -> str:
