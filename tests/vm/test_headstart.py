@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from kata.config.settings import Config
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.sandbox.headstart import HeadStart, head_start
-from kata.sandbox.ledger import STATE_ROOT, Ledger, claim
+from kata.sandbox.ledger import STATE_ROOT, Ledger, claim, processes_of
 from kata.sandbox.sandbox import Sandbox
+from kata.sandbox.timings import read
+from kata.sandbox.turns import take, try_take
 from kata.testing import leaks
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
@@ -121,3 +124,38 @@ def test_a_bundle_that_is_none_is_left_to_who_can_complain(
     else:
         (tmp_path / "config.json").write_bytes(content)
     assert begin(ledger, bundle, config) is None
+
+
+async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    bundle = bundle_in(tmp_path)
+    taken = []
+    while turn := try_take():
+        taken.append(turn)
+    starting = asyncio.ensure_future(start(ledger, bundle, config, begin(ledger, bundle, config)))
+    try:
+        await asyncio.sleep(0.5)
+        assert not list(processes_of(ledger.directory))
+        taken[0].end()
+        sandbox = await starting
+        try:
+            assert "turn" in [phase.name for phase in read(Path(ledger.directory)).phases]
+            # No container comes, and others are not kept waiting for one.
+            taken[0] = await asyncio.wait_for(take(), 10)
+        finally:
+            await sandbox.stop()
+    finally:
+        for turn in taken:
+            turn.end()
+
+
+async def test_who_gives_up_waiting_for_a_turn_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    taken = []
+    while turn := try_take():
+        taken.append(turn)
+    starting = asyncio.ensure_future(start(ledger, bundle_in(tmp_path), config, None))
+    await asyncio.sleep(0.2)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    for turn in taken:
+        turn.end()
+    assert not os.path.exists(ledger.directory)

@@ -250,7 +250,9 @@ async def test_clones_differ_in_all_that_must_not_be_equal(config: Config, tmp_p
             box.mkdir()
             stack.callback(mount.umount, str(box))
         told = await asyncio.gather(*(tell(one, f"clone{number}", rootfs, config) for number, one in enumerate(clones)))
-        await asyncio.gather(*(settle_clock(one.agent) for one in clones))  # what a sandbox does while it runs
+        await asyncio.gather(
+            *(settle_clock(one.machine, one.agent) for one in clones)
+        )  # what a sandbox does while it runs
         errors = [await clock_error(one) for one in clones]
     for what in told[0]:
         assert len({one[what] for one in told}) == CLONES, what

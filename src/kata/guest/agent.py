@@ -74,24 +74,24 @@ class AgentClient:
             response: Message = await self._agent.call(method, request, timeout=timeout)
         return response
 
-    async def check(self, timeout: float) -> None:
-        """Ask for the agent's health: the first call of every sandbox."""
+    async def check(self, timeout: float | None = None) -> None:
+        """Ask for the agent's health. Without a timeout the caller has one."""
         with _explaining("health check", timeout):
             answer = await self._health.call("Check", health_pb2.CheckRequest(), timeout=timeout)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
 
-    async def made_unique(self, knocked: Knock, timeout: float) -> None:
-        """Wait until the machine has what `kata.guest.knock` gave it."""
+    async def made_unique(self, knocked: Knock) -> None:
+        """Wait until the machine has what `kata.guest.knock` gave it; the caller has a deadline."""
         for what, stream_id in (("reseed the random source", knocked.reseed), ("set the clock", knocked.set_time)):
-            with _explaining(what, timeout):
-                await self._client.answer(stream_id, timeout)
+            with _explaining(what, None):
+                await self._client.answer(stream_id)
 
-    async def set_time(self, now_ns: int, timeout: float) -> None:
-        """Set the guest's clock to nanoseconds since 1970."""
+    async def set_time(self, now_ns: int) -> None:
+        """Set the guest's clock to nanoseconds since 1970; the caller has a deadline."""
         seconds, rest = divmod(now_ns, 10**9)
         request = agent_pb2.SetGuestDateTimeRequest(Sec=seconds, Usec=rest // 1000)
-        await self._call("set the clock", "SetGuestDateTime", request, timeout=timeout)
+        await self._call("set the clock", "SetGuestDateTime", request, timeout=None)
 
     async def online(self, vcpus: int, timeout: float, *, memory: bool) -> None:
         """Have the guest put to use what was plugged in: so many processors, and all new memory."""

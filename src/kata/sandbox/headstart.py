@@ -23,6 +23,7 @@ from kata.hypervisor.qemu.process import QemuProcess
 from kata.hypervisor.template import Template, description, key_of, open_template
 from kata.oci.spec import load_bundle
 from kata.sandbox.ledger import PROCESS, Ledger
+from kata.sandbox.turns import Turn, try_take
 from kata.sandbox.vmplan import AGENT_CHANNEL, as_template, plan_vm
 
 
@@ -33,6 +34,7 @@ class HeadStart:
     Attributes:
         knocked: what the agent's channel has carried already.
         begun: when it was started, by `time.monotonic`.
+        turn: whoever takes this over ends it.
     """
 
     plan: VmPlan
@@ -40,11 +42,13 @@ class HeadStart:
     process: QemuProcess
     knocked: Knock
     begun: float
+    turn: Turn
 
     def discard(self) -> None:
         """End it: the sandbox wants another machine, or none."""
         self.process.kill()
         self.template.close()
+        self.turn.end()
 
 
 def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> HeadStart | None:
@@ -53,14 +57,19 @@ def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> 
     The caller is in a mount namespace of its own, and in the thread that the machine is to end with.
 
     Returns:
-        None where something is missing or wrong: whoever starts the sandbox for good finds out and says what.
+        None where something is missing or wrong: whoever starts the sandbox for good finds out and says what. Nor is
+        there one while others start.
     """
     template = None
+    turn = try_take()
+    if turn is None:
+        return None
     try:
         spec = load_bundle(Path(bundle)).spec
         config = apply_annotations(config, spec.get("annotations") or {})
         accelerator = accel.known_for(config.hypervisor) if config.factory.enable_template else None
         if accelerator is None:
+            turn.end()
             return None
         plan = plan_vm(sandbox_id, Path(ledger.directory), spec, config, accelerator=accelerator.name)
         template = open_template(config.factory.template_path, key_of(description(as_template(plan))))
@@ -69,8 +78,9 @@ def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> 
             os.makedirs(plan.share_dir, mode=0o755, exist_ok=True)
         begun = time.monotonic()
         process = QemuProcess(plan, template.files)
-        return HeadStart(plan, template, process, knock(process.channels[AGENT_CHANNEL]), begun)
+        return HeadStart(plan, template, process, knock(process.channels[AGENT_CHANNEL]), begun, turn)
     except (KataError, OSError):
+        turn.end()
         if template is not None:
             template.close()
         return None

@@ -15,11 +15,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kata.config.settings import Config
-from kata.errors import KataError, NotFound, VmLaunchError
+from kata.errors import DeadlineExceeded, KataError, NotFound, VmLaunchError
 from kata.guest.agent import AgentClient
 from kata.guest.knock import knock
 from kata.hypervisor import template
 from kata.hypervisor.base import VirtualMachine, VmPlan
+from kata.hypervisor.patience import patiently
 from kata.hypervisor.qemu.machine import QemuMachine
 from kata.hypervisor.template import Template
 from kata.sandbox.headstart import HeadStart
@@ -126,7 +127,7 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
 
     async def make_ready(machine: VirtualMachine) -> None:
         agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
-        await _first_answer(machine, agent, agent.check(timeout), timeout, "template")
+        await _first_answer(machine, agent, agent.check(), timeout, "template")
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
         for line in machine.console_tail(100).splitlines():
@@ -165,8 +166,7 @@ async def _restore(
             channel = machine.channel(AGENT_CHANNEL)
             knocked = head_start.knocked if head_start else knock(channel)
             agent = await AgentClient.after_knock(channel, knocked)
-            unique = agent.made_unique(knocked, RESTORE_TIMEOUT_S)
-            await _first_answer(machine, agent, unique, RESTORE_TIMEOUT_S, "restore")
+            await _first_answer(machine, agent, agent.made_unique(knocked), RESTORE_TIMEOUT_S, "restore")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
@@ -181,14 +181,14 @@ async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[Virtual
             await machine.start()
         with timings.phase("boot"):
             agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
-            await _first_answer(machine, agent, agent.check(timeout), timeout, "agent")
+            await _first_answer(machine, agent, agent.check(), timeout, "agent")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
     return machine, agent
 
 
-async def settle_clock(agent: AgentClient) -> None:
+async def settle_clock(machine: VirtualMachine, agent: AgentClient) -> None:
     """Set the guest's clock until that was quick, which says how right it is. A busy host may need several tries.
 
     After a restore the clock is wrong by as much as that took. What nobody can change is in docs/limitations.md.
@@ -198,7 +198,7 @@ async def settle_clock(agent: AgentClient) -> None:
     """
     for _ in range(_CLOCK_TRIES):
         begin = time.monotonic()
-        await agent.set_time(time.time_ns(), RESTORE_TIMEOUT_S)
+        await patiently("set the clock", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
         if time.monotonic() - begin < _CLOCK_ERROR_S:
             return
         await asyncio.sleep(_CLOCK_PAUSE_S)
@@ -210,7 +210,7 @@ async def _first_answer(
     """Wait for the end of the first call to a machine's agent.
 
     Args:
-        timeout: seconds.
+        timeout: seconds, less those that the machine waits for a processor.
         phase: for the error.
 
     Raises:
@@ -218,19 +218,17 @@ async def _first_answer(
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    answer = asyncio.ensure_future(call)
+    answer = asyncio.ensure_future(patiently("the guest's agent", call, timeout, machine.pid))
     death = asyncio.ensure_future(machine.wait())
     try:
-        await asyncio.wait({answer, death}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done() and answer.exception() is None:
             return
+        hangs = answer.done() and isinstance(answer.exception(), DeadlineExceeded)
         # The channel closes a moment before the exit is known: the exit says more.
-        await asyncio.wait({death}, timeout=0.0 if not answer.done() else _LAST_WORDS_S)
+        await asyncio.wait({death}, timeout=0.0 if hangs else _LAST_WORDS_S)
         exit_ = death.result() if death.done() else None
-        if exit_:
-            reason = "the machine ended"
-        else:
-            reason = str(answer.exception()) if answer.done() else f"the agent did not answer within {timeout:.0f} s"
+        reason = "the machine ended" if exit_ else str(answer.exception())
         await agent.close()
         raise VmLaunchError(
             phase,

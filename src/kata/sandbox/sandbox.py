@@ -20,7 +20,8 @@ from kata.errors import (
 )
 from kata.guest.agent import AgentClient
 from kata.hypervisor import accel
-from kata.hypervisor.base import VirtualMachine
+from kata.hypervisor.base import VirtualMachine, VmPlan
+from kata.hypervisor.patience import patiently
 from kata.oci.convert import dropped_fields
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources, Spec
@@ -36,6 +37,7 @@ from kata.sandbox.standby import Standby
 from kata.sandbox.states import Lifecycle, State
 from kata.sandbox.stdio import Stdio
 from kata.sandbox.timings import Timings
+from kata.sandbox.turns import Turn, take, try_take
 from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import RootfsMount, SharedTree, plan_container
 
@@ -53,6 +55,8 @@ _CHECK_INTERVAL_S = 5.0
 _CHECK_TIMEOUT_S = 30.0
 #: Seconds the guest has to flush what it holds and let go, before its machine is stopped anyway.
 _DESTROY_TIMEOUT_S = 3.0
+#: Seconds that others wait for a sandbox's next step: its first container, and that one's start.
+_TURN_S = 0.7
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Sandbox(Lifecycle):
         self._standby = standby
         self._head_start = head_start
         self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
+        self._turn = Turn(-1)
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._devices = HostDevices(sandbox_id, config, ledger)
@@ -177,10 +182,7 @@ class Sandbox(Lifecycle):
             if self._standby:
                 log.info("the machine in standby is not what %s needs", self.what)
                 await self._discard_standby()
-            head_start, self._head_start = self._head_start, None
-            vm, self._agent = await machine.bring_up(
-                vm_plan, self._config, self._ledger, self._timings, progress, head_start
-            )
+            vm, self._agent = await self._bring_up(vm_plan, progress)
         self._vm = vm
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
         self._devices.begin(vm, self._agent)
@@ -200,6 +202,18 @@ class Sandbox(Lifecycle):
         self._timings.write()
         self.become(State.CREATED)
         self.become(State.RUNNING)
+
+    async def _bring_up(self, vm_plan: VmPlan, progress: Callable[[str], None]) -> tuple[VirtualMachine, AgentClient]:
+        head_start, self._head_start = self._head_start, None
+        turn = head_start.turn if head_start else try_take()
+        if turn is None:
+            with self._timings.phase("turn"):
+                turn = await take()
+        self._turn = turn
+        found = await machine.bring_up(vm_plan, self._config, self._ledger, self._timings, progress, head_start)
+        # For the first container as well, which takes longer than its machine; but it may never come.
+        self._turn.end_in(_TURN_S)
+        return found
 
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
         """What the pod's network namespace has for the machine; before there is one, so that errors cost no start."""
@@ -235,10 +249,10 @@ class Sandbox(Lifecycle):
     async def _watch_agent(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """End the machine of a guest that hangs: every call that waits for it then learns that it is gone."""
         try:
-            await machine.settle_clock(agent)
+            await machine.settle_clock(vm, agent)
             while True:
                 await asyncio.sleep(_CHECK_INTERVAL_S)
-                await agent.check(_CHECK_TIMEOUT_S)
+                await patiently("health check", agent.check(), _CHECK_TIMEOUT_S, vm.pid)
         except Unavailable:
             pass  # the machine has ended
         except KataError as error:
@@ -303,6 +317,7 @@ class Sandbox(Lifecycle):
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         hooks = self._host_hooks(request)
         self._creating.add(request.id)
+        self._turn.keep()
         try:
             if hooks:
                 if hooks.late:
@@ -321,6 +336,7 @@ class Sandbox(Lifecycle):
             raise
         finally:
             self._creating.discard(request.id)
+            self._turn.end_in(_TURN_S)
         self.containers[request.id] = container
         if hooks:
             self._hooks[request.id] = hooks
@@ -337,7 +353,10 @@ class Sandbox(Lifecycle):
         container.require("start", State.CREATED)
         if self._network and self._vm:
             await self._network.fit(self._vm, self.agent)
-        await container.start()
+        try:
+            await container.start()
+        finally:
+            self._turn.end()
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)
 
@@ -411,6 +430,7 @@ class Sandbox(Lifecycle):
             What could not be given back, for the log.
         """
         self.become(State.STOPPED)
+        self._turn.end()
         await self._discard_standby()
         if self._head_start is not None:
             self._head_start.discard()

@@ -20,6 +20,7 @@ from kata.hypervisor.template import description, key_of
 from kata.sandbox import machine
 from kata.sandbox.ledger import PROCESS, Ledger
 from kata.sandbox.timings import Timings
+from kata.sandbox.turns import take
 from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import SharedTree
 
@@ -80,15 +81,16 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
         ledger.hold(PROCESS, ledger.directory)
         SharedTree(directory / "shared")
         timings = Timings(directory, time.monotonic())
-        vm, agent = await machine.bring_up(vm_plan, config, ledger, timings, log.info)
-        standby = Standby(ledger, vm, agent, kind)
-        try:
-            await agent.rehearse()
-            await machine.settle_clock(agent)
-        except BaseException:
-            # A guest that may still be at it is no use to a sandbox.
-            await asyncio.shield(asyncio.ensure_future(standby.discard()))
-            raise
+        with await take():
+            vm, agent = await machine.bring_up(vm_plan, config, ledger, timings, log.info)
+            standby = Standby(ledger, vm, agent, kind)
+            try:
+                await agent.rehearse()
+                await machine.settle_clock(vm, agent)
+            except BaseException:
+                # A guest that may still be at it is no use to a sandbox.
+                await asyncio.shield(asyncio.ensure_future(standby.discard()))
+                raise
         return standby
     except BaseException:
         ledger.release()

@@ -131,20 +131,14 @@ class Client:
         except TimeoutError:
             raise _deadline_exceeded(f"{service}/{method}", timeout) from None
 
-    async def answer(self, stream_id: int, timeout: float) -> bytes:
+    async def answer(self, stream_id: int) -> bytes:
         """The serialized answer to a call that was on the connection before this client was, asked for once.
-
-        Args:
-            timeout: seconds.
 
         Raises:
             StatusError, ConnectionClosed: as `call`.
         """
         try:
-            async with asyncio.timeout(timeout):
-                return _payload(await self._early.pop(stream_id))
-        except TimeoutError:
-            raise _deadline_exceeded(f"stream {stream_id}", timeout) from None
+            return _payload(await self._early.pop(stream_id))
         finally:
             self._forget(stream_id)
 

@@ -30,6 +30,7 @@ from kata.errors import (
 from kata.hypervisor.base import Resized, VmExit, VmPlan
 from kata.hypervisor.console import Pump, RingFile
 from kata.hypervisor.devices import Device, FileSystemDevice
+from kata.hypervisor.patience import patiently
 from kata.hypervisor.qemu import slots
 from kata.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
 from kata.hypervisor.qemu.device_commands import Command
@@ -114,6 +115,9 @@ class QemuMachine:
 
         QEMU dies with the thread that calls this.
 
+        Args:
+            timeout: seconds, less those that QEMU waits for a processor.
+
         Raises:
             FailedPrecondition: the machine was started before.
             NotFound: QEMU, kernel, initrd, image or share is not there.
@@ -124,18 +128,13 @@ class QemuMachine:
         self._begin = time.monotonic()
         try:
             self._watch_process(self._head_start or self._spawn())
-            async with asyncio.timeout(timeout):
-                await self._connect()
-                if STATE_FD in self._files:
-                    await self._restored()
-                if self.plan.shares_memory and not self._to_be_saved:
-                    await self.plug(FileSystemDevice(id="share0", chardev=SHARE_CHARDEV, tag=self.plan.share_tag))
+            await patiently(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
                 raise
-            if isinstance(error, TimeoutError):
-                reason = f"no answer within {timeout:.0f} s"
+            if isinstance(error, DeadlineExceeded):
+                reason = error.message
             elif isinstance(error, OSError):
                 reason = error.strerror or str(error)
             elif not self._forced:
@@ -151,6 +150,13 @@ class QemuMachine:
                 output=exit_.output if exit_ else "",
                 console=self.console_tail(),
             ) from error
+
+    async def _come_up(self) -> None:
+        await self._connect()
+        if STATE_FD in self._files:
+            await self._restored()
+        if self.plan.shares_memory and not self._to_be_saved:
+            await self.plug(FileSystemDevice(id="share0", chardev=SHARE_CHARDEV, tag=self.plan.share_tag))
 
     @property
     def _to_be_saved(self) -> bool:
