@@ -267,7 +267,7 @@ async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuMachine
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")
     silent.chmod(0o755)
-    with pytest.raises(VmLaunchError, match=r"no answer within 1 s.*the last words") as caught:
+    with pytest.raises(VmLaunchError, match=r"did not answer within 1 s.*the last words") as caught:
         await make_machine(qemu=silent).start(timeout=0.6)
     assert caught.value.exit_status is None
     assert 0.6 <= caught.value.elapsed < 3

@@ -42,7 +42,7 @@ async def patiently(what: str, call: Coroutine[Any, Any, _T], timeout: float, pi
     """Await a call, and cancel it if it takes too long.
 
     Args:
-        what: for the error.
+        what: who is to answer, for the error.
         timeout: seconds, less those that process `pid` waits for a processor, of which WITHHELD_MAX_S count.
 
     Raises:
@@ -56,7 +56,7 @@ async def patiently(what: str, call: Coroutine[Any, Any, _T], timeout: float, pi
             left = begin + timeout + put_off - time.monotonic()
             if left <= 0:
                 waited = f", and {put_off:.0f} s of waiting for a processor" if put_off >= 1 else ""
-                raise DeadlineExceeded(f"{what}: no answer within {timeout:.0f} s{waited}")
+                raise DeadlineExceeded(f"{what} did not answer within {timeout:.0f} s{waited}")
             await asyncio.wait({task}, timeout=left)
         return task.result()
     finally:

@@ -198,7 +198,7 @@ async def settle_clock(machine: VirtualMachine, agent: AgentClient) -> None:
     """
     for _ in range(_CLOCK_TRIES):
         begin = time.monotonic()
-        await patiently("set the clock", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
+        await patiently("the guest's agent", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
         if time.monotonic() - begin < _CLOCK_ERROR_S:
             return
         await asyncio.sleep(_CLOCK_PAUSE_S)

@@ -252,7 +252,7 @@ class Sandbox(Lifecycle):
             await machine.settle_clock(vm, agent)
             while True:
                 await asyncio.sleep(_CHECK_INTERVAL_S)
-                await patiently("health check", agent.check(), _CHECK_TIMEOUT_S, vm.pid)
+                await patiently("the guest's agent", agent.check(), _CHECK_TIMEOUT_S, vm.pid)
         except Unavailable:
             pass  # the machine has ended
         except KataError as error:
