@@ -60,16 +60,22 @@ def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> 
         None where something is missing or wrong: whoever starts the sandbox for good finds out and says what. Nor is
         there one while others start.
     """
-    template = None
     turn = try_take()
     if turn is None:
         return None
+    found = _go_on(sandbox_id, bundle, config, ledger, turn)
+    if found is None:
+        turn.end()
+    return found
+
+
+def _go_on(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, turn: Turn) -> HeadStart | None:
+    template = None
     try:
         spec = load_bundle(Path(bundle)).spec
         config = apply_annotations(config, spec.get("annotations") or {})
         accelerator = accel.known_for(config.hypervisor) if config.factory.enable_template else None
         if accelerator is None:
-            turn.end()
             return None
         plan = plan_vm(sandbox_id, Path(ledger.directory), spec, config, accelerator=accelerator.name)
         template = open_template(config.factory.template_path, key_of(description(as_template(plan))))
@@ -80,7 +86,6 @@ def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> 
         process = QemuProcess(plan, template.files)
         return HeadStart(plan, template, process, knock(process.channels[AGENT_CHANNEL]), begun, turn)
     except (KataError, OSError):
-        turn.end()
         if template is not None:
             template.close()
         return None

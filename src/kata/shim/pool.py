@@ -112,15 +112,22 @@ class Pool:
 
     def _hear(self, fd: int) -> None:
         """A process in standby has said something, or has ended."""
+        left = self._read(fd)
+        if left is None:
+            self._progress(f"{len(self._ready)} of {self._number} ready")
+            return
+        member, taken = left
+        self._next = time.monotonic() + (_PAUSE_S if taken else _PAUSE_AFTER_FAILURE_S)
+        self._progress(f"process {member.pid} {'has a sandbox' if taken else 'has ended'}: making another one")
+
+    def _read(self, fd: int) -> tuple[_Member, bool] | None:
+        """Who has left, and whether with a sandbox; None for one that says that it is ready."""
         said = os.read(fd, 16)
         if said == standby.IS_READY:
             self._ready.add(fd)
-            self._progress(f"{len(self._ready)} of {self._number} ready")
-            return
+            return None
         taken = standby.IS_TAKEN in said
-        member = self._let_go(fd, taken)
-        self._next = time.monotonic() + (_PAUSE_S if taken else _PAUSE_AFTER_FAILURE_S)
-        self._progress(f"process {member.pid} {'has a sandbox' if taken else 'has ended'}: making another one")
+        return self._let_go(fd, taken), taken
 
     def _let_go(self, fd: int, taken: bool) -> _Member:
         os.close(fd)
@@ -140,20 +147,18 @@ class Pool:
     def _end(self) -> None:
         """Have all in standby give back what they hold, and do it for those that do not."""
         deadline = time.monotonic() + _END_S
-        self._see_who_left(0)  # a sandbox is not to be ended
+        self._read_all(0)  # a sandbox is not to be ended
         for member in self._waiting.values():
             _signal(member.pid, signal.SIGTERM)
         while self._waiting and (left := deadline - time.monotonic()) > 0:
-            self._see_who_left(left)
+            self._read_all(left)
         for fd, member in list(self._waiting.items()):
             _signal(member.pid, signal.SIGKILL)
             self._let_go(fd, taken=False)
 
-    def _see_who_left(self, timeout: float) -> None:
+    def _read_all(self, timeout: float) -> None:
         for fd in select.select(list(self._waiting), [], [], timeout)[0]:
-            said = os.read(fd, 16)
-            if said != standby.IS_READY:
-                self._let_go(fd, standby.IS_TAKEN in said)
+            self._read(fd)
 
 
 def _give_back(directory: str, wait_s: float) -> None:

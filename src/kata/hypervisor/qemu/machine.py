@@ -133,9 +133,7 @@ class QemuMachine:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
                 raise
-            if isinstance(error, DeadlineExceeded):
-                reason = error.message
-            elif isinstance(error, OSError):
+            if isinstance(error, OSError):
                 reason = error.strerror or str(error)
             elif not self._forced:
                 reason = "qemu ended by itself"
