@@ -431,7 +431,7 @@ class AgentConfig:
         default=45,
         metadata=_row(
             Integer(1, _DAY, unit="seconds"),
-            "How long a new virtual machine's agent may take to answer.",
+            "How long a new virtual machine's agent may take to answer, less the time that it waits for a processor.",
         ),
     )
     container_pipe_size: int = field(
