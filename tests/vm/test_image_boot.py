@@ -21,6 +21,7 @@ from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, store
 from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
 from kata.osbuilder.store import GuestImage
+from kata.testing.waiting import eventually
 
 QEMU = shutil.which("qemu-system-x86_64")
 
@@ -159,10 +160,7 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path,
     with pytest.raises(NotFound):
         store.find(images)
     assert list(cache.glob(".build-*"))
-    deadline = time.monotonic() + 10
-    while orphans := processes_of(cache):
-        assert time.monotonic() < deadline, f"the killed build's children go on: {orphans}"
-        time.sleep(0.1)
+    eventually(lambda: processes_of(cache), "the killed build's children end", lambda orphans: not orphans)
 
     second = build(BuildOptions(images=images, cache=cache, agent=source))
     assert not list(cache.glob(".build-*"))

@@ -31,6 +31,7 @@ from kata.testing.cni import PLUGINS, Bridge
 from kata.testing.images import busybox_rootfs, write_oci_archive
 from kata.testing.mounts import in_mount_namespace
 from kata.testing.terminal import on_a_terminal
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 
@@ -51,7 +52,9 @@ def _nothing_stays() -> Iterator[None]:
     yield
     try:
         # Sockets of shims have no names: not looked at, none of them can be ours.
-        eventually(lambda: not [what for what in leaks.snapshot(PREFIX) if PREFIX in what], "nothing is left", 5.0)
+        eventually(
+            lambda: leaks.snapshot(PREFIX), "nothing is left", lambda left: not any(PREFIX in one for one in left)
+        )
         assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
     finally:
         for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
@@ -123,13 +126,6 @@ def machines(name: str) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def eventually(condition: object, what: str, timeout: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"{what} within {timeout:.0f} s"
-        time.sleep(0.02)
 
 
 def read_line(process: subprocess.Popen[bytes]) -> bytes:
@@ -374,7 +370,7 @@ def test_signals_are_the_commands(start: Start, rootfs: Path, name: str) -> None
 
 def test_a_signal_while_it_starts_ends_it(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "true")
-    eventually(lambda: machines(name), "a machine")
+    eventually(lambda: machines(name), "a machine", within_s=60)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
@@ -424,7 +420,7 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
 
     process.kill()
     process.communicate(timeout=10)
-    eventually(lambda: not machines(name), "the machine dies with its owner", 5.0)
+    eventually(lambda: not machines(name), "the machine dies with its owner", within_s=5)
     rows = json.loads(kata("check", "--json").stdout)["checks"]
     leftovers = next(row for row in rows if row["name"] == "leftovers")
     assert leftovers["status"] == "warning"

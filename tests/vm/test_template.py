@@ -40,6 +40,7 @@ from kata.sandbox.vmplan import plan_vm
 from kata.storage.share import GUEST_SHARED
 from kata.testing import leaks
 from kata.testing.images import busybox_rootfs
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
@@ -356,14 +357,9 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     with builder:
         while "booting" not in (line := builder.stderr.readline()):
             assert line, "the builder ended by itself"
-        deadline = time.monotonic() + 10
-        while not (machines := machines_of(builder.pid)) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        (machine,) = eventually(lambda: machines_of(builder.pid), "a machine")
         builder.send_signal(signal.SIGKILL)
-    assert len(machines) == 1
-    while Path(f"/proc/{machines[0]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{machines[0]}").exists()
+    eventually(lambda: not Path(f"/proc/{machine}").exists(), "the machine dies with its builder")
     left = [name for name in gc.candidates() if name.startswith("factory-")]
     for name in left:
         gc.release(name)

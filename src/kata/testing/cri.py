@@ -5,7 +5,6 @@ Reference: the container runtime interface, runtime.v1 (`kata/protocols/cri.prot
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from kata.protocols import cri_pb2 as pb
 from kata.testing.cni import PLUGINS, Network
 from kata.testing.containerd import CriOptions, PrivateContainerd
 from kata.testing.images import busybox_archive
+from kata.testing.waiting import eventually
 
 #: The image of a pod's own container.
 _PAUSE = "docker.io/library/pause:latest"
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
-_POLL_S = 0.05
 _CHANNELS = Subprotocol("v4.channel.k8s.io")
 
 
@@ -82,13 +81,12 @@ class Cri:
 
     def _wait_ready(self, timeout: float = 20.0) -> None:
         """Wait until runtime and network are ready."""
-        deadline = time.monotonic() + timeout
-        while True:
-            conditions = self.call("Status").status.conditions
-            if conditions and all(condition.status for condition in conditions):
-                return
-            assert time.monotonic() < deadline, conditions
-            time.sleep(_POLL_S)
+        eventually(
+            lambda: self.call("Status").status.conditions,
+            "runtime and network",
+            lambda conditions: conditions and all(condition.status for condition in conditions),
+            within_s=timeout,
+        )
 
     @contextmanager
     def pod(self, name: str, **fields: Any) -> Iterator[Pod]:
@@ -268,11 +266,12 @@ class Container:
 
     def wait(self, timeout: float = 60.0) -> pb.ContainerStatus:
         """Its status once it has ended."""
-        deadline = time.monotonic() + timeout
-        while (status := self.status).state != pb.CONTAINER_EXITED:
-            assert time.monotonic() < deadline, status
-            time.sleep(_POLL_S)
-        return status
+        return eventually(
+            lambda: self.status,
+            "the container's end",
+            lambda status: status.state == pb.CONTAINER_EXITED,
+            within_s=timeout,
+        )
 
     def exec(self, *command: str, timeout: int = 30) -> Done:
         """Run a command in it to its end. Raises grpc.RpcError, DEADLINE_EXCEEDED for one."""
@@ -302,10 +301,7 @@ class Container:
 
     def wait_log(self, text: str, timeout: float = 30.0) -> None:
         """Wait until it has written a text."""
-        deadline = time.monotonic() + timeout
-        while text not in self.log():
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(_POLL_S)
+        eventually(self.log, f"{text!r} in the log", lambda log: text in log, within_s=timeout)
 
     def log(self) -> str:
         """What it has written, from the log that a kubelet would read: "TIME STREAM TAG TEXT" a line."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kata.errors import DeadlineExceeded
 from kata.sandbox.ledger import STATE_ROOT
 from kata.shim.handover import PREFIX, SOCKET
+from kata.testing.waiting import eventually
 
 _SERVE = "import sys; from kata.cli.main import invoke; sys.exit(invoke(['factory', 'serve', *sys.argv[1:]]))"
 #: The first one may have to make the template.
 _READY_S = 120.0
 _END_S = 20.0
-_POLL_S = 0.02
 #: A process is to be seen at once when it has been made.
 _CHILD_POLL_S = 0.0005
 
@@ -39,7 +37,7 @@ def pool(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         process.wait(_END_S)
-        _until(lambda: not standbys(), _END_S, "a machine is still in standby")
+        eventually(standbys, "no machine is in standby any more", lambda left: not left, within_s=_END_S)
 
 
 def standbys() -> list[Path]:
@@ -58,8 +56,7 @@ def wait_ready() -> Path:
     Raises:
         DeadlineExceeded: there is none.
     """
-    _until(ready, _READY_S, "no machine in standby")
-    return ready()[0]
+    return eventually(ready, "a machine in standby", within_s=_READY_S)[0]
 
 
 def children(pid: int) -> list[int]:
@@ -68,14 +65,5 @@ def children(pid: int) -> list[int]:
     Raises:
         DeadlineExceeded: there is none.
     """
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    _until(lambda: path.read_text(encoding="ascii"), _READY_S, "the pool has made no process", _CHILD_POLL_S)
-    return [int(child) for child in path.read_text(encoding="ascii").split()]
-
-
-def _until(condition: Callable[[], object], timeout: float, complaint: str, poll: float = _POLL_S) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"{complaint} after {timeout:.0f} s")
-        time.sleep(poll)
+    made = Path(f"/proc/{pid}/task/{pid}/children").read_text
+    return [int(child) for child in eventually(made, "a process of the pool", poll_s=_CHILD_POLL_S).split()]

@@ -17,6 +17,7 @@ from kata.storage import direct
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -151,7 +152,8 @@ def test_the_record_names_the_sandbox_until_it_has_ended_however_it_ends(
         with container(containerd, volume):
             (sandbox,) = direct.users(str(volume))
             containerd.kill_sandbox(sandbox, shim=True, machine=False)
-        assert direct.users(str(volume)) == []
+        # containerd executes `delete` when it notices, and does not make ctr wait for that.
+        eventually(lambda: direct.users(str(volume)), "no sandbox has the volume", lambda users: not users)
         os.close(os.open(device, os.O_RDWR | os.O_EXCL))
 
 

@@ -15,6 +15,7 @@ from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.terminal import on_a_terminal
+from kata.testing.waiting import eventually
 
 pytestmark = pytest.mark.containerd
 
@@ -252,11 +253,7 @@ def events(containerd: PrivateContainerd) -> Iterator[Events]:
 
 
 def wait_for(events: Events, container_id: str, topic: str) -> list[str]:
-    deadline = time.monotonic() + 10
-    while topic not in (topics := events.topics_of(container_id)):
-        assert time.monotonic() < deadline, f"no event {topic} among {topics}"
-        time.sleep(0.05)
-    return topics
+    return eventually(lambda: events.topics_of(container_id), f"event {topic}", lambda topics: topic in topics)
 
 
 def test_events_of_an_exec_are_in_order(task: Task, events: Events) -> None:
@@ -290,10 +287,7 @@ def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
     try:
         assert task.exec("sh", "-c", "until test -e /ready; do sleep 0.1; done").returncode == 0
         containerd.ctr("tasks", "kill", "--signal", "TERM", task.id)
-        deadline = time.monotonic() + 20
-        while task.status() != "STOPPED":
-            assert time.monotonic() < deadline, task.status()
-            time.sleep(0.05)
+        eventually(task.status, "the task's end", lambda status: status == "STOPPED")
         refused = task.exec("true")
         assert refused.returncode != 0
         assert "stopped" in refused.stderr

@@ -15,6 +15,7 @@ from kata.sandbox.ledger import STATE_ROOT, processes_of
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -54,14 +55,13 @@ def running(
 
 def forgotten(containerd: PrivateContainerd, container_id: str) -> None:
     """containerd lists the task no more, and nothing that served it runs."""
-    deadline = time.monotonic() + 5
-    while (
-        container_id in containerd.ctr("tasks", "ls").stdout
-        or container_id in containerd.shims().values()
-        or list(processes_of(f"{STATE_ROOT}/{container_id}"))
-    ):
-        assert time.monotonic() < deadline, f"{containerd.ctr('tasks', 'ls').stdout}; {containerd.shims()}"
-        time.sleep(0.05)
+
+    def left() -> list[str]:
+        tasks = [line for line in containerd.ctr("tasks", "ls").stdout.splitlines() if container_id in line]
+        shims = [f"shim {pid}" for pid, name in containerd.shims().items() if name == container_id]
+        return tasks + shims + [f"process {pid}" for pid in processes_of(f"{STATE_ROOT}/{container_id}")]
+
+    eventually(left, "all is forgotten", lambda seen: not seen, within_s=5)
 
 
 @VICTIMS

@@ -22,6 +22,7 @@ from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.rawshim import RawShim
+from kata.testing.waiting import eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -80,10 +81,7 @@ def interfaces(pod: Pod) -> list[str]:
 def left_as_found(pod: Pod) -> Iterator[None]:
     before = interfaces(pod)
     yield
-    deadline = time.monotonic() + 10
-    while (after := interfaces(pod)) != before:
-        assert time.monotonic() < deadline, after
-        time.sleep(0.05)
+    eventually(lambda: interfaces(pod), "the namespace is as it was", lambda after: after == before)
 
 
 def test_the_guest_has_what_the_plugin_gave(containerd: PrivateContainerd, bridge: Bridge) -> None:

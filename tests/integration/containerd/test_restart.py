@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 
 import pytest
 
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -26,11 +26,9 @@ def status(containerd: PrivateContainerd, container_id: str) -> str:
     return next((line.split()[2] for line in listing.splitlines() if line.startswith(container_id)), "none")
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.05)
+def ended(containerd: PrivateContainerd, container_id: str, *also: str) -> None:
+    wanted = ("STOPPED", *also)
+    eventually(lambda: status(containerd, container_id), "the task's end", lambda seen: seen in wanted)
 
 
 def test_a_container_survives_restarts_of_containerd(containerd: PrivateContainerd) -> None:
@@ -46,7 +44,7 @@ def test_a_container_survives_restarts_of_containerd(containerd: PrivateContaine
         assert (done.returncode, done.stdout) == (3, "here\n")
     assert containerd.shims() == shims, "it is the same shim all the time"
     containerd.ctr("tasks", "kill", "--signal", "TERM", container_id)
-    until(lambda: status(containerd, container_id) == "STOPPED")
+    ended(containerd, container_id)
     assert "non-zero exit code 12" in containerd.ctr("tasks", "delete", container_id).stderr
     containerd.ctr("containers", "delete", container_id)
 
@@ -56,7 +54,7 @@ def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None
     containerd.stop(signal.SIGKILL)
     time.sleep(3.5)
     containerd.start()
-    until(lambda: status(containerd, container_id) == "STOPPED")
+    ended(containerd, container_id)
     assert "non-zero exit code 17" in containerd.ctr("tasks", "delete", container_id).stderr
     containerd.ctr("containers", "delete", container_id)
 
@@ -67,6 +65,6 @@ def test_a_shim_that_died_while_containerd_was_away(containerd: PrivateContainer
     containerd.kill_sandbox(container_id, shim=True, machine=True)
     containerd.start()
     # containerd finds nobody at the address, runs `delete` and forgets the task.
-    until(lambda: status(containerd, container_id) in ("none", "STOPPED"))
+    ended(containerd, container_id, "none")
     containerd.ctr("tasks", "delete", "--force", container_id, check=False)
     containerd.ctr("containers", "delete", container_id)

@@ -6,7 +6,6 @@ import hashlib
 import platform
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.terminal import on_a_terminal
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -58,10 +58,11 @@ def test_the_phases_of_a_start_can_be_asked_for(containerd: PrivateContainerd) -
     sandbox = unique_id(TEST_PREFIX)
     containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sh", "-c", "echo out; sleep 1000")
     try:
-        deadline = time.monotonic() + 20
-        while "first output" not in (names := [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases]):
-            assert time.monotonic() < deadline, names
-            time.sleep(0.05)
+        names = eventually(
+            lambda: [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases],
+            "the last phase",
+            lambda names: "first output" in names,
+        )
     finally:
         containerd.ctr("task", "rm", "-f", sandbox)
         containerd.ctr("container", "rm", sandbox)
@@ -111,10 +112,7 @@ def test_output_to_a_log(containerd: PrivateContainerd, tmp_path_factory: pytest
         *("sh", "-c", "echo to the log; echo problem >&2"),
     )
     try:
-        deadline = time.monotonic() + 20
-        while "STOPPED" not in containerd.ctr("tasks", "ls").stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: containerd.ctr("tasks", "ls").stdout, "the task's end", lambda tasks: "STOPPED" in tasks)
         assert sorted(log.read_text().splitlines()) == ["problem", "to the log"], "all of it, once the exit is told"
     finally:
         containerd.ctr("tasks", "delete", "--force", container_id)

@@ -17,6 +17,7 @@ from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
 from kata.testing.images import BUSYBOX
 from kata.testing.leaks import TEST_PREFIX
 from kata.testing.pool import children, pool, ready, standbys, wait_ready
+from kata.testing.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -81,10 +82,7 @@ def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(
             wait_ready()
             process.kill()
             process.wait(10)
-            deadline = time.monotonic() + 15
-            while len(standbys()) > 1:  # the sandbox's own stays
-                assert time.monotonic() < deadline, standbys()
-                time.sleep(0.05)
+            eventually(standbys, "only the sandbox's own is there", lambda left: len(left) == 1)
             assert hostname(containerd, sandbox) == sandbox
 
 
@@ -96,10 +94,8 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
         (directory,) = [path for path in standbys() if path not in ready()]
         machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
         os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
-        deadline = time.monotonic() + 15
-        while (Path(STATE_ROOT) / sandbox).exists() or directory.exists():
-            assert time.monotonic() < deadline, "not given back"
-            time.sleep(0.05)
+        held = (Path(STATE_ROOT) / sandbox, directory)
+        eventually(lambda: not any(path.exists() for path in held), "all is given back")
         containerd.ctr("task", "rm", "-f", sandbox, check=False)
         containerd.ctr("container", "rm", sandbox)
 
@@ -117,10 +113,7 @@ def test_a_killed_process_in_standby_leaves_nothing(configuration: Path) -> None
         directory = wait_ready()
         (member,) = children(process.pid)
         os.kill(member, signal.SIGKILL)
-        deadline = time.monotonic() + 15
-        while directory.exists():
-            assert time.monotonic() < deadline, "not given back"
-            time.sleep(0.05)
+        eventually(lambda: not directory.exists(), "all is given back")
         assert not list(processes_of(str(directory)))
 
 
@@ -134,7 +127,4 @@ def test_the_next_pool_gives_back_what_a_killed_one_left(configuration: Path) ->
         process.wait(10)
         assert left.exists()
         with pool("--config", str(configuration)):
-            deadline = time.monotonic() + 15
-            while left.exists():
-                assert time.monotonic() < deadline, "not given back"
-                time.sleep(0.05)
+            eventually(lambda: not left.exists(), "all is given back")

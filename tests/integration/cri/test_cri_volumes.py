@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 from kata.protocols import cri_pb2 as pb
 from kata.testing.cri import Pod
+from kata.testing.waiting import eventually
 
 
 def mount(source: Path, target: str, *, readonly: bool = False) -> pb.Mount:
@@ -95,10 +95,7 @@ def test_configmap_updates(pod: Pod, tmp_path: Path) -> None:
     container = pod.run(mounts=[mount(volume, "/config", readonly=True)])
     assert container.sh("cat /config/key /config/empty; wc -c < /config/large") == "old3000000\n"
     atomic(volume, 2, {"key": b"new"})
-    deadline = time.monotonic() + 20
-    while container.sh("cat /config/key") != "new":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    eventually(lambda: container.sh("cat /config/key"), "the new text", lambda text: text == "new")
     container.remove()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kata.agent.storage import Storages
 from kata.agent.watchable import Copy, TooLarge
 from kata.linux import mount
 from kata.protocols import agent_pb2 as pb
+from kata.testing.waiting import eventually
 
 
 def publish(volume: Path, version: str, files: dict[str, bytes]) -> None:
@@ -161,10 +161,7 @@ def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
         fstype, _ = mount.filesystem_at(point) or ("", {})
         assert (fstype == "tmpfs") == (size < watchable.BYTES_MAX), "what is large is bound, not copied"
         publish(volume, "2", {"key": b"2" * size})
-        deadline = time.monotonic() + 20
-        while Path(point, "key").read_bytes() != b"2" * size and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert Path(point, "key").read_bytes() == b"2" * size
+        eventually(Path(point, "key").read_bytes, "the new text", lambda text: text == b"2" * size)
     finally:
         storages.release(held)
     assert mount.mount_points(paths.base) == []
