@@ -129,6 +129,19 @@ async def test_exec(agent: Agent) -> None:
     await agent.remove(container_id)
 
 
+async def test_addresses_are_randomized_in_containers_though_not_for_crun(agent: Agent) -> None:
+    container_id = next(_ids)
+    script = "cat /proc/self/personality; grep stack /proc/self/maps"
+    await agent.run(container_id, spec("sh", "-c", f"{script}; exec >&-; sleep 1000"))
+    said = [await agent.read_all(container_id)]
+    for exec_id in ("one", "two"):
+        await agent.exec(container_id, exec_id, "sh", "-c", script)
+        said.append(await agent.read_all(container_id, exec_id))
+    assert {one.splitlines()[0] for one in said} == {b"00000000"}
+    assert len({one.splitlines()[1].split()[0] for one in said}) == 3, "the stack is elsewhere each time"
+    await agent.remove(container_id)
+
+
 async def test_twenty_execs_at_once_keep_their_output_apart(agent: Agent) -> None:
     container_id = next(_ids)
     await agent.run(container_id, spec("sleep", "1000"))

@@ -32,6 +32,7 @@ class AgentConfig:
         hotplug_timeout: seconds that what the host plugs in may take to appear.
         debug_console: whether to offer a shell to the host.
         debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
+        emulated: whether the processor is, so that what has been executed before is faster at the same addresses.
         warm_up: whether to go through a container's life before listening, to be saved as a template afterwards.
         unknown: parameters that began with "agent." and mean nothing here.
     """
@@ -42,6 +43,7 @@ class AgentConfig:
     hotplug_timeout: float = 3.0
     debug_console: bool = False
     debug_console_vport: int = 0
+    emulated: bool = False
     warm_up: bool = False
     unknown: tuple[str, ...] = field(default=())
 
@@ -89,6 +91,7 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "agent.server_addr": ("server_addr", str),
     "agent.container_pipe_size": ("container_pipe_size", _parse_size),
     "agent.hotplug_timeout": ("hotplug_timeout", parse_duration),
+    "agent.emulated": ("emulated", lambda text: parse_bool(text or "true")),
     "agent.warm_up": ("warm_up", lambda text: parse_bool(text or "true")),
     "agent.debug_console": ("debug_console", lambda text: parse_bool(text or "true")),
     "agent.debug_console_vport": ("debug_console_vport", _parse_size),

@@ -50,6 +50,8 @@ def finish(
         {"type": "cgroup"},
     ]
     linux["cgroupsPath"] = cgroup
+    # Not crun's own, which may be without randomized addresses (`kata.agent.reaper`).
+    linux["personality"] = linux.get("personality") or {"domain": "LINUX"}
     if root_device:
         linux["resources"] = _deny_device(linux.get("resources") or {}, *root_device)
     edited = {**spec, "linux": linux, "root": {**(spec.get("root") or {}), "path": rootfs}}

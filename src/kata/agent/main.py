@@ -51,7 +51,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
 
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    reaper = Reaper()
+    # An emulator finds what it has translated by its address: at another one it translates all of crun anew.
+    reaper = Reaper(fixed_addresses=settings.emulated)
     reaper.start()
     oom = OomWatcher()
     if owns_machine:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kata.errors import DeadlineExceeded
+from kata.linux import process
 
 # What every program that the agent starts finds in its environment.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -46,9 +47,13 @@ class Reaper:
     """Collects the exits of all children on SIGCHLD and hands each to whoever watches that process.
 
     One per process. `start` before the first child, `stop` at the end, both within the running event loop.
+
+    Args:
+        fixed_addresses: execute programs without randomized addresses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fixed_addresses: bool = False) -> None:
+        self._executing = process.fixed_addresses if fixed_addresses else contextlib.nullcontext
         self._watched: dict[int, asyncio.Future[int]] = {}
         self._early: dict[int, int] = {}
         self._adopting = 0
@@ -125,9 +130,10 @@ class Reaper:
                 actions.append((os.POSIX_SPAWN_OPEN, target, terminal or os.devnull, os.O_RDWR, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, target))
-        pid = os.posix_spawnp(
-            argv[0], list(argv), env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
-        )
+        with self._executing():
+            pid = os.posix_spawnp(
+                argv[0], list(argv), env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+            )
         return pid, self.watch(pid)
 
     async def run(

@@ -113,7 +113,7 @@ def plan_vm(
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
         image=hypervisor.image.resolve(),
-        kernel_params=(*agent_params(config), *hypervisor.kernel_params.split()),
+        kernel_params=(*agent_params(config, accelerator), *hypervisor.kernel_params.split()),
         share_dir=directory / "shared",
         share_fs=hypervisor.shared_fs,
         **_share_helper(hypervisor),
@@ -144,10 +144,12 @@ def as_template(plan: VmPlan) -> VmPlan:
     return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
 
 
-def agent_params(config: Config) -> tuple[str, ...]:
+def agent_params(config: Config, accelerator: str) -> tuple[str, ...]:
     """What the agent learns from the kernel command line."""
     agent = config.agent
     params = [f"agent.server_addr=virtio-serial://{AGENT_CHANNEL}"]
+    if accelerator == "tcg":
+        params.append("agent.emulated")
     if agent.enable_debug:
         params.append("agent.log=debug")
     if agent.debug_console_enabled:

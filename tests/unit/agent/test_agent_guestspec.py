@@ -45,6 +45,11 @@ def test_root_and_cgroup_are_the_guest_s() -> None:
     assert result["linux"]["cgroupsPath"] == "/kata/c"
 
 
+def test_a_personality_is_the_container_s_own() -> None:
+    assert edited({})["linux"]["personality"] == {"domain": "LINUX"}
+    assert edited({"linux": {"personality": {"domain": "LINUX32"}}})["linux"]["personality"] == {"domain": "LINUX32"}
+
+
 def test_the_root_disk_is_denied_last() -> None:
     denied = {"allow": False, "type": "b", "major": 254, "minor": 0, "access": "rwm"}
     assert edited({})["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}, denied]

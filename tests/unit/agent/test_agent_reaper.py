@@ -34,6 +34,18 @@ async def test_exit_codes(reaper: Reaper, script: str, code: int) -> None:
     assert (await reaper.run(sh(script), timeout=10)).status == code
 
 
+@pytest.mark.parametrize(("fixed", "persona"), [(False, "00000000"), (True, "00040000")])
+async def test_programs_have_fixed_addresses_if_that_is_wanted(fixed: bool, persona: str) -> None:
+    reaper = Reaper(fixed_addresses=fixed)
+    reaper.start()
+    try:
+        done = await reaper.run(sh("cat /proc/self/personality"), timeout=10)
+    finally:
+        reaper.stop()
+    assert done.output.strip() == persona
+    assert Path("/proc/self/personality").read_text().strip() == "00000000", "our own is as it was"
+
+
 def test_wait_statuses() -> None:
     assert exit_code(0x0300) == 3
     assert exit_code(9) == 137

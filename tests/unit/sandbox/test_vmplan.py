@@ -95,9 +95,10 @@ class TestMachine:
         assert plan.kernel == tmp_path / "one/vmlinux"
 
     def test_the_agent_is_told_what_to_serve_on(self) -> None:
-        assert "agent.server_addr=virtio-serial://kata.rpc" in agent_params(Config())
+        assert agent_params(Config(), "kvm") == ("agent.server_addr=virtio-serial://kata.rpc",)
+        assert "agent.emulated" in agent_params(Config(), "tcg")
         loud = replace(Config(), agent=replace(Config().agent, enable_debug=True, container_pipe_size=4096))
-        assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud))
+        assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud, "kvm"))
 
 
 @pytest.mark.parametrize(
