@@ -8,9 +8,9 @@ VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
 BENCH ?=
 
-APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc busybox ca-certificates
+APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc ca-certificates
 # gcc makes the program that drives a device in tests/nested.
-APT_TEST := protobuf-compiler cpio iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs
+APT_TEST := protobuf-compiler iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-nested check bench image install uninstall protos docs packages test-packages

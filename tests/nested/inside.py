@@ -177,7 +177,7 @@ def reusable(group: int) -> bool:
 async def vsock() -> None:
     """The agent of a guest over vhost-vsock, as Kata has it: a first call, and as much as a message can carry."""
     for name in ("vhost_iotlb", "vhost", "vhost_vsock"):
-        subprocess.run(["busybox", "insmod", WORK / "vhost" / f"{name}.ko"], check=True)
+        subprocess.run([WORK / "rootfs/bin/busybox", "insmod", WORK / "vhost" / f"{name}.ko"], check=True)
     image = store.find()
     parameters = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check mitigations=off nokaslr tsc=unstable"
     process = subprocess.Popen(

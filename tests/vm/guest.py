@@ -26,6 +26,7 @@ from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
+from kata.testing.images import busybox
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
 
@@ -50,18 +51,7 @@ def missing() -> str:
         store.find()
     except NotFound as error:
         return str(error)
-    return "" if static_busybox() else "a static busybox"
-
-
-def static_busybox() -> bytes:
-    """busybox for containers: the one of the guest image's initrd, as the host's may need shared libraries; or b""."""
-    archive = subprocess.run(
-        ["cpio", "-i", "--quiet", "--to-stdout", "bin/busybox"],
-        input=store.find().initrd.read_bytes(),
-        capture_output=True,
-        check=False,
-    )
-    return archive.stdout
+    return ""
 
 
 class Guest:
@@ -259,7 +249,7 @@ def make_rootfs(share: Path, container_id: str) -> str:
     root = share / container_id / "rootfs"
     for name in ("bin", "etc", "proc", "sys", "dev", "tmp"):
         (root / name).mkdir(parents=True)
-    (root / "bin/busybox").write_bytes(static_busybox())
+    (root / "bin/busybox").write_bytes(busybox())
     (root / "bin/busybox").chmod(0o755)
     for applet in (
         "sh",

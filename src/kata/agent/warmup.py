@@ -1,9 +1,9 @@
 """What an agent does before it is saved in a template: a container's whole life, once, and the memory tidied up.
 
 Machines that go on from the template then find the modules loaded, the programs and libraries of the guest's root in
-memory, and the agent's own code imported and run. The container's root directory is the guest's own. The calls take
-the host's way, through ttrpc, because that code is to be warm as well. What fails is logged and no more: a cold
-template works too.
+memory, and the agent's own code imported and run. The container's root directory is in the shared tree, as those of
+most containers are; without one, the guest's own. The calls take the host's way, through ttrpc, because that code is to
+be warm as well. What fails is logged and no more: a cold template works too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import glob
 import logging
 import mmap
 import os
+import shutil
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kata.agent.container import Machinery
 from kata.agent.sandbox import Sandbox
@@ -32,9 +35,14 @@ from kata.ttrpc.typed import Stub
 _log = logging.getLogger(__name__)
 
 _ID = "warm-up"
-_ROOT = "/run/kata-agent/warm-up"
 _SHARE = "/run/kata-containers/shared/containers/"
 _SHM = "/run/kata-containers/sandbox/shm"
+#: The container's root directory: in the shared tree, or where the guest's own is bound to.
+_SHARED_ROOT, _BOUND_ROOT = f"{_SHARE}warm-up", "/run/kata-agent/warm-up"
+#: What is in the shared one: a program by itself, and one with a loader and a library. This library is a program, too.
+_LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
+_FILES = {"/bin/cat": "/bin/busybox", _LIBC: _LIBC, "/lib64/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2"}
+_DIRECTORIES = ("/dev", "/proc", "/sys")
 #: Seconds; an emulated guest needs three.
 _TIMEOUT = 30.0
 _DROP_CACHES = "/proc/sys/vm/drop_caches"
@@ -67,9 +75,6 @@ def rehearsing(server: Server, sandbox: Sandbox, machinery: Machinery) -> Handle
 async def rehearse(server: Server, sandbox: Sandbox, machinery: Machinery) -> None:
     """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
     machinery.start_ahead()
-    os.makedirs(_ROOT, mode=0o700)
-    # Only the root disk, without what is mounted in it: a container mounts its own.
-    mount.bind("/", _ROOT, 0)
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
     try:
@@ -81,8 +86,6 @@ async def rehearse(server: Server, sandbox: Sandbox, machinery: Machinery) -> No
         await serving
         if sandbox.running:
             await sandbox.destroy()
-        mount.umount(_ROOT)
-        os.rmdir(_ROOT)
     machinery.start_ahead()
 
 
@@ -96,14 +99,19 @@ async def _live(client: Client) -> None:
         pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=["size=65536k"], mount_point=_SHM),
     ]
     await agent.CreateSandbox(pb.CreateSandboxRequest(sandbox_id=_ID, storages=storages))
-    spec = default_spec(["/bin/cat"], rootfs=_ROOT, hostname="")
+    with _root() as root:
+        await _run(agent, root)
+
+
+async def _run(agent: Stub, root: str) -> None:
+    spec = default_spec(["/bin/cat"], rootfs=root, hostname="")
     await agent.CreateContainer(pb.CreateContainerRequest(container_id=_ID, OCI=convert.to_proto(spec)))
     await agent.StartContainer(pb.StartContainerRequest(container_id=_ID))
     await agent.WriteStdin(pb.WriteStreamRequest(container_id=_ID, data=b"warm\n"))
     await agent.ReadStdout(pb.ReadStreamRequest(container_id=_ID, len=1 << 20))
     await agent.StatsContainer(pb.StatsContainerRequest(container_id=_ID))
 
-    process = convert.process_to_proto({**spec["process"], "args": ["/bin/echo", "warm"], "terminal": True})
+    process = convert.process_to_proto({**spec["process"], "args": [_LIBC], "terminal": True})
     await agent.ExecProcess(pb.ExecProcessRequest(container_id=_ID, exec_id="exec", process=process))
     await agent.TtyWinResize(pb.TtyWinResizeRequest(container_id=_ID, exec_id="exec", row=24, column=80))
     while (await agent.ReadStdout(pb.ReadStreamRequest(container_id=_ID, exec_id="exec", len=1 << 20))).data:
@@ -113,6 +121,29 @@ async def _live(client: Client) -> None:
     await agent.SignalProcess(pb.SignalProcessRequest(container_id=_ID, signal=signal.SIGKILL))
     await agent.WaitProcess(pb.WaitProcessRequest(container_id=_ID))
     await agent.RemoveContainer(pb.RemoveContainerRequest(container_id=_ID))
+
+
+@contextmanager
+def _root() -> Iterator[str]:
+    """A container's root directory."""
+    if os.path.ismount(_SHARE):
+        try:
+            for directory in (*_DIRECTORIES, *map(os.path.dirname, _FILES)):
+                os.makedirs(_SHARED_ROOT + directory, exist_ok=True)
+            for path, source in _FILES.items():
+                shutil.copy(source, _SHARED_ROOT + path)
+            yield _SHARED_ROOT
+        finally:
+            shutil.rmtree(_SHARED_ROOT)
+    else:
+        os.makedirs(_BOUND_ROOT, mode=0o700)
+        # Only the root disk, without what is mounted in it: a container mounts its own.
+        mount.bind("/", _BOUND_ROOT, 0)
+        try:
+            yield _BOUND_ROOT
+        finally:
+            mount.umount(_BOUND_ROOT)
+            os.rmdir(_BOUND_ROOT)
 
 
 def _shared_tree() -> list[pb.Storage]:

@@ -1,7 +1,7 @@
-"""Write a cpio archive in the newc format, as the Linux kernel reads it for an initramfs.
+"""cpio archives in the newc format, as the Linux kernel reads it for an initramfs.
 
 Bytes out, no files read: the same entries give the same bytes (inode numbers count up, times are zero, root owns all).
-Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel. Reading archives is no goal.
+Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel. Archives of others are not read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kata.errors import NotFound
+
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
+#: Of a header: the magic number, then 13 fields of 8 hexadecimal digits each.
+_HEADER, _SIZE_FIELD, _NAME_FIELD = 110, 6, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,25 @@ def archive(entries: Iterable[Entry]) -> bytes:
     parts = [_record(entry, inode) for inode, entry in enumerate(entries, start=1)]
     parts.append(_record(Entry(_TRAILER, 0), 0))
     return b"".join(parts)
+
+
+def content(of: bytes, path: str) -> bytes:
+    """A file's content in an archive that `archive` has made.
+
+    Raises:
+        NotFound: it has no such file.
+    """
+    position = 0
+    while position < len(of):
+        size, name_size = (
+            int(of[position + 6 + 8 * field : position + 14 + 8 * field], 16) for field in (_SIZE_FIELD, _NAME_FIELD)
+        )
+        name_end = position + _HEADER + name_size
+        start = -(-name_end // 4) * 4
+        if of[position + _HEADER : name_end] == path.encode() + b"\0":
+            return of[start : start + size]
+        position = -(-(start + size) // 4) * 4
+    raise NotFound(f"the archive has no {path}")
 
 
 def _record(entry: Entry, inode: int) -> bytes:

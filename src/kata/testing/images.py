@@ -1,4 +1,4 @@
-"""Small images without a registry: the host's busybox as an OCI archive that containerd and `kata run` take."""
+"""Small images without a registry: busybox as an OCI archive that containerd and `kata run` take."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
-from kata.errors import FailedPrecondition, Internal
 from kata.images.archive import ARCHITECTURE, OS
 from kata.images.model import ImageConfig
+from kata.osbuilder import cpio, store
 
 BUSYBOX = "docker.io/library/busybox:latest"
 
@@ -36,31 +35,27 @@ def busybox_archive(out: Path, name: str = BUSYBOX, command: tuple[str, ...] = (
         shutil.rmtree(rootfs)
 
 
-def busybox_rootfs(directory: Path) -> None:
-    """Fill a directory with the host's busybox, its shared libraries and a link for each applet.
+def busybox() -> bytes:
+    """The program: the guest image's own, which is linked statically as that of the official image is.
 
     Raises:
-        FailedPrecondition: there is no busybox on the host.
+        NotFound: no guest image has been built.
     """
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise FailedPrecondition("busybox is not installed", hint="apt-get install busybox")
+    return cpio.content(store.find().initrd.read_bytes(), "bin/busybox")
+
+
+def busybox_rootfs(directory: Path) -> None:
+    """Fill a directory with busybox and a link for each applet. Raises as of `busybox`."""
     for name in ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "tmp").chmod(0o1777)
     (directory / "etc/passwd").write_text(_PASSWD)
     (directory / "etc/group").write_text(_GROUP)
     target = directory / "bin/busybox"
-    shutil.copyfile(busybox, target)
+    target.write_bytes(busybox())
     target.chmod(0o755)
-    for library in _libraries(busybox):
-        copy = directory / library.relative_to("/")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(library, copy)
-        copy.chmod(0o755)
-    for applet in _output(busybox, "--list").split():
-        if applet != "busybox":
-            os.link(target, directory / "bin" / applet)
+    for applet in _applets(target):
+        os.link(target, directory / "bin" / applet)
 
 
 def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -> Path:
@@ -140,17 +135,6 @@ def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _libraries(program: str) -> list[Path]:
-    """The shared libraries of a program and its loader; none if it is linked statically."""
-    try:
-        listing = _output("ldd", program)
-    except Internal:
-        return []
-    return [Path(path) for path in re.findall(r"(/\S+) \(0x", listing)]
-
-
-def _output(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if result.returncode != 0:
-        raise Internal(f"{' '.join(command)} ended with status {result.returncode}: {result.stderr.strip()[:200]}")
-    return result.stdout
+def _applets(program: Path) -> list[str]:
+    done = subprocess.run([program, "--list"], capture_output=True, text=True, timeout=30, check=True)
+    return [applet for applet in done.stdout.split() if applet != program.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX
+from kata.testing.images import BUSYBOX, busybox
 from kata.testing.leaks import TEST_PREFIX
 
 pytestmark = pytest.mark.containerd
@@ -25,9 +24,7 @@ PATIENCE_S = 30.0
 
 
 def written() -> bytes:
-    busybox = shutil.which("busybox")
-    assert busybox is not None
-    return Path(busybox).read_bytes() * COPIES
+    return busybox() * COPIES
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import stat
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kata.errors import NotFound
 from kata.osbuilder import cpio
 
 FIELDS = (
@@ -50,6 +52,14 @@ def test_a_tree_of_all_kinds() -> None:
     assert records["init"] == (records["init"][0] | {"mode": stat.S_IFREG | 0o755}, b"#!/bin/sh\n")
     assert stat.S_ISLNK(records["sh"][0]["mode"])
     assert records["sh"][1] == b"busybox"
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=5))
+def test_a_file_is_read_back(contents: list[bytes]) -> None:
+    archive = cpio.archive([cpio.file(f"name{number}", data) for number, data in enumerate(contents)])
+    assert [cpio.content(archive, f"name{number}") for number in range(len(contents))] == contents
+    with pytest.raises(NotFound, match="no name"):
+        cpio.content(archive, "name")
 
 
 def test_the_first_header_byte_for_byte() -> None:
