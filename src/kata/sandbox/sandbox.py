@@ -187,16 +187,20 @@ class Sandbox(Lifecycle):
         self._monitor = asyncio.create_task(self._watch_agent(vm, self._agent), name=f"monitor of {self.what}")
         self._devices.begin(vm, self._agent)
         self.pid = vm.pid
-        with self._timings.phase("cgroup"):
-            await resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib))
-        if self._network:
-            with self._timings.phase("network"):
-                await self._network.fit(vm, self._agent, interfaces)
-                await self._network.forward(self._agent)
-                self._network.follow(vm, self._agent)
-        self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
-        with self._timings.phase("sandbox"):
-            await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        # The guest does not need the group yet, and a machine from standby has left no time to move to it.
+        grouping = asyncio.create_task(resources.begin(vm, self._agent, Size(vm_plan.vcpus, vm_plan.memory_mib)))
+        try:
+            if self._network:
+                with self._timings.phase("network"):
+                    await self._network.fit(vm, self._agent, interfaces)
+                    await self._network.forward(self._agent)
+                    self._network.follow(vm, self._agent)
+            self._share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
+            with self._timings.phase("sandbox"):
+                await self._agent.create_sandbox(plan.create_sandbox_request(self.id, bundle.spec, self._config))
+        finally:
+            with self._timings.phase("cgroup"):
+                await grouping
         self._management = Management(self._ledger.directory, self._agent, self._devices.volumes)
         await self._management.serve()
         self._timings.write()
