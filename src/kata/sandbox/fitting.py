@@ -48,6 +48,7 @@ class SandboxResources:
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._entering: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._shrinking: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
@@ -75,15 +76,17 @@ class SandboxResources:
         return self._size
 
     async def end(self) -> None:
-        """Change nothing any more."""
+        """Change nothing any more; this process begins to move out of the control group."""
         for task in self._shrinking:
             task.cancel()
         if self._entering is not None:
             await asyncio.wait({self._entering})
+        self._leaving = asyncio.create_task(asyncio.to_thread(self._group.leave))
 
-    def leave(self) -> None:
-        """Move this process out of the control group, which nothing else is in any more."""
-        self._group.leave()
+    async def left(self) -> None:
+        """Wait until it is out, so that the group can be removed when nothing else is in it either."""
+        if self._leaving is not None:
+            await self._leaving
 
     @asynccontextmanager
     async def admit(self, container_id: str, spec: Spec) -> AsyncIterator[None]:

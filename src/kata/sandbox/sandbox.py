@@ -462,7 +462,7 @@ class Sandbox(Lifecycle):
             await self._agent.close()
             self._agent = None
         if self._resources is not None:
-            self._resources.leave()
+            await self._resources.left()
         problems = self._ledger.release()
         for problem in problems:
             log.warning("%s could not give back: %s", self.what, problem)
