@@ -277,10 +277,15 @@ async def test_a_changed_template_is_reported_and_made_anew(
     assert keys(root) == [key]
 
 
-async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config) -> None:
+@pytest.mark.parametrize("shared_fs", ["virtio-9p", "virtio-fs"])
+async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config, shared_fs: str) -> None:
+    config = replace(config, hypervisor=replace(config.hypervisor, shared_fs=shared_fs))
     async with started(config, "practice") as one:
         await one.agent.rehearse()
         await one.agent.rehearse()
+        assert "warm-up" not in one.machine.console_tail(100), "where the agent says what went wrong"
+        assert one.plan.share_dir is not None
+        assert not list(one.plan.share_dir.iterdir())
         await one.agent.create_sandbox(create_sandbox_request("practice", {}, config))
         with pytest.raises(FailedPrecondition, match="sandbox practice is running already"):
             await one.agent.rehearse()
