@@ -36,7 +36,7 @@ def busybox_archive(out: Path, name: str = BUSYBOX, command: tuple[str, ...] = (
 
 
 def busybox() -> bytes:
-    """The program: the guest image's own, which is linked statically as that of the official image is.
+    """The program: the guest image's own, which needs no libraries beside it.
 
     Raises:
         NotFound: no guest image has been built.
