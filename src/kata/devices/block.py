@@ -41,6 +41,8 @@ class Attached:
 
 @dataclass
 class _Plugged:
+    """A disk that the machine has."""
+
     id: str
     address: str
     read_only: bool

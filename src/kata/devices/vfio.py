@@ -174,6 +174,8 @@ def _device(device: HostDevice) -> VfioDevice:
 
 @dataclass
 class _Plugged:
+    """A group that the machine has."""
+
     options: tuple[str, ...] = ()
     cold: bool = False
     devices: list[str] = field(default_factory=list)

@@ -172,8 +172,9 @@ def _become_daemon(settings: Settings, listener: _socket.socket, ledger: Ledger)
             # containerd waits until nobody has its pipe open any more.
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
-        from kata.shim.lean import leave_out_openssl
+        from kata.shim.lean import leave_out_inspect, leave_out_openssl
 
+        leave_out_inspect()
         leave_out_openssl()
         from kata.shim.early import run
 

@@ -12,14 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-from kata.config.loader import load
-from kata.oci.default import default_spec
-from kata.sandbox.headstart import head_start
-from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import STATE_ROOT, claim
+from kata.shim.lean import leave_out_inspect, leave_out_openssl, leave_out_pure_protobuf, load_asyncio
 
 
 def main() -> None:
+    leave_out_inspect()
+    leave_out_openssl()
+    from kata.config.loader import load
+    from kata.oci.default import default_spec
+    from kata.sandbox.headstart import head_start
+    from kata.sandbox.isolation import enter_mount_namespace
+    from kata.sandbox.ledger import STATE_ROOT, claim
+
     sandbox_id = f"bench-{os.urandom(4).hex()}"
     ledger = claim(f"{STATE_ROOT}/{sandbox_id}")
     enter_mount_namespace(ledger.directory)
@@ -28,6 +32,8 @@ def main() -> None:
     config = load(Path(sys.argv[1])).config
     ahead = head_start(sandbox_id, ledger.directory, config, ledger)
 
+    load_asyncio()
+    leave_out_pure_protobuf()
     import asyncio
 
     from kata.oci.spec import load_bundle

@@ -53,3 +53,43 @@ print(hasattr(sys.modules["google.protobuf.internal.python_message"], "Generated
 def test_messages_work_without_protobuf_in_python() -> None:
     done = subprocess.run([sys.executable, "-c", _MESSAGES], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+_INSPECT = """
+import asyncio, functools, sys
+from kata.shim.lean import leave_out_inspect
+real = sys.modules.pop("inspect")
+leave_out_inspect()
+import inspect
+class Thing:
+    async def method(self): pass
+    def plain(self): pass
+    def __await__(self): yield
+@functools.wraps(Thing.method)
+def wrapper(): pass
+awaited = Thing().method()
+cases = [wrapper, functools.partial(Thing.method), Thing, Thing.method, Thing().method, Thing().plain, Thing()]
+cases += [awaited, len, None, print, 5]
+for name in ("isawaitable", "iscoroutinefunction", "isfunction", "unwrap"):
+    for case in cases:
+        assert getattr(inspect, name)(case) == getattr(real, name)(case), (name, case)
+awaited.close()
+assert sys.modules["inspect"] is inspect, "neither of the two loads it"
+assert inspect.signature(Thing.plain).parameters["self"].name == "self"
+print(sys.modules["inspect"] is inspect)
+"""
+
+
+def test_what_asyncio_asks_of_inspect_is_answered_alike_and_all_else_loads_it() -> None:
+    done = subprocess.run([sys.executable, "-c", _INSPECT], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_shim_loads_no_inspect() -> None:
+    program = (
+        "from kata.shim.lean import leave_out_inspect; leave_out_inspect()\n"
+        "import sys, kata.shim.early, kata.shim.daemon, kata.sandbox.machine, kata.sandbox.network, qemu.qmp\n"
+        "print(type(sys.modules['inspect']).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "_Inspect"
