@@ -35,6 +35,10 @@ SHARED = "/run/kata-containers/shared/containers"
 _BOOT_TIMEOUT = 90.0
 # A boot takes seconds, an answer milliseconds; with tests beside it, longer.
 _ANSWER_TIMEOUT = 20.0
+_APPLETS = (
+    *("sh", "echo", "cat", "sleep", "true", "false", "ls", "id", "stty", "head"),
+    *("dd", "hostname", "env", "grep"),
+)
 _PARAMETERS = (
     "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check noreplace-smp 8250.nr_uarts=1 "
     "agent.server_addr=virtio-serial://kata.rpc agent.log=debug agent.emulated"
@@ -251,22 +255,7 @@ def make_rootfs(share: Path, container_id: str) -> str:
         (root / name).mkdir(parents=True)
     (root / "bin/busybox").write_bytes(busybox())
     (root / "bin/busybox").chmod(0o755)
-    for applet in (
-        "sh",
-        "echo",
-        "cat",
-        "sleep",
-        "true",
-        "false",
-        "ls",
-        "id",
-        "stty",
-        "head",
-        "dd",
-        "hostname",
-        "env",
-        "grep",
-    ):
+    for applet in _APPLETS:
         (root / "bin" / applet).symlink_to("busybox")
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
     return f"{SHARED}/{container_id}/rootfs"

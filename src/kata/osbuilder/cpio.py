@@ -58,21 +58,21 @@ def archive(entries: Iterable[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def content(of: bytes, path: str) -> bytes:
+def content(data: bytes, path: str) -> bytes:
     """A file's content in an archive that `archive` has made.
 
     Raises:
         NotFound: it has no such file.
     """
     position = 0
-    while position < len(of):
+    while position < len(data):
         size, name_size = (
-            int(of[position + 6 + 8 * field : position + 14 + 8 * field], 16) for field in (_SIZE_FIELD, _NAME_FIELD)
+            int(data[position + 6 + 8 * field : position + 14 + 8 * field], 16) for field in (_SIZE_FIELD, _NAME_FIELD)
         )
         name_end = position + _HEADER + name_size
         start = -(-name_end // 4) * 4
-        if of[position + _HEADER : name_end] == path.encode() + b"\0":
-            return of[start : start + size]
+        if data[position + _HEADER : name_end] == path.encode() + b"\0":
+            return data[start : start + size]
         position = -(-(start + size) // 4) * 4
     raise NotFound(f"the archive has no {path}")
 

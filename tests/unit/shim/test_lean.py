@@ -76,6 +76,7 @@ for name in ("isawaitable", "iscoroutinefunction", "isfunction", "unwrap"):
 awaited.close()
 assert sys.modules["inspect"] is inspect, "neither of the two loads it"
 assert inspect.signature(Thing.plain).parameters["self"].name == "self"
+assert inspect.Parameter is inspect.Parameter, "once"
 print(sys.modules["inspect"] is inspect)
 """
 
