@@ -19,15 +19,15 @@ help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
-	$(VENV)/bin/python -m kata.testing.demo
+	$(VENV)/bin/python -m tools.demo
 
 test: $(VENV)/ready test-packages image ## Run all checks and tests
 	$(MAKE) check
 	$(VENV)/bin/pytest
 
 check: $(VENV)/ready ## Format, lint, types, layers
-	$(VENV)/bin/ruff format --check src tests
-	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
@@ -35,7 +35,7 @@ test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emul
 	$(VENV)/bin/pytest -rA tests/nested
 
 bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, side by side
-	$(VENV)/bin/python -m kata.testing.bench $(BENCH)
+	$(VENV)/bin/python -m benchmarks $(BENCH)
 
 image: $(VENV)/ready ## Build the guest image if its inputs have changed
 	$(VENV)/bin/kata image build
@@ -54,7 +54,7 @@ uninstall: ## Remove what `make install` has put there, the guest images include
 	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata /var/cache/kata-test
 
 protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
-	$(VENV)/bin/python -m kata.protocols.generate
+	$(VENV)/bin/python -m tools.generate_protocols
 
 # dpkg is asked first: a machine that has everything needs no network for this.
 packages:

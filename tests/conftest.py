@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from kata.config.loader import load
+from kata.runtime.config.loader import load
 
 
 def _missing(marker: str) -> str | None:

@@ -13,9 +13,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kata.protocols.containerd import events_pb2, events_service_pb2
-from kata.testing.containerd import PrivateContainerd
 from kata.ttrpc import Client, Code, MessageTooLarge, StatusError, frames
 from kata.ttrpc.typed import Stub
+from tests.support.containerd import PrivateContainerd
 
 pytestmark = pytest.mark.containerd
 

@@ -19,16 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kata.config.settings import Config
-from kata.devices.binding import driver_of, override_of
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2
-from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import STATE_ROOT, claim
-from kata.sandbox.sandbox import ContainerRequest, Sandbox
-from kata.sandbox.stdio import FdSink, Stdio
+from kata.runtime.config.settings import Config
+from kata.runtime.devices.binding import driver_of, override_of
+from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.ledger.journal import STATE_ROOT, claim
+from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.stdio import FdSink, Stdio
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
 

@@ -16,7 +16,7 @@ import pytest
 
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.packages import PackageCache
-from kata.testing.images import busybox_rootfs
+from tests.support.images import busybox_rootfs
 
 from . import level1
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from vm.guest import Agent, Guest
+from tests.vm.guest import Agent, Guest
 
 
 @pytest.fixture

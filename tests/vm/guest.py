@@ -26,9 +26,9 @@ from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
-from kata.testing.images import busybox
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
+from tests.support.images import busybox
 
 SHARED = "/run/kata-containers/shared/containers"
 

@@ -9,7 +9,7 @@ import pytest
 
 from kata.protocols import agent_pb2 as pb
 from kata.ttrpc import StatusError
-from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
+from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 

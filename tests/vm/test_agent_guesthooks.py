@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vm.guest import SHARED, Guest, container_spec, make_rootfs, missing
+from tests.vm.guest import SHARED, Guest, container_spec, make_rootfs, missing
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 

@@ -14,7 +14,7 @@ from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
 from kata.ttrpc import StatusError
-from vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
+from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 

@@ -13,24 +13,24 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from kata.config.loader import load
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, KataError, NotFound, ResourceExhausted
-from kata.guest.agent import AgentClient
-from kata.hypervisor.devices import BlockDevice
-from kata.hypervisor.qemu.machine import QemuMachine
 from kata.linux import mount
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.protocols import agent_pb2
-from kata.sandbox.ledger import PROCESS, STATE_ROOT, claim
-from kata.sandbox.machine import bring_up
-from kata.sandbox.plan import create_sandbox_request
-from kata.sandbox.timings import Timings
-from kata.sandbox.vmplan import plan_vm
-from kata.storage.share import GUEST_SHARED
-from kata.testing import leaks
-from kata.testing.descriptors import open_files
-from kata.testing.images import busybox_rootfs
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.config.loader import load
+from kata.runtime.hypervisor.devices import BlockDevice
+from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.launch.bring_up import bring_up
+from kata.runtime.launch.timings import Timings
+from kata.runtime.launch.vm_plan import plan_vm
+from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, claim
+from kata.runtime.sandbox.requests import create_sandbox_request
+from kata.runtime.storage.shared_tree import GUEST_SHARED
+from tests.support import leaks
+from tests.support.descriptors import open_files
+from tests.support.images import busybox_rootfs
 
 pytestmark = [
     pytest.mark.vm,

@@ -22,16 +22,16 @@ from typing import Any
 import pytest
 
 from kata.errors import FailedPrecondition, KataError, VmLaunchError
-from kata.hypervisor import trial
-from kata.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
-from kata.hypervisor.console import DEFAULT_LIMIT
-from kata.hypervisor.qemu.machine import QemuMachine
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2
-from kata.storage.share import GUEST_SHARED
-from kata.testing.descriptors import open_files
+from kata.runtime.hypervisor import trial_boot
+from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
+from kata.runtime.hypervisor.console import DEFAULT_LIMIT
+from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.storage.shared_tree import GUEST_SHARED
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
+from tests.support.descriptors import open_files
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -325,8 +325,8 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     program = f"""
         import asyncio
         from pathlib import Path
-        from kata.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
-        from kata.hypervisor.qemu.machine import QemuMachine
+        from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
+        from kata.runtime.hypervisor.qemu.machine import QemuMachine
 
         async def main():
             kernel = Path({str(kernel)!r})
@@ -354,7 +354,7 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("says", "then", "verdict"),
     [
-        (trial.PROBE_ANSWER, RESET, None),
+        (trial_boot.PROBE_ANSWER, RESET, None),
         ("I am stuck\n", HANG, "did not finish a boot under tcg within 1 s, its last line: I am stuck"),
         ("", HANG, "did not finish a boot under tcg within 1 s, it said nothing"),
         ("panic\n", RESET, "the guest kernel died under tcg (qemu status 0), its last line: panic"),
@@ -363,7 +363,7 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
 async def test_trial_boots(tmp_path: Path, says: str, then: bytes, verdict: str | None) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(tiny_kernel(says, then))
-    outcome = await trial.probe("tcg", qemu=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
+    outcome = await trial_boot.probe("tcg", qemu=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
     assert outcome == verdict if verdict is None else verdict in (outcome or "")
 
 
@@ -376,7 +376,7 @@ def image() -> store.GuestImage:
 
 
 async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
-    outcome = await trial.probe("tcg", qemu=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
+    outcome = await trial_boot.probe("tcg", qemu=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
     assert outcome is None
 
 

@@ -21,7 +21,7 @@ from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, store
 from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
 from kata.osbuilder.store import GuestImage
-from kata.testing.waiting import eventually
+from tests.support.waiting import eventually
 
 QEMU = shutil.which("qemu-system-x86_64")
 

@@ -23,15 +23,15 @@ import pytest
 
 from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
-from kata.images.model import ImageConfig
-from kata.network.cni import CONFIGURATIONS
-from kata.sandbox.ledger import MARKER, STATE_ROOT
-from kata.testing import leaks
-from kata.testing.cni import PLUGINS, Bridge
-from kata.testing.images import busybox_rootfs, write_oci_archive
-from kata.testing.mounts import in_mount_namespace
-from kata.testing.terminal import on_a_terminal
-from kata.testing.waiting import eventually
+from kata.runtime.images.model import ImageConfig
+from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+from kata.runtime.network.cni import CONFIGURATIONS
+from tests.support import leaks
+from tests.support.cni import PLUGINS, Bridge
+from tests.support.images import busybox_rootfs, write_oci_archive
+from tests.support.mounts import in_mount_namespace
+from tests.support.terminal import on_a_terminal
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 

@@ -22,25 +22,25 @@ from typing import Any
 import pytest
 
 from kata.cli import gc
-from kata.config.loader import load
-from kata.config.settings import Config
 from kata.errors import FailedPrecondition, ResourceExhausted
-from kata.guest.agent import AgentClient
-from kata.hypervisor import template, template_build, template_store
-from kata.hypervisor.base import VirtualMachine, VmPlan
 from kata.linux import mount
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.protocols import agent_pb2
-from kata.sandbox.ledger import PROCESS, STATE_ROOT, Ledger, claim
-from kata.sandbox.machine import bring_up, ensure_template, settle_clock
-from kata.sandbox.plan import create_sandbox_request
-from kata.sandbox.timings import Timings
-from kata.sandbox.vmplan import plan_vm
-from kata.storage.share import GUEST_SHARED
-from kata.testing import leaks
-from kata.testing.images import busybox_rootfs
-from kata.testing.waiting import eventually
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.config.loader import load
+from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.hypervisor.template import build, store, template
+from kata.runtime.launch.bring_up import bring_up, ensure_template, settle_clock
+from kata.runtime.launch.timings import Timings
+from kata.runtime.launch.vm_plan import plan_vm
+from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, Ledger, claim
+from kata.runtime.sandbox.requests import create_sandbox_request
+from kata.runtime.storage.shared_tree import GUEST_SHARED
+from tests.support import leaks
+from tests.support.images import busybox_rootfs
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
@@ -139,7 +139,7 @@ async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> N
 
 async def test_a_template_is_small_and_private(config: Config, root: Path) -> None:
     async with started(config, "small"):
-        [found] = template_store.list_templates(root)
+        [found] = store.list_templates(root)
     assert (found.machine["memory_mib"], found.machine["vcpus"]) == (MEMORY_MIB, 1)
     assert found.size < 100_000_000
     assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
@@ -294,7 +294,7 @@ async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config, shar
 async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:
     async with started(config, "inuse") as one:
         for key in keys(root):
-            template_store.discard(root, key)
+            store.discard(root, key)
         await one.agent.create_sandbox(create_sandbox_request("inuse", {}, config))
     assert keys(root) == []
 
@@ -341,7 +341,7 @@ async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         try:
             with pytest.raises(ResourceExhausted, match="a template may need"):
                 await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
-            monkeypatch.setattr(template_build, "_ROOM", 0)
+            monkeypatch.setattr(build, "_ROOM", 0)
             with pytest.raises(ResourceExhausted, match="no space left on device"):
                 await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
             assert keys(directory) == []
@@ -370,7 +370,7 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         gc.release(name)
     assert not [path for path in Path(STATE_ROOT).glob("factory-*") if path.name in left]
     assert keys(tmp_path / "templates") == []
-    assert not list((tmp_path / "templates").glob(f"{template_store.BUILDING}*"))
+    assert not list((tmp_path / "templates").glob(f"{store.BUILDING}*"))
 
 
 def machines_of(parent: int) -> list[int]:

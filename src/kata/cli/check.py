@@ -13,11 +13,11 @@ from typing import Any
 
 from kata.cli import gc, host
 from kata.cli.render import printable
-from kata.config.loader import load
-from kata.config.settings import Config
 from kata.errors import KataError
 from kata.osbuilder import store
-from kata.sandbox.ledger import STATE_ROOT
+from kata.runtime.config.loader import load
+from kata.runtime.config.settings import Config
+from kata.runtime.ledger.journal import STATE_ROOT
 
 SHIM = "containerd-shim-kata-v2"
 #: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.
@@ -110,7 +110,7 @@ def guest_image(config: Config) -> Row:
 def accelerator(config: Config) -> Row:
     import asyncio
 
-    from kata.hypervisor import accel
+    from kata.runtime.hypervisor import accel
 
     try:
         chosen = asyncio.run(accel.choose_for(config.hypervisor))
@@ -131,7 +131,7 @@ def namespaces(_config: Config) -> Row:
     pid = os.fork()
     if pid == 0:
         try:
-            from kata.sandbox.isolation import enter_mount_namespace
+            from kata.runtime.launch.mount_namespace import enter_mount_namespace
 
             enter_mount_namespace(STATE_ROOT)
             os._exit(0)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kata.cli.render import ExitCode
-from kata.storage import direct
+from kata.runtime.storage import direct_volume
 
 app = typer.Typer(help="Volumes on disks that the guest mounts, and the host does not.", no_args_is_help=True)
 
@@ -30,23 +30,23 @@ def add(
     ],
 ) -> int:
     """Record that a volume is on a disk."""
-    direct.add(volume_path, mount_info)
+    direct_volume.add(volume_path, mount_info)
     return ExitCode.OK
 
 
 @app.command()
 def remove(volume_path: VolumePath) -> int:
     """Remove the record. Containers that have the volume keep it."""
-    direct.remove(volume_path)
+    direct_volume.remove(volume_path)
     return ExitCode.OK
 
 
 @app.command()
 def stats(volume_path: VolumePath) -> int:
     """Print how full a volume is that a sandbox has, as JSON."""
-    from kata.cli import volumes
+    from kata.cli import volume_calls
 
-    print(json.dumps(volumes.stats(volume_path)))
+    print(json.dumps(volume_calls.stats(volume_path)))
     return ExitCode.OK
 
 
@@ -56,7 +56,7 @@ def resize(
     size: Annotated[int, typer.Option("--size", metavar="BYTES", help="What the volume's disk has now.", min=1)],
 ) -> int:
     """Let a volume that a sandbox has take all of its disk, which has grown. An image file is made that long."""
-    from kata.cli import volumes
+    from kata.cli import volume_calls
 
-    volumes.resize(volume_path, size)
+    volume_calls.resize(volume_path, size)
     return ExitCode.OK

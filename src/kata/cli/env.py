@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kata.cli import host
-from kata.config.loader import load
 from kata.errors import KataError
-from kata.hypervisor import accel
 from kata.oci.state import OCI_VERSION
 from kata.osbuilder import store
-from kata.sandbox.status import Status, read_all
+from kata.runtime.config.loader import load
+from kata.runtime.hypervisor import accel
+from kata.runtime.resources.status import Status, read_all
 from kata.version import VERSION
 
 #: Of this output's format. Kata's own is at 1.0.27 and has fields that mean nothing here.

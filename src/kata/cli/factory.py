@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kata.cli.render import say
-from kata.config.loader import load
-from kata.config.settings import Config
 from kata.errors import FailedPrecondition, PermissionDenied
+from kata.runtime.config.loader import load
+from kata.runtime.config.settings import Config
 
 app = typer.Typer(help="Templates that virtual machines start from.", no_args_is_help=True)
 
@@ -44,10 +44,10 @@ def init(config: ConfigFile = None) -> None:
 
 
 async def _init(config: Config) -> tuple[str, int]:
-    from kata.hypervisor import accel
-    from kata.sandbox.ledger import PROCESS, STATE_ROOT, claim
-    from kata.sandbox.machine import ensure_template
-    from kata.sandbox.vmplan import plan_vm
+    from kata.runtime.hypervisor import accel
+    from kata.runtime.launch.bring_up import ensure_template
+    from kata.runtime.launch.vm_plan import plan_vm
+    from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, claim
 
     accelerator = await accel.choose_for(config.hypervisor)
     ledger = claim(f"{STATE_ROOT}/factory-{secrets.token_hex(6)}")
@@ -86,7 +86,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
 ) -> None:
     """Show the templates, the most recently used first."""
-    from kata.hypervisor.template_store import list_templates
+    from kata.runtime.hypervisor.template.store import list_templates
 
     factory = _load(config).factory
     listed = list_templates(factory.template_path)
@@ -138,10 +138,10 @@ def destroy(config: ConfigFile = None) -> None:
 
 
 async def _destroy(root: Path) -> list[str]:
-    from kata.hypervisor import template_store
+    from kata.runtime.hypervisor.template import store
 
-    async with template_store.locked(root, _LOCK_TIMEOUT_S):
-        return template_store.destroy(root)
+    async with store.locked(root, _LOCK_TIMEOUT_S):
+        return store.destroy(root)
 
 
 def _load(path: Path | None) -> Config:

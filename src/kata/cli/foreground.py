@@ -18,14 +18,14 @@ from kata.cli.render import ExitCode, command_exit_code, report, say, signalled
 from kata.cli.request import RunRequest
 from kata.cli.signals import ENDING, Signals, ignore
 from kata.cli.streams import HostSink, HostSource
-from kata.config.settings import Config
 from kata.errors import KataError, Unavailable
 from kata.oci.spec import Bundle
-from kata.sandbox.container import Container
-from kata.sandbox.ledger import Ledger
-from kata.sandbox.process import KILLED
-from kata.sandbox.sandbox import ContainerRequest, Sandbox
-from kata.sandbox.stdio import Stdio
+from kata.runtime.config.settings import Config
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.process import KILLED
+from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.stdio import Stdio
 
 #: So many of these, and the user means it.
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from kata.oci.ids import validate_id
-from kata.sandbox.ledger import STATE_ROOT, TREE, Ledger, Locked
+from kata.runtime.ledger.journal import STATE_ROOT, TREE, Ledger, Locked
 
 #: Where `kata run` unpacks images, one directory a sandbox.
 RUN_ROOT = Path("/var/lib/kata/run")

@@ -23,7 +23,7 @@ _MAXIMUM = 3 << 20
 @app.command()
 def get(sandbox_id: SandboxId, v6: Version6 = False) -> int:
     """Print all tables, as iptables-save does."""
-    from kata.cli.manage import ask
+    from kata.cli.management_client import ask
     from kata.protocols import agent_pb2
 
     answer = ask(sandbox_id, "PacketFilter", "GetIPTables", agent_pb2.GetIPTablesRequest(is_ipv6=v6))
@@ -38,7 +38,7 @@ def set_(
     v6: Version6 = False,
 ) -> int:
     """Replace the tables that a file has, as iptables-restore does."""
-    from kata.cli.manage import ask
+    from kata.cli.management_client import ask
     from kata.protocols import agent_pb2
 
     rules = _read(file)

@@ -10,9 +10,9 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, NotFound
 from kata.linux.namespaces import new_network
-from kata.network import cni
 from kata.oci.spec import Spec
-from kata.sandbox.ledger import CNI, Ledger
+from kata.runtime.ledger.journal import CNI, Ledger
+from kata.runtime.network import cni
 
 #: What there is without a configuration.
 BUILT_IN = "bridge"

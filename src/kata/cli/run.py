@@ -22,18 +22,18 @@ from kata.cli.network import join_network
 from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
 from kata.cli.signals import Interrupted, Signals, ignore
-from kata.config.loader import load
-from kata.config.settings import Config
 from kata.errors import InvalidArgument, NotFound, PermissionDenied
-from kata.images.archive import open_archive
-from kata.images.model import ImageConfig
-from kata.images.unpack import unpack
-from kata.images.user import User, resolve_user
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import Bundle, Spec
-from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import STATE_ROOT, TREE, Ledger, claim, remove_tree
-from kata.storage.share import plan_container
+from kata.runtime.config.loader import load
+from kata.runtime.config.settings import Config
+from kata.runtime.images.archive import open_archive
+from kata.runtime.images.model import ImageConfig
+from kata.runtime.images.unpack import unpack
+from kata.runtime.images.user import User, resolve_user
+from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.ledger.journal import STATE_ROOT, TREE, Ledger, claim, remove_tree
+from kata.runtime.storage.shared_tree import plan_container
 
 
 def run(request: RunRequest) -> int:

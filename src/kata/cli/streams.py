@@ -15,7 +15,7 @@ import socket
 import stat
 from collections.abc import Callable
 
-from kata.sandbox.stdio import PIECE, readable, widen, writable
+from kata.runtime.sandbox.stdio import PIECE, readable, widen, writable
 
 #: One write to a regular file: larger ones would hold up everything else for as long as the disk takes.
 _WRITE_SIZE = 1 << 20
@@ -56,7 +56,7 @@ class _HostStream:
 
 
 class HostSource(_HostStream):
-    """`kata.sandbox.stdio.Source` of one of this process's descriptors, which stays the caller's.
+    """`kata.runtime.sandbox.stdio.Source` of one of this process's descriptors, which stays the caller's.
 
     Args:
         at_end: called when there is nothing more to read.
@@ -90,7 +90,7 @@ class HostSource(_HostStream):
 
 
 class HostSink:
-    """`kata.sandbox.stdio.Sink` of one of this process's descriptors, which stays the caller's.
+    """`kata.runtime.sandbox.stdio.Sink` of one of this process's descriptors, which stays the caller's.
 
     Args:
         failed: told why nothing more can be written, once; what comes later is thrown away.

@@ -10,10 +10,10 @@ import signal
 import socket
 
 from kata.protocols.containerd import task_v2_pb2
-from kata.sandbox.failure import to_status
-from kata.sandbox.headstart import HeadStart
-from kata.sandbox.ledger import Ledger
-from kata.sandbox.standby import Standby
+from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.standby import Standby
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.sandbox.grpc_status import to_status
 from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
 from kata.shim.settings import Settings

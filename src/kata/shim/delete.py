@@ -12,7 +12,7 @@ import os
 import time
 
 from kata.oci.ids import validate_id
-from kata.sandbox.ledger import STATE_ROOT, Ledger, Locked
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kata.config.loader import Loaded, load
 from kata.errors import KataError
-from kata.sandbox.headstart import HeadStart, head_start
-from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import Ledger
+from kata.runtime.config.loader import Loaded, load
+from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.launch.prelaunch import HeadStart, head_start
+from kata.runtime.ledger.journal import Ledger
 from kata.shim.bootstrap import runtime_config
 from kata.shim.lean import leave_out_pure_protobuf, load_asyncio
 from kata.shim.settings import Settings
@@ -40,7 +40,7 @@ def _head_start(settings: Settings, ledger: Ledger) -> HeadStart | None:
 
 
 def load_config(options: bytes) -> Loaded:
-    """The configuration that the runtime's options choose. Raises what `kata.config.loader.load` does."""
+    """The configuration that the runtime's options choose. Raises what `kata.runtime.config.loader.load` does."""
     path, body = runtime_config(options)
     if path:
         return load(Path(path))

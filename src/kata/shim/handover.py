@@ -14,7 +14,7 @@ import os
 import sys
 
 from kata.errors import Unavailable
-from kata.sandbox.ledger import STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

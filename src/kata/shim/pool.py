@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kata.config.settings import Config
-from kata.sandbox.ledger import STATE_ROOT, Ledger, Locked
+from kata.runtime.config.settings import Config
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.shim import standby
 from kata.shim.handover import PREFIX
 

@@ -13,12 +13,12 @@ import signal
 import socket
 import struct
 
-from kata.config.settings import Config
 from kata.errors import KataError
 from kata.linux.process import set_parent_death_signal
-from kata.sandbox.isolation import enter_mount_namespace
-from kata.sandbox.ledger import STATE_ROOT, Ledger, claim
-from kata.sandbox.standby import Standby, prepare
+from kata.runtime.config.settings import Config
+from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.launch.standby import Standby, prepare
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.shim import handover
 from kata.shim.daemon import become_shim, serve
 from kata.shim.settings import Settings

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
-from kata.sandbox.stdio import FdSink, FdSource, Sink, Stdio, readable
+from kata.runtime.sandbox.stdio import FdSink, FdSource, Sink, Stdio, readable
 
 _RETRY_FIRST_S = 0.001
 _RETRY_MAX_S = 0.05

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import any_pb2, empty_pb2
 
-from kata.config.annotations import apply_annotations
 from kata.errors import FailedPrecondition, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
-from kata.sandbox.container import Container
-from kata.sandbox.headstart import HeadStart
-from kata.sandbox.ledger import MARKER, Ledger
-from kata.sandbox.process import Exit, Process
-from kata.sandbox.sandbox import ContainerRequest, Sandbox
-from kata.sandbox.standby import Standby
-from kata.sandbox.states import State
+from kata.runtime.config.annotations import apply_annotations
+from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.standby import Standby
+from kata.runtime.ledger.journal import MARKER, Ledger
+from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.process import Exit, Process
+from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.states import State
+from kata.runtime.storage.shared_tree import RootfsMount
 from kata.shim.early import load_config
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
 from kata.shim.stdio import open_stdio
-from kata.storage.share import RootfsMount
 from kata.ttrpc import CallContext
 
 if TYPE_CHECKING:

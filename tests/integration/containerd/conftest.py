@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kata.testing.containerd import PrivateContainerd
-from kata.testing.images import BUSYBOX, busybox_archive
-from kata.testing.leaks import TEST_PREFIX, assert_nothing_left, snapshot
+from tests.support.containerd import PrivateContainerd
+from tests.support.images import BUSYBOX, busybox_archive
+from tests.support.leaks import TEST_PREFIX, assert_nothing_left, snapshot
 
 CONFIGURATION = """\
 [hypervisor.qemu]

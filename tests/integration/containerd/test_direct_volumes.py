@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from kata.storage import direct
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.waiting import eventually
+from kata.runtime.storage import direct_volume
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.images import BUSYBOX
+from tests.support.leaks import TEST_PREFIX
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -145,15 +145,15 @@ def test_the_record_names_the_sandbox_until_it_has_ended_however_it_ends(
     device, _ = make("loop", "ext4")
     with recorded(volume, device, "ext4"):
         with container(containerd, volume):
-            assert len(direct.users(str(volume))) == 1
-        assert direct.users(str(volume)) == []
+            assert len(direct_volume.users(str(volume))) == 1
+        assert direct_volume.users(str(volume)) == []
         nobody = kata("stats", "--volume-path", str(volume), check=False)
         assert (nobody.returncode, "no sandbox has the direct volume" in nobody.stderr) == (1, True)
         with container(containerd, volume):
-            (sandbox,) = direct.users(str(volume))
+            (sandbox,) = direct_volume.users(str(volume))
             containerd.kill_sandbox(sandbox, shim=True, machine=False)
         # containerd executes `delete` when it notices, and does not make ctr wait for that.
-        eventually(lambda: direct.users(str(volume)), "no sandbox has the volume", lambda users: not users)
+        eventually(lambda: direct_volume.users(str(volume)), "no sandbox has the volume", lambda users: not users)
         os.close(os.open(device, os.O_RDWR | os.O_EXCL))
 
 
@@ -165,7 +165,7 @@ def test_a_broken_record_and_a_missing_disk_are_told(
     with recorded(volume, str(tmp_path / "nowhere"), "ext4"):
         done = containerd.ctr(*start, unique_id(TEST_PREFIX), "true", check=False)
         assert f"disk {tmp_path}/nowhere does not exist" in done.stderr
-        Path(direct.user_file(str(volume), "mountInfo.json")).write_text("nonsense")
+        Path(direct_volume.user_file(str(volume), "mountInfo.json")).write_text("nonsense")
         done = containerd.ctr(*start, unique_id(TEST_PREFIX), "true", check=False)
         assert "direct volume: mount info is no JSON" in done.stderr
     bad = kata("add", "--volume-path", str(volume), "--mount-info", '{"volume-type": "spdkvol"}', check=False)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from kata.protocols.containerd import task_v2_pb2, types_pb2
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.descriptors import open_files
-from kata.testing.images import BUSYBOX, busybox_rootfs
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
 from kata.ttrpc.typed import Stub
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.descriptors import open_files
+from tests.support.images import BUSYBOX, busybox_rootfs
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
 
 pytestmark = [
     pytest.mark.containerd,

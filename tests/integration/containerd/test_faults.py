@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from kata.sandbox.ledger import STATE_ROOT, processes_of
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.waiting import eventually
+from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.images import BUSYBOX
+from tests.support.leaks import TEST_PREFIX
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kata.config.settings import HypervisorConfig
-from kata.testing import filecheck
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.packages import python_archive
+from kata.runtime.config.settings import HypervisorConfig
+from tests.support import filecheck
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.leaks import TEST_PREFIX
+from tests.support.packages import python_archive
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(180)]
 

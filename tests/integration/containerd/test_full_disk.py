@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kata.sandbox.ledger import STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
 from kata.shim.launcher import NAME
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.mounts import in_mount_namespace
-from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError
+from tests.support.leaks import TEST_PREFIX
+from tests.support.mounts import in_mount_namespace
+from tests.support.rawshim import RawShim
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from kata.protocols.containerd import task_pb2, task_v2_pb2
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
 from kata.ttrpc import StatusError
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

@@ -17,12 +17,12 @@ import pytest
 
 from kata.oci.default import default_spec
 from kata.protocols.containerd import task_v2_pb2
-from kata.testing.cni import PLUGINS, Bridge, Macvlan, Pod
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
-from kata.testing.waiting import eventually
+from tests.support.cni import PLUGINS, Bridge, Macvlan, Pod
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.images import BUSYBOX
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.root,

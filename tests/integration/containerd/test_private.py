@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kata.testing.containerd import PrivateContainerd, unique_id
-from kata.testing.leaks import TEST_PREFIX
+from tests.support.containerd import PrivateContainerd, unique_id
+from tests.support.leaks import TEST_PREFIX
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
 SCRIPT = """
 import os, sys
-from kata.testing.containerd import RUNTIME, PrivateContainerd
-from kata.testing.images import BUSYBOX, busybox_archive
+from tests.support.containerd import RUNTIME, PrivateContainerd
+from tests.support.images import BUSYBOX, busybox_archive
 containerd = PrivateContainerd()
 containerd.import_image(busybox_archive(containerd.directory / "busybox.tar"))
 containerd.ctr("run", "--detach", "--runtime", RUNTIME, BUSYBOX, sys.argv[1], "sleep", "600")

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from google.protobuf import any_pb2
 
-from kata.config.loader import load
-from kata.hypervisor import accel
 from kata.linux import hierarchies
 from kata.protocols.containerd import task_v2_pb2 as task
-from kata.sandbox.ledger import STATE_ROOT, processes_of
-from kata.sandbox.status import read_all
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
+from kata.runtime.config.loader import load
+from kata.runtime.hypervisor import accel
+from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from kata.runtime.resources.status import read_all
 from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

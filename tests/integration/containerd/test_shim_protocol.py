@@ -21,13 +21,13 @@ from kata.protocols.containerd import (
     task_v3_pb2,
     types_pb2,
 )
-from kata.sandbox.ledger import STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
 from kata.shim import daemon
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
 from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
 from kata.version import VERSION
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX, busybox
-from kata.testing.leaks import TEST_PREFIX
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.images import BUSYBOX, busybox
+from tests.support.leaks import TEST_PREFIX
 
 pytestmark = pytest.mark.containerd
 

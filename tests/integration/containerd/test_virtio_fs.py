@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kata.config.settings import HypervisorConfig
 from kata.protocols.containerd import task_v2_pb2
-from kata.testing.leaks import TEST_PREFIX
-from kata.testing.rawshim import RawShim
+from kata.runtime.config.settings import HypervisorConfig
+from tests.support.leaks import TEST_PREFIX
+from tests.support.rawshim import RawShim
 
 pytestmark = [
     pytest.mark.containerd,

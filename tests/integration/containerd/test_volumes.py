@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kata.linux import mount
-from kata.testing.containerd import RUNTIME, PrivateContainerd, unique_id
-from kata.testing.images import BUSYBOX
-from kata.testing.leaks import TEST_PREFIX
+from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.images import BUSYBOX
+from tests.support.leaks import TEST_PREFIX
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kata.testing.cni import PLUGINS, Bridge
-from kata.testing.containerd import PrivateContainerd
-from kata.testing.cri import Cri, Pod, pod_containerd
-from kata.testing.images import BUSYBOX
-from kata.testing.leaks import assert_nothing_left, snapshot
+from tests.support.cni import PLUGINS, Bridge
+from tests.support.containerd import PrivateContainerd
+from tests.support.cri import Cri, Pod, pod_containerd
+from tests.support.images import BUSYBOX
+from tests.support.leaks import assert_nothing_left, snapshot
 
 CONFIGURATION = """\
 [hypervisor.qemu]

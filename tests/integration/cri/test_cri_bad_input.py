@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cri import Cri, Pod
+from tests.support.cri import Cri, Pod
 
 MIB = 1 << 20
 CONTAINERS = 50

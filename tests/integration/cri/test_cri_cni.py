@@ -18,10 +18,10 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cni import PLUGINS, Bridge
-from kata.testing.containerd import PrivateContainerd
-from kata.testing.cri import Cri, pod_containerd
-from kata.testing.images import BUSYBOX
+from tests.support.cni import PLUGINS, Bridge
+from tests.support.containerd import PrivateContainerd
+from tests.support.cri import Cri, pod_containerd
+from tests.support.images import BUSYBOX
 
 pytestmark = pytest.mark.skipif(shutil.which("iptables") is None, reason="needs iptables")
 

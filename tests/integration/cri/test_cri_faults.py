@@ -15,10 +15,10 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.sandbox.ledger import STATE_ROOT, processes_of
-from kata.testing.containerd import PrivateContainerd
-from kata.testing.cri import Cri
-from kata.testing.images import BUSYBOX
+from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from tests.support.containerd import PrivateContainerd
+from tests.support.cri import Cri
+from tests.support.images import BUSYBOX
 
 #: Rounds with each victim. Twenty are a hundred kills.
 ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "2"))

@@ -10,11 +10,11 @@ import pytest
 
 from kata.errors import KataError
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cni import Bridge
-from kata.testing.containerd import PrivateContainerd
-from kata.testing.cri import Cri, Pod
-from kata.testing.packages import IPTABLES, NGINX, PYTHON, iptables_archive, nginx_archive, python_archive, unpack
-from kata.testing.registry import Registry
+from tests.support.cni import Bridge
+from tests.support.containerd import PrivateContainerd
+from tests.support.cri import Cri, Pod
+from tests.support.packages import IPTABLES, NGINX, PYTHON, iptables_archive, nginx_archive, python_archive, unpack
+from tests.support.registry import Registry
 
 SERVED = "served by nginx\n"
 

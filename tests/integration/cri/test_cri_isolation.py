@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cri import Cri, Pod
+from tests.support.cri import Cri, Pod
 
 CAP_NET_RAW, CAP_CHOWN, CAP_SYS_TIME = 13, 0, 25
 

@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from kata.testing.cni import Bridge
-from kata.testing.cri import Cri, Pod
+from tests.support.cni import Bridge
+from tests.support.cri import Cri, Pod
 
 
 def test_a_pod_has_the_addresses_that_containerd_tells(pod: Pod) -> None:

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cri import Cri, Pod
-from kata.testing.waiting import eventually
+from tests.support.cri import Cri, Pod
+from tests.support.waiting import eventually
 
 #: What runtimes say of a program that is not there.
 CGROUPS = Path("/sys/fs/cgroup")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cri import Pod
+from tests.support.cri import Pod
 
 MIB = 1 << 20
 

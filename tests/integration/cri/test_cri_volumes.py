@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from kata.protocols import cri_pb2 as pb
-from kata.testing.cri import Pod
-from kata.testing.waiting import eventually
+from tests.support.cri import Pod
+from tests.support.waiting import eventually
 
 
 def mount(source: Path, target: str, *, readonly: bool = False) -> pb.Mount:

@@ -14,7 +14,7 @@ from kata.agent.storage import Storages
 from kata.agent.watchable import Copy, TooLarge
 from kata.linux import mount
 from kata.protocols import agent_pb2 as pb
-from kata.testing.waiting import eventually
+from tests.support.waiting import eventually
 
 
 def publish(volume: Path, version: str, files: dict[str, bytes]) -> None:

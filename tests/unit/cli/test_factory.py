@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kata.cli.main import invoke
-from kata.hypervisor import template
+from kata.runtime.hypervisor.template import template
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.cli import gc
-from kata.sandbox.ledger import FILE, TREE, Ledger, claim, remove_tree
+from kata.runtime.ledger.journal import FILE, TREE, Ledger, claim, remove_tree
 
 
 @dataclass(frozen=True)

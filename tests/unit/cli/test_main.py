@@ -12,8 +12,8 @@ from kata.cli import check as checks
 from kata.cli import env
 from kata.cli.check import Row, Status
 from kata.cli.main import invoke
-from kata.sandbox.resources import Size
-from kata.sandbox.status import Status as Sandbox
+from kata.runtime.resources.sizing import Size
+from kata.runtime.resources.status import Status as Sandbox
 from kata.version import VERSION
 
 

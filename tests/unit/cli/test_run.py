@@ -12,8 +12,8 @@ from kata.cli import terminal
 from kata.cli.request import RunRequest, Volume
 from kata.cli.run import make_spec
 from kata.errors import InvalidArgument
-from kata.images.model import ImageConfig
-from kata.images.user import User
+from kata.runtime.images.model import ImageConfig
+from kata.runtime.images.user import User
 
 ROOT = User(0, 0, (0,))
 IMAGE = ImageConfig(entrypoint=("/entry",), cmd=("a", "b"), env=("PATH=/p", "X=1", "=bad"), working_dir="/w")

@@ -11,7 +11,7 @@ from rich.console import Console
 from kata.cli import timings
 from kata.cli.main import invoke
 from kata.errors import InvalidArgument, NotFound
-from kata.sandbox.timings import Phase, Start, Timings
+from kata.runtime.launch.timings import Phase, Start, Timings
 
 PHASES = [Phase("plan", "", 0.0, 10.0), Phase("qemu", "", 10.0, 80.0), Phase("first output", "box", 100.0, 0.0)]
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from kata.errors import InvalidArgument
 from kata.protocols.containerd import task_v2_pb2
-from kata.sandbox.ledger import FILE, Ledger
+from kata.runtime.ledger.journal import FILE, Ledger
 from kata.shim import delete as module
 from kata.shim.arguments import parse
 
 #: Sits on a ledger's lock as a hung daemon would.
 HOLDER = """
 import sys, time
-from kata.sandbox.ledger import Ledger
+from kata.runtime.ledger.journal import Ledger
 ledger = Ledger(sys.argv[1])
 ledger.hold("file", sys.argv[2])
 print("held", flush=True)

@@ -15,7 +15,7 @@ import pytest
 from kata.errors import Code, FailedPrecondition, NotFound
 from kata.protocols import agent_pb2
 from kata.protocols.containerd import cgroups_v1_pb2, cgroups_v2_pb2
-from kata.sandbox.failure import to_status
+from kata.runtime.sandbox.grpc_status import to_status
 from kata.shim.launcher import NAME, write_launcher
 from kata.shim.log import FifoHandler, LogfmtFormatter
 from kata.shim.metrics import metrics

@@ -20,10 +20,10 @@ import pytest
 
 from kata import ttrpc
 from kata.protocols.containerd import task_v2_pb2
-from kata.sandbox.ledger import Ledger, claim
+from kata.runtime.ledger.journal import Ledger, claim
 from kata.shim.start import SOCKET_DIR, socket_path
-from kata.testing.waiting import eventually
 from kata.ttrpc.typed import Stub
+from tests.support.waiting import eventually
 
 PATH = [str(Path(__file__).resolve().parents[3] / "src"), sysconfig.get_path("purelib")]
 
@@ -249,8 +249,9 @@ class TestDaemon:
             "kata.oci",
             "kata.oci.annotations",
             "kata.oci.ids",
-            "kata.sandbox",
-            "kata.sandbox.ledger",
+            "kata.runtime",
+            "kata.runtime.ledger",
+            "kata.runtime.ledger.journal",
             "kata.shim",
             "kata.shim.arguments",
             "kata.shim.bootstrap",

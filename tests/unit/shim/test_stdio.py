@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError, NotFound
-from kata.sandbox.stdio import Stdio
+from kata.runtime.sandbox.stdio import Stdio
 from kata.shim import stdio as module
 from kata.shim.stdio import open_stdio
 

@@ -25,7 +25,7 @@ from kata.ttrpc import (
 from kata.ttrpc.envelope import Request, Response, decode_request, decode_response, request_parts
 
 if TYPE_CHECKING:
-    from unit.ttrpc.conftest import Connected, Peer, RawClient
+    from tests.unit.ttrpc.conftest import Connected, Peer, RawClient
 
 ECHO = ("test.Service", "Echo")
 UNARY = ("test.Service", "Unary")

@@ -16,7 +16,7 @@ from kata.ttrpc import CallContext, Code, StatusError
 from kata.ttrpc.typed import Stub, handlers, snake_case
 
 if TYPE_CHECKING:
-    from unit.ttrpc.conftest import Connected
+    from tests.unit.ttrpc.conftest import Connected
 
 
 def _service() -> ServiceDescriptor:

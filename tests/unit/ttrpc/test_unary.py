@@ -23,7 +23,7 @@ from kata.ttrpc.envelope import (
 )
 
 if TYPE_CHECKING:
-    from unit.ttrpc.conftest import Connected, Peer, RawClient
+    from tests.unit.ttrpc.conftest import Connected, Peer, RawClient
 
 ECHO = ("test.Service", "Echo")
 WAIT = ("test.Service", "Wait")

@@ -1,0 +1,147 @@
+"""QEMU with nothing around it, and the sandboxes' own machine: from an execution to the agent's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from kata.errors import Internal
+from kata.oci.convert import to_proto
+from kata.oci.default import default_spec
+from kata.protocols import agent_pb2
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.config.loader import load
+from kata.runtime.hypervisor import accel
+from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
+from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.qemu.process import restore_commands
+from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
+from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
+from kata.ttrpc.connection import Connection, Role
+from kata.ttrpc.envelope import Request
+
+_BOOT_TIMEOUT_S = 60.0
+_SCRIPT_TIMEOUT_S = 120.0
+#: The name of what runs in a bare machine.
+_BARE = "bare"
+
+
+def default_plan(directory: Path) -> VmPlan:
+    """The machine of a sandbox without limits, its file server included."""
+    (directory / "shared").mkdir(exist_ok=True)
+    config = load().config
+    accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
+    return plan_vm(_BARE, directory, {}, config, accelerator=accelerator)
+
+
+def template_of(plan: VmPlan) -> Template:
+    """The template that sandboxes of this plan start from; the caller closes it.
+
+    Raises:
+        KataError: there is none.
+    """
+    return open_template(load().config.factory.template_path, key_of(description(as_template(plan))))
+
+
+@contextmanager
+def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[int, float]]:
+    """A machine whose agent answers: booted, or gone on from what was saved.
+
+    Yields:
+        QEMU's process id, and the seconds from its execution to the answer to a health check.
+
+    Raises:
+        Internal: it ended before.
+        TimeoutError: nothing answered.
+    """
+    plan = replace(plan, share_helper=None)
+    with ExitStack() as stack:
+        ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, RESTORE_FD, *plan.channels)}
+        for ours, theirs in ends.values():
+            stack.callback(ours.close)
+            stack.callback(theirs.close)
+        fds = {name: theirs.fileno() for name, (_, theirs) in ends.items()}
+        if saved:
+            fds |= {MEMORY_FD: saved.memory, STATE_FD: saved.state}
+            os.lseek(saved.state, 0, os.SEEK_SET)
+        begin = time.perf_counter()
+        process = subprocess.Popen(command_line(plan, fds), pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        if saved:
+            ends[RESTORE_FD][0].sendall("\n".join(map(json.dumps, restore_commands(saved.state))).encode())
+        channel = ends[AGENT_CHANNEL][0]
+        channel.settimeout(_BOOT_TIMEOUT_S)
+        channel.sendall(Connection(Role.CLIENT).request(Request("grpc.Health", "Check"))[1])
+        if not channel.recv(1):
+            raise Internal("bare QEMU ended before the agent answered")
+        yield process.pid, time.perf_counter() - begin
+
+
+def bare_seconds(plan: VmPlan, saved: Template | None = None) -> float:
+    """Seconds from QEMU's execution to the agent's answer."""
+    with bare_machine(plan, saved) as (_, seconds):
+        return seconds
+
+
+def answered(config: Path) -> float:
+    """Seconds from the execution of a process of ours to the agent's answer in the sandbox that it starts."""
+    begin = time.time()
+    command = [sys.executable, "-m", "benchmarks.answer", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * _BOOT_TIMEOUT_S)
+    if done.returncode != 0:
+        raise Internal(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+    return float(done.stdout) - begin
+
+
+def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]) -> str:
+    """What a shell script writes that runs in the guest's own root, in our machine without a sandbox around it.
+
+    The machine goes on from the template, as those of sandboxes do: memory that is a file's behaves differently.
+
+    Args:
+        prepare: called when the agent answers, before the script runs.
+
+    Raises:
+        Internal: the script failed.
+        KataError: the machine did.
+    """
+    with template_of(plan) as saved:
+        return asyncio.run(_run_bare(plan, saved, script, prepare))
+
+
+async def _run_bare(
+    plan: VmPlan, saved: Template, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]
+) -> str:
+    machine = QemuMachine(plan, memory=saved.memory, state=saved.state)
+    try:
+        await machine.start()
+        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await agent.check(_BOOT_TIMEOUT_S)
+        await agent.create_sandbox(agent_pb2.CreateSandboxRequest(sandbox_id=_BARE))
+        await prepare(machine, agent)
+        spec = default_spec(["/bin/sh", "-c", script], rootfs="/", hostname="")
+        # The guest's root comes with all that is mounted in it, and every device may be used.
+        spec["mounts"] = [{"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}]
+        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": [], "resources": {}}
+        request = agent_pb2.CreateContainerRequest(container_id=_BARE, OCI=to_proto(spec))
+        await agent.create_container(request, timeout=_BOOT_TIMEOUT_S)
+        await agent.start_container(_BARE)
+        async with asyncio.timeout(_SCRIPT_TIMEOUT_S):
+            status = await agent.wait_process(_BARE, "")
+        output = await agent.read_stdout(_BARE, "")
+        if status:
+            raise Internal(f"{script} in a bare machine ended with {status}: {output.decode(errors='replace')}")
+        return output.decode()
+    finally:
+        await machine.stop(0)

@@ -1,0 +1,91 @@
+"""Which processes a sandbox has, and how much memory they take. Linux's own accounts, read from /proc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+
+#: What a process is, by a part of the path of its executable or of its first arguments.
+_KINDS = (("qemu-system", "qemu"), ("virtfs-proxy-helper", "file server"), ("containerd-shim", "shim"))
+
+
+def kind_of(command: list[str]) -> str:
+    """What a process of a sandbox is, by its arguments: "qemu", "file server", "shim" or "container"."""
+    for part, kind in _KINDS:
+        # A shim in Python has its interpreter and an option of that in front.
+        if any(part in os.path.basename(word) for word in command[:3]):
+            return kind
+    return "container"
+
+
+def belonging(shims: Mapping[int, str], parents: Mapping[int, int], marked: Mapping[int, str]) -> dict[str, list[int]]:
+    """All processes of each sandbox: its shim, what descends from that, and what carries the sandbox's mark.
+
+    Args:
+        shims: process id to sandbox.
+        parents: process id to the parent's, of all processes.
+        marked: process id to the sandbox in its environment.
+    """
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: dict[str, list[int]] = {}
+    for shim, sandbox in shims.items():
+        pids = [shim]
+        for pid in pids:
+            pids += children.get(pid, ())
+        found[sandbox] = pids
+    for pid, sandbox in marked.items():
+        if sandbox in found and pid not in found[sandbox]:
+            found[sandbox].append(pid)
+    return found
+
+
+def processes(shims: Mapping[int, str]) -> dict[str, list[int]]:
+    """All processes of each sandbox that a shim has; see `belonging`."""
+    prefix = f"{MARKER}={STATE_ROOT}/".encode()
+    parents: dict[int, int] = {}
+    marked: dict[int, str] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_bytes()
+            environment = Path(f"/proc/{entry}/environ").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        parents[int(entry)] = int(stat.rpartition(b")")[2].split()[1])
+        for variable in environment.split(b"\0"):
+            if variable.startswith(prefix):
+                marked[int(entry)] = variable.removeprefix(prefix).decode(errors="replace")
+    return belonging(shims, parents, marked)
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size of a process in MiB: what several share counts in shares."""
+    return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+
+
+def rss_mib(pid: int) -> float:
+    """Resident set size of a process in MiB."""
+    return _field(Path(f"/proc/{pid}/status"), "VmRSS:")
+
+
+def pss_by_kind(pids: Iterable[int]) -> dict[str, float]:
+    """MiB of a sandbox's processes, by what they are."""
+    total: dict[str, float] = {}
+    for pid in pids:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        kind = kind_of(command)
+        total[kind] = total.get(kind, 0.0) + pss_mib(pid)
+    return total
+
+
+def _field(path: Path, name: str) -> float:
+    for line in path.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"{path} has no {name}")

@@ -1,0 +1,251 @@
+"""Typed client of the agent in the guest: one method an RPC that the sandbox needs, errors in this project's tree.
+
+The guest is hostile: every call has a deadline except those that wait for something to happen there, and what comes
+back is bounded by the transport (4 MiB a message) and checked by the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from google.protobuf.message import Message
+
+from kata import ttrpc
+from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
+from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
+from kata.runtime.agent_client.first_calls import Knock
+from kata.ttrpc.relay import relay
+from kata.ttrpc.typed import Stub
+
+#: Seconds a request may take unless it says otherwise (Kata's default).
+REQUEST_TIMEOUT_S = 60.0
+#: Bytes asked for in one read of a stream: large enough that round trips do not limit throughput, well under 4 MiB.
+READ_SIZE = 1 << 20
+#: Characters of an error of the guest's that are passed on.
+_TEXT_MAX = 1000
+#: Bytes sent in one write to a container's standard input.
+WRITE_SIZE = 1 << 20
+
+
+@contextmanager
+def _explaining(what: str, timeout: float | None) -> Iterator[None]:
+    """Make errors of a call errors of this project's that say what was called for."""
+    try:
+        yield
+    except ttrpc.StatusError as error:
+        if error.code == Code.DEADLINE_EXCEEDED:
+            raise DeadlineExceeded(
+                f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
+                hint="the guest's console is in console.log of the sandbox's state directory",
+            ) from error
+        raise from_code(error.code, f"{what}: {_shown(error.message)}") from error
+    except ttrpc.ConnectionClosed as error:
+        raise Unavailable(f"{what}: the connection to the guest's agent is gone") from error
+
+
+class AgentClient:
+    """One connection to an agent."""
+
+    def __init__(self, client: ttrpc.Client) -> None:
+        self._client = client
+        self._health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+        self._agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
+
+    @classmethod
+    async def connect(cls, channel: socket.socket) -> AgentClient:
+        """Take over the host end of the agent's channel."""
+        return cls(await ttrpc.Client.from_socket(channel))
+
+    @classmethod
+    async def after_knock(cls, channel: socket.socket, knocked: Knock) -> AgentClient:
+        """As `connect`, for a channel on which the first calls have been made; `made_unique` is to follow."""
+        return cls(await ttrpc.Client.from_socket(channel, knocked.connection))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(
+        self, what: str, method: str, request: Message, *, timeout: float | None = REQUEST_TIMEOUT_S
+    ) -> Message:
+        with _explaining(what, timeout):
+            response: Message = await self._agent.call(method, request, timeout=timeout)
+        return response
+
+    async def check(self, timeout: float | None = None) -> None:
+        """Ask for the agent's health. Without a timeout the caller has one."""
+        with _explaining("health check", timeout):
+            answer = await self._health.call("Check", health_pb2.CheckRequest(), timeout=timeout)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
+
+    async def made_unique(self, knocked: Knock) -> None:
+        """Wait for the answers to `kata.runtime.agent_client.first_calls`; the caller has a deadline."""
+        for what, stream_id in (("reseed the random source", knocked.reseed), ("set the clock", knocked.set_time)):
+            with _explaining(what, None):
+                await self._client.answer(stream_id)
+
+    async def set_time(self, now_ns: int) -> None:
+        """Set the guest's clock to nanoseconds since 1970; the caller has a deadline."""
+        seconds, rest = divmod(now_ns, 10**9)
+        request = agent_pb2.SetGuestDateTimeRequest(Sec=seconds, Usec=rest // 1000)
+        await self._call("set the clock", "SetGuestDateTime", request, timeout=None)
+
+    async def online(self, vcpus: int, timeout: float, *, memory: bool) -> None:
+        """Have the guest put to use what was plugged in: so many processors, and all new memory."""
+        request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=vcpus, cpu_only=not memory)
+        await self._call("take new processors and memory in use", "OnlineCPUMem", request, timeout=timeout)
+
+    async def rehearse(self) -> None:
+        """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
+        with _explaining("rehearse", REQUEST_TIMEOUT_S):
+            await self._client.call(standby.SERVICE, standby.REHEARSE, b"", timeout=REQUEST_TIMEOUT_S)
+
+    async def forward(
+        self, address: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Join a connection to one that the guest makes to a port there; returns when both have ended.
+
+        Raises:
+            TtrpcError, OSError: the guest cannot connect, or either connection broke.
+        """
+        request = forward.destination(address, port)
+        async with self._client.stream(forward.SERVICE, forward.CONNECT, request) as stream:
+            await relay(stream, reader, writer)
+
+    async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
+        await self._call("create sandbox", "CreateSandbox", request)
+
+    async def destroy_sandbox(self, timeout: float) -> None:
+        await self._call("destroy sandbox", "DestroySandbox", agent_pb2.DestroySandboxRequest(), timeout=timeout)
+
+    async def create_container(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
+        await self._call(f"create container {request.container_id}", "CreateContainer", request, timeout=timeout)
+
+    async def start_container(self, container_id: str) -> None:
+        request = agent_pb2.StartContainerRequest(container_id=container_id)
+        await self._call(f"start container {container_id}", "StartContainer", request)
+
+    async def remove_container(self, container_id: str, *, timeout: float) -> None:
+        request = agent_pb2.RemoveContainerRequest(container_id=container_id, timeout=max(1, int(timeout)))
+        await self._call(f"remove container {container_id}", "RemoveContainer", request, timeout=timeout + 1)
+
+    async def exec_process(self, container_id: str, exec_id: str, process: oci_pb2.Process) -> None:
+        request = agent_pb2.ExecProcessRequest(container_id=container_id, exec_id=exec_id, process=process)
+        await self._call(f"exec in container {container_id}", "ExecProcess", request)
+
+    async def signal_process(self, container_id: str, exec_id: str, signal: int) -> None:
+        request = agent_pb2.SignalProcessRequest(container_id=container_id, exec_id=exec_id, signal=signal)
+        await self._call(f"signal {signal} to container {container_id}", "SignalProcess", request)
+
+    async def wait_process(self, container_id: str, exec_id: str) -> int:
+        """Wait, without a deadline, for the exit; the answer is the exit status, 128+n for a signal."""
+        request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
+        answer = await self._call(f"wait for container {container_id}", "WaitProcess", request, timeout=None)
+        return int(answer.status) & 0xFF  # type: ignore[attr-defined]
+
+    async def update_container(self, container_id: str, resources: oci_pb2.LinuxResources) -> None:
+        request = agent_pb2.UpdateContainerRequest(container_id=container_id, resources=resources)
+        await self._call(f"update container {container_id}", "UpdateContainer", request)
+
+    async def stats_container(self, container_id: str) -> agent_pb2.StatsContainerResponse:
+        request = agent_pb2.StatsContainerRequest(container_id=container_id)
+        return await self._call(f"statistics of container {container_id}", "StatsContainer", request)  # type: ignore[return-value]
+
+    async def volume_stats(self, point: str) -> csi_pb2.VolumeStatsResponse:
+        """How full the volume is that the guest has mounted at `point`."""
+        request = agent_pb2.VolumeStatsRequest(volume_guest_path=point)
+        return await self._call(f"statistics of volume {point}", "GetVolumeStats", request)  # type: ignore[return-value]
+
+    async def resize_volume(self, point: str, size: int) -> None:
+        """Have the file system of a volume take all of its disk, which has grown to `size` bytes."""
+        request = agent_pb2.ResizeVolumeRequest(volume_guest_path=point, size=size)
+        await self._call(f"grow volume {point}", "ResizeVolume", request)
+
+    async def add_swap(self, path: str) -> None:
+        """Have the guest swap to the virtio disk at a PCI path such as "09/01"."""
+        request = agent_pb2.AddSwapRequest(PCIPath=[int(slot, 16) for slot in path.split("/")])
+        await self._call(f"swap to the disk at {path}", "AddSwap", request)
+
+    async def update_interface(self, interface: types_pb2.Interface) -> None:
+        request = agent_pb2.UpdateInterfaceRequest(interface=interface)
+        await self._call(f"set up network interface {interface.name}", "UpdateInterface", request)
+
+    async def update_routes(self, routes: agent_pb2.Routes) -> None:
+        await self._call("set routes", "UpdateRoutes", agent_pb2.UpdateRoutesRequest(routes=routes))
+
+    async def add_neighbours(self, neighbours: agent_pb2.ARPNeighbors) -> None:
+        request = agent_pb2.AddARPNeighborsRequest(neighbors=neighbours)
+        await self._call("enter neighbours", "AddARPNeighbors", request)
+
+    async def ip_tables(self, request: agent_pb2.GetIPTablesRequest) -> agent_pb2.GetIPTablesResponse:
+        """The guest's packet filter, in the form of iptables-save(8)."""
+        return await self._call("read the packet filter", "GetIPTables", request)  # type: ignore[return-value]
+
+    async def set_ip_tables(self, request: agent_pb2.SetIPTablesRequest) -> agent_pb2.SetIPTablesResponse:
+        """Replace tables of the guest's packet filter; what iptables-restore(8) said."""
+        return await self._call("write the packet filter", "SetIPTables", request)  # type: ignore[return-value]
+
+    async def pause_container(self, container_id: str) -> None:
+        request = agent_pb2.PauseContainerRequest(container_id=container_id)
+        await self._call(f"pause container {container_id}", "PauseContainer", request)
+
+    async def resume_container(self, container_id: str) -> None:
+        request = agent_pb2.ResumeContainerRequest(container_id=container_id)
+        await self._call(f"resume container {container_id}", "ResumeContainer", request)
+
+    async def resize(self, container_id: str, exec_id: str, *, rows: int, columns: int) -> None:
+        request = agent_pb2.TtyWinResizeRequest(container_id=container_id, exec_id=exec_id, row=rows, column=columns)
+        await self._call(f"resize the terminal of container {container_id}", "TtyWinResize", request)
+
+    async def read_stdout(self, container_id: str, exec_id: str) -> bytes:
+        """The next bytes of standard output; empty at its end."""
+        return await self._read("ReadStdout", container_id, exec_id)
+
+    async def read_stderr(self, container_id: str, exec_id: str) -> bytes:
+        """The next bytes of standard error; empty at its end."""
+        return await self._read("ReadStderr", container_id, exec_id)
+
+    async def _read(self, method: str, container_id: str, exec_id: str) -> bytes:
+        request = agent_pb2.ReadStreamRequest(container_id=container_id, exec_id=exec_id, len=READ_SIZE)
+        try:
+            answer = await self._call(f"read from container {container_id}", method, request, timeout=None)
+        except KataError as error:
+            # Kata's older agents answer the end of a stream as an error that says so.
+            if "eof" in error.message.lower():
+                return b""
+            raise
+        return bytes(answer.data)  # type: ignore[attr-defined]
+
+    async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> None:
+        """Write all of `data`; returns when the guest has taken it, however long the container lets it wait."""
+        view = memoryview(data)
+        while view:
+            request = agent_pb2.WriteStreamRequest(
+                container_id=container_id, exec_id=exec_id, data=bytes(view[:WRITE_SIZE])
+            )
+            answer = await self._call(f"write to container {container_id}", "WriteStdin", request, timeout=None)
+            written = int(answer.len)  # type: ignore[attr-defined]
+            if not 0 < written <= len(view):
+                raise Unavailable(f"write to container {container_id}: the guest claims {written} bytes")
+            view = view[written:]
+
+    async def close_stdin(self, container_id: str, exec_id: str) -> None:
+        request = agent_pb2.CloseStdinRequest(container_id=container_id, exec_id=exec_id)
+        await self._call(f"close the input of container {container_id}", "CloseStdin", request)
+
+    async def oom_events(self) -> AsyncIterator[str]:
+        """Container ids, one for each out-of-memory kill in the guest, until the connection ends."""
+        while True:
+            answer = await self._call(
+                "out-of-memory events", "GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout=None
+            )
+            yield str(answer.container_id)  # type: ignore[attr-defined]
+
+
+def _shown(text: str) -> str:
+    """What the guest says, on one line of bounded length: it ends up in the host's logs and on terminals."""
+    line = "".join(character if character.isprintable() else " " for character in text[:_TEXT_MAX])
+    return line if len(text) <= _TEXT_MAX else f"{line}..."

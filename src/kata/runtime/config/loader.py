@@ -1,0 +1,260 @@
+"""Find the configuration, read it, check it: TOML files in, one frozen `Config` out.
+
+The file is the first of: the path that the caller names (containerd's ConfigPath), the environment's KATA_CONF_FILE,
+/etc/kata-containers/configuration.toml, /usr/share/defaults/kata-containers/configuration.toml. Without any, the
+built-in defaults hold. `config.d/*.toml` beside the file (symbolic links resolved) is laid over it in the order of
+names, key by key. This is Kata's lookup; the annotation io.katacontainers.config_path is not honoured, because a pod
+must not choose a file of the host.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
+from kata.runtime.config import known
+from kata.runtime.config.settings import SECTIONS, Config, Section
+
+SYSTEM_PATHS = (
+    Path("/etc/kata-containers/configuration.toml"),
+    Path("/usr/share/defaults/kata-containers/configuration.toml"),
+)
+MAX_SIZE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where it came from.
+
+    Attributes:
+        sources: the real paths of the files that were read, the last wins; empty for built-in defaults or a body.
+        warnings: one sentence each, about names that have no effect.
+    """
+
+    config: Config
+    sources: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+
+def load(
+    path: Path | None = None,
+    *,
+    body: bytes | None = None,
+    environ: Mapping[str, str] = os.environ,
+    system_paths: tuple[Path, ...] = SYSTEM_PATHS,
+) -> Loaded:
+    """Read the configuration.
+
+    Args:
+        path: the file to use, whatever the environment says.
+        body: the content itself (containerd's ConfigBody), used if there is no path; it has no drop-ins.
+        environ: KATA_CONF_FILE names the file, KATA_IMAGES moves the default guest image.
+
+    Raises:
+        NotFound, PermissionDenied: the file that was asked for cannot be read.
+        InvalidArgument: not a file, not TOML, or a wrong value; names file, section, key, value and what is expected.
+    """
+    config = _defaults(environ)
+    warnings: list[str] = []
+    sources: tuple[Path, ...] = ()
+    if path is None and body is not None:
+        config = _overlay(config, body, "config body", warnings)
+    else:
+        sources = _find(path, environ, system_paths)
+        for source in sources:
+            config = _overlay(config, _read(source), str(source), warnings)
+    if config.hypervisor.require_kvm and config.hypervisor.accelerator == "tcg":
+        raise InvalidArgument(
+            f'{sources[-1] if sources else "config body"}: [hypervisor.qemu] accelerator = "tcg" contradicts '
+            "require_kvm = true",
+            hint='set accelerator to "auto" or "kvm", or require_kvm to false',
+        )
+    return Loaded(config, sources, tuple(warnings))
+
+
+def _defaults(environ: Mapping[str, str]) -> Config:
+    """The built-in defaults, with the guest image beneath KATA_IMAGES if that is set."""
+    config = Config()
+    root = environ.get("KATA_IMAGES")
+    if not root:
+        return config
+    images = Path(os.path.realpath(root))
+    moved = replace(
+        config.hypervisor,
+        kernel=images / "current" / config.hypervisor.kernel.name,
+        initrd=images / "current" / config.hypervisor.initrd.name,
+        image=images / "current" / config.hypervisor.image.name,
+        valid_guest_paths=(images / "*/*",),
+    )
+    return replace(config, hypervisor=moved)
+
+
+def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The real paths to read, in order."""
+    if path is None and environ.get("KATA_CONF_FILE"):
+        path = Path(environ["KATA_CONF_FILE"])
+    if path is None:
+        # lexists: a link that leads nowhere is a mistake to report, not a file to pass over.
+        path = next((candidate for candidate in system_paths if os.path.lexists(candidate)), None)
+    if path is None:
+        return ()
+    main = _real(path)
+    drop_in_dir = main.parent / "config.d"
+    try:
+        names = sorted(name for name in os.listdir(drop_in_dir) if name.endswith(".toml") and name[0] != ".")
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise _unreadable(drop_in_dir, error) from error
+    return (main, *(_real(drop_in_dir / name) for name in names))
+
+
+def _real(path: Path) -> Path:
+    try:
+        return Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidArgument(f"configuration {path} is not a regular file")
+            content = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(content) > MAX_SIZE:
+        raise InvalidArgument(f"configuration {path} is larger than {MAX_SIZE} bytes")
+    return content
+
+
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: opening a FIFO would wait for its writer.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _unreadable(path: Path, error: OSError) -> KataError:
+    kind = {PermissionError: PermissionDenied, FileNotFoundError: NotFound}.get(type(error), InvalidArgument)
+    reason = (error.strerror or str(error)).lower()
+    return kind(
+        f"cannot read configuration {path}: {reason}",
+        hint="name another file with KATA_CONF_FILE, or write one with: python3 -m kata.runtime.config default",
+    )
+
+
+def _overlay(config: Config, content: bytes, origin: str, warnings: list[str]) -> Config:
+    """`config` with what one file sets laid over it."""
+    tables = _sections(_parse(content, origin), origin)
+    for section in SECTIONS:
+        table = tables.pop(section.name, {})
+        changes = {}
+        for key, value in table.items():
+            setting = section.settings.get(key)
+            if setting is None:
+                warnings.append(f"{origin}: [{section.name}] {key}: {_about_key(section, key)}")
+                continue
+            try:
+                changes[key] = setting.kind.check(value)
+            except ValueError as error:
+                raise InvalidArgument(
+                    f"{origin}: [{section.name}] {key} = {shown(value)}: expected {setting.kind.expected}"
+                ) from error
+        config = replace(config, **{section.attribute: replace(getattr(config, section.attribute), **changes)})
+    warnings.extend(f"{origin}: [{name}]: {_about_section(name)}" for name in tables)
+    return config
+
+
+def _parse(content: bytes, origin: str) -> dict[str, object]:
+    import tomllib
+
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line, column = _position(content[: error.start].decode(errors="replace"))
+        raise InvalidArgument(f"{origin}: line {line}, column {column}: not UTF-8 text") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).rpartition(" (at ")
+        place = place.rstrip(")")
+        if place == "end of document":
+            place = "line {}, column {}".format(*_position(text))
+        reason = reason[:1].lower() + reason[1:]
+        raise InvalidArgument(f"{origin}: {place}: broken TOML: {reason}") from error
+    except RecursionError as error:
+        raise InvalidArgument(f"{origin}: broken TOML: nested too deeply") from error
+    except ValueError as error:  # Python's own refusal of a number of thousands of digits
+        raise InvalidArgument(f"{origin}: broken TOML: a number has too many digits") from error
+
+
+def _position(text: str) -> tuple[int, int]:
+    """Line and column, from 1, of what comes after `text`."""
+    return text.count("\n") + 1, len(text) - (text.rfind("\n") + 1) + 1
+
+
+def _sections(document: dict[str, object], origin: str) -> dict[str, dict[str, object]]:
+    """The tables of a document by section name; [hypervisor.*] and [agent.*] are one level deeper."""
+    found: dict[str, dict[str, object]] = {}
+    for top, value in document.items():
+        if not isinstance(value, dict):
+            raise InvalidArgument(
+                f"{origin}: {top} = {shown(value)}: expected a section",
+                hint=f"write [{top}] on a line of its own, or move the key into a section",
+            )
+        if top not in ("hypervisor", "agent"):
+            found[top] = value
+            continue
+        for name, table in value.items():
+            if not isinstance(table, dict):
+                raise InvalidArgument(
+                    f"{origin}: [{top}] {name} = {shown(table)}: expected a section",
+                    hint=f"keys go into [{_nearest(f'{top}.', _NAMES) or f'{top}.NAME'}]",
+                )
+            found[f"{top}.{name}"] = table
+    return found
+
+
+_NAMES = tuple(section.name for section in SECTIONS)
+_NO_EFFECT = "known to Kata, has no effect here"
+
+
+def _about_key(section: Section, key: str) -> str:
+    if key in known.KEYS[section.name]:
+        return _NO_EFFECT
+    for other in SECTIONS:
+        if other is not section and key in other.settings:
+            return f"unknown key, it belongs to [{other.name}]"
+    return "unknown key" + suggestion(key, tuple(section.settings))
+
+
+def _about_section(name: str) -> str:
+    if name in known.SECTIONS:
+        return _NO_EFFECT
+    return "unknown section" + suggestion(name, _NAMES, "[{}]")
+
+
+def suggestion(name: str, names: tuple[str, ...], form: str = "{}") -> str:
+    """The end of a sentence about an unknown name: the nearest known one, if any is near."""
+    nearest = _nearest(name, names)
+    return f", did you mean {form.format(nearest)}?" if nearest else ""
+
+
+def _nearest(name: str, names: tuple[str, ...]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def shown(value: object) -> str:
+    """A value for an error message: on one line and of bounded length."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a very large integer"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,204 @@
+"""The disks of a sandbox: opened, plugged once however many containers use them, unplugged when the last is gone.
+
+A disk that is written to is opened exclusively: the kernel refuses one that the host has mounted or that another
+machine writes to, and refuses others as long as QEMU has it. Image files are locked by QEMU in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
+from kata.runtime.config.settings import HypervisorConfig
+from kata.runtime.hypervisor.base import VirtualMachine
+from kata.runtime.hypervisor.devices import BlockDevice
+from kata.runtime.storage.disk import Disk
+
+log = logging.getLogger(__name__)
+
+_SCSI = "virtio-scsi"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A disk that the guest has.
+
+    Attributes:
+        kind: the agent's word for how it finds it: "blk" by PCI path, "scsi" by "ID:LUN".
+        address: that.
+    """
+
+    disk: Disk
+    kind: str
+    address: str
+
+
+@dataclass
+class _Plugged:
+    """A disk that the machine has."""
+
+    id: str
+    address: str
+    read_only: bool
+    users: set[str] = field(default_factory=set)
+
+
+class Disks:
+    """The disks of one sandbox's machine.
+
+    Args:
+        config: says which driver, cache and way of input and output.
+    """
+
+    def __init__(self, vm: VirtualMachine, config: HypervisorConfig) -> None:
+        self._vm = vm
+        self._config = config
+        self._plugged: dict[tuple[str, int, int], _Plugged] = {}
+        self._count = 0
+        # Who comes while a disk is being plugged finds it plugged.
+        self._lock = asyncio.Lock()
+
+    async def attach(self, owner: str, disks: Sequence[Disk]) -> list[Attached]:
+        """Give the guest the disks of the container `owner`, in their order; all of them or none.
+
+        Raises:
+            NotFound, InvalidArgument: one is no disk.
+            FailedPrecondition: one is in use on the host, or QEMU refuses it.
+            KataError: as `VirtualMachine.plug`.
+        """
+        attached = []
+        async with self._lock:
+            try:
+                for disk in disks:
+                    attached.append(await self._attach(owner, disk))  # noqa: PERF401 - what was is detached on failure
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(self._detach(owner)))
+                raise
+        return attached
+
+    async def detach(self, owner: str) -> None:
+        """Take back what no other container uses. A guest that keeps a disk is logged; its machine's end frees it."""
+        async with self._lock:
+            await self._detach(owner)
+
+    async def grow(self, source: str, size: int) -> None:
+        """Have the guest see that a disk has grown, to `size` bytes. An image file is made that long.
+
+        Raises:
+            NotFound: the guest has no such disk.
+            InvalidArgument: it is larger already.
+            FailedPrecondition: what it lies on is smaller.
+        """
+        async with self._lock:
+            fd, identity = _open(Disk(source, read_only=True))
+            try:
+                there = self._plugged.get(identity)
+                is_file, length = identity[0] == "f", os.lseek(fd, 0, os.SEEK_END)
+            finally:
+                os.close(fd)
+            if there is None:
+                raise NotFound(f"disk {source} is not in the virtual machine")
+            if is_file and length > size:
+                raise InvalidArgument(f"disk {source} has {length} bytes, and does not shrink to {size}")
+            await self._vm.grow_disk(there.id, size)
+
+    async def _attach(self, owner: str, disk: Disk) -> Attached:
+        driver = self._config.block_device_driver
+        kind = "scsi" if driver == _SCSI else "blk"
+        fd, identity = _open(disk)
+        try:
+            there = self._plugged.get(identity)
+            if there is None:
+                if identity[0] == "b" and not disk.read_only:
+                    fd = _exclusive(disk.source, fd)
+                self._count += 1
+                device = self._describe(f"disk-{self._count}", fd, disk.read_only)
+                there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
+                self._plugged[identity] = there
+            elif there.read_only and not disk.read_only:
+                raise FailedPrecondition(f"{disk.source} is in the virtual machine already, read-only")
+        finally:
+            os.close(fd)
+        there.users.add(owner)
+        return Attached(disk, kind, there.address)
+
+    def _describe(self, device_id: str, fd: int, read_only: bool) -> BlockDevice:
+        config = self._config
+        cached = config.block_device_cache_set
+        return BlockDevice(
+            id=device_id,
+            fd=fd,
+            read_only=read_only,
+            driver=config.block_device_driver,
+            cache_direct=config.block_device_aio == "native" or (cached and config.block_device_cache_direct),
+            cache_no_flush=cached and config.block_device_cache_noflush,
+            aio=config.block_device_aio,
+        )
+
+    async def _detach(self, owner: str) -> None:
+        for identity, plugged in list(self._plugged.items()):
+            plugged.users.discard(owner)
+            if not plugged.users:
+                del self._plugged[identity]
+                try:
+                    await self._vm.unplug(plugged.id)
+                except KataError as error:
+                    log.warning("disk of container %s: %s", owner, error)
+
+
+def _open(disk: Disk) -> tuple[int, tuple[str, int, int]]:
+    """The open disk, and what tells it from others, however it is named.
+
+    Raises:
+        NotFound: it is not there.
+        InvalidArgument: it is neither a block device nor a regular file, or empty.
+        FailedPrecondition: it is in use, or cannot be opened.
+    """
+    # Not blocking: it may be a FIFO, or a drive without a disk.
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDONLY if disk.read_only else os.O_RDWR)
+    try:
+        fd = os.open(disk.source, flags)
+    except FileNotFoundError:
+        raise NotFound(f"disk {disk.source} does not exist") from None
+    except OSError as error:
+        raise FailedPrecondition(f"disk {disk.source} cannot be opened: {error.strerror}") from error
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISBLK(info.st_mode):
+            identity = ("b", os.major(info.st_rdev), os.minor(info.st_rdev))
+        elif stat.S_ISREG(info.st_mode):
+            identity = ("f", info.st_dev, info.st_ino)
+        else:
+            raise InvalidArgument(f"disk {disk.source} is neither a block device nor a regular file")
+        if not os.lseek(fd, 0, os.SEEK_END):
+            raise InvalidArgument(f"disk {disk.source} is empty")
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, identity
+
+
+def _exclusive(path: str, fd: int) -> int:
+    """The same block device opened exclusively; the new descriptor replaces `fd`.
+
+    Raises:
+        FailedPrecondition: it is in use.
+    """
+    try:
+        exclusive = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise FailedPrecondition(f"disk {path} cannot be opened: {error.strerror}") from error
+        raise FailedPrecondition(
+            f"disk {path} is in use on this host",
+            hint="it or a part of it is mounted, or another program or sandbox writes to it",
+        ) from error
+    os.close(fd)
+    return exclusive

@@ -1,0 +1,61 @@
+"""The direct volumes of a sandbox, of which their driver asks how full one is, or has it grow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from google.protobuf.empty_pb2 import Empty
+
+from kata.errors import InvalidArgument, NotFound
+from kata.protocols import csi_pb2, management_pb2
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.devices.block import Disks
+from kata.runtime.ledger.journal import FILE, Ledger
+from kata.runtime.storage.direct_volume import guest_point, user_file
+from kata.ttrpc import CallContext
+
+_MAX_SIZE = 1 << 60
+
+
+class Volumes:
+    """One sandbox's. Answers `kata.management.Volumes`."""
+
+    def __init__(self, sandbox_id: str, ledger: Ledger, disks: Disks, agent: AgentClient) -> None:
+        self._id = sandbox_id
+        self._ledger = ledger
+        self._disks = disks
+        self._agent = agent
+        self._devices: dict[str, str] = {}
+
+    def add(self, volumes: Mapping[str, str]) -> None:
+        """Containers have these: paths of volumes on the host, each with the disk that it is on."""
+        for path, device in volumes.items():
+            point = guest_point(path)
+            if point not in self._devices:
+                self._tell(path)
+            self._devices[point] = device
+
+    def _tell(self, path: str) -> None:
+        """Leave the file by which the volume's driver finds the sandbox; it stays as long as the sandbox."""
+        file = user_file(path, self._id)
+        self._ledger.hold(FILE, file)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    async def stats(self, request: management_pb2.VolumeRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+        self._device(request.volume_path)
+        return await self._agent.volume_stats(guest_point(request.volume_path))
+
+    async def resize(self, request: management_pb2.ResizeVolumeRequest, ctx: CallContext) -> Empty:
+        device = self._device(request.volume_path)
+        if not 0 < request.size <= _MAX_SIZE:
+            raise InvalidArgument(f"volume {request.volume_path}: a size of {request.size} bytes is impossible")
+        await self._disks.grow(device, request.size)
+        await self._agent.resize_volume(guest_point(request.volume_path), request.size)
+        return Empty()
+
+    def _device(self, path: str) -> str:
+        try:
+            return self._devices[guest_point(path)]
+        except KeyError:
+            raise NotFound(f"sandbox {self._id} has no direct volume {path}") from None

@@ -1,0 +1,89 @@
+"""Whether /dev/kvm is what it seems: hardware virtualization that can run a stock guest.
+
+Looks, and creates no virtual machine: some hosts offer a KVM that only runs guests made for it, and trying another one
+may harm the host. What passes here is still to be proved by a boot (`kata.runtime.hypervisor.accel`).
+
+Reference: the kernel's Documentation/virt/kvm/api.rst, sections 4.1 and 4.46.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_API_VERSION = 12
+_GET_API_VERSION = 0xAE00
+_GET_SUPPORTED_CPUID = 0xC008AE05
+#: Leaves asked for; kernels know fewer than 100.
+_CPUID_LEAVES = 256
+_CPUID_HEADER = struct.Struct("=II")
+#: function, index, flags, eax, ebx, ecx, edx, and three words of padding.
+_CPUID_ENTRY = struct.Struct("=7I12x")
+
+#: Features of every x86-64 processor with hardware virtualization: (leaf, register, bit).
+_BASELINE = {
+    "pae": (0x1, "edx", 6),
+    "apic": (0x1, "edx", 9),
+    "sse2": (0x1, "edx", 26),
+    "sse3": (0x1, "ecx", 0),
+    "cx16": (0x1, "ecx", 13),
+    "long mode": (0x80000001, "edx", 29),
+}
+
+
+def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Why KVM cannot run a guest here; None if nothing speaks against trying."""
+    try:
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"{device} cannot be opened: {error.strerror}"
+    try:
+        version = fcntl.ioctl(fd, _GET_API_VERSION, 0)
+        if version != _API_VERSION:
+            return f"{device} speaks version {version} of its interface, not {_API_VERSION}"
+        flags = processor_flags(cpuinfo)
+        if not flags & {"vmx", "svm"}:
+            return f"{device} opens, but the processor offers no hardware virtualization (neither vmx nor svm)"
+        leaves = bytearray(_CPUID_HEADER.size + _CPUID_LEAVES * _CPUID_ENTRY.size)
+        _CPUID_HEADER.pack_into(leaves, 0, _CPUID_LEAVES, 0)
+        fcntl.ioctl(fd, _GET_SUPPORTED_CPUID, leaves)
+        missing = missing_features(bytes(leaves))
+    except OSError as error:
+        return f"{device} opens, but does not answer as KVM: {error.strerror}"
+    finally:
+        os.close(fd)
+    if missing:
+        return f"{device} opens, but would give a guest a processor without {', '.join(missing)}"
+    return None
+
+
+def processor_flags(cpuinfo: Path) -> set[str]:
+    """The feature flags of the first processor.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with cpuinfo.open(encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "flags":
+                return set(value.split())
+    return set()
+
+
+def missing_features(cpuid: bytes) -> list[str]:
+    """Names of the baseline features that a `struct kvm_cpuid2` lacks: all of them if it is empty."""
+    count = min(_CPUID_HEADER.unpack_from(cpuid)[0], (len(cpuid) - _CPUID_HEADER.size) // _CPUID_ENTRY.size)
+    registers: dict[tuple[int, str], int] = {}
+    for number in range(count):
+        entry = _CPUID_ENTRY.unpack_from(cpuid, _CPUID_HEADER.size + number * _CPUID_ENTRY.size)
+        function, index, _, _, _, ecx, edx = entry
+        if index == 0:
+            registers[function, "ecx"], registers[function, "edx"] = ecx, edx
+    return [
+        name
+        for name, (function, register, bit) in _BASELINE.items()
+        if not registers.get((function, register), 0) >> bit & 1
+    ]

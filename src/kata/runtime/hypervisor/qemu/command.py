@@ -1,0 +1,187 @@
+"""QEMU's command line, made from a plan without touching anything.
+
+Every device has a fixed PCI address, so that two machines of one plan are alike, and one can be the other's template:
+
+    0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
+    0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
+    0x8        random numbers
+    0x10       9p
+
+References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kata.runtime.hypervisor.base import MAXIMUM_CHANNELS, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.hypervisor.kernel_params import kernel_command_line
+from kata.runtime.hypervisor.qemu import slots
+
+#: Keys of `fds` besides the names of the plan's channels, which cannot contain a colon.
+QMP_FD = ":qmp"
+CONSOLE_FD = ":console"
+#: A file that is the guest's memory; without it the memory is QEMU's own.
+MEMORY_FD = ":memory"
+#: The state of a saved machine, to go on from; the memory is then that machine's, and what this one writes is private.
+STATE_FD = ":state"
+#: A second QMP monitor, on which the state is asked for before anybody has connected to the first.
+RESTORE_FD = ":restore"
+SHARE_FD = ":share"
+#: QEMU's name of the connection to the daemon that serves virtio-fs.
+SHARE_CHARDEV = "share"
+
+#: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
+_TRANSLATION_CACHE_MIB = 256
+#: All that the emulator can do, but for what it does slowly: with these two a kernel copies memory by `rep movsb`,
+#: which the emulator runs byte by byte (creating a container took 40 % longer).
+_TCG_CPU = "max,-erms,-fsrm"
+
+
+def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
+    """The arguments that start `plan`'s machine.
+
+    Args:
+        plan: the machine.
+        fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
+            channel, and SHARE_FD if the plan has a helper for the share; files for MEMORY_FD (to save the machine
+            later, or to share its memory) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
+
+    Raises:
+        InvalidArgument: the kernel command line is too long.
+    """
+    max_vcpus = plan.max_vcpus or plan.vcpus
+    options: list[tuple[str, ...]] = [
+        ("-name", f"sandbox-{plan.sandbox_id},debug-threads=on"),
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-no-reboot",),
+        ("-display", "none"),
+        ("-machine", plan.machine_type + (",memory-backend=memory" if MEMORY_FD in fds else "")),
+        *_processor(plan),
+        *_iommu(plan),
+        ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
+        ("-m", _memory_size(plan)),
+        *_memory(plan, fds),
+        ("-rtc", "base=utc,clock=host"),
+        *_beginning(plan, fds),
+        ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-chardev", f"socket,id=console,fd={fds[CONSOLE_FD]}"),
+        ("-serial", "chardev:console"),
+        *_root_disk(plan),
+        *_channels(plan, fds),
+        *slots.options(plan.root_ports, plan.port_window),
+        *_devices(plan),
+        ("-object", "rng-builtin,id=rng"),
+        ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
+        # Tells a guest that it has been cloned, so that it draws new random numbers.
+        ("-device", "vmgenid,id=vmgenid,guid=auto"),
+        *_share(plan, fds),
+    ]
+    if plan.seccomp:
+        options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
+    return [str(plan.qemu), *(word for option in options for word in option)]
+
+
+def _memory_size(plan: VmPlan) -> str:
+    size = f"size={plan.memory_mib}M"
+    if plan.memory_slots and plan.max_memory_mib > plan.memory_mib:
+        size += f",slots={plan.memory_slots},maxmem={plan.max_memory_mib}M"
+    return size
+
+
+def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    if MEMORY_FD not in fds:
+        return []
+    share = "off" if STATE_FD in fds and not plan.shares_memory else "on"
+    path = f"/proc/self/fd/{fds[MEMORY_FD]}"
+    return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={share}")]
+
+
+def _beginning(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Where the machine starts from: a kernel, or the state that another machine was saved in."""
+    if STATE_FD in fds:
+        # Deferred, because what the state leaves out has to be said first, and only QMP can say it.
+        return [
+            ("-incoming", "defer"),
+            ("-chardev", f"socket,id=restore,fd={fds[RESTORE_FD]}"),
+            ("-mon", "chardev=restore,mode=control"),
+        ]
+    return [("-kernel", str(plan.kernel)), ("-initrd", str(plan.initrd)), ("-append", kernel_command_line(plan))]
+
+
+def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
+    features = f",{plan.cpu_features}" if plan.cpu_features else ""
+    if plan.accelerator == "kvm":
+        return [
+            # The IOMMU can remap interrupts only of a controller that QEMU has.
+            ("-accel", f"kvm,kernel-irqchip={'split' if plan.iommu else 'on'}"),
+            ("-cpu", f"{plan.cpu_model or 'host'}{features}"),
+            # Linux does not count on timer ticks that were missed while the machine did not run.
+            ("-global", "kvm-pit.lost_tick_policy=discard"),
+        ]
+    return [
+        ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),
+        ("-cpu", f"{plan.cpu_model or _TCG_CPU}{features}"),
+    ]
+
+
+def _iommu(plan: VmPlan) -> list[tuple[str, ...]]:
+    # caching-mode: the guest tells of each mapping, and QEMU maps it for the devices of the host's behind it.
+    return [("-device", "intel-iommu,intremap=on,caching-mode=on")] if plan.iommu else []
+
+
+def _root_disk(plan: VmPlan) -> list[tuple[str, ...]]:
+    if plan.image is None:
+        return []
+    return [
+        ("-blockdev", f"driver=file,node-name=root-file,read-only=on,filename={_escape(str(plan.image))}"),
+        ("-blockdev", "driver=raw,node-name=root,read-only=on,file=root-file"),
+        ("-device", "virtio-blk-pci,id=root-disk,drive=root,bus=pcie.0,addr=0x2"),
+    ]
+
+
+def _channels(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    # Port 0 of the device is reserved for a console.
+    options: list[tuple[str, ...]] = [
+        ("-device", f"virtio-serial-pci,id=serial0,max_ports={MAXIMUM_CHANNELS + 1},bus=pcie.0,addr=0x3")
+    ]
+    for number, name in enumerate(plan.channels, start=1):
+        options += [
+            ("-chardev", f"socket,id=channel{number},fd={fds[name]}"),
+            (
+                "-device",
+                f"virtserialport,id=port{number},bus=serial0.0,nr={number},chardev=channel{number},name={name}",
+            ),
+        ]
+    return options
+
+
+def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    if plan.share_dir is None:
+        return []
+    if plan.share_fs == SHARE_VIRTIO_FS:
+        # Its device cannot be saved, so it is plugged in when the machine runs.
+        return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
+    if plan.share_helper:
+        server = f"proxy,id=share,sock_fd={fds[SHARE_FD]}"
+    else:
+        # multidevs: the tree is made of many file systems, whose inode numbers must not collide in the guest.
+        server = f"local,id=share,path={_escape(str(plan.share_dir))},security_model=none,multidevs=remap"
+    return [
+        ("-fsdev", server),
+        ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={plan.share_tag},bus=pcie.0,addr=0x10"),
+    ]
+
+
+def _devices(plan: VmPlan) -> list[tuple[str, ...]]:
+    return [
+        ("-device", f"vfio-pci,id={device.id},host={device.host},bus={slots.root_port(index).bus},addr=0x0")
+        for index, device in enumerate(plan.devices)
+    ]
+
+
+def _escape(value: str) -> str:
+    """A comma ends a value in QEMU's option syntax, two stand for one."""
+    return value.replace(",", ",,")

@@ -1,0 +1,279 @@
+"""Plugging devices into a running machine, and taking them back when the guest has let go of them.
+
+A plug is a list of QMP commands each of which knows its opposite: if one fails, those before it are undone. An unplug
+asks the guest, which may take its time or refuse: the wait is bounded, and what was the device's is released in the
+moment in which the guest does let go, even if nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, KataError, NotFound, Unavailable
+from kata.runtime.hypervisor.devices import BlockDevice, Device, FileSystemDevice, NetworkDevice, VfioDevice
+from kata.runtime.hypervisor.qemu import device_commands as commands
+from kata.runtime.hypervisor.qemu.device_commands import Command, Step
+from kata.runtime.hypervisor.qemu.slots import Slot, Slots
+
+if TYPE_CHECKING:
+    from qemu.qmp import EventListener, QMPClient
+
+log = logging.getLogger(__name__)
+
+#: Seconds the guest has to let go of a device that could not be made whole.
+_ROLLBACK_TIMEOUT_S = 10.0
+#: Seconds after which the guest is asked again: a request that comes before its kernel listens gets lost.
+_ASK_AGAIN_S = 1.0
+_DELETED = "DEVICE_DELETED"
+
+Execute = Callable[[Command], Awaitable[object]]
+
+
+@dataclass(eq=False)
+class _Plugged:
+    """What one device holds.
+
+    Attributes:
+        undo: what has been done for it, the device itself last.
+        gone: set when the guest has let go of it.
+        awaited: whether an `unplug` waits for that.
+    """
+
+    id: str
+    slot: Slot | None = None
+    unit: int | None = None
+    undo: list[Command] = field(default_factory=list)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    awaited: bool = False
+
+
+class Hotplug:
+    """The devices that were plugged into one machine.
+
+    Args:
+        name: of the machine, for messages.
+        slots: those that are free.
+        qmp: connected to it.
+        execute: runs a command over it, with a deadline, and raises this project's errors.
+    """
+
+    def __init__(self, name: str, slots: Slots, qmp: QMPClient, execute: Execute) -> None:
+        self._name = name
+        self._qmp = qmp
+        self._execute = execute
+        self._slots = slots
+        self._plugged: dict[str, _Plugged] = {}
+        self._number = 0
+        self._controller = asyncio.Lock()
+        self._listener: EventListener | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def plug(self, device: Device) -> str:
+        """Plug a device; what it took is given back if that fails.
+
+        Returns:
+            Where the guest finds it: its PCI path, "ID:LUN" of a disk on the SCSI controller.
+
+        Raises:
+            AlreadyExists: there is one of that id, or one that the guest has not let go of yet.
+            ResourceExhausted: all slots are in use.
+            FailedPrecondition: QEMU refuses it; the message has its reason.
+            DeadlineExceeded, Unavailable: as for any command.
+        """
+        entry = self._enter(device.id)
+        try:
+            if isinstance(device, BlockDevice) and device.driver == "virtio-scsi":
+                return await self._plug_scsi(device, entry)
+            entry.slot = self._slots.take(express=isinstance(device, VfioDevice))
+            await self._carry_out(entry, self._steps(device, entry.slot))
+            return entry.slot.path
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._roll_back(entry)))
+            raise
+
+    def _enter(self, device_id: str) -> _Plugged:
+        if device_id in self._plugged or device_id == commands.SCSI_CONTROLLER:
+            raise AlreadyExists(f"the virtual machine of {self._name} has a device {device_id} already")
+        self._listen()
+        entry = self._plugged[device_id] = _Plugged(device_id)
+        return entry
+
+    def _steps(self, device: Device, slot: Slot) -> list[Step]:
+        if isinstance(device, BlockDevice):
+            self._number += 1
+            return [
+                *commands.disk(device, self._number),
+                commands.disk_in_slot(device, self._number, slot),
+            ]
+        if isinstance(device, NetworkDevice):
+            return commands.network(device, slot)
+        if isinstance(device, FileSystemDevice):
+            return commands.file_system(device, slot)
+        return commands.vfio(device, slot)
+
+    async def _plug_scsi(self, device: BlockDevice, entry: _Plugged) -> str:
+        async with self._controller:
+            # The controller comes with the first disk and stays.
+            if commands.SCSI_CONTROLLER not in self._plugged:
+                controller = _Plugged(commands.SCSI_CONTROLLER, self._slots.take())
+                assert controller.slot is not None
+                try:
+                    await self._carry_out(controller, [commands.scsi_controller(controller.slot)])
+                except BaseException:
+                    self._slots.give(controller.slot)
+                    raise
+                self._plugged[commands.SCSI_CONTROLLER] = controller
+        used = {other.unit for other in self._plugged.values()}
+        entry.unit = next(unit for unit in range(len(used) + 1) if unit not in used)
+        self._number += 1
+        steps = [
+            *commands.disk(device, self._number),
+            commands.disk_on_scsi(device, self._number, entry.unit),
+        ]
+        await self._carry_out(entry, steps)
+        return commands.scsi_address(entry.unit)
+
+    async def _carry_out(self, entry: _Plugged, steps: list[Step]) -> None:
+        passing: list[Command] = []
+        for step in steps:
+            # Before it is done: who is cancelled, or gets no answer in time, cannot know whether it was.
+            entry.undo.append(step.undo)
+            try:
+                await self._execute(step.do)
+            except FailedPrecondition:
+                entry.undo.pop()
+                raise
+            if step.passing:
+                passing.append(step.undo)
+            else:
+                entry.undo = [command for command in entry.undo if command not in passing]
+
+    async def _roll_back(self, entry: _Plugged) -> None:
+        """Undo what was done for a device that did not come to be. What fails is logged: there is an error already."""
+        try:
+            if entry.undo and entry.undo[-1].name == "device_del":
+                await self.unplug(entry.id, _ROLLBACK_TIMEOUT_S)
+            else:
+                await self._release(entry)
+        except KataError as error:
+            log.warning("taking device %s back: %s", entry.id, error)
+
+    async def unplug(self, device_id: str, timeout: float) -> None:
+        """Have the guest let go of a device, and give back all that was the device's.
+
+        Raises:
+            NotFound: there is no such device.
+            DeadlineExceeded: the guest does not let go. Its slot stays taken; the rest happens when it does.
+            FailedPrecondition: QEMU refuses, or a part of the device could not be given back.
+        """
+        entry = self._plugged.get(device_id)
+        if entry is None or device_id == commands.SCSI_CONTROLLER:
+            raise NotFound(f"the virtual machine of {self._name} has no device {device_id}")
+        if entry.awaited:
+            raise FailedPrecondition(f"device {device_id} of {self._name} is being unplugged already")
+        entry.awaited = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ask(entry)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the guest of {self._name} does not let go of device {device_id} within {timeout:.0f} s"
+            ) from None
+        except Unavailable:
+            log.debug("device %s of %s is gone with its machine", device_id, self._name)
+        finally:
+            entry.awaited = False
+        await asyncio.shield(asyncio.ensure_future(self._release(entry)))
+
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        """Tell the guest that a disk has another size in bytes. An image file is made that long.
+
+        Raises:
+            NotFound: there is no such disk.
+            FailedPrecondition: QEMU refuses it, as it does if a block device is smaller.
+        """
+        entry = self._plugged.get(device_id)
+        nodes = [command.arguments for command in entry.undo if command.name == "blockdev-del"] if entry else []
+        if not nodes:
+            raise NotFound(f"the virtual machine of {self._name} has no disk {device_id}")
+        await self._execute(Command("block_resize", {**nodes[0], "size": size}))
+
+    async def _ask(self, entry: _Plugged) -> None:
+        """Ask the guest, and again, until it has let go."""
+        request = entry.undo[-1]
+        asked = vanished = False
+        while not entry.gone.is_set() and not vanished:
+            try:
+                await self._execute(request)
+                asked = True
+            except NotFound:
+                # It never was, or its name is gone and it itself is going: then the event is still to come.
+                vanished = True
+            except FailedPrecondition as error:
+                # It has been asked and takes its time.
+                if not asked and "process of unplug" not in error.message:
+                    raise
+            try:
+                async with asyncio.timeout(_ASK_AGAIN_S):
+                    await entry.gone.wait()
+            except TimeoutError:
+                continue
+
+    async def _release(self, entry: _Plugged) -> None:
+        """Undo all steps but the device itself, of which the guest has let go; the slot is free then."""
+        problems: list[str] = []
+        while entry.undo:
+            command = entry.undo.pop()
+            if command.name == "device_del":
+                continue
+            try:
+                await self._execute(command)
+            except Unavailable:
+                break
+            except KataError as error:
+                problems.append(error.message)
+        self._plugged.pop(entry.id, None)
+        if entry.slot is not None:
+            self._slots.give(entry.slot)
+        if problems:
+            raise FailedPrecondition(f"device {entry.id} of {self._name}: {'; '.join(problems)}")
+
+    def _listen(self) -> None:
+        if self._listening is None:
+            from qemu.qmp import EventListener
+
+            self._listener = EventListener(names=(_DELETED,))
+            self._qmp.register_listener(self._listener)
+            self._listening = asyncio.create_task(self._watch(self._listener), name=f"hot-plug of {self._name}")
+
+    async def _watch(self, listener: EventListener) -> None:
+        """Note which devices the guest has let go of."""
+        while True:
+            event = await listener.get()
+            data = event.get("data")
+            entry = self._plugged.get(str(data.get("device"))) if isinstance(data, dict) else None
+            if entry is None:
+                continue
+            entry.gone.set()
+            if not entry.awaited:
+                log.info("the guest of %s has let go of device %s", self._name, entry.id)
+                task = asyncio.create_task(self._release_late(entry))
+                self._releasing.add(task)
+                task.add_done_callback(self._releasing.discard)
+
+    async def _release_late(self, entry: _Plugged) -> None:
+        try:
+            await self._release(entry)
+        except KataError as error:
+            log.warning("%s", error)
+
+    def close(self) -> None:
+        """The machine has ended: stop listening. Idempotent."""
+        for task in (*self._releasing, *([self._listening] if self._listening else [])):
+            task.cancel()
+        self._listening = None

@@ -1,0 +1,483 @@
+"""One virtual machine run by QEMU: started or restored, watched, paused, saved, ended.
+
+One task waits for the end of the process, reaps it and releases all that the machine held; `wait` and `stop` wait for
+that task.
+
+Not here: what is in the plan, how the process is made (`kata.runtime.hypervisor.qemu.process`), and whether the guest's
+agent answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from kata.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    KataError,
+    NotFound,
+    Unavailable,
+    VmLaunchError,
+)
+from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan
+from kata.runtime.hypervisor.console import Pump, RingFile
+from kata.runtime.hypervisor.deadline import patiently
+from kata.runtime.hypervisor.devices import Device, FileSystemDevice
+from kata.runtime.hypervisor.qemu import slots
+from kata.runtime.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
+from kata.runtime.hypervisor.qemu.device_commands import Command
+from kata.runtime.hypervisor.qemu.process import QemuProcess, restore_commands
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+    from kata.runtime.hypervisor.qemu.hotplug import Hotplug
+    from kata.runtime.hypervisor.qemu.resize import Resizer
+
+log = logging.getLogger(__name__)
+
+CONSOLE_LOG = "console.log"
+QEMU_LOG = "qemu.log"
+
+#: Seconds that QEMU may outlive its helper when it ends by itself.
+_HELPER_GRACE_S = 0.2
+#: Seconds from QEMU's start to its readiness for commands.
+START_TIMEOUT_S = 20.0
+#: Seconds for a command that only changes the machine's state.
+_QMP_TIMEOUT_S = 5.0
+#: Seconds to end a machine without force.
+STOP_TIMEOUT_S = 2.0
+#: Seconds the guest has to let go of a device; 0.2 is usual.
+UNPLUG_TIMEOUT_S = 10.0
+#: Seconds the guest has to let go of processors and memory that are taken away.
+RESIZE_TIMEOUT_S = 5.0
+#: Seconds that the kernel has to end a process that got SIGKILL.
+_KILL_TIMEOUT_S = 10.0
+#: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
+_DRAIN_TIMEOUT_S = 1.0
+#: Seconds between two looks at a machine that is being saved or restored, which takes 10 to 50 ms.
+_STATUS_POLL_S = 0.005
+
+
+class QemuMachine:
+    """A virtual machine run by QEMU. Implements `kata.runtime.hypervisor.base.VirtualMachine`.
+
+    Args:
+        plan: what it is.
+        memory: descriptor of a file to be the guest's memory, for `save`; with `state`, of a saved machine's memory.
+        state: descriptor of what `save` wrote; the machine then goes on from there. Its memory file is only read.
+        process: the machine's process, where somebody has started it already, with the same plan and descriptors.
+
+    The descriptors stay the caller's, who has to keep them open until `start` returns.
+    """
+
+    def __init__(
+        self,
+        plan: VmPlan,
+        *,
+        memory: int | None = None,
+        state: int | None = None,
+        process: QemuProcess | None = None,
+    ) -> None:
+        self.plan = plan
+        self._head_start = process
+        files = {MEMORY_FD: memory, STATE_FD: state}
+        self._files = {name: fd for name, fd in files.items() if fd is not None}
+        self._pid = 0
+        self._expected = False
+        self._forced = False
+        self._begin = 0.0
+        self._process: QemuProcess | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._qmp: QMPClient | None = None
+        self._console: RingFile | None = None
+        self._output: RingFile | None = None
+        self._pumps: list[Pump] = []
+        self._hotplug: Hotplug | None = None
+        self._resizer: Resizer | None = None
+        self._one_by_one = asyncio.Lock()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id; 0 unless it runs."""
+        return self._pid
+
+    async def start(self, timeout: float = START_TIMEOUT_S) -> None:
+        """Run QEMU and wait until it obeys. The guest boots meanwhile.
+
+        QEMU dies with the thread that calls this.
+
+        Args:
+            timeout: seconds, less those that QEMU waits for a processor.
+
+        Raises:
+            FailedPrecondition: the machine was started before.
+            NotFound: QEMU, kernel, initrd, image or share is not there.
+            VmLaunchError: QEMU ended, or does not answer.
+        """
+        if self._end is not None or self._process is not None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} was started before")
+        self._begin = time.monotonic()
+        try:
+            self._watch_process(self._head_start or self._spawn())
+            await patiently(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
+        except BaseException as error:
+            exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
+            if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
+                raise
+            if isinstance(error, OSError):
+                reason = error.strerror or str(error)
+            elif not self._forced:
+                reason = "qemu ended by itself"
+            else:
+                reason = error.message if isinstance(error, KataError) else "qemu does not take commands"
+            raise VmLaunchError(
+                "qemu start",
+                reason,
+                elapsed=time.monotonic() - self._begin,
+                # The status of a kill from here says nothing.
+                exit_status=exit_.status if exit_ and not self._forced else None,
+                output=exit_.output if exit_ else "",
+                console=self.console_tail(),
+            ) from error
+
+    async def _come_up(self) -> None:
+        await self._connect()
+        if STATE_FD in self._files:
+            await self._restored()
+        if self.plan.shares_memory and not self._to_be_saved:
+            await self.plug(FileSystemDevice(id="share0", chardev=SHARE_CHARDEV, tag=self.plan.share_tag))
+
+    @property
+    def _to_be_saved(self) -> bool:
+        return MEMORY_FD in self._files and STATE_FD not in self._files
+
+    def _spawn(self) -> QemuProcess:
+        check_files(self.plan)
+        return QemuProcess(self.plan, self._files)
+
+    def _watch_process(self, process: QemuProcess) -> None:
+        """From here on the end of QEMU is noticed, and everything it holds is released then."""
+        log.debug("qemu command line: %s", process.argv)
+        self._process = process
+        self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
+        self._output = RingFile(self.plan.run_dir / QEMU_LOG)
+        self._pid = process.popen.pid
+        self._pumps.append(Pump(process.console, self._console))
+        process.console = -1
+        self._pumps.append(Pump(process.output, self._output))
+        process.output = -1
+        if process.helper:
+            process.helper.watch(asyncio.get_running_loop(), self._lose_share)
+        self._end = asyncio.create_task(self._watch(process), name=f"qemu of {self.plan.sandbox_id}")
+
+    def _lose_share(self) -> None:
+        """The helper has ended: for itself, or because QEMU has, whose end is then known in a moment."""
+        asyncio.get_running_loop().call_later(_HELPER_GRACE_S, self._end_without_share)
+
+    def _end_without_share(self) -> None:
+        """The guest's files are gone: a machine without them is no use to anybody."""
+        if self._end is not None and not self._end.done() and not self._expected:
+            log.error("the helper that serves the files of %s has ended, so its machine is ended", self.plan.sandbox_id)
+            self._signal(signal.SIGKILL)
+
+    async def _connect(self) -> None:
+        # Imported while QEMU starts by itself: the import takes time, which is free here.
+        from kata.runtime.hypervisor.qemu.monitor import Monitor
+
+        # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
+        # a bug of the client.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+        self._qmp = Monitor(self.plan.sandbox_id)
+        assert self._process is not None
+        await self._qmp.connect(self._process.channels[QMP_FD])
+
+    async def _restored(self) -> None:
+        """See that QEMU has begun to read the state; the machine goes on then, as the one that was saved did.
+
+        QEMU ends if the state is no good, but has been seen to wait for ever: the guest's answer is the proof.
+        """
+        assert self._process is not None
+        reader, writer = await asyncio.open_connection(sock=self._process.channels.pop(RESTORE_FD))
+        try:
+            missing = len(restore_commands(0))
+            while missing:
+                answer = json.loads(await reader.readline())
+                if "error" in answer:
+                    raise FailedPrecondition(f"qemu of {self.plan.sandbox_id}: restore: {answer['error'].get('desc')}")
+                missing -= "return" in answer
+        finally:
+            writer.close()
+
+    async def _status_after(self, query: str, *passing: str) -> object:
+        """Wait until a status is none of those that pass by themselves; what it is then."""
+        while True:
+            answer = await self._execute(query, _QMP_TIMEOUT_S)
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if status not in passing:
+                return status
+            await asyncio.sleep(_STATUS_POLL_S)
+
+    async def _abandon(self) -> VmExit | None:
+        self._expected = True
+        if self._end is None:
+            if self._process is not None:
+                self._process.kill()
+            self._release()
+            return None
+        # If QEMU is on its way out by itself, its own status is worth more than that of a kill.
+        await asyncio.wait({self._end}, timeout=0.2)
+        self.kill()
+        return await self.wait()
+
+    async def _watch(self, process: QemuProcess) -> VmExit:
+        """Wait for QEMU's end, reap it, release everything. Cancelling it ends QEMU first."""
+        loop = asyncio.get_running_loop()
+        dead = asyncio.Event()
+        loop.add_reader(process.pidfd, dead.set)
+        try:
+            await dead.wait()
+        except asyncio.CancelledError:
+            # The event loop is going away: a machine that nobody watches any more must end.
+            self.kill()
+            await dead.wait()
+        loop.remove_reader(process.pidfd)
+        status = process.popen.wait()
+        self._pid = 0
+        for pump in self._pumps:
+            await pump.ended(_DRAIN_TIMEOUT_S)
+        if self._hotplug is not None:
+            self._hotplug.close()
+        if self._qmp is not None:
+            try:
+                async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                    await self._qmp.disconnect()
+            except Exception as error:
+                log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
+        self._release()
+        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
+        log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
+        return exit_
+
+    def _release(self) -> None:
+        """Close whatever is open. Idempotent; the logs stay readable."""
+        for pump in self._pumps:
+            pump.close()
+        if self._process is not None:
+            self._process.release()
+        for ring in (self._console, self._output):
+            if ring is not None:
+                ring.close()
+        self._pid = 0
+
+    def channel(self, name: str) -> socket.socket:
+        """Hand over the host end (connected, non-blocking) of a channel: from now on the caller closes it.
+
+        Raises:
+            FailedPrecondition: it is not in the plan, was handed over before, or the machine does not run.
+        """
+        try:
+            if self._process is None or name not in self.plan.channels:
+                raise KeyError(name)
+            return self._process.channels.pop(name)
+        except KeyError:
+            raise FailedPrecondition(
+                f"the virtual machine of {self.plan.sandbox_id} has no channel {name} to give"
+            ) from None
+
+    async def wait(self) -> VmExit:
+        """Wait until QEMU has ended and everything is released.
+
+        Raises:
+            FailedPrecondition: the machine was never started.
+        """
+        if self._end is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        return await asyncio.shield(self._end)
+
+    async def stop(self, timeout: float = STOP_TIMEOUT_S) -> VmExit | None:
+        """End the machine: a command, then SIGTERM, then SIGKILL. Idempotent; the guest is not asked.
+
+        Args:
+            timeout: seconds before SIGKILL.
+
+        Returns:
+            How it ended; None if it never ran.
+
+        Raises:
+            DeadlineExceeded: the kernel does not end the process even after SIGKILL.
+        """
+        if self._end is None:
+            return None
+        self._expected = True
+        if not self._end.done():
+            try:
+                await self._execute("quit", timeout / 2)
+            except KataError as error:
+                log.debug("quit of %s: %s", self.plan.sandbox_id, error)
+            else:
+                await self._ended(timeout / 2)
+            if not self._end.done():
+                self._signal(signal.SIGTERM)
+                await self._ended(timeout / 2)
+            if not self._end.done():
+                self.kill()
+                await self._ended(_KILL_TIMEOUT_S)
+            if not self._end.done():
+                raise DeadlineExceeded(f"qemu of {self.plan.sandbox_id} (process {self._pid}) survives SIGKILL")
+        return await self.wait()
+
+    async def _ended(self, timeout: float) -> None:
+        assert self._end is not None
+        await asyncio.wait({self._end}, timeout=timeout)
+
+    def kill(self) -> None:
+        """Send SIGKILL; `wait` tells when all is released. Idempotent."""
+        self._expected = True
+        self._forced = self._forced or (self._process is not None and self._process.alive)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None or self._process.pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._process.pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        await self._execute("stop", _QMP_TIMEOUT_S)
+
+    async def resume(self) -> None:
+        """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        await self._execute("cont", _QMP_TIMEOUT_S)
+
+    def place(self, device_id: str) -> str:
+        """The PCI path in the guest of a device that it was booted with."""
+        return slots.root_port([device.id for device in self.plan.devices].index(device_id)).path
+
+    async def plug(self, device: Device) -> str:
+        """Plug a device into the running machine; see `Hotplug.plug`."""
+        return await self._plugging().plug(device)
+
+    async def unplug(self, device_id: str, timeout: float = UNPLUG_TIMEOUT_S) -> None:
+        """Take a device back; see `Hotplug.unplug`. A machine that has ended has given back everything."""
+        if self._end is None or not self._end.done():
+            await self._plugging().unplug(device_id, timeout)
+
+    async def grow_disk(self, device_id: str, size: int) -> None:
+        """Give a disk a new size; see `Hotplug.grow_disk`."""
+        await self._plugging().grow_disk(device_id, size)
+
+    def _plugging(self) -> Hotplug:
+        if self._qmp is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        if self._hotplug is None:
+            # Most machines start without.
+            from kata.runtime.hypervisor.qemu.hotplug import Hotplug
+
+            free = slots.Slots(self.plan.root_ports, len(self.plan.devices))
+            self._hotplug = Hotplug(self.plan.sandbox_id, free, self._qmp, self._run)
+        return self._hotplug
+
+    async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:
+        """Change the size of the running machine; see `Resizer.resize`."""
+        return await self._resizing().resize(vcpus, memory_mib, timeout)
+
+    async def vcpu_threads(self) -> list[int]:
+        """QEMU's threads that run the guest's processors."""
+        return await self._resizing().vcpu_threads()
+
+    def _resizing(self) -> Resizer:
+        if self._qmp is None:
+            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+        if self._resizer is None:
+            from kata.runtime.hypervisor.qemu.resize import Resizer
+
+            self._resizer = Resizer(self.plan, self._run)
+        return self._resizer
+
+    async def save(self, state: int, timeout: float) -> None:
+        """Write the machine's state, less its memory, to the file `state`; afterwards it does not run any more.
+
+        The memory is complete in the file that the machine was made with.
+
+        Raises:
+            FailedPrecondition: the machine has no such file, or a device that cannot be saved.
+            DeadlineExceeded, Unavailable: as for any command.
+        """
+        what = f"saving the machine of {self.plan.sandbox_id}"
+        if not self._to_be_saved or self._qmp is None:
+            raise FailedPrecondition(f"{what}: its memory is in no file")
+        capability = {"capability": "x-ignore-shared", "state": True}
+        await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
+        await self._execute("getfd", _QMP_TIMEOUT_S, state, fdname="state")
+        await self._execute("migrate", _QMP_TIMEOUT_S, uri="fd:state")
+        try:
+            async with asyncio.timeout(timeout):
+                status = await self._status_after("query-migrate", "none", "setup", "active", "device")
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what} did not end within {timeout:.0f} s") from None
+        if status != "completed":
+            raise FailedPrecondition(f"{what} ended as {status}")
+
+    async def _run(self, command: Command) -> object:
+        """Run a QMP command along with its descriptor. Raises as `_execute`."""
+        # One after the other: QEMU gives a descriptor to the next command that wants one.
+        async with self._one_by_one:
+            return await self._execute(command.name, _QMP_TIMEOUT_S, command.fd, **command.arguments)
+
+    async def _execute(self, command: str, timeout: float, passed: int | None = None, /, **arguments: object) -> object:
+        """Run a QMP command; the descriptor `passed` goes along with it.
+
+        Raises:
+            Unavailable: there is no connection (any more).
+            DeadlineExceeded: no answer in time.
+            FailedPrecondition, NotFound: QEMU refuses.
+        """
+        what = f"qemu of {self.plan.sandbox_id}: {command}"
+        if self._qmp is None:
+            raise Unavailable(f"{what}: not connected")
+        from qemu.qmp import ExecuteError, QMPError
+
+        try:
+            async with asyncio.timeout(timeout):
+                if passed is not None:
+                    self._qmp.send_fd_scm(passed)
+                return await self._qmp.execute(command, arguments or None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what}: no answer within {timeout:.1f} s") from None
+        except ExecuteError as error:
+            kind = NotFound if error.error_class == "DeviceNotFound" else FailedPrecondition
+            raise kind(f"{what}: {error}") from error
+        except QMPError as error:
+            raise Unavailable(f"{what}: {error}") from error
+
+    def console_tail(self, lines: int = 20) -> str:
+        """The last lines of the guest's console, safe to show."""
+        return self._console.tail(lines) if self._console else ""
+
+
+def check_files(plan: VmPlan) -> None:
+    """Find out what is missing before anything is started.
+
+    Raises:
+        NotFound: a file or directory is not there, is no such thing, or cannot be read.
+    """
+    if not plan.qemu.is_file() or not os.access(plan.qemu, os.X_OK):
+        raise NotFound(f"qemu: {plan.qemu} is not an executable file", hint="install the package qemu-system-x86")
+    for what, path in (("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+            raise NotFound(f"guest {what}: {path} is not a readable file", hint="run: kata image build")
+    for what, path in (("run directory", plan.run_dir), ("shared directory", plan.share_dir)):
+        if path is not None and not path.is_dir():
+            raise NotFound(f"{what}: {path} is not a directory")

@@ -1,0 +1,177 @@
+"""QEMU's process and that of its helper, started and not yet watched: the part of a machine that needs no event loop.
+
+A shim starts QEMU before it has loaded what it speaks to it with (`kata.runtime.launch.prelaunch`). QMP, the guest's
+console and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no races, nothing for
+others to connect to.
+
+Not here: watching, commands, and what is in the plan.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.hypervisor.qemu import confine
+from kata.runtime.hypervisor.qemu.command import (
+    CONSOLE_FD,
+    MEMORY_FD,
+    QMP_FD,
+    RESTORE_FD,
+    SHARE_FD,
+    STATE_FD,
+    command_line,
+)
+from kata.runtime.hypervisor.qemu.share import ShareHelper
+from kata.runtime.hypervisor.qemu.share import connection as share_connection
+
+#: The other end of SHARE_FD.
+_HELPER_FD = ":helper"
+
+
+def restore_commands(state: int) -> list[dict[str, object]]:
+    """The QMP commands by which a machine that waits for a state reads it from descriptor `state` and goes on.
+
+    The memory is left out of it: what is in a file that machines share is in that file already.
+    """
+    capability = {"capability": "x-ignore-shared", "state": True}
+    return [
+        {"execute": "qmp_capabilities"},
+        {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [capability]}},
+        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
+    ]
+
+
+def memory_to_share(size_mib: int, saved: int | None) -> int:
+    """A new file in memory that can be a guest's memory and be shared: empty, or a copy of a saved machine's.
+
+    It is as large as the machine's memory, and takes as much as is in the copy.
+    """
+    memory = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(memory, size_mib << 20)
+        position = 0
+        while saved is not None:
+            try:
+                position = os.lseek(saved, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break
+            end = os.lseek(saved, position, os.SEEK_HOLE)
+            os.lseek(memory, position, os.SEEK_SET)
+            while position < end:
+                position += os.sendfile(memory, saved, position, end - position)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+class QemuProcess:
+    """QEMU, running. It ends by `kill`, or with the thread that made it.
+
+    Args:
+        plan: the machine.
+        files: descriptors for MEMORY_FD and STATE_FD of `kata.runtime.hypervisor.qemu.command`; they stay the caller's.
+
+    Attributes:
+        popen, pidfd: the process.
+        channels: the host's ends of the plan's channels, and of QMP_FD; with a state, also of RESTORE_FD, a monitor
+            of its own on which the restore has been asked for already, so that QEMU reads the state when it can.
+        console, output: descriptors to read what the guest and what QEMU say; -1 once somebody has taken them.
+        helper: what serves the shared tree, if not QEMU itself.
+
+    Raises:
+        NotFound, OSError: it cannot be run; nothing is left.
+    """
+
+    def __init__(self, plan: VmPlan, files: Mapping[str, int]) -> None:
+        self.plan = plan
+        self.restores = STATE_FD in files
+        self.channels: dict[str, socket.socket] = {}
+        self.helper: ShareHelper | None = None
+        self.console = self.output = self.pidfd = -1
+        self.argv: list[str] = []
+        popen = None
+        theirs: dict[str, socket.socket] = {}
+        write_end = memory = -1
+        try:
+            names = [QMP_FD, CONSOLE_FD, *plan.channels]
+            if self.restores:
+                names.append(RESTORE_FD)
+            for name in names:
+                self.channels[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.channels[name].setblocking(False)
+            if self.restores:
+                wanted = restore_commands(files[STATE_FD])
+                self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
+            self.output, write_end = os.pipe()
+            fds = {name: end.fileno() for name, end in theirs.items()} | dict(files)
+            helper = plan.share_helper if plan.share_dir else None
+            if plan.shares_memory and (self.restores or MEMORY_FD not in files):
+                fds[MEMORY_FD] = memory = memory_to_share(plan.memory_mib, files.get(MEMORY_FD))
+            if helper:
+                theirs[SHARE_FD], theirs[_HELPER_FD] = share_connection(plan)
+                fds[SHARE_FD] = theirs[SHARE_FD].fileno()
+            self.argv = command_line(plan, fds)
+            capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not helper else ()
+            popen = confine.spawn(
+                confine.confined(self.argv, capabilities),
+                fds=tuple(fds.values()),
+                output=write_end,
+                environment=dict(plan.environment),
+            )
+            if plan.devices:
+                confine.allow_locked_memory(popen.pid)
+            if helper:
+                # After QEMU, which takes longer to come to the point where it needs its helper.
+                self.helper = ShareHelper(plan, theirs[_HELPER_FD].fileno(), output=write_end)
+            self.pidfd = os.pidfd_open(popen.pid)
+            self.console = self.channels.pop(CONSOLE_FD).detach()
+            self.popen: subprocess.Popen[bytes] = popen
+        except BaseException:
+            if popen is not None:
+                popen.kill()
+                popen.wait()
+            self.release()
+            raise
+        finally:
+            for end in theirs.values():
+                end.close()
+            for fd in (write_end, memory):
+                if fd >= 0:
+                    os.close(fd)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet, whoever has noticed."""
+        if self.pidfd < 0:
+            return False
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
+        return not ended.poll(0)
+
+    def kill(self) -> None:
+        """End and reap it, and give everything back. Only for a process that nobody watches."""
+        self.popen.kill()
+        self.popen.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Stop the helper and close what is open. Idempotent."""
+        if self.helper is not None:
+            self.helper.stop()
+        for end in self.channels.values():
+            end.close()
+        self.channels.clear()
+        for fd in (self.console, self.output, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.console = self.output = self.pidfd = -1

@@ -1,0 +1,1 @@
+"""Templates: VMs that were booted once and saved, to restore others from."""

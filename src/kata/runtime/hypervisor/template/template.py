@@ -1,0 +1,184 @@
+"""Templates: machines that were booted once and saved, from which others go on in a tenth of a second.
+
+    <root>/<key>/memory          the guest's memory, sparse; each machine maps it privately, shares what it only reads
+    <root>/<key>/state           the devices' and processors' state, as QEMU writes it
+    <root>/<key>/manifest.json   what the template is of, and how its files are known to be unchanged
+    <root>/.building-*           being made, by whoever has the lock, or left by one who died
+    <root>/.failed-<key>         why the last attempt to make it failed
+    <root>/.lock
+
+The key is a digest over all that matters to the machine, so a changed kernel, image, QEMU, configuration or host
+processor means another template, and several can be in use side by side. Templates appear and vanish by a rename;
+who has one open keeps it.
+
+Not here: how a template is made (`kata.runtime.hypervisor.template.build`), and the directory of all
+(`kata.runtime.hypervisor.template.store`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kata.errors import FailedPrecondition, NotFound
+from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.hypervisor.kvm import processor_flags
+from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
+
+MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
+
+#: Raised when the same key would no longer mean the same content.
+_FORMAT = 1
+_MANIFEST_LIMIT = 64 * 1024
+_STATE_LIMIT = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Template:
+    """An open template. It stays usable until `close`, whatever becomes of its files' names.
+
+    Attributes:
+        memory, state: descriptors for `QemuMachine`.
+        size: bytes that the memory takes on the disk.
+    """
+
+    key: str
+    directory: Path
+    memory: int
+    state: int
+    size: int
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The descriptors by QEMU's use of them."""
+        return {MEMORY_FD: self.memory, STATE_FD: self.state}
+
+    def close(self) -> None:
+        os.close(self.memory)
+        os.close(self.state)
+
+    def __enter__(self) -> Template:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def description(plan: VmPlan) -> dict[str, Any]:
+    """All that a machine of this plan has in common with the machines that can go on from its template."""
+    anonymous = replace(
+        plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"), share_options=(), environment=()
+    )
+    names = (QMP_FD, CONSOLE_FD, MEMORY_FD, SHARE_FD, *plan.channels)
+    found: dict[str, Any] = {
+        "accelerator": plan.accelerator,
+        "vcpus": plan.vcpus,
+        "memory_mib": plan.memory_mib,
+        "command": command_line(anonymous, {name: number for number, name in enumerate(names)}),
+    }
+    for what, path in (("qemu", plan.qemu), ("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
+        if path is not None:
+            found[what] = _file_identity(path)
+    if plan.accelerator == "kvm":
+        # The processor shows through, and the host's kernel has a part in the state.
+        flags = " ".join(sorted(processor_flags(Path("/proc/cpuinfo"))))
+        found["host"] = [os.uname().release, hashlib.sha256(flags.encode()).hexdigest()]
+    return found
+
+
+def key_of(machine: Mapping[str, Any]) -> str:
+    """The name of the template of a machine, from its `description`."""
+    return hashlib.sha256(json.dumps([_FORMAT, machine], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _file_identity(path: Path) -> list[object]:
+    """What changes when the file does; its content is never read here, which would cost more than a start may."""
+    try:
+        real = path.resolve(strict=True)
+        info = real.stat()
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}") from error
+    return [str(real), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]
+
+
+def write_manifest(directory: Path, machine: Mapping[str, Any]) -> None:
+    """Describe the finished files of a template. Raises OSError."""
+    manifest = {
+        "format": _FORMAT,
+        "machine": machine,
+        "memory": _memory_identity(os.stat(directory / MEMORY)),
+        "state": hashlib.sha256((directory / STATE).read_bytes()).hexdigest(),
+    }
+    fd = os.open(directory / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _memory_identity(info: os.stat_result) -> dict[str, int]:
+    # Any write, by whatever way, moves the change time, which nobody can set.
+    return {"inode": info.st_ino, "size": info.st_size, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}
+
+
+def open_template(root: Path, key: str) -> Template:
+    """Open a template and see that it is whole.
+
+    Raises:
+        NotFound: there is none.
+        FailedPrecondition: it is broken or was changed.
+    """
+    directory = root / key
+    fds: list[int] = []
+    try:
+        manifest = read_manifest(directory)
+        # For writing, because QEMU opens the memory so, though it maps it privately and writes nothing.
+        fds.append(os.open(directory / MEMORY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+        fds.append(os.open(directory / STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        info = os.fstat(fds[0])
+        if _memory_identity(info) != manifest["memory"]:
+            raise FailedPrecondition(f"template {key} is broken: its memory was changed after it was made")
+        content = os.pread(fds[1], _STATE_LIMIT, 0)
+        if hashlib.sha256(content).hexdigest() != manifest["state"]:
+            raise FailedPrecondition(f"template {key} is broken: its state is not what was saved")
+        template = Template(key, directory, fds[0], fds[1], info.st_blocks * 512)
+        fds.clear()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not directory.is_dir():
+            raise NotFound(f"there is no template {key}") from error
+        raise FailedPrecondition(f"template {key} is broken: {error.filename} is missing") from error
+    except OSError as error:
+        raise FailedPrecondition(f"template {key} cannot be opened: {error.strerror}") from error
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return template
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """A manifest of which all that is used is there."""
+    with (directory / MANIFEST).open("rb") as file:
+        data = file.read(_MANIFEST_LIMIT)
+    try:
+        manifest = json.loads(data)
+        if manifest["format"] != _FORMAT or not isinstance(manifest["machine"], dict):
+            raise ValueError("made by another version")
+        return {name: manifest[name] for name in ("machine", "memory", "state")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FailedPrecondition(f"template {directory.name} is broken: manifest: {error}") from None
+
+
+def mark_used(template: Template) -> None:
+    """Remember that a machine started from it just now: what is used stays. Nothing depends on it."""
+    try:
+        os.utime(template.directory)
+    except OSError:
+        return

@@ -1,0 +1,245 @@
+"""A sandbox's virtual machine with its agent answering: gone on from a template, or booted.
+
+A template that cannot be made or used costs a warning and the time of a boot, never the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from kata.errors import DeadlineExceeded, KataError, NotFound, VmLaunchError
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.agent_client.first_calls import knock
+from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.hypervisor.deadline import patiently
+from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.template import template
+from kata.runtime.hypervisor.template.template import Template
+from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.timings import Timings
+from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template
+from kata.runtime.ledger.journal import TREE, Ledger
+
+log = logging.getLogger(__name__)
+
+#: In the agent's log if that failed.
+_COLD = '"warm-up: '
+#: Seconds from QEMU's start to the first answer of a machine that goes on from a template; the usual is 0.1 s.
+RESTORE_TIMEOUT_S = 20.0
+#: Seconds that the agent's warm-up may take on top of a boot.
+_WARM_UP_TIMEOUT_S = 45.0
+#: Seconds that others may be making templates before a machine is booted without.
+_LOCK_TIMEOUT_S = 120.0
+#: Seconds for a machine whose channel has closed to be known to have ended.
+_LAST_WORDS_S = 3.0
+#: Seconds for a guest that has answered to come to rest before it is saved.
+_SETTLE_S = 0.3
+#: The clock is as wrong as its setting took at most: seconds that are good enough, and how to try for them.
+_CLOCK_ERROR_S = 0.005
+_CLOCK_TRIES = 50
+_CLOCK_PAUSE_S = 0.2
+
+_KILLED = "something has killed it: see whether this host, or the cgroup of who started it, is short of memory"
+_SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
+
+Progress = Callable[[str], None]
+
+
+async def bring_up(
+    plan: VmPlan,
+    config: Config,
+    ledger: Ledger,
+    timings: Timings,
+    progress: Progress,
+    head_start: HeadStart | None = None,
+) -> tuple[VirtualMachine, AgentClient]:
+    """Start the machine of `plan`, by a template if the configuration allows it.
+
+    Args:
+        progress: told in one sentence each what takes seconds.
+        head_start: used if it is of this plan, else discarded.
+
+    Raises:
+        VmLaunchError: the machine or its agent did not come up; nothing is left of it.
+        NotFound: QEMU or the guest image is not there.
+    """
+    found = None
+    if head_start and head_start.plan != plan:
+        log.info("the machine that had a head start is not what %s needs", plan.sandbox_id)
+        head_start.discard()
+        head_start = None
+    if head_start:
+        found = head_start.template
+    elif config.factory.enable_template and not plan.devices:
+        with timings.phase("template"):
+            found = await _template(plan, config, ledger, progress)
+    if found:
+        with found:
+            try:
+                return await _restore(plan, found, timings, head_start)
+            except VmLaunchError as error:
+                if _lacks_memory(error):
+                    raise  # the template is not to blame, and a boot needs more
+                log.warning("template %s does not work, the machine is booted: %s", found.key, error.message)
+                _remove(found, config)
+    return await _boot(plan, config, timings)
+
+
+def _lacks_memory(error: VmLaunchError) -> bool:
+    """Whether the host has no memory for the machine: QEMU says so, or the kernel has killed it."""
+    return error.exit_status == -signal.SIGKILL or os.strerror(errno.ENOMEM) in error.output
+
+
+async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template | None:
+    try:
+        return await ensure_template(plan, config, ledger, progress)
+    except NotFound:
+        return None  # something is not installed: the boot says what, and what to do
+    except KataError as error:
+        log.warning("there is no template, the machine is booted: %s", error.message)
+        return None
+
+
+def _remove(found: Template, config: Config) -> None:
+    from kata.runtime.hypervisor.template import store
+
+    try:
+        store.discard(config.factory.template_path, found.key, found.memory)
+    except KataError as error:
+        log.warning("%s", error.message)
+
+
+async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template:
+    """The template for machines of `plan`, made if there is none; the caller closes it.
+
+    Raises:
+        KataError: there is none and none could be made.
+    """
+    timeout = config.agent.dial_timeout + _WARM_UP_TIMEOUT_S
+
+    async def make_ready(machine: VirtualMachine) -> None:
+        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await _first_answer(machine, agent, agent.check(), timeout, "template")
+        await agent.close()
+        await asyncio.sleep(_SETTLE_S)
+        for line in machine.console_tail(100).splitlines():
+            if _COLD in line:
+                log.warning("the template works, but is not warm: %s", line)
+
+    # Few sandboxes come here, and none needs it again.
+    from kata.runtime.hypervisor.template import build
+
+    root = config.factory.template_path
+    building = str(build.building(root, plan.sandbox_id))
+    ledger.hold(TREE, building)
+    try:
+        return await build.ensure(
+            as_template(plan),
+            root,
+            make_ready=make_ready,
+            progress=progress,
+            lock_timeout=_LOCK_TIMEOUT_S,
+        )
+    finally:
+        ledger.drop(TREE, building)
+
+
+async def _restore(
+    plan: VmPlan, found: Template, timings: Timings, head_start: HeadStart | None
+) -> tuple[VirtualMachine, AgentClient]:
+    process = head_start.process if head_start else None
+    machine = QemuMachine(plan, memory=found.memory, state=found.state, process=process)
+    template.mark_used(found)
+    begin = head_start.begun if head_start else time.monotonic()
+    try:
+        await machine.start(RESTORE_TIMEOUT_S)
+        timings.add("qemu", begin)
+        with timings.phase("first answer"):
+            channel = machine.channel(AGENT_CHANNEL)
+            knocked = head_start.knocked if head_start else knock(channel)
+            agent = await AgentClient.after_knock(channel, knocked)
+            await _first_answer(machine, agent, agent.made_unique(knocked), RESTORE_TIMEOUT_S, "restore")
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        raise
+    return machine, agent
+
+
+async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
+    machine = QemuMachine(plan)
+    timeout = config.agent.dial_timeout
+    try:
+        with timings.phase("qemu"):
+            await machine.start()
+        with timings.phase("boot"):
+            agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+            await _first_answer(machine, agent, agent.check(), timeout, "agent")
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        raise
+    return machine, agent
+
+
+async def settle_clock(machine: VirtualMachine, agent: AgentClient) -> None:
+    """Set the guest's clock until that was quick, which says how right it is. A busy host may need several tries.
+
+    After a restore the clock is wrong by as much as that took. What nobody can change is in docs/limitations.md.
+
+    Raises:
+        KataError: the agent does not answer.
+    """
+    for _ in range(_CLOCK_TRIES):
+        begin = time.monotonic()
+        await patiently("the guest's agent", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
+        if time.monotonic() - begin < _CLOCK_ERROR_S:
+            return
+        await asyncio.sleep(_CLOCK_PAUSE_S)
+
+
+async def _first_answer(
+    machine: VirtualMachine, agent: AgentClient, call: Coroutine[Any, Any, None], timeout: float, phase: str
+) -> None:
+    """Wait for the end of the first call to a machine's agent.
+
+    Args:
+        timeout: seconds, less those that the machine waits for a processor.
+        phase: for the error.
+
+    Raises:
+        VmLaunchError: the machine ended, or the agent did not answer in time; its client is closed.
+    """
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    answer = asyncio.ensure_future(patiently("the guest's agent", call, timeout, machine.pid))
+    death = asyncio.ensure_future(machine.wait())
+    try:
+        await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done() and answer.exception() is None:
+            return
+        hangs = answer.done() and isinstance(answer.exception(), DeadlineExceeded)
+        # The channel closes a moment before the exit is known: the exit says more.
+        await asyncio.wait({death}, timeout=0.0 if hangs else _LAST_WORDS_S)
+        exit_ = death.result() if death.done() else None
+        reason = "the machine ended" if exit_ else str(answer.exception())
+        await agent.close()
+        raise VmLaunchError(
+            phase,
+            reason,
+            elapsed=loop.time() - begin,
+            exit_status=exit_.status if exit_ else None,
+            output=exit_.output if exit_ else "",
+            console=machine.console_tail(),
+            hint=_KILLED if exit_ and exit_.status == -signal.SIGKILL else _SLOW,
+        )
+    finally:
+        for task in (answer, death):
+            task.cancel()
+        await asyncio.gather(answer, death, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The core: sandbox, container, process. Front ends drive it; it knows none."""

@@ -1,0 +1,219 @@
+"""A container in a sandbox: its first process, its execs, its files."""
+
+from __future__ import annotations
+
+import signal
+
+from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
+from kata.oci import convert, edit
+from kata.oci.ids import validate_id
+from kata.oci.spec import LinuxResources
+from kata.oci.spec import Process as ProcessSpec
+from kata.protocols import agent_pb2
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.launch.timings import Timings
+from kata.runtime.sandbox.process import Exit, Process
+from kata.runtime.sandbox.states import Lifecycle, State
+from kata.runtime.sandbox.stdio import Stdio
+from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
+
+#: Seconds the guest has to remove a container whose processes have been killed.
+REMOVE_TIMEOUT_S = 10.0
+
+
+class Container(Lifecycle):
+    """One container, created in the guest.
+
+    Args:
+        files: what of it is mounted in `share`.
+        timings: where its phases go.
+    """
+
+    def __init__(
+        self,
+        container_id: str,
+        agent: AgentClient,
+        share: SharedTree,
+        files: ContainerPlan,
+        stdio: Stdio,
+        timings: Timings,
+    ) -> None:
+        super().__init__(f"container {container_id}")
+        self.id = container_id
+        self.init = Process(
+            agent, container_id, "", stdio, first_output=lambda: timings.moment("first output", container_id)
+        )
+        self.execs: dict[str, Process] = {}
+        self._exec_specs: dict[str, ProcessSpec] = {}
+        self._agent = agent
+        self._share = share
+        self._files = files
+        self._timings = timings
+
+    async def create(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
+        """Mount its files and have the agent create it; on failure nothing of it stays."""
+        with self._timings.phase("rootfs", self.id):
+            self._share.add(self._files)
+        try:
+            with self._timings.phase("create", self.id):
+                await self._agent.create_container(request, timeout=timeout)
+        except BaseException:
+            self._share.remove(self.id)
+            await self.init.close()
+            raise
+        self.init.become(State.CREATED)
+        self.become(State.CREATED)
+
+    async def start(self) -> None:
+        self.require("start", State.CREATED)
+        with self._timings.phase("start", self.id):
+            await self._agent.start_container(self.id)
+        self._timings.write()
+        self.become(State.RUNNING)
+        self.init.follow()
+
+    def add_exec(self, exec_id: str, spec: ProcessSpec, stdio: Stdio) -> Process:
+        """Prepare one more process; `start_exec` runs it.
+
+        Raises:
+            InvalidArgument: the exec id is no id.
+            AlreadyExists: it is taken.
+            FailedPrecondition: the container has stopped.
+        """
+        validate_id(exec_id, "exec id")
+        self.refresh()
+        self.require("exec in", State.CREATED, State.RUNNING, State.PAUSED)
+        if exec_id in self.execs or exec_id == self.id:
+            raise AlreadyExists(f"exec {exec_id} of container {self.id} exists already")
+        process = self.execs[exec_id] = Process(self._agent, self.id, exec_id, stdio)
+        self._exec_specs[exec_id] = spec
+        process.become(State.CREATED)
+        return process
+
+    async def start_exec(self, exec_id: str) -> Process:
+        """Run a prepared process in the guest; if that fails, it counts as ended.
+
+        Raises:
+            FailedPrecondition: the container does not run, or the exec has been started.
+        """
+        self.refresh()
+        process = self.process(exec_id)
+        process.require("start", State.CREATED)
+        try:
+            self.require("exec in", State.RUNNING)
+            await self._agent.exec_process(self.id, exec_id, convert.process_to_proto(self._exec_specs.pop(exec_id)))
+        except BaseException:
+            # A client waits for the end of the streams before it does anything else.
+            await process.close()
+            raise
+        process.follow()
+        return process
+
+    def process(self, exec_id: str) -> Process:
+        """The first process for "", else an exec.
+
+        Raises:
+            NotFound: no such exec.
+        """
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"container {self.id} has no exec {exec_id}") from None
+
+    def refresh(self) -> State:
+        """The state, with an exit that happened meanwhile taken into account."""
+        if self.init.exit is not None:
+            self.become(State.STOPPED)
+        return self.state
+
+    async def wait(self) -> Exit:
+        exit_ = await self.init.wait()
+        self.become(State.STOPPED)
+        return exit_
+
+    async def kill(self, number: int, *, exec_id: str = "") -> None:
+        """Signal a process of the container; SIGKILL for its first one reaches every process it has.
+
+        Raises:
+            NotFound: the process has ended already.
+        """
+        process = self.process(exec_id)
+        if not exec_id and self.state is State.CREATED and number in (signal.SIGKILL, signal.SIGTERM):
+            # It waits to be started and takes no signal; nobody will start it any more.
+            await self._remove_from_guest()
+            self.init.abandon()
+            self.become(State.STOPPED)
+            return
+        await process.signal(number)
+
+    async def pause(self) -> None:
+        self.refresh()
+        self.require("pause", State.RUNNING)
+        await self._agent.pause_container(self.id)
+        self.become(State.PAUSED)
+
+    async def resume(self) -> None:
+        self.refresh()
+        self.require("resume", State.PAUSED)
+        await self._agent.resume_container(self.id)
+        self.become(State.RUNNING)
+
+    def require_updatable(self) -> None:
+        """Raise FailedPrecondition if it has stopped."""
+        self.refresh()
+        self.require("update", State.CREATED, State.RUNNING, State.PAUSED)
+
+    async def update(self, resources: LinuxResources) -> None:
+        """Apply new limits (OCI `LinuxResources`) in the guest."""
+        self.require_updatable()
+        await self._agent.update_container(self.id, convert.resources_to_proto(edit.update_for_guest(resources)))
+
+    async def stats(self) -> agent_pb2.StatsContainerResponse:
+        self.refresh()
+        self.require("read statistics of", State.CREATED, State.RUNNING, State.PAUSED)
+        return await self._agent.stats_container(self.id)
+
+    async def delete_exec(self, exec_id: str) -> Exit:
+        """Forget an exec that does not run.
+
+        Raises:
+            FailedPrecondition: it runs.
+        """
+        process = self.process(exec_id)
+        process.require("delete", State.CREATED, State.STOPPED)
+        await process.close()
+        del self.execs[exec_id]
+        self._exec_specs.pop(exec_id, None)
+        assert process.exit is not None
+        return process.exit
+
+    def require_deletable(self, *, force: bool) -> None:
+        """Raise FailedPrecondition if it runs and `force` is not set."""
+        self.refresh()
+        if not force:
+            self.require("delete", State.CREATING, State.CREATED, State.STOPPED)
+
+    async def delete(self, *, force: bool = False) -> Exit:
+        """Remove the container from the guest and its files from the shared tree.
+
+        Raises:
+            FailedPrecondition: it runs, and `force` is not set.
+        """
+        self.require_deletable(force=force)
+        await self._remove_from_guest()
+        for process in (*self.execs.values(), self.init):
+            await process.close()
+        self.become(State.STOPPED)
+        self._share.remove(self.id)
+        assert self.init.exit is not None
+        return self.init.exit
+
+    async def _remove_from_guest(self) -> None:
+        try:
+            await self._agent.remove_container(self.id, timeout=REMOVE_TIMEOUT_S)
+        except (NotFound, Unavailable):
+            pass  # removed already, or the guest is gone with everything in it
+        except KataError as error:
+            raise FailedPrecondition(f"cannot remove {self.what} from the guest: {error}") from error

@@ -1,0 +1,77 @@
+"""What a running sandbox answers to commands on its host, over a socket in its state directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.sandbox.grpc_status import to_status
+from kata.ttrpc import CallContext, Handler, Server
+from kata.ttrpc.context import Answer
+
+if TYPE_CHECKING:
+    from kata.protocols import agent_pb2
+    from kata.runtime.devices.direct_volumes import Volumes
+
+#: In the sandbox's state directory.
+SOCKET = "manage.sock"
+#: The services of management.proto and their RPCs.
+SERVICES = {
+    "kata.management.Volumes": ("Stats", "Resize"),
+    "kata.management.PacketFilter": ("GetIPTables", "SetIPTables"),
+}
+
+
+class Management:
+    """One sandbox's side of management.proto. What an RPC needs is imported with the first one: most are never asked.
+
+    Args:
+        directory: the sandbox's.
+        volumes: its direct volumes.
+    """
+
+    def __init__(self, directory: str, agent: AgentClient, volumes: Callable[[], Volumes]) -> None:
+        self._path = os.path.join(directory, SOCKET)
+        self._agent = agent
+        self._volumes = volumes
+        self._handlers: dict[tuple[str, str], Handler] = {}
+        rpcs = [(service, method) for service, methods in SERVICES.items() for method in methods]
+        self._server = Server(dict.fromkeys(rpcs, self._answer), to_status=to_status)
+
+    async def serve(self) -> None:
+        """Listen, and return."""
+        await self._server.serve_unix(self._path)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def _answer(self, ctx: CallContext, payload: bytes) -> Answer:
+        if not self._handlers:
+            from kata.protocols import management_pb2
+            from kata.ttrpc.typed import handlers
+
+            services = management_pb2.DESCRIPTOR.services_by_name
+            self._handlers.update(handlers(services["PacketFilter"], PacketFilter(self._agent)))
+            self._handlers.update(handlers(services["Volumes"], self._volumes()))
+        handler = self._handlers[ctx.service, ctx.method]
+        assert callable(handler), "no RPC of these streams"
+        return await handler(ctx, payload)
+
+
+class PacketFilter:
+    """Answers `kata.management.PacketFilter`: the guest does."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self._agent = agent
+
+    async def get_ip_tables(
+        self, request: agent_pb2.GetIPTablesRequest, ctx: CallContext
+    ) -> agent_pb2.GetIPTablesResponse:
+        return await self._agent.ip_tables(request)
+
+    async def set_ip_tables(
+        self, request: agent_pb2.SetIPTablesRequest, ctx: CallContext
+    ) -> agent_pb2.SetIPTablesResponse:
+        return await self._agent.set_ip_tables(request)

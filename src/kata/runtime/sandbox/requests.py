@@ -1,0 +1,154 @@
+"""What the agent is asked for: requests made from spec and configuration without touching anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kata.errors import InvalidArgument
+from kata.oci import convert, edit
+from kata.oci.spec import Spec
+from kata.protocols import agent_pb2, types_pb2
+from kata.runtime.config.settings import Config
+from kata.runtime.devices.block import Attached
+from kata.runtime.devices.vfio import AttachedGroup
+from kata.runtime.hypervisor.base import SHARE_TAG, SHARE_VIRTIO_FS
+from kata.runtime.storage.disk_mount import DiskMount
+from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
+
+_DEFAULT_SHM = "65536k"
+_HOSTNAME_MAX = 64
+
+
+def refuse_host_network(container_id: str, spec: Spec) -> None:
+    """Raise InvalidArgument if the container is to be in the host's network namespace."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    if "network" not in {entry.get("type") for entry in namespaces}:
+        raise InvalidArgument(
+            f"container {container_id} asks for the host's network, which a virtual machine cannot have",
+            hint="run it without the host network",
+        )
+
+
+def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent_pb2.CreateSandboxRequest:
+    """The agent's part of making a sandbox: host name, shared tree, /dev/shm, kernel modules."""
+    request = agent_pb2.CreateSandboxRequest(
+        hostname=str(spec.get("hostname") or sandbox_id)[:_HOSTNAME_MAX],
+        sandbox_id=sandbox_id,
+        guest_hook_path=config.hypervisor.guest_hook_path,
+        storages=[
+            _shared_tree(config),
+            agent_pb2.Storage(
+                driver="ephemeral",
+                source="shm",
+                fstype="tmpfs",
+                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={_shm_size(spec.get('mounts') or ())}"],
+                mount_point=GUEST_SHM,
+            ),
+        ],
+    )
+    for module in config.agent.kernel_modules:
+        name, *parameters = module.split()
+        request.kernel_modules.add(name=name, parameters=parameters)
+    return request
+
+
+def _shared_tree(config: Config) -> agent_pb2.Storage:
+    storage = agent_pb2.Storage(source=SHARE_TAG, mount_point=GUEST_SHARED + "/")
+    if config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
+        storage.driver, storage.fstype = "virtio-fs", "virtiofs"
+        storage.options.append("nodev")
+    else:
+        storage.driver = storage.fstype = "9p"
+        msize = f"msize={config.hypervisor.msize_9p}"
+        storage.options.extend(["trans=virtio", "version=9p2000.L", f"cache={_CACHE_9P}", "nodev", msize])
+    return storage
+
+
+#: Kata's choice: files can be mapped shared and writable, everything else goes straight to the host.
+_CACHE_9P = "mmap"
+
+
+def namespace_of(spec: Spec) -> str:
+    """The path of the network namespace that somebody has made for the pod; "" if nobody has."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    return next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "network"), "")
+
+
+def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
+    for mount in mounts:
+        if mount.get("destination") == "/dev/shm" and mount.get("type") == "tmpfs":
+            for option in mount.get("options", ()):
+                name, _, value = str(option).partition("=")
+                if name == "size" and value:
+                    return value
+    return _DEFAULT_SHM
+
+
+def hugepage_limits(spec: Spec) -> dict[str, int]:
+    """Bytes of huge pages that a container may have, by size of the page as in its spec ("2MB")."""
+    resources: Mapping[str, Any] = (spec.get("linux") or {}).get("resources") or {}
+    return {str(entry.get("pageSize")): int(entry.get("limit") or 0) for entry in resources.get("hugepageLimits") or ()}
+
+
+def create_container_request(
+    container_id: str,
+    spec: Spec,
+    files: ContainerPlan,
+    config: Config,
+    disks: Sequence[Attached] = (),
+    groups: Sequence[AttachedGroup] = (),
+) -> agent_pb2.CreateContainerRequest:
+    """The agent's part of making a container: the spec as the guest has to see it, and the disks it is on."""
+    with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
+    guest_spec = edit.for_guest(
+        with_mounts, rootfs=files.guest_rootfs, keep_seccomp=not config.runtime.disable_guest_seccomp
+    )
+    return agent_pb2.CreateContainerRequest(
+        container_id=container_id,
+        exec_id=container_id,
+        OCI=convert.to_proto(guest_spec),
+        sandbox_pidns=edit.shares_pids(spec),
+        storages=[
+            *(_storage(disk, disk.disk.mount) for disk in disks if disk.disk.mount),
+            *(
+                agent_pb2.Storage(
+                    driver=storage.driver,
+                    source=storage.source,
+                    fstype=storage.fstype,
+                    options=storage.options,
+                    mount_point=storage.point,
+                    shared=storage.shared,
+                )
+                for storage in files.storages
+            ),
+        ],
+        devices=[
+            agent_pb2.Device(id=disk.address, type=disk.kind, container_path=disk.disk.container_path)
+            for disk in disks
+            if not disk.disk.mount
+        ]
+        + [
+            agent_pb2.Device(
+                id=str(attached.wanted.group),
+                type=attached.kind,
+                container_path=attached.wanted.path,
+                options=attached.options,
+            )
+            for attached in groups
+        ],
+    )
+
+
+def _storage(disk: Attached, mount: DiskMount) -> agent_pb2.Storage:
+    storage = agent_pb2.Storage(
+        driver=disk.kind,
+        source=disk.address,
+        fstype=mount.fstype,
+        options=mount.options,
+        mount_point=mount.point,
+    )
+    if mount.group is not None:
+        storage.fs_group.group_id = mount.group
+        storage.fs_group.group_change_policy = types_pb2.OnRootMismatch if mount.on_root_mismatch else types_pb2.Always
+    return storage

@@ -1,0 +1,346 @@
+"""The shared tree: one host directory that the guest sees, into which rootfs and volumes are mounted.
+
+    host   <state>/shared/<container>/rootfs            guest  /run/kata-containers/shared/containers/<container>/rootfs
+           <state>/shared/<container>-<hex>-<name>             …/<container>-<hex>-<name>
+
+`plan_container` decides, without touching anything, which mounts that takes and what the container's spec says
+afterwards (Kata's table of mounts); `SharedTree` carries a plan out and takes it back. The mounts are made in the
+sandbox's own mount namespace, so that none of them can outlive it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.linux import mount as linux
+from kata.oci.spec import Mount
+from kata.runtime.storage import kubernetes_volumes as kubernetes
+from kata.runtime.storage.kubernetes_volumes import GuestStorage
+from kata.runtime.storage.overlay import compact
+
+#: Where the guest mounts the shared tree (Kata's path).
+GUEST_SHARED = "/run/kata-containers/shared/containers"
+#: The sandbox's one /dev/shm in the guest.
+GUEST_SHM = "/run/kata-containers/sandbox/shm"
+
+#: Directory in the shared tree for what every sandbox is given (Kata's name).
+_SANDBOX_MOUNTS = "sandbox-mounts"
+#: Options of /dev/shm that a bind of the sandbox's takes over; its size and mode are the sandbox's.
+_SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
+#: Either makes a mount read-only, the second with what is mounted beneath it.
+_READ_ONLY = frozenset({"ro", "rro"})
+#: File systems that the guest mounts by itself, from its own kernel.
+_GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
+#: Host trees that describe the host: the guest has its own.
+_GUEST_OWN = ("/proc", "/sys")
+
+
+@dataclass(frozen=True)
+class RootfsMount:
+    """One mount of a rootfs as containerd asks for it: `containerd.types.Mount`."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that has to appear in the shared tree.
+
+    Attributes:
+        source: absolute path on the host.
+        name: the entry below the shared tree.
+        readonly: whether the host already refuses writes from the guest.
+        recursive: whether mounts beneath the source come along.
+        identity: device and inode of what was looked at when this was planned; None for whatever is there.
+    """
+
+    source: str
+    name: str
+    readonly: bool = False
+    recursive: bool = True
+    identity: tuple[int, int] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """What one container's files take.
+
+    Attributes:
+        container_id: whose they are.
+        rootfs: mounts that make the rootfs, in order; empty if `rootfs_dir` is bound instead.
+        rootfs_dir: a directory that already is a rootfs, or "".
+        volumes: host paths to bind into the shared tree.
+        mounts: the spec's mounts with guest sources, ready for the agent.
+        storages: what the guest has to mount first.
+        skipped: mounts left out, with the reason, for the log.
+        disk_root: where the guest has the rootfs, if that is a disk; there is nothing to share of it then.
+    """
+
+    container_id: str
+    rootfs: tuple[RootfsMount, ...]
+    rootfs_dir: str
+    volumes: tuple[Bind, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    storages: tuple[GuestStorage, ...] = ()
+    skipped: tuple[str, ...] = field(default=())
+    disk_root: str = ""
+
+    @property
+    def guest_rootfs(self) -> str:
+        return self.disk_root or f"{GUEST_SHARED}/{self.container_id}/rootfs"
+
+
+def plan_container(
+    container_id: str,
+    mounts: Sequence[Mount],
+    *,
+    rootfs: Sequence[RootfsMount],
+    rootfs_dir: str,
+    disk_root: str = "",
+    on_disk: Mapping[str, str] | None = None,
+    pod_root: str = "",
+    hugepages: Mapping[str, int] | None = None,
+    guest_empty_dir: bool = False,
+    token: Callable[[], str] = lambda: os.urandom(8).hex(),
+) -> ContainerPlan:
+    """Decide what becomes of a container's rootfs and of each of its mounts.
+
+    Args:
+        mounts: the `mounts` of the OCI spec.
+        rootfs: what containerd hands over; may be empty.
+        rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
+        disk_root: where the guest mounts the root, if it is a disk.
+        on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
+        pod_root: the pod's root in the guest; the container's own if it is not given.
+        hugepages: bytes of huge pages that the container may have, by size of the page ("2MB").
+        guest_empty_dir: whether an emptyDir on disk is a directory of the guest's, beside the pod's root.
+        token: source of the 16 hexadecimal digits that keep names apart.
+
+    Raises:
+        NotFound: a bind's source is not there.
+        InvalidArgument: a bind without a source, or with a relative one.
+    """
+    volumes: list[Bind] = []
+    edited: list[Mount] = []
+    storages: list[GuestStorage] = []
+    skipped: list[str] = []
+    pod_root = pod_root or disk_root or f"{GUEST_SHARED}/{container_id}/rootfs"
+    for mount in mounts:
+        destination = str(mount.get("destination", ""))
+        source = str(mount.get("source", ""))
+        options = [str(option) for option in mount.get("options", ())]
+        is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
+        if on_disk and destination in on_disk:
+            if on_disk[destination]:
+                flags = [option for option in options if option in _READ_ONLY]
+                edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind", *flags]})
+        elif os.path.normpath(destination) == "/dev/shm":
+            flags = [option for option in options if option in _SHM_FLAGS]
+            edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
+        elif not is_bind:
+            if mount.get("type") in _GUEST_TYPES:
+                edited.append(mount)
+            else:
+                skipped.append(f"mount on {destination}: the guest does not mount type {mount.get('type')!r} by itself")
+        elif _is_beneath(source, _GUEST_OWN):
+            skipped.append(f"mount of {source} on {destination}: the guest has its own")
+        elif _is_beneath(destination, ("/dev",)) and not _is_plain(source):
+            skipped.append(f"mount of {source} on {destination}: the guest has its own devices")
+        else:
+            if not source.startswith("/"):
+                raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
+            if instead := kubernetes.empty_dir(source, pod_root, hugepages or {}, in_guest=guest_empty_dir):
+                storages.append(instead)
+                edited.append({**mount, "type": "bind", "source": instead.point})
+                continue
+            try:
+                info = os.stat(source)
+            except (OSError, ValueError):
+                raise NotFound(f"mount on {destination}: source {source} does not exist") from None
+            base = os.path.basename(os.path.normpath(destination)) or "root"
+            name = f"{container_id}-{token()}-{base}"
+            volumes.append(
+                Bind(
+                    source,
+                    name,
+                    readonly=any(option in _READ_ONLY for option in options),
+                    recursive="rbind" in options,
+                    identity=(info.st_dev, info.st_ino),
+                )
+            )
+            shared = f"{GUEST_SHARED}/{name}"
+            if kubernetes.is_watchable(source):
+                point = f"{kubernetes.GUEST_WATCHABLE}/{name}"
+                storages.append(GuestStorage("watchable-bind", shared, "bind", ("bind",), point))
+                shared = point
+            edited.append({**mount, "type": "bind", "source": shared, "options": options})
+    return ContainerPlan(
+        container_id,
+        () if disk_root else tuple(rootfs),
+        "" if rootfs or disk_root else rootfs_dir,
+        tuple(volumes),
+        tuple(edited),
+        tuple(storages),
+        tuple(skipped),
+        disk_root,
+    )
+
+
+def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
+    """The binds of `sandbox_bind_mounts`: "/path", "/path:ro" or "/path:rw".
+
+    Raises:
+        InvalidArgument: two have one name, or one has none.
+    """
+    binds: dict[str, Bind] = {}
+    for path in paths:
+        source, separator, mode = path.rpartition(":")
+        if not separator or mode not in ("ro", "rw"):
+            source, mode = path, "ro"
+        name = f"{_SANDBOX_MOUNTS}/{os.path.basename(source.rstrip('/'))}"
+        if name in binds or name.endswith("/"):
+            raise InvalidArgument(f"sandbox_bind_mounts: {source} has no name of its own")
+        binds[name] = Bind(source, name, readonly=mode == "ro")
+    return tuple(binds.values())
+
+
+def _is_beneath(path: str, roots: Sequence[str]) -> bool:
+    normal = os.path.normpath(path)
+    return any(normal == root or normal.startswith(root + "/") for root in roots)
+
+
+def _is_plain(path: str) -> bool:
+    """Whether the path is a regular file or a directory, which can be shared; a device or a FIFO cannot."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return True  # reported as missing where it is bound
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+class SharedTree:
+    """The shared tree of one sandbox, in a mount namespace of its own.
+
+    Args:
+        directory: the host directory that the virtual machine exports; made if it is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._mounted: dict[str, list[str]] = {}
+        self._points: dict[str, list[str]] = {}
+
+    def add(self, plan: ContainerPlan) -> None:
+        """Mount what the plan says. Either all of it is there afterwards or nothing.
+
+        Raises:
+            FailedPrecondition: a mount failed; the message names it and the kernel's reason.
+        """
+        try:
+            self._add_rootfs(plan)
+            for volume in plan.volumes:
+                self._bind(plan.container_id, volume)
+        except BaseException:
+            self.remove(plan.container_id)
+            raise
+
+    def add_sandbox_mounts(self, paths: Sequence[str]) -> None:
+        """Share what the configuration gives to every sandbox (`sandbox_bind_mounts`); for as long as the tree is.
+
+        Raises:
+            NotFound, FailedPrecondition: one is not there, or cannot be mounted.
+            InvalidArgument: two have one name.
+        """
+        binds = plan_sandbox_mounts(paths)
+        for bind in binds:
+            self._bind(_SANDBOX_MOUNTS, bind)
+
+    def _add_rootfs(self, plan: ContainerPlan) -> None:
+        name = f"{plan.container_id}/rootfs"
+        if plan.disk_root:
+            return
+        if not plan.rootfs:
+            if not os.path.isdir(plan.rootfs_dir):
+                raise NotFound(f"container {plan.container_id}: rootfs {plan.rootfs_dir} is not a directory")
+            self._bind(plan.container_id, Bind(plan.rootfs_dir, name))
+            return
+        target = self.directory / name
+        target.mkdir(mode=0o755, parents=True)
+        for mount in plan.rootfs:
+            self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
+
+    def _bind(self, container_id: str, bind: Bind) -> None:
+        """Bind what the path leads to at one moment: what kind it is and what is mounted cannot differ."""
+        target = self.directory / bind.name
+        try:
+            fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"container {container_id}: cannot share {bind.source}: {error.strerror}") from error
+        try:
+            info = os.fstat(fd)
+            if bind.identity not in (None, (info.st_dev, info.st_ino)):
+                raise FailedPrecondition(
+                    f"container {container_id}: {bind.source} was replaced while the container was being made",
+                    hint="nothing of it was shared; try again when it is left alone",
+                )
+            target.parent.mkdir(mode=0o755, exist_ok=True)
+            self._points.setdefault(container_id, []).append(str(target))
+            if stat.S_ISDIR(info.st_mode):
+                target.mkdir(mode=0o755)
+            else:
+                target.touch(mode=0o600)
+            linux.bind(f"/proc/self/fd/{fd}", str(target), linux.MS_REC if bind.recursive else 0)
+            self._mounted.setdefault(container_id, []).append(str(target))
+            if bind.readonly:
+                linux.make_read_only(str(target))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"container {container_id}: cannot bind {bind.source} in the shared tree: {error}"
+            ) from error
+        finally:
+            os.close(fd)
+
+    def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
+        flags, propagation, data = linux.parse_options(options)
+        try:
+            if flags & linux.MS_BIND:
+                linux.bind(source, target, flags)
+            else:
+                directory, data = compact(data)
+                with chdir(directory or "."):
+                    linux.mount(source, target, kind, flags, data)
+            self._mounted.setdefault(container_id, []).append(target)
+            if flags & linux.MS_BIND:
+                linux.restrict(target, flags)
+            if propagation:
+                linux.set_propagation(target, propagation)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"container {container_id}: cannot mount {source} ({kind}) in the shared tree: {error}"
+            ) from error
+
+    def remove(self, container_id: str) -> None:
+        """Unmount what belongs to a container and remove its mount points. Idempotent."""
+        for target in reversed(self._mounted.pop(container_id, [])):
+            linux.umount(target)
+        rootfs = self.directory / container_id / "rootfs"
+        for path in dict.fromkeys([*self._points.pop(container_id, []), str(rootfs), str(rootfs.parent)]):
+            self._remove_mount_point(path)
+
+    @staticmethod
+    def _remove_mount_point(path: str) -> None:
+        try:
+            os.rmdir(path)
+        except NotADirectoryError:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass

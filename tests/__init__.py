@@ -1,0 +1,1 @@
+"""Tests. `tests.support` also serves the benchmark and the tools."""

@@ -1,0 +1,429 @@
+"""A containerd of one's own: for tests, the demonstration and the benchmark.
+
+It shares nothing with a containerd that the host may run but /run/containerd/s, where the names of the shims' sockets
+are hashes of, among other things, the address of the containerd that asked. The CRI plugin is off unless asked for:
+what is mostly wanted here is the runtime contract, spoken by `ctr`.
+
+Not here: images to run (`tests.support.images`) and the check for leftovers (`tests.support.leaks`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked, processes_of
+from kata.shim.launcher import write_launcher
+
+#: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.
+RUNTIME = "io.containerd.kata.v2"
+
+_PARENT = "/tmp"
+_PREFIX = "kc-"
+_LOCK = "lock"
+
+_START_S = 20.0
+_CTR_S = 15.0
+_TERM_S = 5.0
+_KILL_S = 5.0
+_POLL_S = 0.02
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Of the caller's environment only these reach the shim.
+_PASSED_ON = ("KATA_CONF_FILE", "KATA_IMAGES")
+
+_CONFIG = """\
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = [
+    {disabled}
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+]
+
+[grpc]
+  address = "{directory}/c.sock"
+
+[ttrpc]
+  address = "{directory}/c.ttrpc"
+
+[debug]
+  level = "{level}"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{directory}/opt"
+"""
+
+
+#: With it containerd serves Kubernetes' interface, too: pods by the runtime handlers "kata" and "runc".
+_CRI = """
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{plugins}"
+    conf_dir = "{networks}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+    runtime_type = "io.containerd.kata.v2"
+    privileged_without_host_devices = true
+    pod_annotations = ["io.katacontainers.*"]
+"""
+
+
+@dataclass(frozen=True)
+class CriOptions:
+    """What the CRI plugin needs.
+
+    Attributes:
+        pause: name of the image of a pod's own container.
+        plugins, networks: directories of CNI plugins and of their configuration.
+    """
+
+    pause: str
+    plugins: Path
+    networks: Path
+
+
+class PrivateContainerd:
+    """A running containerd; a context manager that leaves nothing behind, whatever happened to its containers.
+
+    To be started from a thread that lives as long as it should: it dies with that thread.
+
+    Args:
+        environment: more variables for containerd and so for the shims; wins over what is passed on by default.
+        debug: whether containerd and the shims log debug messages.
+        namespace: containerd's, for all that `ctr` does here.
+        cri: serve Kubernetes' interface, too.
+
+    Attributes:
+        directory: everything it has on disk; short, because socket paths have 108 bytes.
+        bundle_root: where containerd 1.6 keeps the bundles of this namespace.
+
+    Raises:
+        NotFound: containerd or ctr is not installed.
+        FailedPrecondition: it does not come up; the end of its log is in the message.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str] | None = None,
+        debug: bool = False,
+        namespace: str = "default",
+        cri: CriOptions | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self._containerd = _executable("containerd")
+        self._ctr = _executable("ctr")
+        self._process: subprocess.Popen[bytes] | None = None
+        _clear_abandoned()
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
+        self._lock = _lock(self.directory / _LOCK, os.O_CREAT)
+        self.address = self.directory / "c.sock"
+        self.ttrpc_address = self.directory / "c.ttrpc"
+        self.log_file = self.directory / "containerd.log"
+        self.bundle_root = self.directory / "state/io.containerd.runtime.v2.task" / namespace
+        self._config = self.directory / "config.toml"
+        try:
+            self.shim = write_launcher(self.directory / "bin")
+            disabled = "" if cri else '"io.containerd.grpc.v1.cri",'
+            text = _CONFIG.format(directory=self.directory, level="debug" if debug else "info", disabled=disabled)
+            if cri:
+                text += _CRI.format(pause=cri.pause, plugins=cri.plugins, networks=cri.networks)
+            self._config.write_text(text, encoding="utf-8")
+            self.environment = {
+                "PATH": f"{self.shim.parent}:{_SYSTEM_PATH}",
+                "HOME": "/root",
+                **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                **(environment or {}),
+            }
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> PrivateContainerd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------ containerd
+
+    @property
+    def pid(self) -> int:
+        """containerd's process id; 0 while it does not run."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self) -> None:
+        """Run containerd on its directory and wait until it takes calls; only needed after `stop`."""
+        with open(self.log_file, "ab") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self._config)],
+                cwd="/",
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._listens():
+            status = self._process.poll()
+            if status is not None:
+                self._process = None
+                raise FailedPrecondition(f"containerd ended with status {status}: {self.log_tail(5)}")
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(f"containerd takes no calls after {_START_S:.0f} s: {self.log_tail(5)}")
+            time.sleep(_POLL_S)
+
+    def _listens(self) -> bool:
+        # containerd listens on ttrpc first and on gRPC last, when all plugins are loaded.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self.address))
+            except OSError:
+                return False
+        return True
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End containerd itself; the shims and their containers live on, as they do when containerd is upgraded."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(_TERM_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_KILL_S)
+
+    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop containerd with a signal and run it again on the same state."""
+        self.stop(number)
+        self.start()
+
+    def log_text(self) -> str:
+        """All that containerd and the shims have logged."""
+        try:
+            return self.log_file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of the log, joined by " | ", for an error message."""
+        return " | ".join(self.log_text().strip().splitlines()[-lines:])
+
+    # ------------------------------------------------------------------------------------------------------------- ctr
+
+    def ctr_command(self, *arguments: str) -> list[str]:
+        """The command line of a ctr that talks to this containerd."""
+        return [self._ctr, "--address", str(self.address), "--namespace", self.namespace, *arguments]
+
+    def ctr(
+        self, *arguments: str, input: bytes | None = None, timeout: float = 60.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ctr to its end.
+
+        Args:
+            input: its standard input; None is /dev/null.
+            timeout: seconds, after which ctr is killed.
+            check: whether a status other than 0 is an error.
+
+        Returns:
+            Status and output; bytes that are not UTF-8 are surrogates (`encode("utf-8", "surrogateescape")`).
+
+        Raises:
+            DeadlineExceeded: it took longer.
+            Internal: `check` is set and it failed.
+        """
+        what = f"ctr {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                self.ctr_command(*arguments),
+                env=self.environment,
+                stdin=subprocess.DEVNULL if input is None else None,
+                input=input,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = _text((error.stdout or b"") + (error.stderr or b"")).strip()
+            raise DeadlineExceeded(
+                f"{what} did not end within {timeout:.0f} s; it said: {said[-500:]!r}; containerd's log ends with: "
+                f"{self.log_tail(10)}"
+            ) from None
+        if check and done.returncode != 0:
+            said = _text(done.stdout + done.stderr).strip()
+            raise Internal(
+                f"{what} ended with status {done.returncode}: {said[-1000:]}; containerd's log ends with: "
+                f"{self.log_tail(10)}"
+            )
+        return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
+
+    def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
+        """Import and unpack an image archive; returns the names of its images."""
+        done = self.ctr("images", "import", str(archive), timeout=timeout)
+        return re.findall(r"^unpacking (\S+) ", done.stdout, flags=re.MULTILINE)
+
+    # ------------------------------------------------------------------------------------------------------------- end
+
+    def shims(self) -> dict[int, str]:
+        """The living shims of this containerd, of any runtime: process id to sandbox id."""
+        return dict(_shims_of(str(self.address)))
+
+    def kill_sandbox(self, sandbox_id: str, *, shim: bool, machine: bool) -> bool:
+        """SIGKILL a sandbox's shim, its virtual machine, or both; returns whether anything asked for was there."""
+        victims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id]
+        if machine:
+            victims += processes_of(f"{STATE_ROOT}/{sandbox_id}")
+        for pid in victims:
+            _signal(pid, signal.SIGKILL)
+        return bool(victims)
+
+    def close(self) -> None:
+        """End the tasks, containerd, its shims and their machines, and remove the directory. Idempotent."""
+        if self._process is not None:
+            self._delete_tasks()
+        # What is left is ended by force; containerd first, since it would clean up after its shims at the same time.
+        self.stop()
+        _clear(self.directory)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _delete_tasks(self) -> None:
+        """The gentle way, which gives back what runtimes of any kind hold."""
+        try:
+            for task in self.ctr("tasks", "ls", "--quiet", check=False, timeout=_CTR_S).stdout.split():
+                self.ctr("tasks", "delete", "--force", task, check=False, timeout=_CTR_S)
+        except DeadlineExceeded:
+            pass  # a shim or containerd hangs: force ends them
+
+
+def unique_id(prefix: str) -> str:
+    """An id that no other sandbox on this machine has: the state directories of all containerds lie side by side."""
+    return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def _clear(directory: Path) -> None:
+    """Give back by force what is left of a containerd that has ended: shims, their sandboxes, mounts, files."""
+    address = str(directory / "c.sock")
+    shims = dict(_shims_of(address))
+    for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
+        for pid, _ in _shims_of(address):
+            _signal(pid, number)
+        _wait_until(lambda: not dict(_shims_of(address)), wait_s)
+    for sandbox_id in shims.values():
+        _release(sandbox_id)
+    _unmount_beneath(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _clear_abandoned() -> None:
+    """Give back what others left that were killed: nobody holds the lock any more."""
+    for directory in Path(_PARENT).glob(f"{_PREFIX}*"):
+        try:
+            if directory.lstat().st_uid != os.geteuid():
+                continue
+            lock = _lock(directory / _LOCK)
+        except OSError:
+            continue  # in use, or just being made
+        try:
+            _clear(directory)
+        finally:
+            os.close(lock)
+
+
+def _lock(path: Path, flags: int = 0) -> int:
+    """Open and lock a file; the kernel unlocks it when this process ends. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _executable(name: str) -> str:
+    path = shutil.which(name, path=_SYSTEM_PATH)
+    if path is None:
+        raise NotFound(f"{name} is not installed", hint="install the package containerd")
+    return path
+
+
+def _shims_of(address: str) -> Iterator[tuple[int, str]]:
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            arguments = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if (
+            address in arguments
+            and "-id" in arguments[:-1]
+            and any("containerd-shim" in word for word in arguments[:3])
+        ):
+            yield int(entry), arguments[arguments.index("-id") + 1]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _release(sandbox_id: str) -> None:
+    """Give back what a sandbox held whose shim had to be killed."""
+    directory = f"{STATE_ROOT}/{sandbox_id}"
+    if not os.path.isdir(directory):
+        return
+    try:
+        Ledger(directory, wait_s=_KILL_S).release()
+    except Locked:
+        pass  # somebody else's sandbox of that name
+
+
+def _unmount_beneath(directory: Path) -> None:
+    points = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = line.split(" ", 5)[4].replace("\\040", " ")
+            if point.startswith(f"{directory}/"):
+                points.append(point)
+    for point in reversed(points):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True, timeout=_KILL_S)

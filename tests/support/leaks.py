@@ -1,0 +1,125 @@
+"""What a sandbox may leave on the host, counted before and after: processes, mounts, sockets, files, cgroups, taps.
+
+Reads the kernel's own lists and not the project's: a leak that the project's bookkeeping does not know is the point.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from kata.linux.namespaces import CLONE_NEWNET, inside
+from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+from kata.shim.start import SOCKET_DIR
+
+#: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
+TEST_PREFIX = f"t{os.getpid()}"
+
+#: What ended a moment ago may still be on its way out.
+_SETTLE_S = 5.0
+_POLL_S = 0.05
+_CGROUPS = "/sys/fs/cgroup"
+_NAMESPACES = Path("/run/netns")
+
+
+def snapshot(prefix: str = "") -> frozenset[str]:
+    """Everything a sandbox could have left, one sentence each.
+
+    Args:
+        prefix: what the ids of the sandboxes in question begin with; others may come and go on the same machine.
+    """
+    kinds = (_processes(prefix), _mounts(prefix), _sockets(), _state(prefix), _cgroups(prefix), _taps(prefix))
+    return frozenset(itertools.chain.from_iterable(kinds))
+
+
+def assert_nothing_left(before: frozenset[str], prefix: str = "", *, within_s: float = _SETTLE_S) -> None:
+    """Fail with a list of what is there now and was not in `before`.
+
+    Raises:
+        AssertionError: something stays longer than `within_s` seconds.
+    """
+    deadline = time.monotonic() + within_s
+    while left := snapshot(prefix) - before:
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left)))
+        time.sleep(_POLL_S)
+
+
+def _processes(prefix: str) -> Iterator[str]:
+    """Processes that carry a sandbox's marker, and shims by their command line."""
+    marker = f"{MARKER}={STATE_ROOT}/{prefix}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        is_shim = any(b"containerd-shim-kata" in word for word in command[:3]) and any(
+            flag == b"-id" and value.startswith(prefix.encode()) for flag, value in pairwise(command)
+        )
+        if is_shim or any(variable.startswith(marker) for variable in environment):
+            yield f"process {entry}: {b' '.join(command).decode(errors='replace')[:200]}"
+
+
+def _mounts(prefix: str) -> Iterator[str]:
+    """Mounts in this mount namespace, which is the host's."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            if prefix in fields[4]:
+                yield f"mount {fields[0]} on {fields[4]}"
+
+
+def _sockets() -> Iterator[str]:
+    """Sockets of shims that nobody serves: their names are hashes and tell nothing."""
+    directory = Path(SOCKET_DIR)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                yield f"socket {path}"
+            except OSError:
+                continue
+
+
+def _state(prefix: str) -> Iterator[str]:
+    root = Path(STATE_ROOT)
+    for path in root.glob(f"{prefix}*") if root.is_dir() else ():
+        yield f"state directory {path}"
+
+
+def _cgroups(prefix: str) -> Iterator[str]:
+    for root, directories, _ in os.walk(_CGROUPS):
+        for name in directories:
+            if name.startswith(prefix):
+                yield f"cgroup {os.path.join(root, name)}"
+
+
+def _taps(prefix: str) -> Iterator[str]:
+    """Tap devices of machines in the pods' network namespaces, and in this one, where none should ever be."""
+    namespaces = [Path("/proc/thread-self/ns/net")]
+    namespaces += sorted(_NAMESPACES.glob(f"{prefix}*")) if _NAMESPACES.is_dir() else []
+    for path in namespaces:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # removed since it was listed
+        try:
+            with inside(fd, CLONE_NEWNET):
+                lines = Path("/proc/thread-self/net/dev").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue  # a name without a namespace; or this is not root, who alone could have made one
+        finally:
+            os.close(fd)
+        for line in lines:
+            name = line.partition(":")[0].strip()
+            if name.startswith("tap") and name.endswith("_kata"):
+                yield f"tap device {name} in {path}"

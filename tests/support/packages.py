@@ -1,0 +1,106 @@
+"""Debian's own programs, unpacked from their packages and not installed: images of some, and a registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kata.osbuilder.commands import pipe
+from kata.osbuilder.packages import PackageCache
+from kata.runtime.images.model import ImageConfig
+from tests.support.images import busybox_rootfs, write_oci_archive
+
+#: Packages stay there from one run to the next.
+_CACHE = Path("/var/cache/kata-test")
+_TIMEOUT_S = 60.0
+_LIBC = ("libc6", "libgcc-s1", "libcrypt1", "zlib1g")
+
+NGINX = (*_LIBC, "nginx", "nginx-common", "libpcre2-8-0", "libssl3")
+PYTHON = (*_LIBC, "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libexpat1")
+IPTABLES = (
+    *(
+        "libc6",
+        "iptables",
+        "libip4tc2",
+        "libip6tc2",
+        "libmnl0",
+        "libnetfilter-conntrack3",
+        "libnfnetlink0",
+        "libnftnl11",
+    ),
+    "libxtables12",
+)
+
+_NGINX_CONF = """\
+daemon off;
+worker_processes 1;
+error_log /dev/stderr;
+events {}
+http {
+    access_log /dev/stdout;
+    server {
+        listen 80;
+        listen [::]:80;
+        root /srv;
+    }
+}
+"""
+
+
+def nginx_archive(out: Path, name: str) -> Path:
+    """nginx, serving /srv on port 80, IPv4 and IPv6. Raises Unavailable if its packages cannot be had."""
+    rootfs = _rootfs(out, NGINX)
+    (rootfs / "etc/nginx/nginx.conf").write_text(_NGINX_CONF)
+    (rootfs / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
+    (rootfs / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (rootfs / "srv").mkdir(exist_ok=True)
+    (rootfs / "srv/index.html").write_text("served by nginx\n")
+    for directory in ("var/log/nginx", "var/lib/nginx", "run"):
+        (rootfs / directory).mkdir(parents=True, exist_ok=True)
+    command = ("/usr/sbin/nginx", "-g", "user nobody nogroup;")
+    return write_oci_archive(rootfs, ImageConfig(cmd=command, env=("PATH=/usr/sbin:/usr/bin:/bin",)), out, name)
+
+
+def python_archive(out: Path, name: str) -> Path:
+    """Python with its standard library. Raises Unavailable if its packages cannot be had."""
+    rootfs = _rootfs(out, PYTHON)
+    config = ImageConfig(cmd=("/usr/bin/python3.11",), env=("PATH=/usr/bin:/bin",))
+    return write_oci_archive(rootfs, config, out, name)
+
+
+def iptables_archive(out: Path, name: str) -> Path:
+    """iptables and ip6tables over nf_tables, and busybox. Raises Unavailable if its packages cannot be had."""
+    rootfs = _rootfs(out, IPTABLES)
+    for program in ("iptables", "ip6tables"):
+        (rootfs / "usr/sbin" / program).symlink_to("xtables-nft-multi")
+    return write_oci_archive(rootfs, ImageConfig(cmd=("sh",), env=("PATH=/usr/sbin:/usr/bin:/bin",)), out, name)
+
+
+def unpack(directory: Path, *names: str) -> None:
+    """Unpack packages into a directory, without what they depend on, and without running anything of theirs.
+
+    Raises:
+        Unavailable, Internal: they cannot be had.
+    """
+    cache = PackageCache(_CACHE)
+    packages = cache.named(*names)
+    if missing := cache.missing(packages):
+        cache.download(missing)
+    for package in packages:
+        pipe(
+            ["dpkg-deb", "--fsys-tarfile", str(cache.path(package))],
+            ["tar", "--extract", "--keep-directory-symlink", f"--directory={directory}", "--exclude=./usr/share/doc"],
+            timeout=_TIMEOUT_S,
+        )
+
+
+def _rootfs(out: Path, names: tuple[str, ...]) -> Path:
+    """The packages' files beside those of busybox, in a directory beside `out`."""
+    rootfs = out.with_name(f"{out.name}.rootfs")
+    rootfs.mkdir()
+    # Debian 12 is merged: /bin and /lib are links, and packages have files in either place.
+    for directory in ("bin", "sbin", "lib", "lib64"):
+        (rootfs / "usr" / directory).mkdir(parents=True)
+        (rootfs / directory).symlink_to(f"usr/{directory}")
+    busybox_rootfs(rootfs)
+    unpack(rootfs, *names)
+    return rootfs

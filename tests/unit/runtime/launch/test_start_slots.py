@@ -1,0 +1,118 @@
+"""Turns to start in, in a directory of the test's own: how many, how long, and what becomes of those of the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kata.runtime.launch import start_slots
+from kata.runtime.launch.start_slots import Turn, take, try_take
+
+MANY = 2 * len(os.sched_getaffinity(0))
+
+
+def all_of(root: Path) -> list[Turn]:
+    taken = []
+    while turn := try_take(str(root)):
+        taken.append(turn)
+        assert len(taken) <= MANY
+    return taken
+
+
+def test_two_for_each_processor_and_no_more_until_one_ends(tmp_path: Path) -> None:
+    taken = all_of(tmp_path)
+    assert len(taken) == MANY
+    taken[1].end()
+    taken[1].end()
+    again = try_take(str(tmp_path))
+    assert again is not None
+    assert try_take(str(tmp_path)) is None
+    with again:
+        pass
+    for turn in taken:
+        turn.end()
+    rest = all_of(tmp_path)
+    assert len(rest) == MANY
+    for turn in rest:
+        turn.end()
+
+
+def test_the_turn_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from kata.runtime.launch.start_slots import try_take\n"
+        "t = try_take(sys.argv[1]); print(1); time.sleep(60)"
+    )
+    holders = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(MANY)
+    ]
+    for holder in holders:
+        assert holder.stdout is not None
+        holder.stdout.read(1)
+    assert try_take(str(tmp_path)) is None
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
+    taken = all_of(tmp_path)
+    assert len(taken) == MANY
+    for turn in taken:
+        turn.end()
+
+
+async def test_who_waits_gets_the_next_one(tmp_path: Path) -> None:
+    taken = all_of(tmp_path)
+    waiting = asyncio.ensure_future(take(str(tmp_path)))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    taken[0].end()
+    turn = await asyncio.wait_for(waiting, 10)
+    assert try_take(str(tmp_path)) is None
+    turn.end()
+    for turn in taken:
+        turn.end()
+
+
+async def test_who_stops_waiting_has_none(tmp_path: Path) -> None:
+    taken = all_of(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    waiting = asyncio.ensure_future(take(str(tmp_path)))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for turn in taken:
+        turn.end()
+
+
+async def test_who_has_waited_for_long_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_slots, "WAIT_MAX_S", 0.1)
+    taken = all_of(tmp_path)
+    without = await asyncio.wait_for(take(str(tmp_path)), 10)
+    without.end()
+    assert try_take(str(tmp_path)) is None
+    for turn in taken:
+        turn.end()
+
+
+async def test_it_ends_by_itself_unless_it_is_kept(tmp_path: Path) -> None:
+    taken = all_of(tmp_path)
+    taken[0].end_in(0.05)
+    taken[0].keep()
+    await asyncio.sleep(0.1)
+    assert try_take(str(tmp_path)) is None
+    taken[0].end_in(60)
+    taken[0].end_in(0.05)
+    taken[0] = await asyncio.wait_for(take(str(tmp_path)), 10)
+    for turn in taken:
+        turn.end()
+
+
+async def test_no_place_for_turns_is_no_reason_not_to_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    turn = await take(str(tmp_path / "file"))
+    turn.end_in(0.01)
+    turn.end()

@@ -1,0 +1,134 @@
+"""Which interfaces a machine gets, and what the guest is told: decided from made-up namespaces."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+import pytest
+
+from kata.errors import InvalidArgument, Unimplemented
+from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, IFF_UP, Address, Link, Neighbour, Route
+from kata.protocols import types_pb2
+from kata.runtime.network import endpoints as module
+from kata.runtime.network.endpoints import (
+    Endpoint,
+    Snapshot,
+    endpoints,
+    interface_message,
+    neighbours_message,
+    routes_message,
+)
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+LO = Link(1, "lo", "", "00:00:00:00:00:00", 65536, IFF_UP | IFF_LOOPBACK)
+ETH = Link(2, "eth0", "veth", "02:00:00:00:00:02", 1400, IFF_UP)
+
+
+def snapshot(*links: Link, routes: tuple[Route, ...] = (), neighbours: tuple[Neighbour, ...] = ()) -> Snapshot:
+    """Loopback, and the links with an address each."""
+    addresses = [Address(1, V4, "127.0.0.1", 8, 254)]
+    addresses += [Address(link.index, V4, f"10.0.0.{link.index}", 24) for link in links]
+    return Snapshot((LO, *links), addresses, routes, neighbours)
+
+
+def only(found: Snapshot) -> Endpoint:
+    [endpoint] = endpoints(found, "/run/netns/pod")
+    return endpoint
+
+
+def test_a_namespace_with_nothing_in_it() -> None:
+    assert endpoints(snapshot(), "/run/netns/pod") == []
+
+
+@pytest.mark.parametrize("kind", ["veth", "macvlan", "ipvlan", "vlan"])
+def test_kinds_that_are_joined_to_a_tap(kind: str) -> None:
+    endpoint = only(snapshot(replace(ETH, kind=kind)))
+    assert (endpoint.is_tap, endpoint.tap, endpoint.id) == (False, "tap2_kata", "net2")
+
+
+def test_a_tap_is_connected_as_it_is() -> None:
+    endpoint = only(snapshot(replace(ETH, kind="tun", name="tap7")))
+    assert (endpoint.is_tap, endpoint.tap) == (True, "tap7")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("", "a device on the bus of no name"), ("wireguard", "a wireguard interface")]
+)
+def test_a_kind_that_no_machine_can_be_given_is_named(kind: str, shown: str) -> None:
+    with pytest.raises(Unimplemented, match=f"^network namespace /run/netns/pod: eth0 is {shown}, ") as caught:
+        only(snapshot(replace(ETH, kind=kind)))
+    assert "veth" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("bus", "parent"), [("pci", "0000:3b:00.0"), ("virtio", "virtio2")])
+def test_a_network_card_is_found_by_its_place(bus: str, parent: str) -> None:
+    endpoint = only(snapshot(replace(ETH, kind="", bus=bus, parent=parent)))
+    assert endpoint.is_card
+    told = interface_message(endpoint, "02/00")
+    assert (told.type, told.devicePath, told.hwAddr) == ("physical", "02/00", ETH.mac)
+
+
+def test_a_card_on_another_bus_stays_the_hosts() -> None:
+    with pytest.raises(Unimplemented, match="eth0 is a device on the bus usb"):
+        only(snapshot(replace(ETH, kind="", bus="usb", parent="1-1:1.0")))
+
+
+def test_what_has_no_address_stays_whatever_it_is() -> None:
+    bare = Link(3, "sit0", "sit", "", 1480, 0)
+    found = snapshot(ETH)
+    link_local = Address(3, V6, "fe80::3", 64, 253)
+    assert [
+        endpoint.link.name
+        for endpoint in endpoints(
+            replace(found, links=(*found.links, bare), addresses=(*found.addresses, link_local)), "x"
+        )
+    ] == ["eth0"]
+
+
+def test_interfaces_come_by_name_each_with_what_is_its_own() -> None:
+    other = Link(9, "a0", "veth", "02:00:00:00:00:09", 1500, IFF_UP)
+    routes = (Route(2, V4, "", "10.0.0.1"), Route(9, V4, "10.9.0.0/16", "10.0.0.254"))
+    first, second = endpoints(snapshot(ETH, other, routes=routes), "x")
+    assert (first.link, second.link) == (other, ETH)
+    assert (first.routes, second.routes) == (routes[1:], routes[:1])
+
+
+def test_too_many() -> None:
+    links = [replace(ETH, index=2 + number, name=f"eth{number}") for number in range(module.MAXIMUM + 1)]
+    with pytest.raises(InvalidArgument, match="has 17 interfaces, a virtual machine takes 16"):
+        endpoints(snapshot(*links), "x")
+
+
+def test_what_the_agent_is_told_of_an_interface() -> None:
+    message = interface_message(only(snapshot(replace(ETH, flags=IFF_UP | IFF_NOARP))), "09/01")
+    assert message == types_pb2.Interface(
+        device="eth0",
+        name="eth0",
+        IPAddresses=[types_pb2.IPAddress(family=types_pb2.v4, address="10.0.0.2", mask="24")],
+        mtu=1400,
+        hwAddr="02:00:00:00:00:02",
+        devicePath="09/01",
+        type="veth",
+        raw_flags=IFF_NOARP,
+    )
+
+
+def test_routes_that_the_kernel_makes_by_itself_are_left_to_it() -> None:
+    kernel = Route(2, V4, "10.0.0.0/24", source="10.0.0.2", scope=253, protocol=2)
+    mine = Route(2, V6, "fd01::/64", "fd00::1", flags=4, mtu=1300)
+    [route] = routes_message([only(snapshot(ETH, routes=(kernel, mine)))]).Routes
+    assert (route.dest, route.gateway, route.device, route.family) == ("fd01::/64", "fd00::1", "eth0", types_pb2.v6)
+    assert (route.flags, route.mtu) == (4, 1300)
+
+
+def test_neighbours_that_somebody_entered() -> None:
+    known = Neighbour(2, V4, "10.0.0.7", "02:00:00:00:00:07", 0x80)
+    learned = Neighbour(2, V4, "10.0.0.8", "02:00:00:00:00:08", 0x02)
+    [entry] = neighbours_message([only(snapshot(ETH, neighbours=(known, learned)))]).ARPNeighbors
+    assert (entry.toIPAddress.address, entry.device, entry.lladdr, entry.state) == (
+        "10.0.0.7",
+        "eth0",
+        "02:00:00:00:00:07",
+        0x80,
+    )

@@ -1,0 +1,127 @@
+"""Moving a process's streams: in order, complete, and never far ahead of who takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+
+import pytest
+
+from kata.errors import Unavailable
+from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, relay_output, widen
+
+
+class Output:
+    """What the guest answers: numbered pieces, then the end or an error."""
+
+    def __init__(self, pieces: int, error: Exception | None = None) -> None:
+        self.asked = 0
+        self._pieces = pieces
+        self._error = error
+
+    async def read(self) -> bytes:
+        self.asked += 1
+        number = self.asked
+        await asyncio.sleep(0)
+        if number <= self._pieces:
+            return b"%d " % number
+        if self._error:
+            raise self._error
+        return b""
+
+
+class Consumer:
+    """A sink that takes a piece each time it is allowed to."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.finished = False
+        self.allowed = asyncio.Semaphore(0)
+
+    async def write(self, data: bytes) -> None:
+        await self.allowed.acquire()
+        self.taken += data
+
+    async def finish(self) -> None:
+        self.finished = True
+
+    def close(self) -> None:
+        pass
+
+
+async def test_output_is_complete_and_in_order() -> None:
+    output, consumer = Output(5), Consumer()
+    for _ in range(5):
+        consumer.allowed.release()
+    moved: list[int] = []
+    await relay_output(output.read, consumer, lambda: moved.append(len(consumer.taken)))
+    assert consumer.taken == b"1 2 3 4 5 "
+    assert consumer.finished
+    assert moved == [2, 4, 6, 8, 10]
+
+
+async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
+    output, consumer = Output(100), Consumer()
+    relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
+    await asyncio.sleep(0.02)
+    assert output.asked == 2
+    consumer.allowed.release()
+    await asyncio.sleep(0.02)
+    assert (output.asked, consumer.taken) == (3, b"1 ")
+    relay.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await relay
+    assert not consumer.finished
+
+
+async def test_what_came_before_an_error_is_delivered() -> None:
+    output, consumer = Output(2, Unavailable("gone")), Consumer()
+    relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
+    await asyncio.sleep(0.02)
+    consumer.allowed.release()
+    consumer.allowed.release()
+    with pytest.raises(Unavailable):
+        await relay
+    assert consumer.taken == b"1 2 "
+
+
+async def test_an_error_behind_a_consumer_that_is_given_up_is_no_loose_end(caplog: pytest.LogCaptureFixture) -> None:
+    relay = asyncio.create_task(relay_output(Output(1, Unavailable("gone")).read, Consumer(), lambda: None))
+    await asyncio.sleep(0.02)
+    relay.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await relay
+    gc.collect()
+    assert not caplog.records
+
+
+async def test_output_nobody_wants_is_read_to_its_end() -> None:
+    output = Output(3)
+    await relay_output(output.read, None, lambda: None)
+    assert output.asked == 4
+
+
+async def test_a_pipe_holds_a_whole_piece() -> None:
+    reading, writing = os.pipe()
+    sink, source = FdSink(writing), FdSource(reading)
+    try:
+        data = os.urandom(PIECE)
+        await asyncio.wait_for(sink.write(data), 5)
+        assert await asyncio.wait_for(source.read(), 5) == data
+    finally:
+        sink.close()
+        source.close()
+
+
+def test_only_pipes_are_widened() -> None:
+    with open(os.devnull, "rb") as file:
+        widen(file.fileno())
+    reading, writing = os.pipe()
+    try:
+        widen(reading)
+        assert fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ) == PIECE
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -1,0 +1,360 @@
+"""A container and its processes against a guest that is scripted: order, streams, states, and guests that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import empty_pb2
+
+from kata import ttrpc
+from kata.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
+from kata.oci.spec import Process as ProcessSpec
+from kata.protocols import agent_pb2
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.launch.timings import Timings
+from kata.runtime.sandbox import process as process_module
+from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.states import State
+from kata.runtime.sandbox.stdio import FdSink, FdSource, Stdio
+from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
+from kata.ttrpc.typed import handlers
+
+LIMIT_S = 10
+_EMPTY = empty_pb2.Empty()
+SPEC: ProcessSpec = {"args": ["true"], "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}}
+
+
+class Guest:
+    """An agent whose processes end when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.output: asyncio.Queue[bytes] = asyncio.Queue()
+        self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.fail: dict[str, ttrpc.StatusError] = {}
+        self.input = b""
+
+    async def _say(self, name: str) -> Any:
+        self.calls.append(name)
+        if name in self.fail:
+            raise self.fail[name]
+        return _EMPTY
+
+    async def create_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("create")
+
+    async def start_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("start")
+
+    async def exec_process(self, request: Any, ctx: object) -> Any:
+        return await self._say("exec")
+
+    async def signal_process(self, request: Any, ctx: object) -> Any:
+        return await self._say(f"signal {request.signal}")
+
+    async def pause_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("pause")
+
+    async def resume_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("resume")
+
+    async def remove_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("remove")
+
+    async def close_stdin(self, request: Any, ctx: object) -> Any:
+        return await self._say("close stdin")
+
+    async def write_stdin(self, request: Any, ctx: object) -> agent_pb2.WriteStreamResponse:
+        self.input += request.data
+        return agent_pb2.WriteStreamResponse(len=len(request.data))
+
+    async def read_stdout(self, request: Any, ctx: object) -> agent_pb2.ReadStreamResponse:
+        return agent_pb2.ReadStreamResponse(data=await self.output.get())
+
+    async def read_stderr(self, request: Any, ctx: object) -> agent_pb2.ReadStreamResponse:
+        return agent_pb2.ReadStreamResponse()
+
+    async def wait_process(self, request: Any, ctx: object) -> agent_pb2.WaitProcessResponse:
+        return agent_pb2.WaitProcessResponse(status=await asyncio.shield(self.exit))
+
+
+class Setting:
+    """One container in that guest, with pipes for streams."""
+
+    def __init__(self, guest: Guest, agent: AgentClient, directory: Path) -> None:
+        self.guest = guest
+        self.agent = agent
+        self.share = SharedTree(directory)
+        self.timings = Timings(directory, time.monotonic())
+        self.containers: list[Container] = []
+
+    def container(self, stdio: Stdio | None = None) -> Container:
+        # Nothing to mount: what is tested here needs no root.
+        self.share.add = self.share.remove = lambda *_: None  # type: ignore[method-assign, assignment]
+        self.containers.append(
+            Container("box", self.agent, self.share, ContainerPlan("box", (), ""), stdio or Stdio(), self.timings)
+        )
+        return self.containers[-1]
+
+    async def created(self, stdio: Stdio | None = None) -> Container:
+        container = self.container(stdio)
+        await container.create(agent_pb2.CreateContainerRequest(container_id="box"), timeout=LIMIT_S)
+        return container
+
+    async def running(self, stdio: Stdio | None = None) -> Container:
+        container = await self.created(stdio)
+        await container.start()
+        return container
+
+    def end(self, status: int = 0, output: bytes = b"") -> None:
+        """The process writes its last words and ends."""
+        if output:
+            self.guest.output.put_nowait(output)
+        self.guest.output.put_nowait(b"")
+        self.guest.exit.set_result(status)
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Setting]:
+    guest = Guest()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    server = ttrpc.Server(handlers(agent_pb2.DESCRIPTOR.services_by_name["AgentService"], guest))
+    serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
+    agent = await AgentClient.connect(ours)
+    setting = Setting(guest, agent, tmp_path / "shared")
+    yield setting
+    for container in setting.containers:
+        for process in (container.init, *container.execs.values()):
+            await process.close()
+    await agent.close()
+    await server.close()
+    await serving
+
+
+async def within(awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, LIMIT_S)
+
+
+class TestLife:
+    async def test_from_create_to_delete(self, here: Setting) -> None:
+        container = here.container()
+        states = [container.refresh()]
+        await container.create(agent_pb2.CreateContainerRequest(), timeout=LIMIT_S)
+        states.append(container.refresh())
+        await container.start()
+        states.append(container.refresh())
+        here.end(7)
+        assert (await within(container.wait())).status == 7
+        states.append(container.refresh())
+        assert states == [State.CREATING, State.CREATED, State.RUNNING, State.STOPPED]
+        assert (await container.delete()).status == 7
+        assert here.guest.calls[0:2] == ["create", "start"]
+        assert here.guest.calls[-1] == "remove"
+
+    async def test_a_create_that_fails_counts_as_ended(self, here: Setting) -> None:
+        here.guest.fail["create"] = ttrpc.StatusError(13, "no")
+        container = here.container()
+        with pytest.raises(Internal):
+            await container.create(agent_pb2.CreateContainerRequest(), timeout=LIMIT_S)
+        assert (await within(container.init.wait())).status == 137
+
+    async def test_killed_before_its_start(self, here: Setting) -> None:
+        container = await here.created()
+        await container.kill(9)
+        assert (await within(container.wait())).status == 137
+        assert "signal 9" not in here.guest.calls
+        with pytest.raises(FailedPrecondition, match="cannot start container box: it is stopped"):
+            await container.start()
+
+    async def test_a_signal_after_the_end(self, here: Setting) -> None:
+        """CRI stops asking only when it hears NotFound."""
+        container = await here.running()
+        here.end()
+        await within(container.wait())
+        with pytest.raises(NotFound, match="container box has ended already"):
+            await container.kill(15)
+        await container.delete()
+
+    async def test_what_a_running_container_refuses(self, here: Setting) -> None:
+        container = await here.running()
+        with pytest.raises(FailedPrecondition, match="cannot delete container box: it is running"):
+            await container.delete()
+        with pytest.raises(FailedPrecondition, match="cannot start container box: it is running"):
+            await container.start()
+        with pytest.raises(FailedPrecondition, match="cannot resume container box: it is running"):
+            await container.resume()
+        here.end()
+        await within(container.wait())
+        await container.delete()
+
+    async def test_pause_and_resume(self, here: Setting) -> None:
+        container = await here.running()
+        await container.pause()
+        assert container.state is State.PAUSED
+        here.guest.fail["resume"] = ttrpc.StatusError(13, "no")
+        with pytest.raises(Internal):
+            await container.resume()
+        assert container.state is State.PAUSED, "what the guest refused has not happened"
+        del here.guest.fail["resume"]
+        await container.resume()
+        assert container.refresh() is State.RUNNING
+        here.end()
+        await within(container.wait())
+        await container.delete()
+
+    async def test_a_guest_that_is_gone(self, here: Setting) -> None:
+        container = await here.running()
+        await here.agent.close()
+        assert (await within(container.wait())).status == 137
+        assert (await container.delete()).status == 137, "there is nobody to ask, and nothing left to remove"
+
+    async def test_any_number_of_waiters(self, here: Setting) -> None:
+        container = await here.running()
+        waiting = [asyncio.create_task(container.wait()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        waiting[0].cancel()
+        here.end(3)
+        assert [(await within(one)).status for one in waiting[1:]] == [3, 3]
+        await container.delete()
+
+
+class TestStreams:
+    async def test_the_exit_is_told_after_the_last_byte(self, here: Setting) -> None:
+        reading, writing = os.pipe()
+        container = await here.running(Stdio(stdout=FdSink(writing)))
+        here.guest.exit.set_result(0)
+        await asyncio.sleep(0.05)
+        assert container.init.exit is None, "output is still to come"
+        here.guest.output.put_nowait(b"last words")
+        here.guest.output.put_nowait(b"")
+        await within(container.wait())
+        assert os.read(reading, 100) == b"last words"
+        assert os.read(reading, 100) == b"", "the end of the stream can be seen"
+        os.close(reading)
+        await container.delete()
+
+    async def test_a_consumer_that_does_not_read_cannot_hide_the_exit(
+        self, here: Setting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.2)
+        reading, writing = os.pipe()
+        container = await here.running(Stdio(stdout=FdSink(writing)))
+        here.end(5, b"x" * 1_000_000)
+        assert (await within(container.wait())).status == 5
+        os.close(reading)
+        await container.delete()
+
+    async def test_output_that_nobody_wants_is_thrown_away(self, here: Setting) -> None:
+        container = await here.running()
+        here.end(0, b"x" * 100_000)
+        await within(container.wait())
+        await container.delete()
+
+    async def test_input_and_its_end(self, here: Setting) -> None:
+        reading, writing = os.pipe()
+        container = await here.running(Stdio(stdin=FdSource(reading)))
+        os.write(writing, b"words")
+        os.close(writing)
+        async with asyncio.timeout(LIMIT_S):
+            while "close stdin" not in here.guest.calls:
+                await asyncio.sleep(0.01)
+        assert here.guest.input == b"words"
+        here.end()
+        await within(container.wait())
+        await container.delete()
+
+    async def test_no_input_is_an_end_at_once(self, here: Setting) -> None:
+        container = await here.running()
+        async with asyncio.timeout(LIMIT_S):
+            while "close stdin" not in here.guest.calls:
+                await asyncio.sleep(0.01)
+        here.end()
+        await within(container.wait())
+        await container.delete()
+
+    async def test_only_a_terminal_has_a_size(self, here: Setting) -> None:
+        container = await here.created()
+        with pytest.raises(InvalidArgument, match="container box has no terminal"):
+            await container.init.resize(rows=1, columns=1)
+        await container.kill(9)
+
+
+class TestExec:
+    async def test_whole(self, here: Setting) -> None:
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio())
+        assert process.state is State.CREATED
+        await container.start_exec("e")
+        here.end(4)
+        assert (await within(process.wait())).status == 4
+        assert (await container.delete_exec("e")).status == 4
+        with pytest.raises(NotFound, match="container box has no exec e"):
+            container.process("e")
+
+    @pytest.mark.parametrize("exec_id", ["", "../e", "-e", "e" * 77, "a/b"])
+    async def test_ids_that_are_none(self, here: Setting, exec_id: str) -> None:
+        container = await here.running()
+        with pytest.raises(InvalidArgument, match="exec id"):
+            container.add_exec(exec_id, SPEC, Stdio())
+
+    async def test_ids_that_are_taken(self, here: Setting) -> None:
+        container = await here.running()
+        container.add_exec("e", SPEC, Stdio())
+        for taken in ("e", "box"):
+            with pytest.raises(AlreadyExists):
+                container.add_exec(taken, SPEC, Stdio())
+
+    async def test_that_is_never_started(self, here: Setting) -> None:
+        container = await here.running()
+        reading, writing = os.pipe()
+        container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        assert (await container.delete_exec("e")).status == 137
+        assert os.read(reading, 1) == b"", "its streams are closed"
+        os.close(reading)
+
+    async def test_that_cannot_be_started_lets_go_of_its_streams(self, here: Setting) -> None:
+        """Clients wait for the end of the streams before they delete it."""
+        container = await here.running()
+        here.guest.fail["exec"] = ttrpc.StatusError(5, "executable file not found")
+        reading, writing = os.pipe()
+        container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        with pytest.raises(NotFound):
+            await container.start_exec("e")
+        assert os.read(reading, 1) == b""
+        os.close(reading)
+        await container.delete_exec("e")
+
+    async def test_in_a_paused_container(self, here: Setting) -> None:
+        container = await here.running()
+        await container.pause()
+        reading, writing = os.pipe()
+        container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        with pytest.raises(FailedPrecondition, match="cannot exec in container box: it is paused"):
+            await container.start_exec("e")
+        assert os.read(reading, 1) == b""
+        os.close(reading)
+
+    async def test_twice(self, here: Setting) -> None:
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio())
+        await container.start_exec("e")
+        with pytest.raises(FailedPrecondition, match="cannot start exec e of container box: it is running"):
+            await container.start_exec("e")
+        assert process.exit is None, "the one that runs is none the worse"
+        with pytest.raises(FailedPrecondition, match="cannot delete exec e of container box: it is running"):
+            await container.delete_exec("e")
+
+    async def test_in_a_container_that_has_ended(self, here: Setting) -> None:
+        container = await here.running()
+        here.end()
+        await within(container.wait())
+        with pytest.raises(FailedPrecondition, match="cannot exec in container box: it is stopped"):
+            container.add_exec("e", SPEC, Stdio())

@@ -1,0 +1,55 @@
+"""Requests to the agent, made from spec and configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kata.oci.default import default_spec
+from kata.oci.spec import Spec
+from kata.runtime.config.settings import Config
+from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request
+from kata.runtime.storage.shared_tree import plan_container
+
+
+def spec(**changes: Any) -> Spec:
+    made: Any = {**default_spec(["true"], rootfs="/r", hostname="box"), **changes}
+    return made  # type: ignore[no-any-return]
+
+
+class TestRequests:
+    def test_sandbox(self) -> None:
+        request = create_sandbox_request("box", spec(hostname="h" * 100), Config())
+        assert (request.sandbox_id, request.hostname) == ("box", "h" * 64)
+        share, shm = request.storages
+        assert (share.driver, share.source, share.mount_point) == (
+            "9p",
+            "kataShared",
+            "/run/kata-containers/shared/containers/",
+        )
+        assert "version=9p2000.L" in share.options
+        assert (shm.driver, shm.mount_point) == ("ephemeral", "/run/kata-containers/sandbox/shm")
+        assert {"noexec", "nosuid", "nodev", "mode=1777", "size=65536k"} <= set(shm.options)
+
+    def test_sandbox_without_a_hostname_takes_its_id(self) -> None:
+        assert create_sandbox_request("box", spec(hostname=""), Config()).hostname == "box"
+
+    def test_shm_has_the_size_that_the_spec_gives_it(self) -> None:
+        mounts = [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1g"]}]
+        assert "size=1g" in create_sandbox_request("box", spec(mounts=mounts), Config()).storages[1].options
+
+    def test_kernel_modules_with_parameters(self) -> None:
+        modules = replace(Config(), agent=replace(Config().agent, kernel_modules=("loop max_loop=8 x=y", "tun")))
+        first, second = create_sandbox_request("box", spec(), modules).kernel_modules
+        assert (first.name, list(first.parameters)) == ("loop", ["max_loop=8", "x=y"])
+        assert (second.name, list(second.parameters)) == ("tun", [])
+
+    def test_container(self) -> None:
+        given = spec()
+        files = plan_container("box", given["mounts"], rootfs=(), rootfs_dir="/r")
+        request = create_container_request("box", given, files, Config())
+        assert (request.container_id, request.exec_id) == ("box", "box")
+        assert request.OCI.Root.Path == files.guest_rootfs
+        shm = next(mount for mount in request.OCI.Mounts if mount.destination == "/dev/shm")
+        assert shm.source == "/run/kata-containers/sandbox/shm"
+        assert given["root"]["path"] == "/r", "the spec of the caller is not changed"

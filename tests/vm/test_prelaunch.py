@@ -1,0 +1,161 @@
+"""A machine that runs before its sandbox is asked for: used if it is the right one, gone without a trace if not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kata.cli import gc
+from kata.oci.default import default_spec
+from kata.oci.spec import Bundle, Spec
+from kata.runtime.config.loader import load
+from kata.runtime.config.settings import Config
+from kata.runtime.launch.prelaunch import HeadStart, head_start
+from kata.runtime.launch.start_slots import take, try_take
+from kata.runtime.launch.timings import read
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim, processes_of
+from kata.runtime.sandbox.sandbox import Sandbox
+from tests.support import leaks
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
+
+PREFIX = f"{leaks.TEST_PREFIX}ahead-"
+MEMORY_MIB = 256
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    before = leaks.snapshot(PREFIX)
+    yield
+    try:
+        leaks.assert_nothing_left(before, PREFIX)
+    finally:
+        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
+            gc.release(sandbox_id)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = load().config
+    return replace(
+        config,
+        hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB),
+        factory=replace(config.factory, template_path=tmp_path_factory.mktemp("templates")),
+    )
+
+
+@pytest.fixture
+def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    ledger = claim(f"{STATE_ROOT}/{PREFIX}{request.node.name[-20:].strip('_')}")
+    yield ledger
+    ledger.release()
+
+
+def bundle_in(directory: Path, spec: Spec | None = None) -> Bundle:
+    spec = spec or default_spec(["true"], rootfs="/nonexistent", hostname="box")
+    (directory / "config.json").write_text(json.dumps(spec))
+    return Bundle(directory, spec, Path("/nonexistent"))
+
+
+def begin(ledger: Ledger, bundle: Bundle, config: Config) -> HeadStart | None:
+    return head_start(Path(ledger.directory).name, str(bundle.path), config, ledger)
+
+
+async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: HeadStart | None) -> Sandbox:
+    return await Sandbox.start(Path(ledger.directory).name, bundle, config, ledger, head_start=ahead)
+
+
+async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    """The first start makes the template, for the tests below as well."""
+    bundle = bundle_in(tmp_path)
+    assert begin(ledger, bundle, config) is None
+    sandbox = await start(ledger, bundle, config, None)
+    await sandbox.stop()
+
+
+async def test_the_sandbox_takes_it_over(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    bundle = bundle_in(tmp_path)
+    ahead = begin(ledger, bundle, config)
+    assert ahead is not None
+    pid = ahead.process.popen.pid
+    sandbox = await start(ledger, bundle, config, ahead)
+    try:
+        assert sandbox.pid == pid
+        await sandbox.agent.check(10)
+    finally:
+        await sandbox.stop()
+
+
+async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    bundle = bundle_in(tmp_path)
+    ahead = begin(ledger, bundle, config)
+    assert ahead is not None
+    pid = ahead.process.popen.pid
+    loud = replace(config, agent=replace(config.agent, enable_debug=True))
+    sandbox = await start(ledger, bundle, replace(loud, factory=replace(loud.factory, enable_template=False)), ahead)
+    try:
+        assert sandbox.pid != pid
+        assert not os.path.exists(f"/proc/{pid}")
+        await sandbox.agent.check(10)
+    finally:
+        await sandbox.stop()
+
+
+def test_a_sandbox_that_never_comes(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    ahead = begin(ledger, bundle_in(tmp_path), config)
+    assert ahead is not None
+    ahead.discard()
+    assert not os.path.exists(f"/proc/{ahead.process.popen.pid}")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"ociVersion": "1.0.2", "annotations": 7}', None])
+def test_a_bundle_that_is_none_is_left_to_who_can_complain(
+    tmp_path: Path, config: Config, ledger: Ledger, content: bytes | None
+) -> None:
+    bundle = bundle_in(tmp_path)
+    if content is None:
+        (tmp_path / "config.json").unlink()
+    else:
+        (tmp_path / "config.json").write_bytes(content)
+    assert begin(ledger, bundle, config) is None
+
+
+async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    bundle = bundle_in(tmp_path)
+    taken = []
+    while turn := try_take():
+        taken.append(turn)
+    starting = asyncio.ensure_future(start(ledger, bundle, config, begin(ledger, bundle, config)))
+    try:
+        await asyncio.sleep(0.5)
+        assert not list(processes_of(ledger.directory))
+        taken[0].end()
+        sandbox = await starting
+        try:
+            assert "turn" in [phase.name for phase in read(Path(ledger.directory)).phases]
+            # No container comes, and others are not kept waiting for one.
+            taken[0] = await asyncio.wait_for(take(), 10)
+        finally:
+            await sandbox.stop()
+    finally:
+        for turn in taken:
+            turn.end()
+
+
+async def test_who_gives_up_waiting_for_a_turn_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    taken = []
+    while turn := try_take():
+        taken.append(turn)
+    starting = asyncio.ensure_future(start(ledger, bundle_in(tmp_path), config, None))
+    await asyncio.sleep(0.2)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    for turn in taken:
+        turn.end()
+    assert not os.path.exists(ledger.directory)
