@@ -21,7 +21,7 @@ def main() -> None:
     from kata.oci.default import default_spec
     from kata.runtime.config.loader import load
     from kata.runtime.launch.mount_namespace import enter_mount_namespace
-    from kata.runtime.launch.prelaunch import head_start
+    from kata.runtime.launch.prelaunch import prelaunch
     from kata.runtime.ledger.journal import STATE_ROOT, claim
 
     sandbox_id = f"bench-{os.urandom(4).hex()}"
@@ -30,7 +30,7 @@ def main() -> None:
     spec = default_spec(["true"], rootfs="/nonexistent", hostname=sandbox_id)
     (Path(ledger.directory) / "config.json").write_text(json.dumps(spec), encoding="utf-8")
     config = load(Path(sys.argv[1])).config
-    ahead = head_start(sandbox_id, ledger.directory, config, ledger)
+    ahead = prelaunch(sandbox_id, ledger.directory, config, ledger)
 
     load_asyncio()
     leave_out_pure_protobuf()
@@ -43,7 +43,7 @@ def main() -> None:
     async def start() -> float:
         begun, now = time.monotonic(), time.time()
         bundle = load_bundle(Path(ledger.directory))
-        sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, begun=begun, head_start=ahead)
+        sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, begun=begun, prelaunch=ahead)
         # What follows the answer, the sandbox's own set-up, has no counterpart in a bare machine.
         answer = next(
             phase for phase in timings.read(Path(ledger.directory)).phases if phase.name in ("first answer", "boot")

@@ -23,8 +23,8 @@ from kata.runtime.config.loader import load
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
 from kata.runtime.hypervisor.qemu.process import restore_commands
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
 from kata.ttrpc.connection import Connection, Role
@@ -104,7 +104,7 @@ def answered(config: Path) -> float:
     return float(done.stdout) - begin
 
 
-def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]) -> str:
+def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuVm, AgentClient], Awaitable[None]]) -> str:
     """What a shell script writes that runs in the guest's own root, in our machine without a sandbox around it.
 
     The machine goes on from the template, as those of sandboxes do: memory that is a file's behaves differently.
@@ -121,9 +121,9 @@ def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuMachine, AgentCli
 
 
 async def _run_bare(
-    plan: VmPlan, saved: Template, script: str, prepare: Callable[[QemuMachine, AgentClient], Awaitable[None]]
+    plan: VmPlan, saved: Template, script: str, prepare: Callable[[QemuVm, AgentClient], Awaitable[None]]
 ) -> str:
-    machine = QemuMachine(plan, memory=saved.memory, state=saved.state)
+    machine = QemuVm(plan, memory=saved.memory, state=saved.state)
     try:
         await machine.start()
         agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))

@@ -21,7 +21,7 @@ from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.loader import load
 from kata.runtime.hypervisor.devices import BlockDevice
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.launch.bring_up import bring_up
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
@@ -50,7 +50,7 @@ class Running:
         vm, agent: the machine, and its agent.
     """
 
-    def __init__(self, vm: QemuMachine, agent: AgentClient) -> None:
+    def __init__(self, vm: QemuVm, agent: AgentClient) -> None:
         self.vm = vm
         self.agent = agent
 
@@ -97,7 +97,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
         config = replace(config, hypervisor=replace(config.hypervisor, default_memory=256))
         plan = plan_vm(name, directory, {}, config, accelerator="tcg")
         vm, agent = await bring_up(plan, config, ledger, Timings(directory, time.monotonic()), lambda _: None)
-        assert isinstance(vm, QemuMachine)
+        assert isinstance(vm, QemuVm)
         try:
             await agent.create_sandbox(create_sandbox_request(name, {}, config))
             spec = default_spec(["/bin/sh"], rootfs=f"{GUEST_SHARED}/box", hostname=name, mounts=[])

@@ -27,7 +27,7 @@ from kata.protocols import agent_pb2, health_pb2
 from kata.runtime.hypervisor import trial_boot
 from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
 from kata.runtime.hypervisor.console import DEFAULT_LIMIT
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.storage.shared_tree import GUEST_SHARED
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
@@ -95,12 +95,12 @@ async def nothing_left(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuMachine]]:
+def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
     """Makes machines with a tiny kernel; none of them outlives the test."""
-    machines: list[QemuMachine] = []
+    machines: list[QemuVm] = []
     (tmp_path / "run").mkdir()
 
-    def make(says: str = "hello from the guest\n", then: bytes = HANG, **changes: Any) -> QemuMachine:
+    def make(says: str = "hello from the guest\n", then: bytes = HANG, **changes: Any) -> QemuVm:
         kernel = tmp_path / f"kernel{len(machines)}"
         kernel.write_bytes(tiny_kernel(says, then))
         values: dict[str, Any] = {
@@ -111,7 +111,7 @@ def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuMachine]]:
             "accelerator": "tcg",
             "channels": ("kata.rpc",),
         }
-        machines.append(QemuMachine(VmPlan(**(values | changes))))
+        machines.append(QemuVm(VmPlan(**(values | changes))))
         return machines[-1]
 
     yield make
@@ -134,7 +134,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_start_and_stop(make_machine: Callable[..., QemuMachine]) -> None:
+async def test_start_and_stop(make_machine: Callable[..., QemuVm]) -> None:
     machine = make_machine()
     await machine.start()
     pid = machine.pid
@@ -159,7 +159,7 @@ async def test_start_and_stop(make_machine: Callable[..., QemuMachine]) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_qemu_is_confined(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+async def test_qemu_is_confined(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     machine = make_machine(share_dir=tmp_path / "share", environment=(("NAME", "value"),))
     await machine.start()
@@ -176,7 +176,7 @@ async def test_qemu_is_confined(make_machine: Callable[..., QemuMachine], tmp_pa
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuMachine]) -> None:
+async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) -> None:
     machine = make_machine(then=RESET)
     await machine.start()
     async with asyncio.timeout(10):
@@ -186,7 +186,7 @@ async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuMachi
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuMachine]) -> None:
+async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuVm]) -> None:
     machine = make_machine()
     await machine.start()
     waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
@@ -198,7 +198,7 @@ async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuMach
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., QemuMachine]) -> None:
+async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., QemuVm]) -> None:
     machine = make_machine()
     await machine.start()
     os.kill(machine.pid, signal.SIGSTOP)
@@ -211,7 +211,7 @@ async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_flooding_guest_fills_no_disk_and_starves_nobody(
-    make_machine: Callable[..., QemuMachine], tmp_path: Path
+    make_machine: Callable[..., QemuVm], tmp_path: Path
 ) -> None:
     machine = make_machine(says="x" * 100 + "\x1b[2J\n", then=AGAIN)
     await machine.start()
@@ -226,7 +226,7 @@ async def test_a_flooding_guest_fills_no_disk_and_starves_nobody(
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_pause_and_resume(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+async def test_pause_and_resume(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     machine = make_machine(says="tick\n", then=AGAIN)
     log = tmp_path / "run/console.log"
 
@@ -248,7 +248,7 @@ async def test_pause_and_resume(make_machine: Callable[..., QemuMachine], tmp_pa
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(("fault", "said"), [("cpu", "no-such-cpu"), ("kernel", "linux kernel too old")])
 async def test_a_qemu_that_ends_at_once(
-    make_machine: Callable[..., QemuMachine], tmp_path: Path, fault: str, said: str
+    make_machine: Callable[..., QemuVm], tmp_path: Path, fault: str, said: str
 ) -> None:
     (tmp_path / "garbage").write_bytes(b"garbage" * 1000)
     machine = make_machine(**{"cpu_model": "no-such-cpu"} if fault == "cpu" else {"kernel": tmp_path / "garbage"})
@@ -263,7 +263,7 @@ async def test_a_qemu_that_ends_at_once(
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")
     silent.chmod(0o755)
@@ -274,7 +274,7 @@ async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuMachine
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     (tmp_path / "qemu").write_text("#!/no/such/interpreter\n")
     (tmp_path / "qemu").chmod(0o755)
     with pytest.raises(VmLaunchError, match="setpriv: failed to execute") as caught:
@@ -284,7 +284,7 @@ async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuMa
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.08])
-async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuMachine], delay: float) -> None:
+async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuVm], delay: float) -> None:
     machine = make_machine()
     task = asyncio.create_task(machine.start())
     await asyncio.sleep(delay)
@@ -298,13 +298,13 @@ async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuMachine]
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuMachine], tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     (tmp_path / "run/qemu.log").symlink_to("/nowhere")
     with pytest.raises(VmLaunchError, match="symbolic links"):
         await make_machine().start()
 
 
-def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuMachine]) -> None:
+def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuVm]) -> None:
     before = children(), open_files()
 
     async def forgetful() -> int:
@@ -326,11 +326,11 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
         import asyncio
         from pathlib import Path
         from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
-        from kata.runtime.hypervisor.qemu.machine import QemuMachine
+        from kata.runtime.hypervisor.qemu.vm import QemuVm
 
         async def main():
             kernel = Path({str(kernel)!r})
-            machine = QemuMachine(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
+            machine = QemuVm(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
                                          kernel=kernel, initrd=kernel, accelerator="tcg"))
             await machine.start()
             print(machine.pid, flush=True)
@@ -382,7 +382,7 @@ async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
-    image: store.GuestImage, make_machine: Callable[..., QemuMachine], tmp_path: Path
+    image: store.GuestImage, make_machine: Callable[..., QemuVm], tmp_path: Path
 ) -> None:
     share = tmp_path / "share"
     share.mkdir()

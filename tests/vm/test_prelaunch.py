@@ -16,8 +16,8 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
-from kata.runtime.launch.prelaunch import HeadStart, head_start
-from kata.runtime.launch.start_slots import take, try_take
+from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
+from kata.runtime.launch.start_slots import acquire, try_acquire
 from kata.runtime.launch.timings import read
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim, processes_of
 from kata.runtime.sandbox.sandbox import Sandbox
@@ -63,12 +63,12 @@ def bundle_in(directory: Path, spec: Spec | None = None) -> Bundle:
     return Bundle(directory, spec, Path("/nonexistent"))
 
 
-def begin(ledger: Ledger, bundle: Bundle, config: Config) -> HeadStart | None:
-    return head_start(Path(ledger.directory).name, str(bundle.path), config, ledger)
+def begin(ledger: Ledger, bundle: Bundle, config: Config) -> Prelaunch | None:
+    return prelaunch(Path(ledger.directory).name, str(bundle.path), config, ledger)
 
 
-async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: HeadStart | None) -> Sandbox:
-    return await Sandbox.start(Path(ledger.directory).name, bundle, config, ledger, head_start=ahead)
+async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch | None) -> Sandbox:
+    return await Sandbox.start(Path(ledger.directory).name, bundle, config, ledger, prelaunch=ahead)
 
 
 async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
@@ -129,8 +129,8 @@ def test_a_bundle_that_is_none_is_left_to_who_can_complain(
 async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
     taken = []
-    while turn := try_take():
-        taken.append(turn)
+    while slot := try_acquire():
+        taken.append(slot)
     starting = asyncio.ensure_future(start(ledger, bundle, config, begin(ledger, bundle, config)))
     try:
         await asyncio.sleep(0.5)
@@ -138,24 +138,24 @@ async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, conf
         taken[0].end()
         sandbox = await starting
         try:
-            assert "turn" in [phase.name for phase in read(Path(ledger.directory)).phases]
+            assert "start slot" in [phase.name for phase in read(Path(ledger.directory)).phases]
             # No container comes, and others are not kept waiting for one.
-            taken[0] = await asyncio.wait_for(take(), 10)
+            taken[0] = await asyncio.wait_for(acquire(), 10)
         finally:
             await sandbox.stop()
     finally:
-        for turn in taken:
-            turn.end()
+        for slot in taken:
+            slot.end()
 
 
 async def test_who_gives_up_waiting_for_a_turn_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     taken = []
-    while turn := try_take():
-        taken.append(turn)
+    while slot := try_acquire():
+        taken.append(slot)
     starting = asyncio.ensure_future(start(ledger, bundle_in(tmp_path), config, None))
     await asyncio.sleep(0.2)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
-    for turn in taken:
-        turn.end()
+    for slot in taken:
+        slot.end()
     assert not os.path.exists(ledger.directory)

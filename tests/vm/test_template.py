@@ -281,14 +281,14 @@ async def test_a_changed_template_is_reported_and_made_anew(
 async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config, shared_fs: str) -> None:
     config = replace(config, hypervisor=replace(config.hypervisor, shared_fs=shared_fs))
     async with started(config, "practice") as one:
-        await one.agent.rehearse()
-        await one.agent.rehearse()
+        await one.agent.warm_up()
+        await one.agent.warm_up()
         assert "warm-up" not in one.machine.console_tail(100), "where the agent says what went wrong"
         assert one.plan.share_dir is not None
         assert not list(one.plan.share_dir.iterdir())
         await one.agent.create_sandbox(create_sandbox_request("practice", {}, config))
         with pytest.raises(FailedPrecondition, match="sandbox practice is running already"):
-            await one.agent.rehearse()
+            await one.agent.warm_up()
 
 
 async def test_a_template_that_is_removed_while_in_use(config: Config, root: Path) -> None:

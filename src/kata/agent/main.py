@@ -45,7 +45,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     from kata.agent.sandbox import Sandbox
     from kata.agent.service import AgentService, all_handlers, to_status
     from kata.agent.transports import listen
-    from kata.agent.warmup import rehearsing, warm_up
+    from kata.agent.warmup import warm_up, warm_up_handler
     from kata.protocols import forward, standby
     from kata.ttrpc import Server, StreamHandler
 
@@ -73,7 +73,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
     server = Server(calls, to_status=to_status)
     if owns_machine:
-        calls[standby.SERVICE, standby.REHEARSE] = rehearsing(server, sandbox, machinery)
+        calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, machinery)
     if settings.debug_console:
         await _open_console(reaper, settings.debug_console_vport)
     if settings.warm_up and owns_machine:

@@ -56,23 +56,23 @@ async def warm_up(server: Server, sandbox: Sandbox, machinery: Machinery) -> Non
     """Have the memory hold what containers need, and little else."""
     # What was read until now is read once in a guest's life; what is read from here on is what containers need.
     _write(_DROP_CACHES, "3")
-    await rehearse(server, sandbox, machinery)
+    await run_container(server, sandbox, machinery)
     _tidy()
 
 
-def rehearsing(server: Server, sandbox: Sandbox, machinery: Machinery) -> Handler:
+def warm_up_handler(server: Server, sandbox: Sandbox, machinery: Machinery) -> Handler:
     """The handler of `kata.protocols.standby`."""
 
     async def handle(ctx: CallContext, payload: bytes) -> bytes:
         if sandbox.running:
             raise FailedPrecondition(f"sandbox {sandbox.id} is running already")
-        await rehearse(server, sandbox, machinery)
+        await run_container(server, sandbox, machinery)
         return b""
 
     return handle
 
 
-async def rehearse(server: Server, sandbox: Sandbox, machinery: Machinery) -> None:
+async def run_container(server: Server, sandbox: Sandbox, machinery: Machinery) -> None:
     """Run a container in `sandbox`, which is empty again afterwards, through `server`."""
     machinery.start_ahead()
     ours, theirs = socket.socketpair()

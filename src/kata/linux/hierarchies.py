@@ -46,7 +46,7 @@ class Hierarchy:
 
 
 @dataclass(frozen=True)
-class Limits:
+class CgroupLimits:
     """What a group as a whole may use; None for no limit.
 
     Attributes:
@@ -146,7 +146,7 @@ def join_thread(hierarchy: Hierarchy, group: str, tid: int) -> None:
         pass
 
 
-def limit_files(limits: Limits, *, unified: bool) -> Iterator[tuple[str, str, str]]:
+def limit_files(limits: CgroupLimits, *, unified: bool) -> Iterator[tuple[str, str, str]]:
     """(controller, file, text) for each limit; no limit is written as such, because there may have been one."""
     quota = None if limits.cpu_milli is None else limits.cpu_milli * CPU_PERIOD_US // 1000
     shares = None if limits.cpu_shares is None else min(max(limits.cpu_shares, _SHARES[0]), _SHARES[1])

@@ -5,4 +5,4 @@ and response are empty; the call is only good before CreateSandbox.
 """
 
 SERVICE = "kata.Standby"
-REHEARSE = "Rehearse"
+WARM_UP = "WarmUp"

@@ -10,13 +10,13 @@ import signal
 import socket
 
 from kata.protocols.containerd import task_v2_pb2
-from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.standby import Standby
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.grpc_status import to_status
 from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
-from kata.shim.settings import Settings
+from kata.shim.params import ShimParams
 from kata.shim.task import TaskService
 from kata.ttrpc import Server
 from kata.ttrpc.typed import handlers
@@ -32,7 +32,7 @@ _LOOK_S = 3.0
 _LOOKS = 2
 
 
-def run(settings: Settings, listener_fd: int, ledger: Ledger, head_start: HeadStart | None) -> None:
+def run(settings: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
     """Serve until the sandbox has ended; everything it held has then been given back.
 
     The caller has entered a mount namespace of its own.
@@ -40,14 +40,14 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger, head_start: HeadSt
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(settings)
     try:
-        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, head_start=head_start))
+        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, prelaunch=prelaunch))
     except BaseException:
         log.exception("the shim of sandbox %s failed", settings.sandbox_id)
         ledger.release()
         raise
 
 
-def become_shim(settings: Settings) -> None:
+def become_shim(settings: ShimParams) -> None:
     """What a process has to do to itself before it serves a sandbox."""
     setup_logging(settings)
     os.chdir("/")
@@ -60,16 +60,16 @@ def become_shim(settings: Settings) -> None:
 
 
 async def serve(
-    settings: Settings,
+    settings: ShimParams,
     listener: socket.socket,
     ledger: Ledger,
     *,
     standby: Standby | None = None,
-    head_start: HeadStart | None = None,
+    prelaunch: Prelaunch | None = None,
 ) -> None:
     """Serve containerd until the sandbox has ended, which may take over a machine that is there already."""
     publisher = Publisher(settings.events_address, settings.namespace)
-    service = TaskService(settings, ledger, publisher, standby, head_start)
+    service = TaskService(settings, ledger, publisher, standby, prelaunch)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}

@@ -10,18 +10,18 @@ from pathlib import Path
 from kata.errors import KataError
 from kata.runtime.config.loader import Loaded, load
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
-from kata.runtime.launch.prelaunch import HeadStart, head_start
+from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
 from kata.runtime.ledger.journal import Ledger
 from kata.shim.bootstrap import runtime_config
 from kata.shim.lean import leave_out_pure_protobuf, load_asyncio
-from kata.shim.settings import Settings
+from kata.shim.params import ShimParams
 
 
-def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
+def run(settings: ShimParams, listener_fd: int, ledger: Ledger) -> None:
     """Be the shim of a sandbox; returns when that has ended and everything it held has been given back."""
     try:
         enter_mount_namespace(ledger.directory)
-        ahead = _head_start(settings, ledger)
+        ahead = _prelaunch(settings, ledger)
         load_asyncio()
         leave_out_pure_protobuf()
         from kata.shim import daemon
@@ -31,12 +31,12 @@ def run(settings: Settings, listener_fd: int, ledger: Ledger) -> None:
     daemon.run(settings, listener_fd, ledger, ahead)
 
 
-def _head_start(settings: Settings, ledger: Ledger) -> HeadStart | None:
+def _prelaunch(settings: ShimParams, ledger: Ledger) -> Prelaunch | None:
     try:
         config = load_config(settings.options).config
     except KataError:
         return None  # told when containerd asks for the sandbox, and has somewhere to put it
-    return head_start(settings.sandbox_id, settings.bundle, config, ledger)
+    return prelaunch(settings.sandbox_id, settings.bundle, config, ledger)
 
 
 def load_config(options: bytes) -> Loaded:

@@ -18,7 +18,7 @@ from kata.runtime.ledger.journal import STATE_ROOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kata.shim.settings import Settings
+    from kata.shim.params import ShimParams
 
 #: Directories of processes in standby, and the socket in each.
 PREFIX = "standby-"
@@ -33,7 +33,7 @@ _READY_S = 0.05
 _ACCEPTED_S = 2.0
 
 
-def hand_over(settings: Settings, descriptors: tuple[int, int], state_root: str = STATE_ROOT) -> int:
+def hand_over(settings: ShimParams, descriptors: tuple[int, int], state_root: str = STATE_ROOT) -> int:
     """Find a process in standby and make it the sandbox's shim; returns its id, or 0 if there is none.
 
     Args:

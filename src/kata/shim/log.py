@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kata.shim.settings import Settings
+    from kata.shim.params import ShimParams
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -50,7 +50,7 @@ class LogfmtFormatter(logging.Formatter):
         )
 
 
-def setup_logging(settings: Settings) -> None:
+def setup_logging(settings: ShimParams) -> None:
     """Send this process's log to containerd; without its FIFO (a test, a bundle made by hand) there is none."""
     path = os.path.join(settings.bundle, "log")
     root = logging.getLogger()

@@ -21,7 +21,7 @@ from kata.runtime.launch.standby import Standby, prepare
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.shim import handover
 from kata.shim.daemon import become_shim, serve
-from kata.shim.settings import Settings
+from kata.shim.params import ShimParams
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
 
 async def _wait_for_start(
     standby: Standby, ending: asyncio.Task[bool], tell: int, home: object
-) -> tuple[Settings, socket.socket, Ledger] | None:
+) -> tuple[ShimParams, socket.socket, Ledger] | None:
     """What the first `start` hands over; None if there is nothing to wait for any more."""
     loop = asyncio.get_running_loop()
     dying = asyncio.create_task(standby.vm.wait())
@@ -139,7 +139,7 @@ async def _wait_for_start(
             dying.cancel()
 
 
-def _take(peer: socket.socket, home: object) -> tuple[Settings, socket.socket, Ledger] | None:
+def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket, Ledger] | None:
     """Receive a sandbox from a `start`. Without waiting long: nobody else is served meanwhile."""
     peer.settimeout(_MESSAGE_S)
     received: list[int] = []
@@ -151,7 +151,7 @@ def _take(peer: socket.socket, home: object) -> tuple[Settings, socket.socket, L
         data, received, flags, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 2)
         if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(received) != 2:
             return None
-        settings = Settings.decode(data)
+        settings = ShimParams.decode(data)
         for fd in received:
             os.set_inheritable(fd, False)
         peer.send(handover.ACCEPTED)

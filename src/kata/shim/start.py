@@ -19,7 +19,7 @@ from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import FILE, STATE_ROOT, Ledger, claim
 from kata.shim.bootstrap import read_bootstrap
 from kata.shim.handover import hand_over
-from kata.shim.settings import Settings
+from kata.shim.params import ShimParams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def start(arguments: Arguments) -> None:
         _publish(path)
         return
     ledger = claim(f"{STATE_ROOT}/{arguments.id}")
-    settings = Settings(
+    settings = ShimParams(
         sandbox_id=arguments.id,
         namespace=arguments.namespace,
         events_address=os.environ.get("TTRPC_ADDRESS", ""),
@@ -162,7 +162,7 @@ def _write_file(name: str, text: str) -> None:
     os.rename(temporary, name)
 
 
-def _become_daemon(settings: Settings, listener: _socket.socket, ledger: Ledger) -> None:
+def _become_daemon(settings: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:
     """The child: leave containerd's session and descriptors, then serve. Never returns."""
     status = 1
     try:

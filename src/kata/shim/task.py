@@ -15,7 +15,7 @@ from kata.errors import FailedPrecondition, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.runtime.config.annotations import apply_annotations
-from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.standby import Standby
 from kata.runtime.ledger.journal import MARKER, Ledger
 from kata.runtime.sandbox.container import Container
@@ -30,7 +30,7 @@ from kata.shim.stdio import open_stdio
 from kata.ttrpc import CallContext
 
 if TYPE_CHECKING:
-    from kata.shim.settings import Settings
+    from kata.shim.params import ShimParams
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +63,18 @@ class TaskService:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ShimParams,
         ledger: Ledger,
         publisher: Publisher,
         standby: Standby | None = None,
-        head_start: HeadStart | None = None,
+        prelaunch: Prelaunch | None = None,
     ) -> None:
         self.ended = asyncio.Event()
         self._settings = settings
         self._ledger = ledger
         self._publisher = publisher
         self._standby = standby
-        self._head_start = head_start
+        self._prelaunch = prelaunch
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
         self._asked = False
@@ -131,7 +131,7 @@ class TaskService:
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
                 standby, self._standby = self._standby, None
-                head_start, self._head_start = self._head_start, None
+                prelaunch, self._prelaunch = self._prelaunch, None
                 self._sandbox = await Sandbox.start(
                     self._settings.sandbox_id,
                     bundle,
@@ -139,7 +139,7 @@ class TaskService:
                     self._ledger,
                     begun=self._settings.begun,
                     standby=standby,
-                    head_start=head_start,
+                    prelaunch=prelaunch,
                 )
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
@@ -353,8 +353,8 @@ class TaskService:
             else:
                 if self._standby is not None:
                     await self._standby.discard()
-                if self._head_start is not None:
-                    self._head_start.discard()
+                if self._prelaunch is not None:
+                    self._prelaunch.discard()
                 self._ledger.release()
             for task in list(self._tasks):
                 task.cancel()

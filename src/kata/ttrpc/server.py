@@ -23,7 +23,7 @@ from kata.ttrpc.channel import STREAM_LIMIT, Channel
 from kata.ttrpc.context import Handlers
 from kata.ttrpc.errors import Code
 from kata.ttrpc.frames import MAX_MESSAGE
-from kata.ttrpc.serving import ServerConnection, Settings, ToStatus
+from kata.ttrpc.serving import ServerConnection, ServerLimits, ToStatus
 from kata.ttrpc.stream import MAX_QUEUE
 
 #: Calls that one connection may have in flight. Long polls count, so a pod with many processes needs hundreds.
@@ -58,7 +58,7 @@ class Server:
         max_calls: int = MAX_CALLS,
         max_queue: int = MAX_QUEUE,
     ) -> None:
-        self._settings = Settings(handlers, to_status, max_message, max_calls, max_queue)
+        self._settings = ServerLimits(handlers, to_status, max_message, max_calls, max_queue)
         self._listeners: list[asyncio.Server] = []
         self._paths: dict[str, tuple[int, int] | None] = {}
         self._connections: set[ServerConnection] = set()

@@ -44,7 +44,7 @@ ToStatus = Callable[[Exception], tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerLimits:
     """What all connections of a server have in common; see `kata.ttrpc.server.Server`."""
 
     handlers: Handlers
@@ -57,7 +57,7 @@ class Settings:
 class ServerConnection:
     """Serves one connection until it ends."""
 
-    def __init__(self, channel: Channel, settings: Settings) -> None:
+    def __init__(self, channel: Channel, settings: ServerLimits) -> None:
         self._channel = channel
         self._settings = settings
         self._core = Connection(Role.SERVER, settings.max_message)

@@ -1,4 +1,4 @@
-"""Limits: the size of the machine, the sandbox's control group on the host, and what is left of it."""
+"""CgroupLimits: the size of the machine, the sandbox's control group on the host, and what is left of it."""
 
 from __future__ import annotations
 

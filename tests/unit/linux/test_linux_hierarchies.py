@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kata.linux import hierarchies
-from kata.linux.hierarchies import Hierarchy, Limits
+from kata.linux.hierarchies import CgroupLimits, Hierarchy
 
 V1 = """\
 30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -48,12 +48,12 @@ def test_the_group_of_a_process_is_told_from_where_its_hierarchy_is_mounted(tmp_
     ("limits", "one", "two"),
     [
         (
-            Limits(),
+            CgroupLimits(),
             ["cpu.cfs_period_us 100000", "cpu.cfs_quota_us -1", "memory.limit_in_bytes -1"],
             ["cpu.max max 100000", "memory.max max"],
         ),
         (
-            Limits(1500, 1024, "0-1", 1 << 30),
+            CgroupLimits(1500, 1024, "0-1", 1 << 30),
             [
                 *("cpu.cfs_period_us 100000", "cpu.cfs_quota_us 150000", "cpu.shares 1024"),
                 *("memory.limit_in_bytes 1073741824", "cpuset.cpus 0-1"),
@@ -61,18 +61,18 @@ def test_the_group_of_a_process_is_told_from_where_its_hierarchy_is_mounted(tmp_
             ["cpu.max 150000 100000", "cpu.weight 39", "memory.max 1073741824", "cpuset.cpus 0-1"],
         ),
         (
-            Limits(cpu_shares=1),
+            CgroupLimits(cpu_shares=1),
             ["cpu.cfs_period_us 100000", "cpu.cfs_quota_us -1", "cpu.shares 2", "memory.limit_in_bytes -1"],
             ["cpu.max max 100000", "cpu.weight 1", "memory.max max"],
         ),
         (
-            Limits(cpu_shares=1 << 30),
+            CgroupLimits(cpu_shares=1 << 30),
             ["cpu.cfs_period_us 100000", "cpu.cfs_quota_us -1", "cpu.shares 262144", "memory.limit_in_bytes -1"],
             ["cpu.max max 100000", "cpu.weight 10000", "memory.max max"],
         ),
     ],
 )
-def test_files_of_limits(limits: Limits, one: list[str], two: list[str]) -> None:
+def test_files_of_limits(limits: CgroupLimits, one: list[str], two: list[str]) -> None:
     for unified, expected in ((False, one), (True, two)):
         assert [f"{file} {text}" for _, file, text in hierarchies.limit_files(limits, unified=unified)] == expected
 

@@ -14,9 +14,9 @@ import pytest
 from kata.errors import Unavailable
 from kata.shim import handover
 from kata.shim.handover import ACCEPTED, PREFIX, READY, SOCKET, hand_over
-from kata.shim.settings import Settings
+from kata.shim.params import ShimParams
 
-MESSAGE = Settings(
+MESSAGE = ShimParams(
     sandbox_id="box",
     namespace="default",
     events_address="/run/containerd/c.ttrpc",
@@ -29,14 +29,14 @@ MESSAGE = Settings(
 
 
 def test_a_message_arrives_as_it_was() -> None:
-    decoded = Settings.decode(MESSAGE.encode())
+    decoded = ShimParams.decode(MESSAGE.encode())
     assert vars(decoded) == vars(MESSAGE)
 
 
 @pytest.mark.parametrize("data", [b"", b"box", b"box\0", b"a\0b\0c\0zz\0\0/\0\x31\0", b"a\0b\0c\0\0\0/\0soon\0"])
 def test_what_is_no_message(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"message|hex|float"):
-        Settings.decode(data)
+        ShimParams.decode(data)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def test_a_sandbox_is_handed_over(tmp_path: Path) -> None:
     def behave(peer: socket.socket) -> None:
         peer.send(READY)
         data, fds, _, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 4)
-        got.extend((Settings.decode(data).sandbox_id, len(fds)))
+        got.extend((ShimParams.decode(data).sandbox_id, len(fds)))
         os.close(fds[0])
         os.close(fds[1])
         peer.send(ACCEPTED)
@@ -133,5 +133,5 @@ def test_two_shims_for_one_sandbox_there_are_never(tmp_path: Path, monkeypatch: 
 
 
 def test_an_environment_that_is_too_large_goes_without(tmp_path: Path) -> None:
-    large = Settings(**{**vars(MESSAGE), "environment": {"X": "x" * handover.MESSAGE_MAX}})
+    large = ShimParams(**{**vars(MESSAGE), "environment": {"X": "x" * handover.MESSAGE_MAX}})
     assert hand_over(large, (0, 1), str(tmp_path)) == 0

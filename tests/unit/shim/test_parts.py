@@ -97,8 +97,8 @@ class TestLog:
     @pytest.mark.parametrize("debug", [False, True])
     def test_without_a_fifo_there_is_no_log(self, tmp_path: Path, debug: bool) -> None:
         script = (
-            "import logging, sys; from kata.shim.settings import Settings; from kata.shim.log import setup_logging;"
-            "setup_logging(Settings(sandbox_id='s', namespace='n', events_address='', options=b'', begun=0.0,"
+            "import logging, sys; from kata.shim.params import ShimParams; from kata.shim.log import setup_logging;"
+            "setup_logging(ShimParams(sandbox_id='s', namespace='n', events_address='', options=b'', begun=0.0,"
             "debug=sys.argv[2] == 'True', bundle=sys.argv[1], environment={}));"
             "logging.error('unheard'); print(logging.getLogger().level)"
         )

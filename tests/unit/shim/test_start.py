@@ -257,7 +257,7 @@ class TestDaemon:
             "kata.shim.bootstrap",
             "kata.shim.handover",
             "kata.shim.main",
-            "kata.shim.settings",
+            "kata.shim.params",
             "kata.shim.start",
         }
 

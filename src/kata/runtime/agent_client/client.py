@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
 from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
-from kata.runtime.agent_client.first_calls import Knock
+from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
 
@@ -60,9 +60,9 @@ class AgentClient:
         return cls(await ttrpc.Client.from_socket(channel))
 
     @classmethod
-    async def after_knock(cls, channel: socket.socket, knocked: Knock) -> AgentClient:
+    async def after_first_calls(cls, channel: socket.socket, first_calls: FirstCalls) -> AgentClient:
         """As `connect`, for a channel on which the first calls have been made; `made_unique` is to follow."""
-        return cls(await ttrpc.Client.from_socket(channel, knocked.connection))
+        return cls(await ttrpc.Client.from_socket(channel, first_calls.connection))
 
     async def close(self) -> None:
         await self._client.close()
@@ -81,9 +81,12 @@ class AgentClient:
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
 
-    async def made_unique(self, knocked: Knock) -> None:
+    async def made_unique(self, first_calls: FirstCalls) -> None:
         """Wait for the answers to `kata.runtime.agent_client.first_calls`; the caller has a deadline."""
-        for what, stream_id in (("reseed the random source", knocked.reseed), ("set the clock", knocked.set_time)):
+        for what, stream_id in (
+            ("reseed the random source", first_calls.reseed),
+            ("set the clock", first_calls.set_time),
+        ):
             with _explaining(what, None):
                 await self._client.answer(stream_id)
 
@@ -98,10 +101,10 @@ class AgentClient:
         request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=vcpus, cpu_only=not memory)
         await self._call("take new processors and memory in use", "OnlineCPUMem", request, timeout=timeout)
 
-    async def rehearse(self) -> None:
+    async def warm_up(self) -> None:
         """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
-        with _explaining("rehearse", REQUEST_TIMEOUT_S):
-            await self._client.call(standby.SERVICE, standby.REHEARSE, b"", timeout=REQUEST_TIMEOUT_S)
+        with _explaining("warm up", REQUEST_TIMEOUT_S):
+            await self._client.call(standby.SERVICE, standby.WARM_UP, b"", timeout=REQUEST_TIMEOUT_S)
 
     async def forward(
         self, address: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -24,7 +24,7 @@ _SEED_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Knock:
+class FirstCalls:
     """What has been said on an agent's channel.
 
     Attributes:
@@ -36,7 +36,7 @@ class Knock:
     set_time: int
 
 
-def knock(channel: socket.socket) -> Knock:
+def send_first_calls(channel: socket.socket) -> FirstCalls:
     """Make the calls; `AgentClient` goes on from what is returned, and finds out if nobody hears them."""
     connection = Connection(Role.CLIENT)
     seed = os.urandom(_SEED_BYTES)
@@ -47,4 +47,4 @@ def knock(channel: socket.socket) -> Knock:
     with contextlib.suppress(OSError):
         # Some hundred bytes into an empty socket: they fit.
         channel.send(first + second)
-    return Knock(connection, reseed, set_time)
+    return FirstCalls(connection, reseed, set_time)

@@ -17,7 +17,7 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached, Disks
 from kata.runtime.devices.iommu import Iommu
-from kata.runtime.devices.vfio import AttachedGroup, Groups, Ports, VfioPlan, cold_devices, plan_vfio, ports
+from kata.runtime.devices.vfio import AttachedGroup, IommuGroups, Ports, VfioPlan, cold_devices, plan_vfio, ports
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.ledger.journal import PCI, Ledger
@@ -68,7 +68,7 @@ class _Machine:
     vm: VirtualMachine
     agent: AgentClient
     disks: Disks
-    groups: Groups
+    groups: IommuGroups
 
 
 class HostDevices:
@@ -105,7 +105,7 @@ class HostDevices:
     def begin(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """The machine is there, as `at_boot` has wanted it."""
         disks = Disks(vm, self._config.hypervisor)
-        self._begun = _Machine(vm, agent, disks, Groups(vm, self._config, self._iommu, self._cold))
+        self._begun = _Machine(vm, agent, disks, IommuGroups(vm, self._config, self._iommu, self._cold))
 
     @property
     def _machine(self) -> _Machine:
@@ -138,7 +138,7 @@ class HostDevices:
         """Plug in what a container is to have. After an error `take_back` is the caller's.
 
         Raises:
-            KataError: as `Disks.attach`, `Groups.attach`, `Swap.provide`.
+            KataError: as `Disks.attach`, `IommuGroups.attach`, `Swap.provide`.
         """
         disks = await self._machine.disks.attach(container_id, wanted.disks.disks) if wanted.disks.disks else ()
         groups = await self._machine.groups.attach(container_id, wanted.vfio.groups) if wanted.vfio.groups else ()
@@ -164,14 +164,14 @@ class HostDevices:
         await self._machine.groups.detach(container_id)
         await self._machine.disks.detach(container_id)
 
-    async def lend_card(self, link: Link) -> str:
-        """Give the machine a network card; its PCI path there. Raises as `kata.runtime.devices.nics.lend_card`."""
-        from kata.runtime.devices.nics import lend_card
+    async def lend_nic(self, link: Link) -> str:
+        """Give the machine a network card; its PCI path there. Raises as `kata.runtime.devices.nics.lend_nic`."""
+        from kata.runtime.devices.nics import lend_nic
 
         def hold(value: str) -> None:
             self._ledger.hold(PCI, value)
 
-        return await lend_card(link, self._iommu, self._machine.groups, hold)
+        return await lend_nic(link, self._iommu, self._machine.groups, hold)
 
     def volumes(self) -> Volumes:
         """The sandbox's direct volumes."""

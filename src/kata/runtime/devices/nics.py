@@ -14,12 +14,12 @@ from kata.errors import FailedPrecondition
 from kata.linux.rtnetlink import Link
 from kata.runtime.devices.binding import lend, override_of
 from kata.runtime.devices.iommu import Iommu
-from kata.runtime.devices.vfio import Groups, WantedGroup
+from kata.runtime.devices.vfio import IommuGroups, WantedGroup
 
 _OWNER = "the pod's network"
 
 
-async def lend_card(link: Link, iommu: Iommu, groups: Groups, hold: Callable[[str], None]) -> str:
+async def lend_nic(link: Link, iommu: Iommu, groups: IommuGroups, hold: Callable[[str], None]) -> str:
     """Give the machine the card that an interface is of; the interface is gone from its namespace then.
 
     Args:
@@ -30,7 +30,7 @@ async def lend_card(link: Link, iommu: Iommu, groups: Groups, hold: Callable[[st
 
     Raises:
         FailedPrecondition, NotFound: the host has no IOMMU, something else is in the card's group, no vfio-pci.
-        KataError: as `Groups.attach`.
+        KataError: as `IommuGroups.attach`.
     """
     address = iommu.address_of(link.bus, link.parent)
     group = iommu.group_of(address)

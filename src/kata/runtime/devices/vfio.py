@@ -182,7 +182,7 @@ class _Plugged:
     users: set[str] = field(default_factory=set)
 
 
-class Groups:
+class IommuGroups:
     """The IOMMU groups that one sandbox's machine has.
 
     Args:

@@ -62,7 +62,7 @@ class VmPlan:
         channels: names of virtio-serial ports, in the order of their port numbers.
         iommu: whether the guest has an IOMMU.
         root_ports: PCIe root ports for devices of the host.
-        port_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
+        mmio_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
         devices: devices of the host that it is booted with, in its first root ports.
         seccomp: whether the monitor confines its own system calls.
         debug: a talkative guest kernel.
@@ -96,7 +96,7 @@ class VmPlan:
     channels: tuple[str, ...] = ()
     iommu: bool = False
     root_ports: int = ROOT_PORTS
-    port_window: int = 0
+    mmio_window: int = 0
     devices: tuple[VfioDevice, ...] = ()
     seccomp: bool = True
     debug: bool = False
@@ -131,8 +131,8 @@ class VmPlan:
             raise InvalidArgument(f"{self.root_ports} PCIe root ports asked for, expected 4 to {ROOT_PORTS_MAX}")
         if len(self.devices) > self.root_ports:
             raise InvalidArgument(f"{len(self.devices)} devices of the host for {self.root_ports} PCIe root ports")
-        if self.port_window and (self.port_window < 0 or self.port_window & (self.port_window - 1)):
-            raise InvalidArgument(f"a window of {self.port_window} bytes is no power of two")
+        if self.mmio_window and (self.mmio_window < 0 or self.mmio_window & (self.mmio_window - 1)):
+            raise InvalidArgument(f"a window of {self.mmio_window} bytes is no power of two")
         for what, text in (("cpu model", self.cpu_model), ("cpu features", self.cpu_features)):
             if not _CPU_FEATURES.fullmatch(text):
                 raise InvalidArgument(f"{what} {text!r} has characters that no CPU's name has")

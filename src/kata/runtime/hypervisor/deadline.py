@@ -19,10 +19,10 @@ from kata.errors import DeadlineExceeded
 _T = TypeVar("_T")
 
 #: Seconds that a deadline is put off by at most: a guest that spins on a busy host waits for ever.
-WITHHELD_MAX_S = 100.0
+RUN_DELAY_MAX_S = 100.0
 
 
-def withheld(pid: int) -> float:
+def run_delay(pid: int) -> float:
     """Seconds that the threads of a process have waited for a processor; 0 if there is no such process or count."""
     total = 0
     try:
@@ -38,21 +38,21 @@ def withheld(pid: int) -> float:
     return total / 1e9
 
 
-async def patiently(what: str, call: Coroutine[Any, Any, _T], timeout: float, pid: int) -> _T:
+async def before_deadline(what: str, call: Coroutine[Any, Any, _T], timeout: float, pid: int) -> _T:
     """Await a call, and cancel it if it takes too long.
 
     Args:
         what: who is to answer, for the error.
-        timeout: seconds, less those that process `pid` waits for a processor, of which WITHHELD_MAX_S count.
+        timeout: seconds, less those that process `pid` waits for a processor, of which RUN_DELAY_MAX_S count.
 
     Raises:
         DeadlineExceeded: it took longer.
     """
-    begin, before = time.monotonic(), withheld(pid)
+    begin, before = time.monotonic(), run_delay(pid)
     task = asyncio.ensure_future(call)
     try:
         while not task.done():
-            put_off = min(max(0.0, withheld(pid) - before), WITHHELD_MAX_S)
+            put_off = min(max(0.0, run_delay(pid) - before), RUN_DELAY_MAX_S)
             left = begin + timeout + put_off - time.monotonic()
             if left <= 0:
                 waited = f", and {put_off:.0f} s of waiting for a processor" if put_off >= 1 else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kata.errors import KataError
 from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.qemu.machine import QemuMachine, check_files
+from kata.runtime.hypervisor.qemu.vm import QemuVm, check_files
 
 #: On the kernel command line: the guest's init says PROBE_ANSWER on the console and powers off.
 PROBE_PARAMETER = "kata.probe"
@@ -37,7 +37,7 @@ async def probe(name: str, *, qemu: Path, kernel: Path, initrd: Path, timeout: f
             kernel_params=(PROBE_PARAMETER,),
         )
         check_files(plan)
-        machine = QemuMachine(plan)
+        machine = QemuVm(plan)
         try:
             await machine.start(timeout)
             async with asyncio.timeout(timeout):
@@ -53,6 +53,6 @@ async def probe(name: str, *, qemu: Path, kernel: Path, initrd: Path, timeout: f
         return None
 
 
-def _last(machine: QemuMachine) -> str:
+def _last(machine: QemuVm) -> str:
     line = machine.console_tail(1)
     return f", its last line: {line}" if line else ", it said nothing"

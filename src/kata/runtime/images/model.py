@@ -68,7 +68,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Limits:
+class UnpackLimits:
     """What an image may cost its host.
 
     Attributes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kata.errors import AlreadyExists, Internal, InvalidArgument, KataError, PermissionDenied, ResourceExhausted
 from kata.runtime.images.layer import Budget, open_layer
-from kata.runtime.images.model import Image, Limits
+from kata.runtime.images.model import Image, UnpackLimits
 from kata.runtime.images.tar import Entry, EntryType, TarReader, shown
 from kata.runtime.images.tree import Place, Tree
 
@@ -32,7 +32,7 @@ _XATTRS = ("user.", "security.capability", "system.posix_acl_")
 _NO_XATTRS = "user.overlay."
 
 
-def unpack(image: Image, target: Path, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) -> None:  # noqa: B008 - frozen
     """Fill `target`, which is absent or an empty directory.
 
     Raises:
@@ -56,7 +56,7 @@ def unpack(image: Image, target: Path, limits: Limits = Limits()) -> None:  # no
 
 
 class _Unpacker:
-    def __init__(self, image: Image, tree: Tree, limits: Limits) -> None:
+    def __init__(self, image: Image, tree: Tree, limits: UnpackLimits) -> None:
         self._image = image
         self._tree = tree
         self._limits = limits

@@ -16,14 +16,14 @@ from typing import Any
 
 from kata.errors import DeadlineExceeded, KataError, NotFound, VmLaunchError
 from kata.runtime.agent_client.client import AgentClient
-from kata.runtime.agent_client.first_calls import knock
+from kata.runtime.agent_client.first_calls import send_first_calls
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
-from kata.runtime.hypervisor.deadline import patiently
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.deadline import before_deadline
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template import template
 from kata.runtime.hypervisor.template.template import Template
-from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template
 from kata.runtime.ledger.journal import TREE, Ledger
@@ -59,32 +59,32 @@ async def bring_up(
     ledger: Ledger,
     timings: Timings,
     progress: Progress,
-    head_start: HeadStart | None = None,
+    prelaunch: Prelaunch | None = None,
 ) -> tuple[VirtualMachine, AgentClient]:
     """Start the machine of `plan`, by a template if the configuration allows it.
 
     Args:
         progress: told in one sentence each what takes seconds.
-        head_start: used if it is of this plan, else discarded.
+        prelaunch: used if it is of this plan, else discarded.
 
     Raises:
         VmLaunchError: the machine or its agent did not come up; nothing is left of it.
         NotFound: QEMU or the guest image is not there.
     """
     found = None
-    if head_start and head_start.plan != plan:
+    if prelaunch and prelaunch.plan != plan:
         log.info("the machine that had a head start is not what %s needs", plan.sandbox_id)
-        head_start.discard()
-        head_start = None
-    if head_start:
-        found = head_start.template
+        prelaunch.discard()
+        prelaunch = None
+    if prelaunch:
+        found = prelaunch.template
     elif config.factory.enable_template and not plan.devices:
         with timings.phase("template"):
             found = await _template(plan, config, ledger, progress)
     if found:
         with found:
             try:
-                return await _restore(plan, found, timings, head_start)
+                return await _restore(plan, found, timings, prelaunch)
             except VmLaunchError as error:
                 if _lacks_memory(error):
                     raise  # the template is not to blame, and a boot needs more
@@ -153,20 +153,20 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
 
 
 async def _restore(
-    plan: VmPlan, found: Template, timings: Timings, head_start: HeadStart | None
+    plan: VmPlan, found: Template, timings: Timings, prelaunch: Prelaunch | None
 ) -> tuple[VirtualMachine, AgentClient]:
-    process = head_start.process if head_start else None
-    machine = QemuMachine(plan, memory=found.memory, state=found.state, process=process)
+    process = prelaunch.process if prelaunch else None
+    machine = QemuVm(plan, memory=found.memory, state=found.state, process=process)
     template.mark_used(found)
-    begin = head_start.begun if head_start else time.monotonic()
+    begin = prelaunch.begun if prelaunch else time.monotonic()
     try:
         await machine.start(RESTORE_TIMEOUT_S)
         timings.add("qemu", begin)
         with timings.phase("first answer"):
             channel = machine.channel(AGENT_CHANNEL)
-            knocked = head_start.knocked if head_start else knock(channel)
-            agent = await AgentClient.after_knock(channel, knocked)
-            await _first_answer(machine, agent, agent.made_unique(knocked), RESTORE_TIMEOUT_S, "restore")
+            first_calls = prelaunch.first_calls if prelaunch else send_first_calls(channel)
+            agent = await AgentClient.after_first_calls(channel, first_calls)
+            await _first_answer(machine, agent, agent.made_unique(first_calls), RESTORE_TIMEOUT_S, "restore")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
         raise
@@ -174,7 +174,7 @@ async def _restore(
 
 
 async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
-    machine = QemuMachine(plan)
+    machine = QemuVm(plan)
     timeout = config.agent.dial_timeout
     try:
         with timings.phase("qemu"):
@@ -198,7 +198,7 @@ async def settle_clock(machine: VirtualMachine, agent: AgentClient) -> None:
     """
     for _ in range(_CLOCK_TRIES):
         begin = time.monotonic()
-        await patiently("the guest's agent", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
+        await before_deadline("the guest's agent", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
         if time.monotonic() - begin < _CLOCK_ERROR_S:
             return
         await asyncio.sleep(_CLOCK_PAUSE_S)
@@ -218,7 +218,7 @@ async def _first_answer(
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    answer = asyncio.ensure_future(patiently("the guest's agent", call, timeout, machine.pid))
+    answer = asyncio.ensure_future(before_deadline("the guest's agent", call, timeout, machine.pid))
     death = asyncio.ensure_future(machine.wait())
     try:
         await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)

@@ -15,24 +15,24 @@ from pathlib import Path
 
 from kata.errors import KataError
 from kata.oci.spec import load_bundle
-from kata.runtime.agent_client.first_calls import Knock, knock
+from kata.runtime.agent_client.first_calls import FirstCalls, send_first_calls
 from kata.runtime.config.annotations import apply_annotations
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu.process import QemuProcess
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
-from kata.runtime.launch.start_slots import Turn, try_take
+from kata.runtime.launch.start_slots import StartSlot, try_acquire
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
 from kata.runtime.ledger.journal import PROCESS, Ledger
 
 
 @dataclass(frozen=True)
-class HeadStart:
+class Prelaunch:
     """QEMU on its way.
 
     Attributes:
-        knocked: what the agent's channel has carried already.
+        first_calls: what the agent's channel has carried already.
         begun: when it was started, by `time.monotonic`.
         turn: whoever takes this over ends it.
     """
@@ -40,18 +40,18 @@ class HeadStart:
     plan: VmPlan
     template: Template
     process: QemuProcess
-    knocked: Knock
+    first_calls: FirstCalls
     begun: float
-    turn: Turn
+    slot: StartSlot
 
     def discard(self) -> None:
         """End it: the sandbox wants another machine, or none."""
         self.process.kill()
         self.template.close()
-        self.turn.end()
+        self.slot.end()
 
 
-def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> HeadStart | None:
+def prelaunch(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> Prelaunch | None:
     """Start the machine of a sandbox, if that needs no more than a template that is there.
 
     The caller is in a mount namespace of its own, and in the thread that the machine is to end with.
@@ -60,16 +60,16 @@ def head_start(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> 
         None where something is missing or wrong: whoever starts the sandbox for good finds out and says what. Nor is
         there one while others start.
     """
-    turn = try_take()
-    if turn is None:
+    slot = try_acquire()
+    if slot is None:
         return None
-    found = _go_on(sandbox_id, bundle, config, ledger, turn)
+    found = _go_on(sandbox_id, bundle, config, ledger, slot)
     if found is None:
-        turn.end()
+        slot.end()
     return found
 
 
-def _go_on(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, turn: Turn) -> HeadStart | None:
+def _go_on(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot: StartSlot) -> Prelaunch | None:
     template = None
     try:
         spec = load_bundle(Path(bundle)).spec
@@ -84,7 +84,7 @@ def _go_on(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, turn: T
             os.makedirs(plan.share_dir, mode=0o755, exist_ok=True)
         begun = time.monotonic()
         process = QemuProcess(plan, template.files)
-        return HeadStart(plan, template, process, knock(process.channels[AGENT_CHANNEL]), begun, turn)
+        return Prelaunch(plan, template, process, send_first_calls(process.channels[AGENT_CHANNEL]), begun, slot)
     except (KataError, OSError):
         if template is not None:
             template.close()

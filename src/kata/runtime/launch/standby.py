@@ -18,7 +18,7 @@ from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template.template import description, key_of
 from kata.runtime.launch import bring_up
-from kata.runtime.launch.start_slots import take
+from kata.runtime.launch.start_slots import acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import PROCESS, Ledger
@@ -81,11 +81,11 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
         ledger.hold(PROCESS, ledger.directory)
         SharedTree(directory / "shared")
         timings = Timings(directory, time.monotonic())
-        with await take():
+        with await acquire():
             vm, agent = await bring_up.bring_up(vm_plan, config, ledger, timings, log.info)
             standby = Standby(ledger, vm, agent, kind)
             try:
-                await agent.rehearse()
+                await agent.warm_up()
                 await bring_up.settle_clock(vm, agent)
             except BaseException:
                 # A guest that may still be at it is no use to a sandbox.

@@ -27,7 +27,7 @@ WAIT_MAX_S = 60.0
 _POLL_S = 0.05
 
 
-class Turn:
+class StartSlot:
     """The right to start; until `end`, or the process's death.
 
     Args:
@@ -38,7 +38,7 @@ class Turn:
         self._fd = fd
         self._timer: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> Turn:
+    def __enter__(self) -> StartSlot:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,19 +65,19 @@ class Turn:
             self._fd = -1
 
 
-def try_take(root: str = STATE_ROOT) -> Turn | None:
+def try_acquire(root: str = STATE_ROOT) -> StartSlot | None:
     """A turn, if nobody has to be waited for."""
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
         for number in range(_A_PROCESSOR * len(os.sched_getaffinity(0))):
-            if turn := _lock(os.path.join(root, f"turn-{number}")):
-                return turn
+            if slot := _lock(os.path.join(root, f"start-slot-{number}")):
+                return slot
     except OSError:
-        return Turn(-1)  # a full or read-only file system: what needs it fails by itself
+        return StartSlot(-1)  # a full or read-only file system: what needs it fails by itself
     return None
 
 
-def _lock(path: str) -> Turn | None:
+def _lock(path: str) -> StartSlot | None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,16 +87,16 @@ def _lock(path: str) -> Turn | None:
     except OSError:
         os.close(fd)
         raise
-    return Turn(fd)
+    return StartSlot(fd)
 
 
-async def take(root: str = STATE_ROOT) -> Turn:
+async def acquire(root: str = STATE_ROOT) -> StartSlot:
     """Wait for a turn, WAIT_MAX_S at most."""
     import asyncio
 
     deadline = time.monotonic() + WAIT_MAX_S
-    while (turn := try_take(root)) is None:
+    while (slot := try_acquire(root)) is None:
         if time.monotonic() > deadline:
-            return Turn(-1)
+            return StartSlot(-1)
         await asyncio.sleep(_POLL_S)
-    return turn
+    return slot

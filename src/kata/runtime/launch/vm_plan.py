@@ -85,14 +85,14 @@ def plan_vm(
     *,
     accelerator: str,
     root_ports: int = 0,
-    port_window: int = 0,
+    mmio_window: int = 0,
     devices: tuple[VfioDevice, ...] = (),
 ) -> VmPlan:
     """The virtual machine of a sandbox.
 
     Args:
         root_ports: that the spec's devices need.
-        port_window, devices: see VmPlan.
+        mmio_window, devices: see VmPlan.
     """
     host = host_size()
     size = budget(sandbox_id, spec, config, host).size()
@@ -120,7 +120,7 @@ def plan_vm(
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
         root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), ROOT_PORTS_MAX),
-        port_window=port_window,
+        mmio_window=mmio_window,
         devices=devices,
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,

@@ -86,7 +86,7 @@ class Endpoint:
         return self.link.kind == "macvtap"
 
     @property
-    def is_card(self) -> bool:
+    def is_nic(self) -> bool:
         """Whether it is a network card of the host, which the machine gets itself."""
         return not self.link.kind and self.link.bus in _BUSES
 
@@ -121,7 +121,7 @@ def endpoints(snapshot: Snapshot, namespace: str) -> list[Endpoint]:
                 if neighbour.index == link.index and neighbour.state & NUD_PERMANENT and neighbour.lladdr
             ),
         )
-        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED and not endpoint.is_card:
+        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED and not endpoint.is_nic:
             kind = f"a {link.kind} interface" if link.kind else f"a device on the bus {link.bus or 'of no name'}"
             raise Unimplemented(
                 f"network namespace {namespace}: {link.name} is {kind}, which a virtual machine cannot be given",
@@ -152,7 +152,7 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
         mtu=link.mtu,
         hwAddr=link.mac,
         devicePath=pci_path,
-        type=PHYSICAL if endpoint.is_card else link.kind,
+        type=PHYSICAL if endpoint.is_nic else link.kind,
         raw_flags=link.flags & IFF_NOARP,
     )
 

@@ -69,7 +69,7 @@ class SandboxNetwork:
         model: "tcfilter" or "macvtap".
         vcpus: that the machine has.
         rates: of each.
-        lend_card: gives the machine a network card, and returns where the guest finds it.
+        lend_nic: gives the machine a network card, and returns where the guest finds it.
 
     Raises:
         NotFound, InvalidArgument: there is no such namespace, it is the host's, or the model has no rates.
@@ -82,7 +82,7 @@ class SandboxNetwork:
         model: str,
         vcpus: int,
         rates: Rates,
-        lend_card: Callable[[Link], Awaitable[str]],
+        lend_nic: Callable[[Link], Awaitable[str]],
     ) -> None:
         if model == "macvtap" and rates != NO_LIMIT:
             raise InvalidArgument(
@@ -92,7 +92,7 @@ class SandboxNetwork:
         self._model = model
         self._vcpus = vcpus
         self._rates = rates
-        self._lend_card = lend_card
+        self._lend_nic = lend_nic
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
         self._forward: PortForward | None = None
@@ -125,7 +125,7 @@ class SandboxNetwork:
             # An interface that has lost its addresses is kept: it may get others.
             found = self.look() if found is None else found
             # A card has left the namespace for the machine.
-            here = {index for index, one in self._attached.items() if not one.endpoint.is_card}
+            here = {index for index, one in self._attached.items() if not one.endpoint.is_nic}
             gone = here - self._pod.indexes() if here else set()
             for index in gone:
                 await self._take_back(index, vm)
@@ -190,8 +190,8 @@ class SandboxNetwork:
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> _Attached:
         link = endpoint.link
-        if endpoint.is_card:
-            return _Attached(endpoint, await self._lend_card(link))
+        if endpoint.is_nic:
+            return _Attached(endpoint, await self._lend_nic(link))
         # As Kata: a queue for each processor, so that each sends and receives by itself.
         queues = min(self._vcpus, _QUEUES_MAX)
         held: tuple[tuple[str, str], ...] = ()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import cgroup, hierarchies
-from kata.linux.hierarchies import Hierarchy, Limits
+from kata.linux.hierarchies import CgroupLimits, Hierarchy
 from kata.oci.spec import Spec
 from kata.runtime.ledger.journal import CGROUP, MARKER, Ledger
 
@@ -36,7 +36,7 @@ _TRIES = 5
 
 
 @dataclass(frozen=True)
-class Groups:
+class CgroupPaths:
     """Absolute paths within the hierarchies.
 
     Attributes:
@@ -48,7 +48,7 @@ class Groups:
     overhead: str | None
 
 
-def plan_groups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> Groups:
+def plan_cgroups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> CgroupPaths:
     """The sandbox's groups.
 
     Unlike in Kata the last component does not get the prefix `kata_`: who looks for a container's group by the path
@@ -59,7 +59,7 @@ def plan_groups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> Gr
     """
     asked = str((spec.get("linux") or {}).get("cgroupsPath") or "")
     path = expand(asked) if asked else f"{_DEFAULT}/{sandbox_id}"
-    return Groups(path, None if sandbox_cgroup_only else f"{_OVERHEAD}/{sandbox_id}")
+    return CgroupPaths(path, None if sandbox_cgroup_only else f"{_OVERHEAD}/{sandbox_id}")
 
 
 def expand(text: str) -> str:
@@ -93,15 +93,15 @@ def _slices(name: str, text: str) -> list[str]:
     return ["-".join(words[:count]) + ".slice" for count in range(1, len(words) + 1)]
 
 
-class HostGroup:
+class HostCgroup:
     """The groups of one sandbox. Blocking calls of a few milliseconds each; moving a process can take 20.
 
     Attributes:
         groups: where; None if there are none.
     """
 
-    def __init__(self, groups: Groups, ledger: Ledger, mounted: Sequence[Hierarchy] | None = None) -> None:
-        self.groups: Groups | None = groups
+    def __init__(self, groups: CgroupPaths, ledger: Ledger, mounted: Sequence[Hierarchy] | None = None) -> None:
+        self.groups: CgroupPaths | None = groups
         self._ledger = ledger
         self._hierarchies = tuple(hierarchies.mounted() if mounted is None else mounted)
         self._home: dict[Hierarchy, str] = {}
@@ -182,7 +182,7 @@ class HostGroup:
         except OSError as error:
             log.warning("the machine is not under the limits of %s: %s", self.groups.sandbox, error)
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: CgroupLimits) -> None:
         """Set the sandbox's limits. One that the kernel refuses is a warning: the guest has the containers' own."""
         if self.groups is None:
             return

@@ -18,7 +18,7 @@ from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.launch.vm_plan import budget, count, host_size
 from kata.runtime.ledger.journal import Ledger
-from kata.runtime.resources.host_cgroup import HostGroup, plan_groups
+from kata.runtime.resources.host_cgroup import HostCgroup, plan_cgroups
 from kata.runtime.resources.sizing import Demand, Size
 from kata.runtime.resources.status import write_status
 
@@ -40,7 +40,7 @@ class SandboxResources:
 
     def __init__(self, sandbox_id: str, spec: Spec, config: Config, ledger: Ledger) -> None:
         only = config.runtime.sandbox_cgroup_only
-        self._group = HostGroup(plan_groups(sandbox_id, spec, sandbox_cgroup_only=only), ledger)
+        self._group = HostCgroup(plan_cgroups(sandbox_id, spec, sandbox_cgroup_only=only), ledger)
         self._budget = budget(sandbox_id, spec, config, host_size())
         self._static = config.runtime.static_sandbox_resource_mgmt
         self._directory = ledger.directory

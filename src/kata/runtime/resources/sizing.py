@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata.errors import InvalidArgument
-from kata.linux.hierarchies import CPU_PERIOD_US, Limits
+from kata.linux.hierarchies import CPU_PERIOD_US, CgroupLimits
 from kata.runtime.config.settings import Config
 
 _MIB = 1 << 20
@@ -163,7 +163,7 @@ class Budget:
             min(hypervisor.default_memory + -(-memory // _MIB), hypervisor.max_memory(host.memory_mib)),
         )
 
-    def limits(self, memory_mib: int) -> Limits:
+    def limits(self, memory_mib: int) -> CgroupLimits:
         """Those of the sandbox's control group on the host: the sum, and the guest's own needs.
 
         A container without a limit leaves the sandbox without one. The guest holds each container to its own; these
@@ -179,7 +179,7 @@ class Budget:
 
         base = 1000 * self._config.hypervisor.vcpus(self._host.vcpus)
         cpus = frozenset[int]().union(*(each.cpus for each in demands)) if all_have("cpus") else frozenset[int]()
-        return Limits(
+        return CgroupLimits(
             cpu_milli=base + self._sum("cpu_milli") if all_have("cpu_milli") else None,
             cpu_shares=self._sum("shares") or None,
             cpus=format_cpus(cpus) or None,

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from kata.runtime.ledger.journal import STATE_ROOT
-from kata.runtime.resources.host_cgroup import Groups
+from kata.runtime.resources.host_cgroup import CgroupPaths
 from kata.runtime.resources.sizing import Size
 
 _FILE = "resources.json"
@@ -28,7 +28,7 @@ class Status:
     cgroup: str
 
 
-def write_status(directory: str, size: Size, groups: Groups | None) -> None:
+def write_status(directory: str, size: Size, groups: CgroupPaths | None) -> None:
     """Say what the sandbox has now. Written beside and renamed; a full disk costs only this."""
     content = {"vcpus": size.vcpus, "memory_mib": size.memory_mib, "cgroup": groups.sandbox if groups else ""}
     temporary = os.path.join(directory, f".{_FILE}")

@@ -25,11 +25,11 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
-from kata.runtime.hypervisor.deadline import patiently
+from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.launch import bring_up
-from kata.runtime.launch.prelaunch import HeadStart
+from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.standby import Standby
-from kata.runtime.launch.start_slots import Turn, take, try_take
+from kata.runtime.launch.start_slots import StartSlot, acquire, try_acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import HOOKS, PROCESS, TREE, Ledger
@@ -57,7 +57,7 @@ _CHECK_TIMEOUT_S = 30.0
 #: Seconds the guest has to flush what it holds and let go, before its machine is stopped anyway.
 _DESTROY_TIMEOUT_S = 3.0
 #: Seconds that others wait for a sandbox's next step: its first container, and that one's start.
-_TURN_S = 0.7
+_SLOT_LINGER_S = 0.7
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Sandbox(Lifecycle):
         ledger: Ledger,
         begun: float,
         standby: Standby | None,
-        head_start: HeadStart | None,
+        prelaunch: Prelaunch | None,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
@@ -99,9 +99,9 @@ class Sandbox(Lifecycle):
         self._ledger = ledger
         self._directory = Path(ledger.directory)
         self._standby = standby
-        self._head_start = head_start
+        self._prelaunch = prelaunch
         self._share = SharedTree((standby.directory if standby else self._directory) / "shared")
-        self._turn = Turn(-1)
+        self._slot = StartSlot(-1)
         self._vm: VirtualMachine | None = None
         self._agent: AgentClient | None = None
         self._devices = HostDevices(sandbox_id, config, ledger)
@@ -125,7 +125,7 @@ class Sandbox(Lifecycle):
         *,
         begun: float | None = None,
         standby: Standby | None = None,
-        head_start: HeadStart | None = None,
+        prelaunch: Prelaunch | None = None,
         progress: Callable[[str], None] = log.info,
     ) -> Sandbox:
         """Start a virtual machine for the bundle's container or pod and set the sandbox up in it.
@@ -133,7 +133,7 @@ class Sandbox(Lifecycle):
         The caller has entered a mount namespace of its own (`kata.runtime.launch.mount_namespace`) and hands the
         sandbox's ledger over (`kata.runtime.ledger.journal.claim`): on failure it has been released. `progress` is
         told what takes seconds.
-        `standby` or `head_start`, if the machine wanted is like it, becomes the sandbox's, else is discarded.
+        `standby` or `prelaunch`, if the machine wanted is like it, becomes the sandbox's, else is discarded.
         `begun` is when the front end began with it, by `time.monotonic`: now, if it does not say.
 
         Raises:
@@ -142,7 +142,7 @@ class Sandbox(Lifecycle):
         """
         try:
             begin = time.monotonic() if begun is None else begun
-            sandbox = cls(sandbox_id, config, ledger, begin, standby, head_start)
+            sandbox = cls(sandbox_id, config, ledger, begin, standby, prelaunch)
             if begun is not None:
                 sandbox._timings.add("front end", begun)
         except BaseException:
@@ -169,7 +169,7 @@ class Sandbox(Lifecycle):
                 self._config,
                 accelerator=accelerator.name,
                 root_ports=wanted.count,
-                port_window=wanted.window,
+                mmio_window=wanted.window,
                 devices=devices,
             )
             resources = self._resources = SandboxResources(self.id, bundle.spec, self._config, self._ledger)
@@ -210,15 +210,15 @@ class Sandbox(Lifecycle):
         self.become(State.RUNNING)
 
     async def _bring_up(self, vm_plan: VmPlan, progress: Callable[[str], None]) -> tuple[VirtualMachine, AgentClient]:
-        head_start, self._head_start = self._head_start, None
-        turn = head_start.turn if head_start else try_take()
-        if turn is None:
-            with self._timings.phase("turn"):
-                turn = await take()
-        self._turn = turn
-        found = await bring_up.bring_up(vm_plan, self._config, self._ledger, self._timings, progress, head_start)
+        prelaunch, self._prelaunch = self._prelaunch, None
+        slot = prelaunch.slot if prelaunch else try_acquire()
+        if slot is None:
+            with self._timings.phase("start slot"):
+                slot = await acquire()
+        self._slot = slot
+        found = await bring_up.bring_up(vm_plan, self._config, self._ledger, self._timings, progress, prelaunch)
         # For the first container as well, which takes longer than its machine; but it may never come.
-        self._turn.end_in(_TURN_S)
+        self._slot.end_in(_SLOT_LINGER_S)
         return found
 
     def _look_at_network(self, spec: Spec, vcpus: int) -> list[Endpoint]:
@@ -233,7 +233,7 @@ class Sandbox(Lifecycle):
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        self._network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.lend_card)
+        self._network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.lend_nic)
         return self._network.look()
 
     def _take(self, standby: Standby) -> tuple[VirtualMachine, AgentClient]:
@@ -258,7 +258,7 @@ class Sandbox(Lifecycle):
             await bring_up.settle_clock(vm, agent)
             while True:
                 await asyncio.sleep(_CHECK_INTERVAL_S)
-                await patiently("the guest's agent", agent.check(), _CHECK_TIMEOUT_S, vm.pid)
+                await before_deadline("the guest's agent", agent.check(), _CHECK_TIMEOUT_S, vm.pid)
         except Unavailable:
             pass  # the machine has ended
         except KataError as error:
@@ -323,7 +323,7 @@ class Sandbox(Lifecycle):
         container = Container(request.id, self.agent, self._share, files, request.stdio, self._timings)
         hooks = self._host_hooks(request)
         self._creating.add(request.id)
-        self._turn.keep()
+        self._slot.keep()
         try:
             if hooks:
                 if hooks.late:
@@ -342,7 +342,7 @@ class Sandbox(Lifecycle):
             raise
         finally:
             self._creating.discard(request.id)
-            self._turn.end_in(_TURN_S)
+            self._slot.end_in(_SLOT_LINGER_S)
         self.containers[request.id] = container
         if hooks:
             self._hooks[request.id] = hooks
@@ -362,7 +362,7 @@ class Sandbox(Lifecycle):
         try:
             await container.start()
         finally:
-            self._turn.end()
+            self._slot.end()
         if hooks := self._hooks.get(container.id):
             await hooks.run_after("poststart", status="running", pid=self.pid)
 
@@ -436,11 +436,11 @@ class Sandbox(Lifecycle):
             What could not be given back, for the log.
         """
         self.become(State.STOPPED)
-        self._turn.end()
+        self._slot.end()
         await self._discard_standby()
-        if self._head_start is not None:
-            self._head_start.discard()
-            self._head_start = None
+        if self._prelaunch is not None:
+            self._prelaunch.discard()
+            self._prelaunch = None
         if self._monitor is not None:
             self._monitor.cancel()
         if self._network is not None:

@@ -14,7 +14,7 @@ from kata import ttrpc
 from kata.errors import Internal, Unavailable
 from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import AgentClient
-from kata.runtime.agent_client.first_calls import knock
+from kata.runtime.agent_client.first_calls import send_first_calls
 from kata.ttrpc.typed import handlers
 
 LIMIT_S = 10
@@ -47,16 +47,16 @@ async def serving(guest: Guest, theirs: socket.socket) -> tuple[ttrpc.Server, as
 async def test_the_agent_gets_randomness_first_and_then_the_time() -> None:
     ours, theirs = socket.socketpair()
     before = time.time_ns()
-    knocked = knock(ours)
+    first_calls = send_first_calls(ours)
     guest = Guest()
     server, task = await serving(guest, theirs)
-    client = await AgentClient.after_knock(ours, knocked)
+    client = await AgentClient.after_first_calls(ours, first_calls)
     # The answers may be there long before somebody asks for them.
     async with asyncio.timeout(LIMIT_S):
         while len(guest.calls) < 2:
             await asyncio.sleep(0.005)
     await asyncio.sleep(0.02)
-    await client.made_unique(knocked)
+    await client.made_unique(first_calls)
     reseed, clock = guest.calls
     assert len(reseed.data) == 64
     assert reseed.data != bytes(64)
@@ -74,18 +74,18 @@ def test_no_two_machines_get_the_same_randomness() -> None:
     for _ in range(20):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            knock(ours)
+            send_first_calls(ours)
             said.add(theirs.recv(1000)[:120])
     assert len(said) == 20
 
 
 async def test_a_guest_without_randomness_is_refused() -> None:
     ours, theirs = socket.socketpair()
-    knocked = knock(ours)
+    first_calls = send_first_calls(ours)
     server, task = await serving(Guest(refuses=True), theirs)
-    client = await AgentClient.after_knock(ours, knocked)
+    client = await AgentClient.after_first_calls(ours, first_calls)
     with pytest.raises(Internal, match="reseed the random source: no randomness"):
-        await client.made_unique(knocked)
+        await client.made_unique(first_calls)
     await client.close()
     await server.close()
     await task
@@ -94,8 +94,8 @@ async def test_a_guest_without_randomness_is_refused() -> None:
 async def test_nobody_there_is_found_out_by_the_answer() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    knocked = knock(ours)
-    client = await AgentClient.after_knock(ours, knocked)
+    first_calls = send_first_calls(ours)
+    client = await AgentClient.after_first_calls(ours, first_calls)
     with pytest.raises(Unavailable, match="the connection to the guest's agent is gone"):
-        await client.made_unique(knocked)
+        await client.made_unique(first_calls)
     await client.close()

@@ -10,8 +10,8 @@ import pytest
 from kata.errors import FailedPrecondition
 from kata.linux.rtnetlink import Link
 from kata.runtime.devices import binding
-from kata.runtime.devices.nics import lend_card
-from kata.runtime.devices.vfio import Groups
+from kata.runtime.devices.nics import lend_nic
+from kata.runtime.devices.vfio import IommuGroups
 
 from .madehost import Host
 
@@ -40,7 +40,7 @@ def host(tmp_path: Path) -> KernelHost:
 async def refused(host: Host, wanted: Link, match: str) -> None:
     held: list[str] = []
     with pytest.raises(FailedPrecondition, match=match):
-        await lend_card(wanted, host.iommu, cast(Groups, None), held.append)
+        await lend_nic(wanted, host.iommu, cast(IommuGroups, None), held.append)
     assert held == []
 
 
@@ -74,7 +74,7 @@ async def test_a_kernel_without_vfio_pci_says_so_and_the_card_is_on_the_ledger(h
     host.device(5, CARD, "")
     held: list[str] = []
     with pytest.raises(FailedPrecondition, match="does not bind to vfio-pci: it has no driver now") as caught:
-        await lend_card(link(), host.iommu, cast(Groups, None), held.append)
+        await lend_nic(link(), host.iommu, cast(IommuGroups, None), held.append)
     assert caught.value.hint == "modprobe vfio-pci"
     assert held == [CARD]
     assert host.written() == {"override": "vfio-pci", "probe": CARD}

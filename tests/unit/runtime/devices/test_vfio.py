@@ -11,7 +11,7 @@ import pytest
 
 from kata.errors import FailedPrecondition
 from kata.runtime.config.settings import Config
-from kata.runtime.devices.vfio import Groups, Ports, WantedGroup, cold_devices, plan_vfio, ports
+from kata.runtime.devices.vfio import IommuGroups, Ports, WantedGroup, cold_devices, plan_vfio, ports
 from kata.runtime.hypervisor.devices import VfioDevice
 
 from .madehost import Host
@@ -121,14 +121,14 @@ def groups(
     ports: str = "root-port",
     cold: str = "no-port",
     spec: Any = None,
-) -> Groups:
+) -> IommuGroups:
     config = Config()
     config = replace(
         config,
         runtime=replace(config.runtime, vfio_mode=mode),
         hypervisor=replace(config.hypervisor, hot_plug_vfio=ports, cold_plug_vfio=cold),
     )
-    return Groups(machine, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
+    return IommuGroups(machine, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from kata.errors import DeadlineExceeded
 from kata.runtime.hypervisor import deadline
-from kata.runtime.hypervisor.deadline import patiently, withheld
+from kata.runtime.hypervisor.deadline import before_deadline, run_delay
 
 _SPIN = "while True: pass"
 counts = pytest.mark.skipif(
@@ -45,26 +45,26 @@ async def test_the_result_and_the_error_of_the_call_are_passed_on() -> None:
     async def refuse() -> None:
         raise ValueError("no")
 
-    assert await patiently("it", answer(), 10, os.getpid()) == 7
+    assert await before_deadline("it", answer(), 10, os.getpid()) == 7
     with pytest.raises(ValueError, match="no"):
-        await patiently("it", refuse(), 10, os.getpid())
+        await before_deadline("it", refuse(), 10, os.getpid())
 
 
 async def test_who_waits_for_nothing_gets_no_more_time() -> None:
     with subprocess.Popen(["sleep", "60"]) as idle:
         begin = time.monotonic()
         with pytest.raises(DeadlineExceeded, match=r"^it did not answer within 0 s$"):
-            await patiently("it", never(), 0.3, idle.pid)
+            await before_deadline("it", never(), 0.3, idle.pid)
         assert 0.3 <= time.monotonic() - begin < 5
         idle.kill()
 
 
 @counts
-async def test_time_that_was_withheld_is_left_out(crowded: int) -> None:
-    before, begin = withheld(crowded), time.monotonic()
+async def test_the_run_delay_is_left_out(crowded: int) -> None:
+    before, begin = run_delay(crowded), time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"it did not answer within 1 s, and \d+ s of waiting for a processor"):
-        await patiently("it", never(), 1.0, crowded)
-    took, waited = time.monotonic() - begin, withheld(crowded) - before
+        await before_deadline("it", never(), 1.0, crowded)
+    took, waited = time.monotonic() - begin, run_delay(crowded) - before
     # It never has the processor and waits for it at the same time, so both make up what passed.
     assert waited > 0.3
     assert took >= 1.0 + waited * 0.5
@@ -72,10 +72,10 @@ async def test_time_that_was_withheld_is_left_out(crowded: int) -> None:
 
 @counts
 async def test_not_for_ever(crowded: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "WITHHELD_MAX_S", 0.2)
+    monkeypatch.setattr(deadline, "RUN_DELAY_MAX_S", 0.2)
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        await patiently("it", never(), 0.3, crowded)
+        await before_deadline("it", never(), 0.3, crowded)
     assert time.monotonic() - begin < 5
 
 
@@ -89,8 +89,8 @@ async def test_what_takes_too_long_is_cancelled_and_so_is_what_nobody_wants_any_
             ended.append(name)
 
     with pytest.raises(DeadlineExceeded):
-        await patiently("it", call("late"), 0.05, os.getpid())
-    outer = asyncio.ensure_future(patiently("it", call("unwanted"), 60, os.getpid()))
+        await before_deadline("it", call("late"), 0.05, os.getpid())
+    outer = asyncio.ensure_future(before_deadline("it", call("unwanted"), 60, os.getpid()))
     await asyncio.sleep(0.05)
     outer.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -99,5 +99,5 @@ async def test_what_takes_too_long_is_cancelled_and_so_is_what_nobody_wants_any_
 
 
 def test_a_process_that_is_not_there_waits_for_nothing() -> None:
-    assert withheld(0) == 0.0
-    assert withheld(1 << 30) == 0.0
+    assert run_delay(0) == 0.0
+    assert run_delay(1 << 30) == 0.0

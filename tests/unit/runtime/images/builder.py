@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.runtime.images.archive import open_archive
-from kata.runtime.images.model import Limits
+from kata.runtime.images.model import UnpackLimits
 from kata.runtime.images.unpack import unpack
 
 
@@ -111,10 +111,10 @@ def write_directory(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def unpacked(tmp_path: Path, *layers: bytes, limits: Limits | None = None) -> Path:
+def unpacked(tmp_path: Path, *layers: bytes, limits: UnpackLimits | None = None) -> Path:
     """The directory that an image of these layers unpacks to."""
     target = tmp_path / "jail/target"
     target.parent.mkdir(exist_ok=True)
     with open_archive(Oci(*layers).write(tmp_path / "image.tar")) as image:
-        unpack(image, target, limits or Limits())
+        unpack(image, target, limits or UnpackLimits())
     return target

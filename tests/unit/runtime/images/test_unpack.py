@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kata.errors import AlreadyExists, InvalidArgument, KataError, PermissionDenied, ResourceExhausted
 from kata.runtime.images.archive import open_archive
-from kata.runtime.images.model import Limits
+from kata.runtime.images.model import UnpackLimits
 from kata.runtime.images.tree import MAX_DEPTH
 from kata.runtime.images.unpack import unpack
 
@@ -327,7 +327,7 @@ class TestHostile:
     def test_the_number_of_entries_is_bounded(self, tmp_path: Path, outside: Path, compress: bool) -> None:
         many = layer(*(directory(f"{number}") for number in range(40)))
         with pytest.raises(ResourceExhausted, match="more than 100 entries"):
-            unpacked(tmp_path, many, many, many, limits=Limits(entries=100))
+            unpacked(tmp_path, many, many, many, limits=UnpackLimits(entries=100))
         assert os.listdir(tmp_path / "jail") == ["outside"]
 
     def test_a_bomb_is_stopped_at_the_limit(self, tmp_path: Path, outside: Path) -> None:
@@ -335,13 +335,13 @@ class TestHostile:
             path = Oci(plain, compress=True).write(tmp_path / "image.tar")
             assert path.stat().st_size < 100_000
             with open_archive(path) as image, pytest.raises(ResourceExhausted, match="more than 1000000 bytes"):
-                unpack(image, tmp_path / "jail/target", Limits(size=1_000_000))
+                unpack(image, tmp_path / "jail/target", UnpackLimits(size=1_000_000))
             assert os.listdir(tmp_path / "jail") == ["outside"]
 
     def test_the_limit_counts_all_layers(self, tmp_path: Path) -> None:
         one = layer(entry("f", bytes(100_000)))
         with pytest.raises(ResourceExhausted):
-            unpacked(tmp_path, one, one, one, limits=Limits(size=250_000))
+            unpacked(tmp_path, one, one, one, limits=UnpackLimits(size=250_000))
 
 
 # No "..": an archive is refused at the first one, and then nothing else is tried.

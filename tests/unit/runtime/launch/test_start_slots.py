@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from kata.runtime.launch import start_slots
-from kata.runtime.launch.start_slots import Turn, take, try_take
+from kata.runtime.launch.start_slots import StartSlot, acquire, try_acquire
 
 MANY = 2 * len(os.sched_getaffinity(0))
 
 
-def all_of(root: Path) -> list[Turn]:
+def all_of(root: Path) -> list[StartSlot]:
     taken = []
-    while turn := try_take(str(root)):
-        taken.append(turn)
+    while slot := try_acquire(str(root)):
+        taken.append(slot)
         assert len(taken) <= MANY
     return taken
 
@@ -29,23 +29,23 @@ def test_two_for_each_processor_and_no_more_until_one_ends(tmp_path: Path) -> No
     assert len(taken) == MANY
     taken[1].end()
     taken[1].end()
-    again = try_take(str(tmp_path))
+    again = try_acquire(str(tmp_path))
     assert again is not None
-    assert try_take(str(tmp_path)) is None
+    assert try_acquire(str(tmp_path)) is None
     with again:
         pass
-    for turn in taken:
-        turn.end()
+    for slot in taken:
+        slot.end()
     rest = all_of(tmp_path)
     assert len(rest) == MANY
-    for turn in rest:
-        turn.end()
+    for slot in rest:
+        slot.end()
 
 
 def test_the_turn_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from kata.runtime.launch.start_slots import try_take\n"
-        "t = try_take(sys.argv[1]); print(1); time.sleep(60)"
+        "import sys, time; from kata.runtime.launch.start_slots import try_acquire\n"
+        "t = try_acquire(sys.argv[1]); print(1); time.sleep(60)"
     )
     holders = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(MANY)
@@ -53,49 +53,49 @@ def test_the_turn_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
     for holder in holders:
         assert holder.stdout is not None
         holder.stdout.read(1)
-    assert try_take(str(tmp_path)) is None
+    assert try_acquire(str(tmp_path)) is None
     for holder in holders:
         holder.kill()
         holder.communicate()
     taken = all_of(tmp_path)
     assert len(taken) == MANY
-    for turn in taken:
-        turn.end()
+    for slot in taken:
+        slot.end()
 
 
 async def test_who_waits_gets_the_next_one(tmp_path: Path) -> None:
     taken = all_of(tmp_path)
-    waiting = asyncio.ensure_future(take(str(tmp_path)))
+    waiting = asyncio.ensure_future(acquire(str(tmp_path)))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     taken[0].end()
-    turn = await asyncio.wait_for(waiting, 10)
-    assert try_take(str(tmp_path)) is None
-    turn.end()
-    for turn in taken:
-        turn.end()
+    slot = await asyncio.wait_for(waiting, 10)
+    assert try_acquire(str(tmp_path)) is None
+    slot.end()
+    for slot in taken:
+        slot.end()
 
 
 async def test_who_stops_waiting_has_none(tmp_path: Path) -> None:
     taken = all_of(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
-    waiting = asyncio.ensure_future(take(str(tmp_path)))
+    waiting = asyncio.ensure_future(acquire(str(tmp_path)))
     await asyncio.sleep(0.1)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert len(os.listdir("/proc/self/fd")) == before
-    for turn in taken:
-        turn.end()
+    for slot in taken:
+        slot.end()
 
 
 async def test_who_has_waited_for_long_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_slots, "WAIT_MAX_S", 0.1)
     taken = all_of(tmp_path)
-    without = await asyncio.wait_for(take(str(tmp_path)), 10)
+    without = await asyncio.wait_for(acquire(str(tmp_path)), 10)
     without.end()
-    assert try_take(str(tmp_path)) is None
-    for turn in taken:
-        turn.end()
+    assert try_acquire(str(tmp_path)) is None
+    for slot in taken:
+        slot.end()
 
 
 async def test_it_ends_by_itself_unless_it_is_kept(tmp_path: Path) -> None:
@@ -103,16 +103,16 @@ async def test_it_ends_by_itself_unless_it_is_kept(tmp_path: Path) -> None:
     taken[0].end_in(0.05)
     taken[0].keep()
     await asyncio.sleep(0.1)
-    assert try_take(str(tmp_path)) is None
+    assert try_acquire(str(tmp_path)) is None
     taken[0].end_in(60)
     taken[0].end_in(0.05)
-    taken[0] = await asyncio.wait_for(take(str(tmp_path)), 10)
-    for turn in taken:
-        turn.end()
+    taken[0] = await asyncio.wait_for(acquire(str(tmp_path)), 10)
+    for slot in taken:
+        slot.end()
 
 
 async def test_no_place_for_turns_is_no_reason_not_to_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    turn = await take(str(tmp_path / "file"))
-    turn.end_in(0.01)
-    turn.end()
+    slot = await acquire(str(tmp_path / "file"))
+    slot.end_in(0.01)
+    slot.end()

@@ -64,7 +64,7 @@ def test_a_kind_that_no_machine_can_be_given_is_named(kind: str, shown: str) -> 
 @pytest.mark.parametrize(("bus", "parent"), [("pci", "0000:3b:00.0"), ("virtio", "virtio2")])
 def test_a_network_card_is_found_by_its_place(bus: str, parent: str) -> None:
     endpoint = only(snapshot(replace(ETH, kind="", bus=bus, parent=parent)))
-    assert endpoint.is_card
+    assert endpoint.is_nic
     told = interface_message(endpoint, "02/00")
     assert (told.type, told.devicePath, told.hwAddr) == ("physical", "02/00", ETH.mac)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.linux.hierarchies import Hierarchy, Limits
+from kata.linux.hierarchies import CgroupLimits, Hierarchy
 from kata.runtime.ledger.journal import Ledger
-from kata.runtime.resources.host_cgroup import Groups, HostGroup, expand, plan_groups
+from kata.runtime.resources.host_cgroup import CgroupPaths, HostCgroup, expand, plan_cgroups
 
 
 def spec(path: str) -> Any:
@@ -41,9 +41,11 @@ def test_a_path_that_leads_nowhere(text: str) -> None:
 
 
 def test_with_and_without_the_overhead() -> None:
-    assert plan_groups("box", spec("/pods/box"), sandbox_cgroup_only=True) == Groups("/pods/box", None)
-    assert plan_groups("box", spec("/pods/box"), sandbox_cgroup_only=False) == Groups("/pods/box", "/kata_overhead/box")
-    assert plan_groups("box", {}, sandbox_cgroup_only=True) == Groups("/vc/box", None)
+    assert plan_cgroups("box", spec("/pods/box"), sandbox_cgroup_only=True) == CgroupPaths("/pods/box", None)
+    assert plan_cgroups("box", spec("/pods/box"), sandbox_cgroup_only=False) == CgroupPaths(
+        "/pods/box", "/kata_overhead/box"
+    )
+    assert plan_cgroups("box", {}, sandbox_cgroup_only=True) == CgroupPaths("/vc/box", None)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -56,8 +58,8 @@ def test_limits_go_to_the_files_that_there_are(tmp_path: Path, version: int) -> 
         (directory / name).touch()
     ledger = Ledger(str(tmp_path / "state"))
     hierarchy = Hierarchy(str(tmp_path / "hierarchy"), controllers)
-    group = HostGroup(Groups("/pods/box", None), ledger, [hierarchy])
-    group.limit(Limits(cpu_milli=500, cpus="0", memory=4096))
+    group = HostCgroup(CgroupPaths("/pods/box", None), ledger, [hierarchy])
+    group.limit(CgroupLimits(cpu_milli=500, cpus="0", memory=4096))
     assert {path.name: path.read_text() for path in directory.iterdir()} == wanted
     assert not group.parts_threads
     ledger.release()
@@ -65,12 +67,12 @@ def test_limits_go_to_the_files_that_there_are(tmp_path: Path, version: int) -> 
 
 def test_a_host_without_groups_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(str(tmp_path / "state"))
-    group = HostGroup(Groups("/pods/box", "/kata_overhead/box"), ledger, [])
+    group = HostCgroup(CgroupPaths("/pods/box", "/kata_overhead/box"), ledger, [])
     group.enter()
     assert "no control groups are mounted" in caplog.text
     assert group.groups is None
     assert not group.parts_threads
-    group.limit(Limits(memory=1))
+    group.limit(CgroupLimits(memory=1))
     group.confine(1, [1])
     assert ledger.held == ()
     ledger.release()

@@ -71,7 +71,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-serial", "chardev:console"),
         *_root_disk(plan),
         *_channels(plan, fds),
-        *slots.options(plan.root_ports, plan.port_window),
+        *slots.options(plan.root_ports, plan.mmio_window),
         *_devices(plan),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),

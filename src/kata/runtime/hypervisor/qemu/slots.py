@@ -50,14 +50,14 @@ class Slot:
         return f"{self.behind:02x}/{self.number:02x}"
 
 
-def options(root_ports: int = ROOT_PORTS, port_window: int = 0) -> Iterator[tuple[str, str]]:
+def options(root_ports: int = ROOT_PORTS, mmio_window: int = 0) -> Iterator[tuple[str, str]]:
     """What there has to be on QEMU's command line.
 
     Args:
         root_ports: how many.
-        port_window: bytes that the firmware sets aside for 64-bit BARs behind each root port, 0 for its own choice.
+        mmio_window: bytes that the firmware sets aside for 64-bit BARs behind each root port, 0 for its own choice.
     """
-    reserve = f",pref64-reserve={port_window}" if port_window else ""
+    reserve = f",pref64-reserve={mmio_window}" if mmio_window else ""
     for index, address in enumerate(_ROOT_PORTS[:root_ports]):
         yield (
             "-device",

@@ -19,7 +19,7 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, NotFound, ResourceExhausted
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template import store, template
 from kata.runtime.hypervisor.template.template import Template
 
@@ -128,7 +128,7 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
         with tempfile.TemporaryDirectory(prefix="template-", dir=plan.run_dir) as run:
             share = Path(run) / "shared"
             share.mkdir()
-            machine = QemuMachine(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
+            machine = QemuVm(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
             try:
                 progress("booting a virtual machine for it")
                 await machine.start()

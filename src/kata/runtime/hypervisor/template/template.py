@@ -44,7 +44,7 @@ class Template:
     """An open template. It stays usable until `close`, whatever becomes of its files' names.
 
     Attributes:
-        memory, state: descriptors for `QemuMachine`.
+        memory, state: descriptors for `QemuVm`.
         size: bytes that the memory takes on the disk.
     """
 

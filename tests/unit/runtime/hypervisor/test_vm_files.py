@@ -9,7 +9,7 @@ import pytest
 
 from kata.errors import FailedPrecondition, NotFound
 from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.qemu.machine import QemuMachine
+from kata.runtime.hypervisor.qemu.vm import QemuVm
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def host(tmp_path: Path, make_plan: Callable[..., VmPlan]) -> Callable[..., VmPl
     ],
 )
 async def test_missing(host: Callable[..., VmPlan], tmp_path: Path, what: str, hint: str | None) -> None:
-    machine = QemuMachine(host(**{what: tmp_path / "absent"}))
+    machine = QemuVm(host(**{what: tmp_path / "absent"}))
     with pytest.raises(NotFound) as caught:
         await machine.start()
     assert str(tmp_path / "absent") in caught.value.message
@@ -51,16 +51,16 @@ async def test_missing(host: Callable[..., VmPlan], tmp_path: Path, what: str, h
 @pytest.mark.parametrize("what", ["qemu", "kernel", "initrd", "image"])
 async def test_a_directory_is_no_file(host: Callable[..., VmPlan], tmp_path: Path, what: str) -> None:
     with pytest.raises(NotFound):
-        await QemuMachine(host(**{what: tmp_path})).start()
+        await QemuVm(host(**{what: tmp_path})).start()
 
 
 async def test_qemu_has_to_be_executable(host: Callable[..., VmPlan], tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="not an executable file"):
-        await QemuMachine(host(qemu=tmp_path / "file")).start()
+        await QemuVm(host(qemu=tmp_path / "file")).start()
 
 
 async def test_a_machine_that_does_not_run(host: Callable[..., VmPlan]) -> None:
-    machine = QemuMachine(host(channels=("kata.rpc",)))
+    machine = QemuVm(host(channels=("kata.rpc",)))
     assert machine.console_tail() == ""
     assert await machine.stop() is None
     machine.kill()

@@ -9,7 +9,7 @@ import socket
 import pytest
 from qemu.qmp import ConnectError
 
-from kata.runtime.hypervisor.qemu.monitor import Monitor
+from kata.runtime.hypervisor.qemu.qmp import EarlyEventsClient
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -32,7 +32,7 @@ async def qemu(sock: socket.socket, *answers: object) -> None:
 async def test_events_before_the_answer_are_passed_over() -> None:
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(qemu(theirs, RESUME, RESUME, {"return": {}}))
-    monitor = Monitor("m")
+    monitor = EarlyEventsClient("m")
     await monitor.connect(ours)
     assert await monitor.execute("query-status") == {}
     await monitor.disconnect()
@@ -44,5 +44,5 @@ async def test_a_refusal_still_is_one() -> None:
     error = {"error": {"class": "GenericError", "desc": "no"}}
     serving = asyncio.create_task(qemu(theirs, RESUME, error))
     with pytest.raises(ConnectError):
-        await Monitor("m").connect(ours)
+        await EarlyEventsClient("m").connect(ours)
     await serving

@@ -29,7 +29,7 @@ from kata.errors import (
 )
 from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan
 from kata.runtime.hypervisor.console import Pump, RingFile
-from kata.runtime.hypervisor.deadline import patiently
+from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, FileSystemDevice
 from kata.runtime.hypervisor.qemu import slots
 from kata.runtime.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
@@ -67,7 +67,7 @@ _DRAIN_TIMEOUT_S = 1.0
 _STATUS_POLL_S = 0.005
 
 
-class QemuMachine:
+class QemuVm:
     """A virtual machine run by QEMU. Implements `kata.runtime.hypervisor.base.VirtualMachine`.
 
     Args:
@@ -88,7 +88,7 @@ class QemuMachine:
         process: QemuProcess | None = None,
     ) -> None:
         self.plan = plan
-        self._head_start = process
+        self._prelaunch = process
         files = {MEMORY_FD: memory, STATE_FD: state}
         self._files = {name: fd for name, fd in files.items() if fd is not None}
         self._pid = 0
@@ -127,8 +127,8 @@ class QemuMachine:
             raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} was started before")
         self._begin = time.monotonic()
         try:
-            self._watch_process(self._head_start or self._spawn())
-            await patiently(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
+            self._watch_process(self._prelaunch or self._spawn())
+            await before_deadline(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
@@ -191,12 +191,12 @@ class QemuMachine:
 
     async def _connect(self) -> None:
         # Imported while QEMU starts by itself: the import takes time, which is free here.
-        from kata.runtime.hypervisor.qemu.monitor import Monitor
+        from kata.runtime.hypervisor.qemu.qmp import EarlyEventsClient
 
         # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
         # a bug of the client.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-        self._qmp = Monitor(self.plan.sandbox_id)
+        self._qmp = EarlyEventsClient(self.plan.sandbox_id)
         assert self._process is not None
         await self._qmp.connect(self._process.channels[QMP_FD])
 

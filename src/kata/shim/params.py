@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _FIELDS = 7
 
 
-class Settings:
+class ShimParams:
     """What `start` learned and hands to the daemon.
 
     Attributes:
@@ -61,7 +61,7 @@ class Settings:
         return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
     @classmethod
-    def decode(cls, data: bytes) -> Settings:
+    def decode(cls, data: bytes) -> ShimParams:
         """The reverse of `encode`.
 
         Raises:

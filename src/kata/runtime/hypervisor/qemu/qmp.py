@@ -10,7 +10,7 @@ from qemu.qmp import QMPClient
 from qemu.qmp.message import Message
 
 
-class Monitor(QMPClient):
+class EarlyEventsClient(QMPClient):
     """A QMPClient that passes over events which come before the answer to its greeting; nobody waits for any yet."""
 
     _greets = False
