@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import MARKER
 
 #: What a process is, by a part of the path of its executable or of its first arguments.
 _KINDS = (("qemu-system", "qemu"), ("virtfs-proxy-helper", "file server"), ("containerd-shim", "shim"))

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
-from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked, processes_of
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
+from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
 
 #: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.

@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from kata.linux.namespaces import CLONE_NEWNET, inside
-from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import MARKER
 from kata.shim.start import SOCKET_DIR
 
 #: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.

@@ -25,7 +25,8 @@ from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.launch.bring_up import bring_up
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
-from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, claim
+from kata.runtime.ledger.journal import STATE_ROOT, claim
+from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.sandbox.requests import create_sandbox_request
 from kata.runtime.storage.shared_tree import GUEST_SHARED
 from tests.support import leaks

@@ -19,7 +19,8 @@ from kata.runtime.config.settings import Config
 from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
 from kata.runtime.launch.start_slots import acquire, try_acquire
 from kata.runtime.launch.timings import read
-from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim, processes_of
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.processes import processes_of
 from kata.runtime.sandbox.sandbox import Sandbox
 from tests.support import leaks
 

@@ -24,7 +24,8 @@ import pytest
 from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
 from kata.runtime.images.model import ImageConfig
-from kata.runtime.ledger.journal import MARKER, STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.cni import CONFIGURATIONS
 from tests.support import leaks
 from tests.support.cni import PLUGINS, Bridge

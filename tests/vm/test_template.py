@@ -35,7 +35,8 @@ from kata.runtime.hypervisor.template import build, store, template
 from kata.runtime.launch.bring_up import bring_up, ensure_template, settle_clock
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
-from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.sandbox.requests import create_sandbox_request
 from kata.runtime.storage.shared_tree import GUEST_SHARED
 from tests.support import leaks

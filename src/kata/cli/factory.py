@@ -47,7 +47,8 @@ async def _init(config: Config) -> tuple[str, int]:
     from kata.runtime.hypervisor import accel
     from kata.runtime.launch.bring_up import ensure_template
     from kata.runtime.launch.vm_plan import plan_vm
-    from kata.runtime.ledger.journal import PROCESS, STATE_ROOT, claim
+    from kata.runtime.ledger.journal import STATE_ROOT, claim
+    from kata.runtime.ledger.kinds import PROCESS
 
     accelerator = await accel.choose_for(config.hypervisor)
     ledger = claim(f"{STATE_ROOT}/factory-{secrets.token_hex(6)}")

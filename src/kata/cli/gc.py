@@ -13,7 +13,8 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from kata.oci.ids import validate_id
-from kata.runtime.ledger.journal import STATE_ROOT, TREE, Ledger, Locked
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
+from kata.runtime.ledger.kinds import TREE
 
 #: Where `kata run` unpacks images, one directory a sandbox.
 RUN_ROOT = Path("/var/lib/kata/run")

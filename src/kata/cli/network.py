@@ -11,7 +11,8 @@ from typing import Any
 from kata.errors import FailedPrecondition, NotFound
 from kata.linux.namespaces import new_network
 from kata.oci.spec import Spec
-from kata.runtime.ledger.journal import CNI, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import CNI
 from kata.runtime.network import cni
 
 #: What there is without a configuration.

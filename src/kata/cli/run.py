@@ -32,7 +32,9 @@ from kata.runtime.images.model import ImageConfig
 from kata.runtime.images.unpack import unpack
 from kata.runtime.images.user import User, resolve_user
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
-from kata.runtime.ledger.journal import STATE_ROOT, TREE, Ledger, claim, remove_tree
+from kata.runtime.ledger.files import remove_tree
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.kinds import TREE
 from kata.runtime.storage.shared_tree import plan_container
 
 

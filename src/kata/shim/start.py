@@ -16,7 +16,8 @@ import time
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
-from kata.runtime.ledger.journal import FILE, STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.kinds import FILE
 from kata.shim.bootstrap import read_bootstrap
 from kata.shim.handover import hand_over
 from kata.shim.params import ShimParams

@@ -17,7 +17,8 @@ from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.runtime.config.annotations import apply_annotations
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.standby import Standby
-from kata.runtime.ledger.journal import MARKER, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.processes import MARKER
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox

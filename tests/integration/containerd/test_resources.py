@@ -17,7 +17,8 @@ from kata.linux import hierarchies
 from kata.protocols.containerd import task_v2_pb2 as task
 from kata.runtime.config.loader import load
 from kata.runtime.hypervisor import accel
-from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import processes_of
 from kata.runtime.resources.status import read_all
 from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kata.runtime.launch.timings import read
-from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX

@@ -15,7 +15,8 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.runtime.ledger.journal import STATE_ROOT, processes_of
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri
 from tests.support.images import BUSYBOX

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from kata.cli import gc
-from kata.runtime.ledger.journal import FILE, TREE, Ledger, claim, remove_tree
+from kata.runtime.ledger.files import remove_tree
+from kata.runtime.ledger.journal import Ledger, claim
+from kata.runtime.ledger.kinds import FILE, TREE
 
 
 @dataclass(frozen=True)

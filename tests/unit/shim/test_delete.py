@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kata.errors import InvalidArgument
 from kata.protocols.containerd import task_v2_pb2
-from kata.runtime.ledger.journal import FILE, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import FILE
 from kata.shim import delete as module
 from kata.shim.arguments import parse
 

@@ -252,6 +252,7 @@ class TestDaemon:
             "kata.runtime",
             "kata.runtime.ledger",
             "kata.runtime.ledger.journal",
+            "kata.runtime.ledger.kinds",
             "kata.shim",
             "kata.shim.arguments",
             "kata.shim.bootstrap",

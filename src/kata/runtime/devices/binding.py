@@ -1,7 +1,7 @@
 """A PCI device of the host lent to a virtual machine: bound to vfio-pci, and back to what drove it before.
 
 What a container is given by its spec, its administrator binds. A network card in a pod's namespace is at work there, so
-it is the sandbox that takes it from its driver, and gives it back: the ledger has it, which imports this late.
+it is the sandbox that takes it from its driver, and gives it back: it is on the ledger.
 
 Reference: the kernel's Documentation/ABI/testing/sysfs-bus-pci (driver_override, drivers_probe).
 """
@@ -65,6 +65,12 @@ def give_back(address: str, override: str, root: str = "") -> None:
         if driver_of(address, root) == VFIO:
             _write(f"{device}/driver/unbind", address)
         _write(f"{root}{_PROBE}", address)
+
+
+def release_device(entry: str) -> None:
+    """`give_back` by the ledger's entry, "ADDRESS" or "ADDRESS DRIVER_OVERRIDE"."""
+    address, _, override = entry.partition(" ")
+    give_back(address, override)
 
 
 def _write(path: str, value: str) -> None:

@@ -11,7 +11,8 @@ from kata.errors import InvalidArgument, NotFound
 from kata.protocols import csi_pb2, management_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.devices.block import Disks
-from kata.runtime.ledger.journal import FILE, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import FILE
 from kata.runtime.storage.direct_volume import guest_point, user_file
 from kata.ttrpc import CallContext
 

@@ -20,7 +20,8 @@ from kata.runtime.devices.iommu import Iommu
 from kata.runtime.devices.vfio import AttachedGroup, IommuGroups, Ports, VfioPlan, cold_devices, plan_vfio, ports
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import VfioDevice
-from kata.runtime.ledger.journal import PCI, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import PCI
 from kata.runtime.storage.disk import DiskPlan, plan_disks
 from kata.runtime.storage.shared_tree import RootfsMount
 

@@ -26,7 +26,8 @@ from kata.runtime.hypervisor.template.template import Template
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template
-from kata.runtime.ledger.journal import TREE, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import TREE
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from kata.runtime.hypervisor.qemu.process import QemuProcess
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
 from kata.runtime.launch.start_slots import StartSlot, try_acquire
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
-from kata.runtime.ledger.journal import PROCESS, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import PROCESS
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from kata.runtime.launch import bring_up
 from kata.runtime.launch.start_slots import acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
-from kata.runtime.ledger.journal import PROCESS, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.storage.shared_tree import SharedTree
 
 log = logging.getLogger(__name__)

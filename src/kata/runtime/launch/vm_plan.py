@@ -18,7 +18,7 @@ from kata.runtime.config.settings import Config, HypervisorConfig
 from kata.runtime.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.hypervisor.qemu.share import find_helper
-from kata.runtime.ledger.journal import MARKER
+from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Budget, Demand, Size, demand
 
 AGENT_CHANNEL = "kata.rpc"

@@ -7,6 +7,7 @@ What was made is written to a file first, so that whoever cleans up can have it 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 
 #: Where configurations are, and the directories of plugins: Debian's among them.
 CONFIGURATIONS = Path("/etc/cni/net.d")
@@ -141,6 +142,14 @@ def delete(record: Path) -> None:
             tuple(written["directories"]),
         )
     record.unlink()
+
+
+def release_network(record: str) -> None:
+    """`delete` by the ledger's entry, the path of the record. Raises OSError instead."""
+    try:
+        delete(Path(record))
+    except KataError as error:
+        raise OSError(errno.EIO, error.message) from error
 
 
 def _write(record: Path, content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from kata.linux.netlink import Netlink
 from kata.linux.sklookup import steer
 from kata.linux.tap import open_macvtap, open_tap
 from kata.runtime.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
-from kata.runtime.network.release import detach
+from kata.runtime.network.release import remove_filter
 
 _OTHER = "another sandbox runs in this namespace, or still ends there"
 #: Numbers of interfaces that nobody else uses: the kernel counts from 1 in each namespace. A device node is called by
@@ -198,7 +198,7 @@ class PodNetwork:
 
     def detach(self, index: int) -> None:
         """Take the filter and the limit from an interface. What is gone already is fine."""
-        detach(self.path, self.inode, index)
+        remove_filter(self.path, self.inode, index)
 
 
 def _hold(path: str) -> int:

@@ -9,8 +9,29 @@ from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import Netlink
 
 
-def detach(path: str, inode: int, index: int) -> None:
-    """Take filter and limit from an interface of the namespace that was at `path`; another one there is left alone.
+def release_filter(entry: str) -> None:
+    """`remove_filter` by the ledger's entry, "INODE INDEX PATH"."""
+    remove_filter(*_parsed(entry))
+
+
+def release_interface(entry: str) -> None:
+    """Remove an interface that was made for a sandbox, by the ledger's entry, "INODE INDEX PATH". Idempotent.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    path, inode, index = _parsed(entry)
+    if (netlink := _enter(path, inode)) is not None:
+        with netlink:
+            rtnetlink.remove_link(netlink, index)
+
+
+def remove_filter(path: str, inode: int, index: int) -> None:
+    """Take filter and rate limit from an interface of the network namespace that was at `path`. Idempotent.
+
+    Args:
+        inode: the namespace's. Another one that is at the path now is left alone.
+        index: the interface's.
 
     Raises:
         OSError: the kernel refuses.
@@ -21,11 +42,9 @@ def detach(path: str, inode: int, index: int) -> None:
             rtnetlink.remove_limit(netlink, index)
 
 
-def remove(path: str, inode: int, index: int) -> None:
-    """Remove an interface that was made in the namespace that was at `path`. As `detach`."""
-    if (netlink := _enter(path, inode)) is not None:
-        with netlink:
-            rtnetlink.remove_link(netlink, index)
+def _parsed(entry: str) -> tuple[str, int, int]:
+    inode, index, path = entry.split(" ", 2)
+    return path, int(inode), int(index)
 
 
 def _enter(path: str, inode: int) -> Netlink | None:

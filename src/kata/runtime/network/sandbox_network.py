@@ -14,7 +14,8 @@ from kata.linux.rtnetlink import Link
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import NetworkDevice
-from kata.runtime.ledger.journal import INTERFACE, NETWORK, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import INTERFACE, NETWORK
 from kata.runtime.network.endpoints import (
     NO_LIMIT,
     Endpoint,

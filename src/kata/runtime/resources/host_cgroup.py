@@ -22,7 +22,9 @@ from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import cgroup, hierarchies
 from kata.linux.hierarchies import CgroupLimits, Hierarchy
 from kata.oci.spec import Spec
-from kata.runtime.ledger.journal import CGROUP, MARKER, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import CGROUP
+from kata.runtime.ledger.processes import MARKER
 
 log = logging.getLogger(__name__)
 

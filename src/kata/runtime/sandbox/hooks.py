@@ -24,7 +24,7 @@ from typing import Any
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError
 from kata.oci.spec import Bundle, Hook, load_bundle
 from kata.oci.state import Status, make_state
-from kata.runtime.ledger.journal import MARKER
+from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.namespace import PodNetwork
 from kata.runtime.sandbox.requests import namespace_of
 
@@ -154,8 +154,13 @@ class HostHooks:
             os.close(said)
 
 
-def run_late(container_id: str, directory: str, bundle_path: str) -> None:
-    """Run the poststop hooks of a container whose sandbox could not: it was killed. Without a bundle there are none."""
+def release_hooks(entry: str) -> None:
+    """Run the poststop hooks of a container whose sandbox could not: it was killed. Without a bundle there are none.
+
+    Args:
+        entry: the ledger's "CONTAINER STATE-DIRECTORY BUNDLE".
+    """
+    container_id, directory, bundle_path = entry.split(" ", 2)
     try:
         bundle = load_bundle(Path(bundle_path))
     except KataError:

@@ -32,7 +32,8 @@ from kata.runtime.launch.standby import Standby
 from kata.runtime.launch.start_slots import StartSlot, acquire, try_acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
-from kata.runtime.ledger.journal import HOOKS, PROCESS, TREE, Ledger
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import HOOKS, PROCESS, TREE
 from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.resources.sizing import Size
 from kata.runtime.sandbox import requests

@@ -13,7 +13,7 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.launch.vm_plan import agent_params, budget, plan_vm, size_class
-from kata.runtime.ledger.journal import MARKER
+from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Size
 
 HOST = Size(8, 65536)

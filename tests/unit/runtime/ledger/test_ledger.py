@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from kata.errors import AlreadyExists, FailedPrecondition
-from kata.runtime.ledger.journal import FILE, MARKER, PROCESS, TREE, Ledger, Locked, claim, processes_of, remove_tree
+from kata.runtime.ledger.files import remove_tree
+from kata.runtime.ledger.journal import Ledger, Locked, claim
+from kata.runtime.ledger.kinds import FILE, PROCESS, RELEASERS, TREE
+from kata.runtime.ledger.processes import MARKER, processes_of
 from tests.support.mounts import in_mount_namespace
 
 
@@ -133,8 +138,8 @@ class TestRelease:
 
     def test_does_not_kill_itself(self, state: Path) -> None:
         script = (
-            "import sys; from kata.runtime.ledger.journal import *; ledger = Ledger(sys.argv[1]);"
-            "ledger.hold(PROCESS, sys.argv[1]); print(ledger.release())"
+            "import sys; from kata.runtime.ledger.journal import Ledger\n"
+            "ledger = Ledger(sys.argv[1]); ledger.hold('process', sys.argv[1]); print(ledger.release())"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, str(state)],
@@ -184,6 +189,14 @@ class TestRelease:
         assert ledger.release() == []
         assert not file.exists()
         assert not state.exists()
+
+
+@pytest.mark.parametrize("kind", RELEASERS)
+def test_every_kind_has_a_releaser(kind: str) -> None:
+    module, _, name = RELEASERS[kind].partition(":")
+    assert list(signature(getattr(import_module(module), name)).parameters) in (
+        [parameter] for parameter in ("directory", "path", "entry", "record")
+    )
 
 
 class TestLock:
@@ -285,7 +298,7 @@ class TestRemoveTree:
         inner = tmp_path / "tree/inner"
         inner.mkdir(parents=True)
         script = (
-            "import subprocess, sys; from kata.runtime.ledger.journal import remove_tree\n"
+            "import subprocess, sys; from kata.runtime.ledger.files import remove_tree\n"
             "subprocess.run(['mount', '-t', 'tmpfs', 'precious', sys.argv[2]], check=True)\n"
             "open(sys.argv[2] + '/file', 'w').close()\n"
             "try:\n"

@@ -12,7 +12,7 @@ import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.oci.spec import Bundle
-from kata.runtime.ledger.journal import processes_of
+from kata.runtime.ledger.processes import processes_of
 from kata.runtime.network.namespace import PodNetwork
 from kata.runtime.sandbox.hooks import HostHooks
 
