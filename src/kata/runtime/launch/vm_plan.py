@@ -5,76 +5,22 @@ Loads neither asyncio nor protobuf: a shim decides this before anything else (`k
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kata.errors import InvalidArgument
-from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config, HypervisorConfig
 from kata.runtime.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.hypervisor.qemu.share import find_helper
 from kata.runtime.ledger.processes import MARKER
-from kata.runtime.resources.sizing import Budget, Demand, Size, demand
+from kata.runtime.resources.limits import host_size, sandbox_budget
+from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
 #: On the kernel command line: the agent goes through a container's life before it listens.
 WARM_UP = "agent.warm_up"
-
-_MIB = 1 << 20
-
-#: What containerd's CRI plugin says on the sandbox about the pod's containers, known before any of them exists.
-_CRI_MEMORY = "io.kubernetes.cri.sandbox-memory"
-_CRI_CPU_QUOTA = "io.kubernetes.cri.sandbox-cpu-quota"
-_CRI_CPU_PERIOD = "io.kubernetes.cri.sandbox-cpu-period"
-
-
-def announced(spec: Spec, host: Size) -> Demand:
-    """The sums of the limits of a pod's containers, which CRI writes on its sandbox.
-
-    Raises:
-        InvalidArgument: an annotation is no number, or not one that a limit can be.
-    """
-    annotations: Mapping[str, str] = spec.get("annotations") or {}
-    return demand(
-        {
-            "memory": {"limit": _number(annotations, _CRI_MEMORY)},
-            "cpu": {"quota": _number(annotations, _CRI_CPU_QUOTA), "period": _number(annotations, _CRI_CPU_PERIOD)},
-        },
-        host,
-    )
-
-
-def budget(sandbox_id: str, spec: Spec, config: Config, host: Size) -> Budget:
-    """What a sandbox's containers may use, when its first is about to come."""
-    made = Budget(config, host, announced(spec, host))
-    count(made, sandbox_id, spec)
-    return made
-
-
-def count(budget: Budget, container_id: str, spec: Spec) -> None:
-    """Count a container in, unless it is a pod's sandbox, which only holds the pod together. Raises as `Budget.set`."""
-    annotations = {name: str(value) for name, value in (spec.get("annotations") or {}).items()}
-    if classify(annotations, container_id)[0] != ContainerType.SANDBOX:
-        budget.set(container_id, (spec.get("linux") or {}).get("resources"))
-
-
-def host_size() -> Size:
-    """What this host has."""
-    return Size(os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB)
-
-
-def size_class(memory_mib: int) -> int:
-    """The next of four sizes for each power of two, so that few templates serve many limits.
-
-    What a container may use is still its limit, and what the guest does not touch takes no memory of the host.
-    """
-    step = max(1, 1 << (memory_mib.bit_length() - 3))
-    return -(-memory_mib // step) * step
 
 
 def plan_vm(
@@ -95,7 +41,7 @@ def plan_vm(
         mmio_window, devices: see VmPlan.
     """
     host = host_size()
-    size = budget(sandbox_id, spec, config, host).size()
+    size = sandbox_budget(sandbox_id, spec, config, host).size()
     hypervisor = config.hypervisor
     return VmPlan(
         sandbox_id=sandbox_id,
@@ -157,11 +103,3 @@ def agent_params(config: Config, accelerator: str) -> tuple[str, ...]:
     if agent.container_pipe_size:
         params.append(f"agent.container_pipe_size={agent.container_pipe_size}")
     return tuple(params)
-
-
-def _number(annotations: Mapping[str, str], name: str) -> int:
-    text = annotations.get(name, "0")
-    try:
-        return max(0, int(text))
-    except ValueError:
-        raise InvalidArgument(f"annotation {name}: {text!r} is not a number") from None

@@ -16,9 +16,9 @@ from kata.oci.spec import LinuxResources, Spec
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine
-from kata.runtime.launch.vm_plan import budget, count, host_size
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.resources.host_cgroup import HostCgroup, plan_cgroups
+from kata.runtime.resources.limits import add_container, host_size, sandbox_budget
 from kata.runtime.resources.sizing import Demand, Size
 from kata.runtime.resources.status import write_status
 
@@ -41,7 +41,7 @@ class SandboxResources:
     def __init__(self, sandbox_id: str, spec: Spec, config: Config, ledger: Ledger) -> None:
         only = config.runtime.sandbox_cgroup_only
         self._group = HostCgroup(plan_cgroups(sandbox_id, spec, sandbox_cgroup_only=only), ledger)
-        self._budget = budget(sandbox_id, spec, config, host_size())
+        self._budget = sandbox_budget(sandbox_id, spec, config, host_size())
         self._static = config.runtime.static_sandbox_resource_mgmt
         self._directory = ledger.directory
         self._size = Size(0, 0)
@@ -92,7 +92,7 @@ class SandboxResources:
     async def admit(self, container_id: str, spec: Spec) -> AsyncIterator[None]:
         """Make room for a container, which is created within. If that fails, all is as before."""
         former = self._budget.get(container_id)
-        count(self._budget, container_id, spec)
+        add_container(self._budget, container_id, spec)
         async with self._room(container_id, former):
             yield
 

@@ -102,6 +102,15 @@ def format_cpus(cpus: Iterable[int]) -> str:
     return ",".join(str(number) for number in sorted(cpus))
 
 
+def size_class(memory_mib: int) -> int:
+    """The next of four sizes for each power of two, so that few templates serve many limits.
+
+    What a container may use is still its limit, and what the guest does not touch takes no memory of the host.
+    """
+    step = max(1, 1 << (memory_mib.bit_length() - 3))
+    return -(-memory_mib // step) * step
+
+
 class Budget:
     """What the containers of a sandbox may use together.
 

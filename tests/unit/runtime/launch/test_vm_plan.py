@@ -12,9 +12,10 @@ from kata.errors import InvalidArgument
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
-from kata.runtime.launch.vm_plan import agent_params, budget, plan_vm, size_class
+from kata.runtime.launch.vm_plan import agent_params, plan_vm
 from kata.runtime.ledger.processes import MARKER
-from kata.runtime.resources.sizing import Size
+from kata.runtime.resources.limits import sandbox_budget
+from kata.runtime.resources.sizing import Size, size_class
 
 HOST = Size(8, 65536)
 
@@ -34,7 +35,7 @@ def limits(**resources: Any) -> Spec:
 
 
 def vm_size(given: Spec, config: Config, host: Size) -> Size:
-    return budget("box", given, config, host).size()
+    return sandbox_budget("box", given, config, host).size()
 
 
 class TestSize:
