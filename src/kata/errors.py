@@ -11,7 +11,7 @@
     ├── Unavailable          the peer is gone
     ├── Unimplemented        known, and not built
     └── Internal             everything else
-        └── VmLaunchError    a virtual machine did not come up
+        └── VmLaunchError    a VM did not come up
 
 Messages are lower case, one line, without a full stop, and name the object. `hint` says what to do next. Nothing is
 imported here, so that the shim's lean path can use it.
@@ -53,6 +53,7 @@ class KataError(Exception):
 
     @property
     def message(self) -> str:
+        """What happened, without the hint."""
         return str(self.args[0])
 
 
@@ -115,7 +116,7 @@ class Internal(KataError):
 
 
 class VmLaunchError(Internal):
-    """A virtual machine did not come up.
+    """A VM did not come up.
 
     One such error is a whole bug report: it names the phase and the time spent, how QEMU ended and its last words, and
     what the guest's console said last.
@@ -144,7 +145,7 @@ class VmLaunchError(Internal):
         self.exit_status = exit_status
         self.output = output
         self.console = console
-        parts = [f"virtual machine failed in phase '{phase}' after {elapsed:.1f} s: {reason}"]
+        parts = [f"VM failed in phase '{phase}' after {elapsed:.1f} s: {reason}"]
         if exit_status is not None:
             how = f"signal {-exit_status}" if exit_status < 0 else f"status {exit_status}"
             parts.append(f"qemu ended with {how}")

@@ -414,7 +414,7 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
 
     twin = kata("run", "--name", name, image)
     assert twin.returncode == 125
-    assert f"sandbox {name} exists already" in twin.stderr.decode()
+    assert f"sandbox {name} already exists" in twin.stderr.decode()
     alive = kata("gc")
     assert name not in alive.stdout.decode(), "gc keeps off what is alive"
     assert machines(name)

@@ -270,7 +270,7 @@ class TestWithoutAMachine:
         pid = raw.pid(container_id)
         again = raw.binary(container_id, "start")
         assert again.returncode == 1
-        assert b"exists already" in again.stderr
+        assert b"already exists" in again.stderr
         assert raw.pid(container_id) == pid
         assert Path(f"/proc/{pid}").exists()
 

@@ -186,7 +186,7 @@ class TestRefusals:
         ledger = claim(str(shim.state / "box"))
         status, out, err = shim.start()
         assert (status, out) == (1, "")
-        assert "sandbox box exists already" in err
+        assert "sandbox box already exists" in err
         assert (shim.state / "box/ledger").exists(), "what the living sandbox holds is not touched"
         ledger.release()
 

@@ -24,6 +24,8 @@ from kata.runtime.ledger.kinds import RELEASERS
 STATE_ROOT = "/run/kata"
 
 _FILE_NAME = "ledger"
+#: Seconds between two tries to get the lock.
+_POLL_S = 0.002
 
 
 class Locked(Exception):
@@ -80,17 +82,26 @@ class Ledger:
                     raise
             if time.monotonic() >= deadline:
                 raise Locked(self.directory)
-            time.sleep(0.002)
+            time.sleep(_POLL_S)
 
     def hold(self, kind: str, value: str) -> None:
-        """Write down that the thing is about to be acquired."""
+        """Write down that the thing is about to be acquired.
+
+        Args:
+            kind: one of `kata.runtime.ledger.kinds`.
+            value: names the thing; its form is the kind's.
+
+        Raises:
+            ValueError: the value has a character that would end the line or the field.
+            OSError: it cannot be written; then the thing must not be acquired.
+        """
         if any(character in value for character in "\t\n\0"):
             raise ValueError(f"ledger: control character in {value!r}")
         self._append("+", kind, value)
         self._held.append((kind, value))
 
     def drop(self, kind: str, value: str) -> None:
-        """Write down that the thing has been given back."""
+        """Write down that the thing has been given back. Raises OSError."""
         if (kind, value) in self._held:
             self._append("-", kind, value)
             self._held.remove((kind, value))
@@ -153,7 +164,7 @@ def claim(directory: str) -> Ledger:
                 raise FailedPrecondition(f"leftovers of an earlier sandbox in {directory}: {'; '.join(problems)}")
             ledger = Ledger(directory)
     except Locked as error:
-        raise AlreadyExists(f"sandbox {os.path.basename(directory)} exists already") from error
+        raise AlreadyExists(f"sandbox {os.path.basename(directory)} already exists") from error
     return ledger
 
 

@@ -204,7 +204,7 @@ class TestLock:
         ledger = Ledger(str(state))
         with pytest.raises(Locked):
             Ledger(str(state))
-        with pytest.raises(AlreadyExists, match="sandbox state exists already"):
+        with pytest.raises(AlreadyExists, match="sandbox state already exists"):
             claim(str(state))
         ledger.close()
         Ledger(str(state)).close()
