@@ -19,6 +19,7 @@ from kata.linux.namespaces import CLONE_NEWNET, setns, unshare
 from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import Address, Link, Neighbour, Route
 from kata.linux.tap import open_tap
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -97,8 +98,11 @@ def test_a_route_of_an_interface_without_a_carrier_can_be_made_elsewhere(netlink
     ip("route", "add", "default", "via", "192.0.2.1", "dev", "va")
     ip("link", "set", "vb", "down")
     index = link(netlink, "va").index
-    (route,) = (one for one in rtnetlink.routes(netlink) if one.gateway)
-    assert route.flags, "a route over a dead link says so"
+    # The kernel's link watch marks the route, a moment after the link has lost its carrier.
+    (route,) = eventually(
+        lambda: [one for one in rtnetlink.routes(netlink) if one.gateway and one.flags],
+        "a route that says that its link is dead",
+    )
     ip("link", "set", "vb", "up")
     rtnetlink.remove_route(netlink, route)
     rtnetlink.add_route(netlink, route)
