@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from kata.linux import mountinfo
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
@@ -420,11 +421,5 @@ def _release(sandbox_id: str) -> None:
 
 
 def _unmount_beneath(directory: Path) -> None:
-    points = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            point = line.split(" ", 5)[4].replace("\\040", " ")
-            if point.startswith(f"{directory}/"):
-                points.append(point)
-    for point in reversed(points):
+    for point in mountinfo.points_below(str(directory)):
         subprocess.run(["umount", "--lazy", point], check=False, capture_output=True, timeout=_KILL_S)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from kata.linux import mountinfo
 from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import MARKER
@@ -71,11 +72,9 @@ def _processes(prefix: str) -> Iterator[str]:
 
 def _mounts(prefix: str) -> Iterator[str]:
     """Mounts in this mount namespace, which is the host's."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.split(" ")
-            if prefix in fields[4]:
-                yield f"mount {fields[0]} on {fields[4]}"
+    for mount in mountinfo.read():
+        if prefix in mount.point:
+            yield f"mount {mount.id} on {mount.point}"
 
 
 def _sockets() -> Iterator[str]:

@@ -29,7 +29,7 @@ from kata.agent.runtime import Runtime
 from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
-from kata.linux import cgroup, mount
+from kata.linux import cgroup, mount, mountinfo
 
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
@@ -411,6 +411,6 @@ def _write_json(path: str, content: Mapping[str, Any]) -> None:
 
 def _remove_tree(directory: str) -> None:
     """Remove a bundle, but never through something that is still mounted in it."""
-    for point in mount.mount_points(directory):
+    for point in mountinfo.points_below(directory):
         mount.umount(point)
     shutil.rmtree(directory)

@@ -11,7 +11,7 @@ import os
 import struct
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unimplemented
-from kata.linux import mount
+from kata.linux import mountinfo
 from kata.protocols import csi_pb2
 
 _SYS_BLOCK = "/sys/dev/block"
@@ -63,7 +63,8 @@ async def grow(path: str, size: int, timeout: float) -> None:
         disk = _disk_of(fd)
         _rescan(disk)
         length = await _wait(disk, size, timeout)
-        fstype, _ = mount.filesystem_at(path) or ("", {})
+        mounted = mountinfo.mounted_at(path)
+        fstype = mounted.fstype if mounted else ""
         try:
             if fstype.startswith("ext"):
                 blocks = length // os.fstatvfs(fd).f_bsize

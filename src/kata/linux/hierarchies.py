@@ -12,12 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kata.linux import cgroup
+from kata.linux import cgroup, mountinfo
 
 #: The period of a CPU quota, in microseconds.
 CPU_PERIOD_US = 100_000
 #: What the kernel takes for cpu.shares.
 _SHARES = (2, 262_144)
+#: Options of a hierarchy of version 1 that have no value and name no controller.
+_NO_CONTROLLERS = frozenset(("rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"))
 _CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 
 
@@ -62,24 +64,18 @@ class CgroupLimits:
     memory: int | None = None
 
 
-def mounted(mountinfo: str = "/proc/self/mountinfo") -> tuple[Hierarchy, ...]:
+def mounted(table: str = mountinfo.SELF) -> tuple[Hierarchy, ...]:
     """The hierarchies that have the controllers; none if there are no control groups here."""
     found: dict[frozenset[str], Hierarchy] = {}
     unified = None
-    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.split()
-            kind, _, options = fields[fields.index("-") + 1 :][:3]
-            mount = fields[4].replace("\\040", " ")
-            if kind == "cgroup2" and unified is None:
-                unified = Hierarchy(mount, root=fields[3])
-            elif kind == "cgroup":
-                controllers = frozenset(
-                    name for name in options.split(",") if "=" not in name and name not in ("rw", "ro", "xattr")
-                ) - {"noprefix", "clone_children", "cpuset_v2_mode"}
-                if controllers:
-                    # What is mounted last lies on top.
-                    found[controllers] = Hierarchy(mount, controllers, fields[3])
+    for mount in mountinfo.read(table):
+        if mount.fstype == "cgroup2" and unified is None:
+            unified = Hierarchy(mount.point, root=mount.root)
+        elif mount.fstype == "cgroup":
+            controllers = frozenset(name for name, value in mount.options.items() if not value) - _NO_CONTROLLERS
+            if controllers:
+                # What is mounted last lies on top.
+                found[controllers] = Hierarchy(mount.point, controllers, mount.root)
     if found:
         return tuple(found.values())
     return (unified,) if unified else ()

@@ -132,37 +132,3 @@ def set_propagation(target: str, propagation: int) -> None:
 def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
     """One umount2(2). The default detaches at once, also when busy, and never follows a symbolic link."""
     check(LIBC.umount2(os.fsencode(target), flags), "umount", target)
-
-
-def mount_points(below: str) -> list[str]:
-    """Where something is mounted at or below `below`, innermost first, by /proc/self/mountinfo (proc(5))."""
-    prefix = below.rstrip("/") + "/"
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            point = _unescape(line.split(" ", 5)[4])
-            if point == below or point.startswith(prefix):
-                found.append(point)
-    return found[::-1]
-
-
-def filesystem_at(point: str) -> tuple[str, dict[str, str]] | None:
-    """Type and options of the file system whose mount point is `point`; None if it is no mount point."""
-    found = None
-    path = os.path.realpath(point)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            mounted, _, filesystem = line.partition(" - ")
-            if _unescape(mounted.split(" ", 5)[4]) == path:
-                fstype, _, options = filesystem.rstrip("\n").split(" ", 2)
-                pairs = (option.partition("=") for option in options.split(","))
-                # Later lines are mounted over earlier ones.
-                found = fstype, {name: value for name, _, value in pairs}
-    return found
-
-
-def _unescape(text: str) -> str:
-    """mountinfo writes space, tab, newline and backslash as three octal digits."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text

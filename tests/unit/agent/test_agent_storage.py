@@ -9,7 +9,7 @@ import pytest
 from kata.agent.paths import Paths
 from kata.agent.storage import Storages, parse_size
 from kata.errors import FailedPrecondition, InvalidArgument
-from kata.linux import mount
+from kata.linux import mountinfo
 from kata.protocols import agent_pb2 as pb
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -27,7 +27,7 @@ def tmpfs(point: str, **fields: object) -> pb.Storage:
 
 
 def mounted(paths: Paths) -> list[str]:
-    return [point.removeprefix(paths.base) for point in mount.mount_points(paths.base)]
+    return [point.removeprefix(paths.base) for point in mountinfo.points_below(paths.base)]
 
 
 def test_the_last_user_unmounts(paths: Paths) -> None:

@@ -12,7 +12,7 @@ from kata.agent import watchable
 from kata.agent.paths import Paths
 from kata.agent.storage import Storages
 from kata.agent.watchable import Copy, TooLarge
-from kata.linux import mount
+from kata.linux import mountinfo
 from kata.protocols import agent_pb2 as pb
 from tests.support.waiting import eventually
 
@@ -158,10 +158,11 @@ def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
         "c",
     )
     try:
-        fstype, _ = mount.filesystem_at(point) or ("", {})
-        assert (fstype == "tmpfs") == (size < watchable.BYTES_MAX), "what is large is bound, not copied"
+        mounted = mountinfo.mounted_at(point)
+        assert mounted
+        assert (mounted.fstype == "tmpfs") == (size < watchable.BYTES_MAX), "what is large is bound, not copied"
         publish(volume, "2", {"key": b"2" * size})
         eventually(Path(point, "key").read_bytes, "the new text", lambda text: text == b"2" * size)
     finally:
         storages.release(held)
-    assert mount.mount_points(paths.base) == []
+    assert mountinfo.points_below(paths.base) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.linux import hierarchies
+from kata.linux import hierarchies, mountinfo
 from kata.linux.hierarchies import CgroupLimits, Hierarchy
 
 V1 = """\
@@ -80,8 +80,7 @@ def test_files_of_limits(limits: CgroupLimits, one: list[str], two: list[str]) -
 @pytest.fixture
 def unified() -> Hierarchy:
     """This host's version 2, beside version 1 or alone."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        mounts = [line.split()[4] for line in file if " - cgroup2 " in line]
+    mounts = [mount.point for mount in mountinfo.read() if mount.fstype == "cgroup2"]
     if not mounts or not os.access(mounts[0], os.W_OK):
         pytest.skip("needs a writable cgroup2 mount")
     return Hierarchy(mounts[0])

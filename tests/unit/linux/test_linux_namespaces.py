@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.linux import mount, namespaces
+from kata.linux import mountinfo, namespaces
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -39,5 +39,5 @@ def test_a_failure_leaves_nothing_pinned(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         namespaces.make_pinned(targets)
     assert os.readlink("/proc/self/ns/uts") == home
-    assert mount.mount_points(str(tmp_path)) == []
+    assert mountinfo.points_below(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import errno
 import os
 
 from kata.errors import FailedPrecondition
-from kata.linux import mount, namespaces
+from kata.linux import mount, mountinfo, namespaces
 
 
 def enter_mount_namespace(directory: str) -> None:
@@ -27,7 +27,7 @@ def enter_mount_namespace(directory: str) -> None:
             if error.errno != errno.EINVAL:
                 raise
             # A chroot whose root is no mount point: only the mounts inside it can be changed.
-            points = mount.mount_points("/")
+            points = mountinfo.points_below("/")
             for point in points:
                 mount.set_propagation(point, mount.MS_SLAVE)
             if propagates and not any(directory.startswith(point + "/") for point in points):
@@ -46,16 +46,16 @@ def _propagates(directory: str) -> bool:
     fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+            mount_id = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
     finally:
         os.close(fd)
     # A chroot hides the mount that its root is on from all but the processes outside; the first one is there.
     for process in ("self", "1"):
         try:
-            with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-                for line in file:
-                    if line.split(" ", 1)[0] == mount_id:
-                        return " shared:" in line.partition(" - ")[0]
+            mounts = mountinfo.read(f"/proc/{process}/mountinfo")
         except (FileNotFoundError, PermissionError):
             continue
+        for mounted in mounts:
+            if mounted.id == mount_id:
+                return mounted.shared
     return True

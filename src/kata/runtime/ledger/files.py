@@ -6,6 +6,8 @@ import errno
 import itertools
 import os
 
+from kata.linux import mountinfo
+
 
 def unlink(path: str) -> None:
     """Remove a file, socket or symbolic link. Idempotent.
@@ -29,11 +31,8 @@ def remove_tree(directory: str) -> None:
         OSError: EBUSY if something is mounted beneath, else what the kernel says.
     """
     directory = os.path.realpath(directory)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            point = line.split(" ", 5)[4].replace("\\040", " ")
-            if point == directory or point.startswith(directory + "/"):
-                raise OSError(errno.EBUSY, f"{point} is still mounted")
+    if points := mountinfo.points_below(directory):
+        raise OSError(errno.EBUSY, f"{points[-1]} is still mounted")
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         top = os.open(directory, flags)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata.errors import InvalidArgument
-from kata.linux import mount as linux
+from kata.linux import mountinfo
 
 #: Where the guest keeps volumes in its memory (Kata's path), and copies of what inotify has to work on.
 GUEST_EPHEMERAL = "/run/kata-containers/sandbox/ephemeral"
@@ -70,14 +70,15 @@ def empty_dir(source: str, pod_root: str, hugepages: Mapping[str, int], *, in_gu
         return None  # reported as missing where it is shared
     group = (f"fsgid={info.st_gid}",) if info.st_gid else ()
     mode = f"mode={stat.S_IMODE(info.st_mode):04o}"
-    fstype, super_options = linux.filesystem_at(source) or ("", {})
+    mounted = mountinfo.mounted_at(source)
+    fstype = mounted.fstype if mounted else ""
     point = f"{GUEST_EPHEMERAL}/{name}"
     if fstype == "tmpfs":
         space = os.statvfs(source)
         options = (f"size={space.f_blocks * space.f_frsize}", mode, *group)
         return GuestStorage("ephemeral", "tmpfs", "tmpfs", options, point, shared=True)
-    if fstype == "hugetlbfs":
-        page = super_options.get("pagesize", "2M")
+    if mounted and fstype == "hugetlbfs":
+        page = mounted.options.get("pagesize", "2M")
         size = next((limit for size, limit in hugepages.items() if size.removesuffix("B") == page), 0)
         if not size:
             raise InvalidArgument(

@@ -10,6 +10,7 @@ import pytest
 
 from kata.errors import InvalidArgument
 from kata.linux import mount as linux
+from kata.linux import mountinfo
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container, plan_sandbox_mounts
 
 POD = "var/lib/kubelet/pods/0000/volumes"
@@ -54,7 +55,7 @@ def test_an_empty_dir_in_memory_is_the_guests_memory(tmp_path: Path) -> None:
     linux.mount("tmpfs", str(source), "tmpfs", 0, "size=1m,mode=0777")
     try:
         os.chown(source, -1, 4711)
-        assert linux.filesystem_at(str(source)) is not None
+        assert mountinfo.mounted_at(str(source)) is not None
         (storage,) = plan(source).storages
     finally:
         linux.umount(str(source))
@@ -67,7 +68,8 @@ def test_an_empty_dir_in_memory_is_the_guests_memory(tmp_path: Path) -> None:
 
 def test_huge_pages_need_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = volume(tmp_path, "empty-dir")
-    monkeypatch.setattr(linux, "filesystem_at", lambda _: ("hugetlbfs", {"rw": "", "pagesize": "2M"}))
+    hugetlbfs = mountinfo.Mount(f"60 25 0:50 / {source} rw - hugetlbfs nodev rw,pagesize=2M")
+    monkeypatch.setattr(mountinfo, "mounted_at", lambda _: hugetlbfs)
     (storage,) = plan(source, hugepages={"1GB": 5 << 30, "2MB": 4 << 20}).storages
     assert (storage.driver, storage.fstype) == ("ephemeral", "hugetlbfs")
     assert storage.options[:2] == ("pagesize=2M", f"size={4 << 20}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.errors import InvalidArgument, KataError, NotFound
+from kata.linux import mountinfo
 from kata.oci.spec import Mount
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, Bind, ContainerPlan, RootfsMount, plan_container
 
@@ -114,6 +115,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from kata.errors import KataError
+from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.storage.shared_tree import *
 scratch = Path(sys.argv[1])
@@ -123,8 +125,7 @@ enter_mount_namespace(str(shared.parent))
 tree = SharedTree(shared)
 
 def points():
-    with open("/proc/self/mountinfo") as file:
-        return [line.split()[4] for line in file if str(shared) in line]
+    return [mount.point for mount in mountinfo.read() if mount.point.startswith(str(shared))]
 
 def plan(name, *volumes, rootfs=()):
     return ContainerPlan(name, tuple(rootfs), "" if rootfs else str(scratch / "rootfs"), volumes)
@@ -158,8 +159,7 @@ def in_namespace(tmp_path: Path, script: str) -> dict[str, object]:
         timeout=30,
     )
     assert done.returncode == 0, done.stderr
-    with open("/proc/self/mountinfo") as file:
-        assert str(tmp_path) not in file.read(), "nothing reaches the host's mount namespace"
+    assert not mountinfo.points_below(str(tmp_path)), "nothing reaches the host's mount namespace"
     found: dict[str, object] = json.loads(done.stdout)
     return found
 

@@ -1,0 +1,67 @@
+"""The mount table of a process: /proc/PID/mountinfo, parsed.
+
+    36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 - ext3 /dev/root rw,errors=continue
+    (1)(2)(3)   (4)   (5)      (6)      (7)   (8) (9)   (10)         (11)
+
+Source: proc_pid_mountinfo(5). The shim's short-lived `delete` imports this file, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+SELF = "/proc/self/mountinfo"
+
+
+class Mount:
+    """One line of the table.
+
+    Attributes:
+        id: of the mount (1), unique as long as it exists; /proc/PID/fdinfo names it as `mnt_id`.
+        root: the directory of the file system that is mounted (4); for cgroup file systems a cgroup's path.
+        point: where it is mounted (5), as the process sees it from its root directory.
+        shared: whether mounts made beneath propagate to a peer group (7).
+        fstype: type of the file system (9).
+        options: options of the file system (11), not of the mount: {"size": "64k", "ro": ""}.
+    """
+
+    __slots__ = ("fstype", "id", "options", "point", "root", "shared")
+
+    def __init__(self, line: str) -> None:
+        # A space within a field is escaped, so the first " - " is the separator (8).
+        mount, _, filesystem = line.rstrip("\n").partition(" - ")
+        number, _, _, root, point, _, *optional = mount.split(" ")
+        self.fstype, _, options = filesystem.split(" ", 2)
+        self.id = int(number)
+        self.root = _unescape(root)
+        self.point = _unescape(point)
+        self.shared = any(field.startswith("shared:") for field in optional)
+        self.options = {name: value for name, _, value in (option.partition("=") for option in options.split(","))}
+
+
+def read(path: str = SELF) -> list[Mount]:
+    """All mounts of a process, in the order of the table: a mount comes after what it is mounted on.
+
+    Raises:
+        OSError: there is no such process, or it may not be looked at.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return [Mount(line) for line in file]
+
+
+def points_below(directory: str) -> list[str]:
+    """Where something is mounted for this process at or below `directory`, innermost first."""
+    prefix = directory.rstrip("/") + "/"
+    return [mount.point for mount in reversed(read()) if f"{mount.point}/".startswith(prefix)]
+
+
+def mounted_at(point: str) -> Mount | None:
+    """What this process finds mounted at `point`, the topmost of several; None if it is no mount point."""
+    path = os.path.realpath(point)
+    return next((mount for mount in reversed(read()) if mount.point == path), None)
+
+
+def _unescape(field: str) -> str:
+    r"""Undo the kernel's escapes: space, tab, newline, backslash and "#" stand as three octal digits, "\040"."""
+    first, *rest = field.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
