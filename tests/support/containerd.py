@@ -9,7 +9,6 @@ Not here: images to run (`tests.support.images`) and the check for leftovers (`t
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
-from kata.linux import mountinfo
+from kata.linux import lock, mountinfo
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
@@ -140,7 +139,7 @@ class PrivateContainerd:
         self._process: subprocess.Popen[bytes] | None = None
         _clear_abandoned()
         self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
-        self._lock = _lock(self.directory / _LOCK, os.O_CREAT)
+        self._lock = lock.acquire(self.directory / _LOCK)
         self.address = self.directory / "c.sock"
         self.ttrpc_address = self.directory / "c.ttrpc"
         self.log_file = self.directory / "containerd.log"
@@ -311,9 +310,9 @@ class PrivateContainerd:
         # What is left is ended by force; containerd first, since it would clean up after its shims at the same time.
         self.stop()
         _clear(self.directory)
-        if self._lock >= 0:
+        if self._lock is not None:
             os.close(self._lock)
-            self._lock = -1
+            self._lock = None
 
     def _delete_tasks(self) -> None:
         """The gentle way, which gives back what runtimes of any kind hold."""
@@ -349,24 +348,15 @@ def _clear_abandoned() -> None:
         try:
             if directory.lstat().st_uid != os.geteuid():
                 continue
-            lock = _lock(directory / _LOCK)
+            held = lock.acquire(directory / _LOCK, flags=0)
         except OSError:
-            continue  # in use, or just being made
+            continue  # just being made, or just removed
+        if held is None:
+            continue  # in use
         try:
             _clear(directory)
         finally:
-            os.close(lock)
-
-
-def _lock(path: Path, flags: int = 0) -> int:
-    """Open and lock a file; the kernel unlocks it when this process ends. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+            os.close(held)
 
 
 def _text(data: bytes) -> str:

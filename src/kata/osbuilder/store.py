@@ -11,17 +11,16 @@ administration needs is imported there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from kata.linux import lock as flock
 
 DEFAULT_ROOT = Path("/var/lib/kata/images")
 FILES = ("vmlinux", "initrd", "root.erofs")
@@ -179,22 +178,15 @@ def lock(directory: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         DeadlineExceeded: somebody else held it for `timeout` seconds.
     """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = flock.acquire(directory / ".lock", timeout=timeout)
+    if fd is None:
+        raise DeadlineExceeded(
+            f"another process has been changing {directory} for {timeout:.0f} s", hint="try again later"
+        )
     try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(
-                        f"another process has been changing {directory} for {timeout:.0f} s", hint="try again later"
-                    ) from None
-                time.sleep(0.1)
         yield
     finally:
-        os.close(descriptor)
+        os.close(fd)
 
 
 def file_digest(path: Path) -> str:

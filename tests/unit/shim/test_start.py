@@ -246,6 +246,8 @@ class TestDaemon:
         assert own <= {
             "kata",
             "kata.errors",
+            "kata.linux",
+            "kata.linux.lock",
             "kata.oci",
             "kata.oci.annotations",
             "kata.oci.ids",

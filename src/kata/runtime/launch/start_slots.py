@@ -11,10 +11,10 @@ Imports nothing that takes long to load: the first try is made before there is a
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
+from kata.linux import lock
 from kata.runtime.ledger.journal import STATE_ROOT
 
 TYPE_CHECKING = False
@@ -70,24 +70,12 @@ def try_acquire(root: str = STATE_ROOT) -> StartSlot | None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
         for number in range(_A_PROCESSOR * len(os.sched_getaffinity(0))):
-            if slot := _lock(os.path.join(root, f"start-slot-{number}")):
-                return slot
+            fd = lock.acquire(os.path.join(root, f"start-slot-{number}"))
+            if fd is not None:
+                return StartSlot(fd)
     except OSError:
         return StartSlot(-1)  # a full or read-only file system: what needs it fails by itself
     return None
-
-
-def _lock(path: str) -> StartSlot | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except OSError:
-        os.close(fd)
-        raise
-    return StartSlot(fd)
 
 
 async def acquire(root: str = STATE_ROOT) -> StartSlot:

@@ -13,11 +13,10 @@ The shim's short-lived `start` and `delete` import this file, so it imports noth
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import time
 
 from kata.errors import AlreadyExists, FailedPrecondition
+from kata.linux import lock
 from kata.runtime.ledger.kinds import RELEASERS
 
 #: Where each sandbox has its state directory, under its id.
@@ -25,7 +24,6 @@ STATE_ROOT = "/run/kata"
 
 _FILE_NAME = "ledger"
 #: Seconds between two tries to get the lock.
-_POLL_S = 0.002
 
 
 class Locked(Exception):
@@ -48,20 +46,17 @@ class Ledger:
     def __init__(self, directory: str, *, wait_s: float = 0.0) -> None:
         self.directory = directory
         path = os.path.join(directory, _FILE_NAME)
-        deadline = time.monotonic() + wait_s
         while True:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                self._lock(deadline)
-                # Whoever had the lock before may just have removed the file: this lock would then exclude nobody.
-                if _is_at(self._fd, path):
-                    break
-            except BaseException:
-                os.close(self._fd)
-                raise
-            os.close(self._fd)
-        self._held: list[tuple[str, str]] = _read(self._fd)
+                fd = lock.acquire(path, timeout=wait_s, flags=os.O_CREAT | os.O_APPEND)
+                break
+            except FileNotFoundError:
+                continue  # whoever had it before has just removed the directory
+        if fd is None:
+            raise Locked(directory)
+        self._fd = fd
+        self._held: list[tuple[str, str]] = _read(fd)
 
     @classmethod
     def adopt(cls, directory: str, fd: int) -> Ledger:
@@ -71,18 +66,6 @@ class Ledger:
         self._fd = fd
         self._held = _read(fd)
         return self
-
-    def _lock(self, deadline: float) -> None:
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() >= deadline:
-                raise Locked(self.directory)
-            time.sleep(_POLL_S)
 
     def hold(self, kind: str, value: str) -> None:
         """Write down that the thing is about to be acquired.
@@ -166,13 +149,6 @@ def claim(directory: str) -> Ledger:
     except Locked as error:
         raise AlreadyExists(f"sandbox {os.path.basename(directory)} already exists") from error
     return ledger
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _read(fd: int) -> list[tuple[str, str]]:

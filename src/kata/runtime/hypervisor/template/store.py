@@ -6,7 +6,6 @@ The layout is described in `kata.runtime.hypervisor.template.template`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, ResourceExhausted
+from kata.linux import lock
 from kata.runtime.hypervisor.template.template import MEMORY, open_template, read_manifest
 
 BUILDING = ".building-"
@@ -152,27 +152,21 @@ async def locked(root: Path, timeout: float) -> AsyncIterator[None]:
         DeadlineExceeded: somebody else held it for `timeout` seconds.
         FailedPrecondition: the directory cannot be made, or not be written to.
     """
-    lock = _open_lock(root)
+    deadline = time.monotonic() + timeout
+    while (fd := _try_lock(root)) is None:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"another process has been busy in {root} for {timeout:.0f} s")
+        await asyncio.sleep(_LOCK_POLL_S)
     try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"another process has been busy in {root} for {timeout:.0f} s")
-            await asyncio.sleep(_LOCK_POLL_S)
         yield
     finally:
-        os.close(lock)
+        os.close(fd)
 
 
-def _open_lock(root: Path) -> int:
+def _try_lock(root: Path) -> int | None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return lock.acquire(root / _LOCK)
     except OSError as error:
         raise FailedPrecondition(
             f"templates cannot be kept in {root}: {error.strerror}", hint="set template_path in the configuration"
