@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
+from kata.linux.atomic_file import sync_directory
 from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
 from kata.osbuilder.recipe import Recipe, builder_digest
@@ -230,7 +231,7 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress) -> G
         # The same version has the same bytes: only a damaged file changes by this, and readers keep what they opened.
         for name in (*store.FILES, store.MANIFEST):
             (staging / name).replace(target / name)
-        store.sync_directory(target)
+        sync_directory(target)
     else:
         staging.rename(target)
     store.switch_current(images, version)
@@ -242,7 +243,7 @@ def _sync_tree(directory: Path) -> None:
     for path in directory.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    store.sync_directory(directory)
+    sync_directory(directory)
 
 
 def _remove_leftovers(directory: Path) -> None:

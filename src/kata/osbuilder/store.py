@@ -21,6 +21,7 @@ from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import lock as flock
+from kata.linux.atomic_file import sync_directory
 
 DEFAULT_ROOT = Path("/var/lib/kata/images")
 FILES = ("vmlinux", "initrd", "root.erofs")
@@ -195,15 +196,6 @@ def file_digest(path: Path) -> str:
 
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Have the names in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

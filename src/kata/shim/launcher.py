@@ -13,6 +13,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from kata.linux import atomic_file
+
 NAME = "containerd-shim-kata-v2"
 
 _TEMPLATE = """#!{interpreter} -IS
@@ -35,11 +37,8 @@ def write_launcher(directory: Path) -> Path:
     compileall.compile_dir(package, quiet=1)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / NAME
-    temporary = directory / f".{NAME}"
-    temporary.write_text(_TEMPLATE.format(interpreter=interpreter, path=import_path))
-    temporary.chmod(0o755)
-    # Renamed into place: a sandbox may be starting right now.
-    temporary.rename(target)
+    # At once: a sandbox may be starting right now.
+    atomic_file.write(target, _TEMPLATE.format(interpreter=interpreter, path=import_path), mode=0o755)
     return target
 
 

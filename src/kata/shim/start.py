@@ -14,6 +14,7 @@ import stat
 import time
 
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from kata.linux import atomic_file
 from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
@@ -69,7 +70,7 @@ def start(arguments: Arguments) -> None:
     if child == 0:
         _become_daemon(settings, listener, ledger)
     ledger.close()
-    _write_file("shim.pid", str(child))
+    atomic_file.write("shim.pid", str(child))
     _publish(path)
 
 
@@ -151,16 +152,8 @@ def _bind(path: str, ledger: Ledger) -> _socket.socket:
 
 def _publish(path: str) -> None:
     address = f"unix://{path}"
-    _write_file("address", address)
+    atomic_file.write("address", address)  # containerd may look at any time
     os.write(1, address.encode())
-
-
-def _write_file(name: str, text: str) -> None:
-    """Written beside and renamed: containerd may look at any time."""
-    temporary = f".{name}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.rename(temporary, name)
 
 
 def _become_daemon(settings: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:

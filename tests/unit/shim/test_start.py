@@ -247,6 +247,7 @@ class TestDaemon:
             "kata",
             "kata.errors",
             "kata.linux",
+            "kata.linux.atomic_file",
             "kata.linux.lock",
             "kata.oci",
             "kata.oci.annotations",

@@ -7,13 +7,13 @@ remembered until the host, QEMU or the guest kernel changes (`kata.runtime.hyper
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument
+from kata.linux import atomic_file
 from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor import kvm
 
@@ -144,16 +144,10 @@ def _recall(cache: Path, key: dict[str, object]) -> str | None:
 
 
 def _remember(cache: Path, key: dict[str, object], obstacle: str) -> None:
-    """Write the outcome so that a reader sees all of it or nothing. What cannot be written is found out again."""
+    """Write the outcome down. What cannot be written is found out again."""
     expires = time.clock_gettime(time.CLOCK_BOOTTIME) + _FAILURE_LIFETIME_S
-    data = json.dumps({"key": key, "obstacle": obstacle, "expires": expires}).encode()
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        atomic_file.write(cache, json.dumps({"key": key, "obstacle": obstacle, "expires": expires}))
     except OSError:
         return
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, cache)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound
+from kata.linux import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,10 @@ class Timings:
 
     def write(self) -> None:
         """Put the file in its place, whole. Nothing depends on it, so what goes wrong is only logged."""
-        temporary = self._path.with_name(f".{FILE_NAME}")
         try:
             began = round(time.time() - time.monotonic() + self._begun, 4)
-            temporary.write_text(json.dumps({"began": began, "phases": [asdict(phase) for phase in self._phases]}))
-            os.replace(temporary, self._path)
+            content = {"began": began, "phases": [asdict(phase) for phase in self._phases]}
+            atomic_file.write(self._path, json.dumps(content))
         except OSError as error:
             log.debug("%s: %s", self._path, error.strerror)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
+from kata.linux import atomic_file
 
 #: Where configurations are, and the directories of plugins: Debian's among them.
 CONFIGURATIONS = Path("/etc/cni/net.d")
@@ -153,10 +154,8 @@ def release_network(record: str) -> None:
 
 
 def _write(record: Path, content: Mapping[str, Any]) -> None:
-    temporary = record.with_name(f".{record.name}")
     try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.rename(temporary, record)
+        atomic_file.write(record, json.dumps(content))
     except OSError as error:
         raise FailedPrecondition(f"cannot write {record}: {error.strerror}") from error
 

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
+from kata.linux import atomic_file
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.resources.host_cgroup import CgroupPaths
 from kata.runtime.resources.sizing import Size
@@ -29,13 +30,10 @@ class Status:
 
 
 def write_status(directory: str, size: Size, groups: CgroupPaths | None) -> None:
-    """Say what the sandbox has now. Written beside and renamed; a full disk costs only this."""
+    """Say what the sandbox has now. A full disk costs only this."""
     content = {"vcpus": size.vcpus, "memory_mib": size.memory_mib, "cgroup": groups.sandbox if groups else ""}
-    temporary = os.path.join(directory, f".{_FILE}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.rename(temporary, os.path.join(directory, _FILE))
+        atomic_file.write(os.path.join(directory, _FILE), json.dumps(content))
     except OSError:
         return
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.linux import atomic_file
 from kata.oci.ids import validate_id
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 
@@ -118,13 +119,10 @@ def add(volume_path: str, record: str, root: str = ROOT) -> None:
     """
     parse(volume_path, record)
     directory = os.path.join(root, name_of(volume_path))
-    temporary = os.path.join(directory, f".{_RECORD}")
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(record)
-        os.rename(temporary, os.path.join(directory, _RECORD))
+        atomic_file.write(os.path.join(directory, _RECORD), record)
     except OSError as error:
         raise FailedPrecondition(f"cannot write the record of volume {volume_path}: {error.strerror}") from error
 
@@ -181,7 +179,8 @@ def users(volume_path: str, root: str = ROOT) -> list[str]:
     """
     directory = os.path.join(root, name_of(volume_path))
     try:
-        entries = [entry for entry in os.scandir(directory) if entry.name.lstrip(".") != _RECORD]
+        entries = [entry for entry in os.scandir(directory) if entry.name != _RECORD]
     except OSError:
         raise NotFound(f"no direct volume is recorded for {volume_path}") from None
-    return sorted(entry.name for entry in entries if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode))
+    names = sorted(entry.name for entry in entries if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode))
+    return [name for name in names if not name.startswith(".")]  # a record that is just being written

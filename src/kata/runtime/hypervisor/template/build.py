@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, NotFound, ResourceExhausted
+from kata.linux.atomic_file import sync_directory
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template import store, template
@@ -113,7 +114,7 @@ async def _make(
             os.rename(directory, root / key)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-        _sync_directory(root)
+        sync_directory(root)
     except OSError as error:
         kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else FailedPrecondition
         raise kind(f"a template cannot be written to {root}: {(error.strerror or str(error)).lower()}") from error
@@ -189,11 +190,3 @@ def _runs(data: bytes) -> list[tuple[int, memoryview]]:
     if begin is not None:
         runs.append((begin, view[begin:]))
     return runs
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
