@@ -23,8 +23,8 @@ from kata.protocols import agent_pb2 as pb
 from kata.protocols import csi_pb2, health_pb2, types_pb2
 from kata.ttrpc import CallContext, Handler
 from kata.ttrpc.context import Answer
-from kata.ttrpc.envelope import varint
 from kata.ttrpc.typed import handlers
+from kata.ttrpc.wire import varint
 from kata.version import VERSION
 
 _log = logging.getLogger(__name__)

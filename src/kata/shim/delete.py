@@ -13,6 +13,7 @@ import time
 
 from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
+from kata.ttrpc.wire import varint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,14 +77,5 @@ def _has_open(pid: str, file: os.stat_result) -> bool:
 def delete_response(status: int, at_ns: int) -> bytes:
     """`containerd.task.v2.DeleteResponse` {2 exit_status, 3 exited_at {1 seconds, 2 nanos}}, encoded by hand."""
     seconds, nanos = divmod(at_ns, 1_000_000_000)
-    timestamp = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
-    return b"\x10" + _varint(status) + b"\x1a" + _varint(len(timestamp)) + timestamp
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    timestamp = b"\x08" + varint(seconds) + b"\x10" + varint(nanos)
+    return b"\x10" + varint(status) + b"\x1a" + varint(len(timestamp)) + timestamp

@@ -15,7 +15,6 @@ import time
 
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import atomic_file
-from kata.oci.annotations import classify
 from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import FILE
@@ -112,6 +111,8 @@ def _sandbox_of_bundle(own_id: str) -> str:
     if b"io.kubernetes." not in text:
         return own_id
     import json
+
+    from kata.oci.annotations import classify
 
     try:
         annotations = dict(json.loads(text).get("annotations") or {})

@@ -2,32 +2,43 @@
 
 Depends on nothing but the standard library, except for `kata.ttrpc.typed`, which is imported by name and needs
 google.protobuf. Layers, each usable without the next: `frames` and `envelope` (bytes), `connection` (the protocol, no
-I/O), `client` and `server` (asyncio), `typed` (protobuf messages). What needs asyncio is loaded with its first use.
+I/O), `client` and `server` (asyncio), `typed` (protobuf messages). Each name is loaded with its first use: the package
+itself costs nothing to import, for those who need no more than `wire`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from kata.ttrpc.errors import (
-    Code,
-    ConnectionClosed,
-    LocalProtocolError,
-    MessageTooLarge,
-    RemoteProtocolError,
-    StatusError,
-    TtrpcError,
-)
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kata.ttrpc.client import Client
     from kata.ttrpc.context import CallContext, Handler, Handlers, PeerCredentials, StreamHandler, UnaryHandler
+    from kata.ttrpc.errors import (
+        Code,
+        ConnectionClosed,
+        LocalProtocolError,
+        MessageTooLarge,
+        RemoteProtocolError,
+        StatusError,
+        TtrpcError,
+    )
     from kata.ttrpc.reconnect import ReconnectingClient
     from kata.ttrpc.server import Server
     from kata.ttrpc.stream import ClientStream, Stream
 
-_LATER = {
+_MODULES = {
     "client": ("Client",),
     "context": ("CallContext", "Handler", "Handlers", "PeerCredentials", "StreamHandler", "UnaryHandler"),
+    "errors": (
+        "Code",
+        "ConnectionClosed",
+        "LocalProtocolError",
+        "MessageTooLarge",
+        "RemoteProtocolError",
+        "StatusError",
+        "TtrpcError",
+    ),
     "reconnect": ("ReconnectingClient",),
     "server": ("Server",),
     "stream": ("ClientStream", "Stream"),
@@ -56,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _LATER.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+            return getattr(__import__(f"{__name__}.{module}", fromlist=[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from kata.ttrpc import frames
 from kata.ttrpc.envelope import (
-    MalformedMessage,
     Request,
     Response,
     Status,
@@ -35,6 +34,7 @@ from kata.ttrpc.envelope import (
 )
 from kata.ttrpc.errors import Code, LocalProtocolError, RemoteProtocolError
 from kata.ttrpc.frames import Frame
+from kata.ttrpc.wire import MalformedMessage
 
 _MAX_STREAM_ID = 0xFFFF_FFFF
 

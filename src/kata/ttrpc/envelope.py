@@ -7,24 +7,18 @@
 
 Doing it here keeps the package free of dependencies and bounds what a hostile envelope can cost: besides the frame's
 size, the number of fields is limited, since each costs time and memory. Everything else about protobuf is out of scope.
-Rules of the wire format: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from kata.ttrpc.wire import MalformedMessage, fields, varint
 
 #: Fields that a message may have, and therefore metadata pairs in a request.
 MAX_FIELDS = 1024
 _MAX_NESTED_FIELDS = 64
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_FIELD_NUMBER = (1 << 29) - 1
-
-
-class MalformedMessage(ValueError):
-    """Bytes that are no such message, or more of it than is accepted."""
 
 
 class Request(NamedTuple):
@@ -109,7 +103,7 @@ def decode_request(data: bytes | memoryview) -> Request:
     payload: bytes | memoryview = b""
     timeout_nano = 0
     metadata = []
-    for number, value in _fields(data, MAX_FIELDS):
+    for number, value in fields(data, MAX_FIELDS):
         if isinstance(value, int):
             if number == 4:
                 timeout_nano = _signed(value, 64)
@@ -130,11 +124,11 @@ def decode_response(data: bytes | memoryview) -> Response:
     message = ""
     details: list[bytes] = []
     payload: bytes | memoryview = b""
-    for number, value in _fields(data, MAX_FIELDS):
+    for number, value in fields(data, MAX_FIELDS):
         if isinstance(value, int):
             continue
         if number == 1:  # a nested message that comes twice is merged
-            for inner, part in _fields(value, _MAX_NESTED_FIELDS):
+            for inner, part in fields(value, _MAX_NESTED_FIELDS):
                 if isinstance(part, int):
                     if inner == 1:
                         code = _signed(part, 32)
@@ -149,71 +143,13 @@ def decode_response(data: bytes | memoryview) -> Response:
 
 def _key_value(data: memoryview) -> tuple[str, str]:
     key = text = ""
-    for number, value in _fields(data, _MAX_NESTED_FIELDS):
+    for number, value in fields(data, _MAX_NESTED_FIELDS):
         if not isinstance(value, int):
             if number == 1:
                 key = _string(value)
             elif number == 2:
                 text = _string(value)
     return key, text
-
-
-def _fields(data: bytes | memoryview, limit: int) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers with their varint or bytes; fields of other wire types are passed over, groups are refused."""
-    view = memoryview(data)
-    end = len(view)
-    position = 0
-    while position < end:
-        if limit == 0:
-            raise MalformedMessage("message has too many fields")
-        limit -= 1
-        tag, position = _read_varint(view, position)
-        number, wire_type = tag >> 3, tag & 7
-        if not 0 < number <= _MAX_FIELD_NUMBER:
-            raise MalformedMessage(f"field number {number} is out of range")
-        if wire_type == _VARINT:
-            scalar, position = _read_varint(view, position)
-            yield number, scalar
-            continue
-        if wire_type == _BYTES:
-            size, position = _read_varint(view, position)
-        elif wire_type in (_FIXED32, _FIXED64):
-            size = 4 if wire_type == _FIXED32 else 8
-        else:
-            raise MalformedMessage(f"wire type {wire_type} is not accepted")
-        if size > end - position:
-            raise MalformedMessage("field is longer than its message")
-        if wire_type == _BYTES:
-            yield number, view[position : position + size]
-        position += size
-
-
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
-    result = shift = 0
-    try:
-        while True:
-            byte = view[position]
-            position += 1
-            result |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return result & 0xFFFF_FFFF_FFFF_FFFF, position
-            shift += 7
-            if shift == 70:
-                raise MalformedMessage("varint is longer than 10 bytes")
-    except IndexError:
-        raise MalformedMessage("message ends inside a varint") from None
-
-
-def varint(value: int) -> bytes:
-    """A number that is not negative, as protobuf writes it."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _text(tag: int, text: str) -> bytes:

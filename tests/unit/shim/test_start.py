@@ -250,7 +250,6 @@ class TestDaemon:
             "kata.linux.atomic_file",
             "kata.linux.lock",
             "kata.oci",
-            "kata.oci.annotations",
             "kata.oci.ids",
             "kata.runtime",
             "kata.runtime.ledger",

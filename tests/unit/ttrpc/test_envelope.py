@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kata.ttrpc.envelope import (
     MAX_FIELDS,
-    MalformedMessage,
     Request,
     Response,
     Status,
@@ -20,6 +19,7 @@ from kata.ttrpc.envelope import (
     request_parts,
     response_parts,
 )
+from kata.ttrpc.wire import MalformedMessage
 
 Field = descriptor_pb2.FieldDescriptorProto
 

@@ -17,7 +17,8 @@ import time
 from dataclasses import dataclass
 
 from kata.ttrpc.connection import Connection, Role
-from kata.ttrpc.envelope import Request, varint
+from kata.ttrpc.envelope import Request
+from kata.ttrpc.wire import varint
 
 _SERVICE = "grpc.AgentService"
 _SEED_BYTES = 64
