@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_ADDRESS = re.compile(r"(?<![0-9A-Fa-f:])[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[01][0-9A-Fa-f]\.[0-7](?![0-9A-Fa-f])")
+from kata.linux import pci
+
+#: In either case, and by itself: not within longer numbers.
+_ADDRESS = re.compile(rf"(?<![0-9a-f:]){pci.ADDRESS.pattern}(?![0-9a-f])", re.IGNORECASE)
 
 
 def translate(environment: Iterable[str], addresses: Mapping[str, str]) -> list[str]:

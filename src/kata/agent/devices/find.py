@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from kata.agent.devices import pci
+from kata.agent.devices import pci_path
 from kata.errors import DeadlineExceeded, InvalidArgument
 from kata.linux.uevents import appears
 
@@ -67,9 +67,9 @@ class Finder:
             InvalidArgument: no PCI path.
             DeadlineExceeded: nothing is there in time.
         """
-        pci.parse(path)
-        root = f"{self.sys}/devices/{os.path.basename(pci.ROOT_BUS)}"
-        return await self.wait(lambda: pci.resolve(path, root), f"PCI device at {path}")
+        pci_path.parse(path)
+        root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
+        return await self.wait(lambda: pci_path.resolve(path, root), f"PCI device at {path}")
 
     async def interface(self, path: str) -> str:
         """The name of the network interface whose PCI device is at `path`.
@@ -98,11 +98,11 @@ class Finder:
         what = f"disk at {kind} {address}"
         if kind == "scsi":
             return await self.wait(self._scsi(address), what)
-        pci.parse(address)
-        root = f"{self.sys}/devices/{os.path.basename(pci.ROOT_BUS)}"
+        pci_path.parse(address)
+        root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
 
         def look() -> str | None:
-            directory = pci.resolve(address, root)
+            directory = pci_path.resolve(address, root)
             return self._node_of([f"{directory}/virtio*/block/*"]) if directory else None
 
         return await self.wait(look, what)

@@ -13,10 +13,11 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from kata.agent.devices import pci
+from kata.agent.devices import pci_path
 from kata.agent.devices.find import Finder
 from kata.agent.devices.specupdate import GuestNode
 from kata.errors import FailedPrecondition, InvalidArgument
+from kata.linux import pci
 from kata.linux.uevents import appears
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def parse_options(options: Iterable[str]) -> dict[str, str]:
         host, _, path = option.partition("=")
         if not pci.is_address(host) or host in paths:
             raise InvalidArgument(f"{option!r} does not say of one device where it is: expected ADDRESS=PCI-PATH")
-        pci.parse(path)
+        pci_path.parse(path)
         paths[host] = path
     if not paths:
         raise InvalidArgument("no device of the group is named")

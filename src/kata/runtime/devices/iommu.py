@@ -14,12 +14,12 @@ import re
 from dataclasses import dataclass
 
 from kata.errors import FailedPrecondition, NotFound
+from kata.linux import pci
 from kata.runtime.devices.binding import VFIO, driver_of
 
 #: PCI class of bridges, which are in a group with what is behind them, and never given away.
 _BRIDGE = 0x06
 _NO_IOMMU = "switch it on in the firmware, and with intel_iommu=on or amd_iommu=on on the kernel command line"
-_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 #: Lines of sysfs' `resource` file that are BARs: begin, end, flags.
 _BARS = 6
 #: The kernel's IORESOURCE_PREFETCH and IORESOURCE_MEM_64.
@@ -82,7 +82,7 @@ class Iommu:
         """
         if bus == "virtio":
             name = os.path.basename(os.path.dirname(os.path.realpath(f"{self._sys}/bus/virtio/devices/{name}")))
-        if bus not in ("pci", "virtio") or not _ADDRESS.fullmatch(name):
+        if bus not in ("pci", "virtio") or not pci.is_address(name):
             raise FailedPrecondition(f"device {name} on bus {bus or 'of no name'} is none of PCI")
         return name
 
@@ -113,7 +113,7 @@ class Iommu:
         if not addresses:
             raise NotFound(f"this host has no IOMMU group {group}")
         for address in addresses:
-            if not _ADDRESS.fullmatch(address):
+            if not pci.is_address(address):
                 raise FailedPrecondition(f"{address} in IOMMU group {group} is no PCI device")
         return [self._device(address) for address in addresses]
 

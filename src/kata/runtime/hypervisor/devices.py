@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 
 from kata.errors import InvalidArgument
+from kata.linux import pci
 
 #: QEMU's rule for names (`id_wellformed`), and a length that leaves room for what is made of it.
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
-_PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 #: What fits into the answer of a virtio disk (VIRTIO_BLK_ID_BYTES).
 _SERIAL = re.compile(r"[!-~]{0,20}")
 #: Kata's names, which are also those of the setting `block_device_driver`.
@@ -98,7 +98,7 @@ class VfioDevice:
 
     def __post_init__(self) -> None:
         _check(self.id, _ID, "device id")
-        _check(self.host, _PCI_ADDRESS, f"PCI address of device {self.id}")
+        _check(self.host, pci.ADDRESS, f"PCI address of device {self.id}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.agent.devices import pci
+from kata.agent.devices import pci_path
 from kata.errors import InvalidArgument
 
 
@@ -41,15 +41,15 @@ def root(tmp_path: Path) -> Path:
     ],
 )
 def test_paths(root: Path, path: str, expected: str | None) -> None:
-    assert pci.resolve(path, str(root)) == (f"{root}/{expected}" if expected else None)
+    assert pci_path.resolve(path, str(root)) == (f"{root}/{expected}" if expected else None)
 
 
 def test_a_bridge_has_one_bus(root: Path) -> None:
     with pytest.raises(InvalidArgument, match="2 buses"):
-        pci.resolve("0a/00", str(root))
+        pci_path.resolve("0a/00", str(root))
 
 
 @pytest.mark.parametrize("path", ["", "/", "9", "09/", "20", "09.8", "../etc", "09/0g", "09\n", "/".join(["01"] * 9)])
 def test_rubbish(path: str) -> None:
     with pytest.raises(InvalidArgument, match="is no PCI path"):
-        pci.parse(path)
+        pci_path.parse(path)

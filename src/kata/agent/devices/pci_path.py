@@ -1,7 +1,7 @@
 """PCI paths: where a device is, told by the slots on the way to it, because bus numbers are the guest's to give.
 
 "09/1f" is the device in slot 0x1f behind the bridge in slot 9 of the root bus; ".F" after a slot is a function other
-than 0. Notation: Kata Containers. And PCI addresses, which name a device on one machine: "0000:05:1f.0".
+than 0. Notation: Kata Containers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ ROOT_BUS = "/sys/devices/pci0000:00"
 
 _ELEMENT = re.compile(r"([01][0-9a-f])(?:\.([0-7]))?")
 _MAXIMUM_DEPTH = 8
-_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 def parse(path: str) -> list[str]:
@@ -50,8 +49,3 @@ def resolve(path: str, root: str = ROOT_BUS) -> str | None:
             bus = buses[0]
         directory = f"{directory}/{bus}:{element}"
     return directory if os.path.isdir(directory) else None
-
-
-def is_address(text: str) -> bool:
-    """Whether this is a full PCI address, lower case, such as "0000:05:1f.0"."""
-    return _ADDRESS.fullmatch(text) is not None
