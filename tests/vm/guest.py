@@ -25,7 +25,7 @@ from kata.errors import NotFound
 from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2
+from kata.protocols import health_pb2, shared_tree
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
 from tests.support.images import busybox
@@ -241,9 +241,9 @@ class Agent:
 def share_storage() -> pb.Storage:
     return pb.Storage(
         driver="9p",
-        source="kataShared",
+        source=shared_tree.TAG,
         fstype="9p",
-        options=["trans=virtio", "version=9p2000.L", "cache=none", "nodev", "msize=512000"],
+        options=shared_tree.options_9p(512_000, cache="none"),
         mount_point=f"{SHARED}/",
     )
 

@@ -23,9 +23,9 @@ import pytest
 
 from kata.errors import FailedPrecondition, KataError, VmLaunchError
 from kata.osbuilder import store
-from kata.protocols import agent_pb2, health_pb2
+from kata.protocols import agent_pb2, health_pb2, shared_tree
 from kata.runtime.hypervisor import trial_boot
-from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
+from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, VmPlan
 from kata.runtime.hypervisor.console import DEFAULT_LIMIT
 from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.storage.shared_tree import GUEST_SHARED
@@ -325,7 +325,7 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     program = f"""
         import asyncio
         from pathlib import Path
-        from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, SHARE_TAG, VmPlan
+        from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, VmPlan
         from kata.runtime.hypervisor.qemu.vm import QemuVm
 
         async def main():
@@ -402,9 +402,9 @@ async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
         await health.call("Check", health_pb2.CheckRequest(), timeout=90)
         storage = agent_pb2.Storage(
             driver="9p",
-            source=SHARE_TAG,
+            source=shared_tree.TAG,
             fstype="9p",
-            options=["trans=virtio", "version=9p2000.L", "cache=none", "msize=512000"],
+            options=shared_tree.options_9p(512_000, cache="none"),
             mount_point=GUEST_SHARED,
         )
         request = agent_pb2.CreateSandboxRequest(hostname="h", sandbox_id="test", storages=[storage])

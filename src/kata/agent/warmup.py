@@ -28,7 +28,7 @@ from kata.linux.libc import LIBC
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2
+from kata.protocols import health_pb2, shared_tree
 from kata.ttrpc import CallContext, Client, Handler, Server, StatusError
 from kata.ttrpc.typed import Stub
 
@@ -43,6 +43,8 @@ _SHARED_ROOT, _BOUND_ROOT = f"{_SHARE}warm-up", "/run/kata-agent/warm-up"
 _LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
 _FILES = {"/bin/cat": "/bin/busybox", _LIBC: _LIBC, "/lib64/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2"}
 _DIRECTORIES = ("/dev", "/proc", "/sys")
+#: What the host's default is, and any other would do: bytes of a 9p message.
+_MSIZE = 512_000
 #: Seconds; an emulated guest needs three.
 _TIMEOUT = 30.0
 _DROP_CACHES = "/proc/sys/vm/drop_caches"
@@ -148,12 +150,13 @@ def _root() -> Iterator[str]:
 
 def _shared_tree() -> list[pb.Storage]:
     """The shared tree, where this machine has the device for it: that of virtio-fs comes with a restore."""
-    tree = pb.Storage(source="kataShared", mount_point=_SHARE)
+    tree = pb.Storage(source=shared_tree.TAG, mount_point=_SHARE)
     if glob.glob("/sys/bus/virtio/drivers/9pnet_virtio/virtio*"):
         tree.driver = tree.fstype = "9p"
-        tree.options.extend(["trans=virtio", "version=9p2000.L", "cache=mmap", "nodev", "msize=512000"])
+        tree.options.extend(shared_tree.options_9p(_MSIZE))
     elif glob.glob("/sys/bus/virtio/drivers/virtiofs/virtio*"):
         tree.driver, tree.fstype = "virtio-fs", "virtiofs"
+        tree.options.extend(shared_tree.VIRTIO_FS_OPTIONS)
     else:
         return []
     return [tree]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kata.errors import InvalidArgument
+from kata.protocols.shared_tree import TAG
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 
 #: The least memory a guest gets, in MiB: below this the guest's kernel and agent were seen to die, not to say no.
@@ -22,8 +23,6 @@ MAXIMUM_CHANNELS = 7
 ROOT_PORTS, ROOT_PORTS_MAX = 4, 18
 #: How the guest gets at the shared tree; the names are those of the setting `shared_fs`.
 SHARE_9P, SHARE_VIRTIO_FS = "virtio-9p", "virtio-fs"
-#: The mount tag of the shared tree.
-SHARE_TAG = "kataShared"
 
 _ACCELERATORS = ("kvm", "tcg")
 #: Ends up in a process name, in file names and in QEMU's option syntax.
@@ -92,7 +91,7 @@ class VmPlan:
     share_fs: str = SHARE_9P
     share_helper: Path | None = None
     share_options: tuple[str, ...] = ()
-    share_tag: str = SHARE_TAG
+    share_tag: str = TAG
     channels: tuple[str, ...] = ()
     iommu: bool = False
     root_ports: int = ROOT_PORTS

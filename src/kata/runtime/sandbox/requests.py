@@ -8,11 +8,11 @@ from typing import Any
 from kata.errors import InvalidArgument
 from kata.oci import convert, edit
 from kata.oci.spec import Spec
-from kata.protocols import agent_pb2, types_pb2
+from kata.protocols import agent_pb2, shared_tree, types_pb2
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached
 from kata.runtime.devices.vfio import AttachedGroup
-from kata.runtime.hypervisor.base import SHARE_TAG, SHARE_VIRTIO_FS
+from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.storage.disk_mount import DiskMount
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
@@ -54,19 +54,14 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
 
 
 def _shared_tree(config: Config) -> agent_pb2.Storage:
-    storage = agent_pb2.Storage(source=SHARE_TAG, mount_point=GUEST_SHARED + "/")
+    storage = agent_pb2.Storage(source=shared_tree.TAG, mount_point=GUEST_SHARED + "/")
     if config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
         storage.driver, storage.fstype = "virtio-fs", "virtiofs"
-        storage.options.append("nodev")
+        storage.options.extend(shared_tree.VIRTIO_FS_OPTIONS)
     else:
         storage.driver = storage.fstype = "9p"
-        msize = f"msize={config.hypervisor.msize_9p}"
-        storage.options.extend(["trans=virtio", "version=9p2000.L", f"cache={_CACHE_9P}", "nodev", msize])
+        storage.options.extend(shared_tree.options_9p(config.hypervisor.msize_9p))
     return storage
-
-
-#: Kata's choice: files can be mapped shared and writable, everything else goes straight to the host.
-_CACHE_9P = "mmap"
 
 
 def namespace_of(spec: Spec) -> str:

@@ -1,0 +1,23 @@
+"""How the guest mounts the shared tree, the directory of the host through which containers get their files.
+
+The tag is Kata's; 9p's options are those of Documentation/filesystems/9p.rst in the kernel.
+"""
+
+from __future__ import annotations
+
+#: What the guest finds the device of the shared tree by.
+TAG = "kataShared"
+
+#: mount(8) options of a shared tree over virtio-fs.
+VIRTIO_FS_OPTIONS = ("nodev",)
+
+
+def options_9p(msize: int, *, cache: str = "mmap") -> tuple[str, ...]:
+    """mount(8) options of a shared tree over 9p.
+
+    Args:
+        msize: bytes of a message at most.
+        cache: "mmap" is Kata's choice: files can be mapped shared and writable, everything else goes straight to the
+            host.
+    """
+    return ("trans=virtio", "version=9p2000.L", f"cache={cache}", "nodev", f"msize={msize}")
