@@ -7,11 +7,9 @@ conversation have increasing numbers, so a request on stream 1 always begins a n
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
-_HEADER = struct.Struct(">IIBB")  # payload length, stream, type, flags
-_REQUEST = 1
+from kata.ttrpc.frames import HEADER, REQUEST
 
 
 class Piece(NamedTuple):
@@ -35,13 +33,13 @@ class Splitter:
         start, begins = 0, False
         position = min(self._payload, len(data))
         self._payload -= position
-        while not self._payload and len(data) - position >= _HEADER.size:
-            length, stream, kind, _ = _HEADER.unpack_from(data, position)
-            if stream == 1 and kind == _REQUEST:
+        while not self._payload and len(data) - position >= HEADER.size:
+            length, stream, kind, _ = HEADER.unpack_from(data, position)
+            if stream == 1 and kind == REQUEST:
                 if position > start:
                     pieces.append(Piece(data[start:position], begins))
                 start, begins = position, True
-            end = position + _HEADER.size + length
+            end = position + HEADER.size + length
             position = min(end, len(data))
             self._payload = end - position
         if position > start:

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import struct
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.agent.conversations import Splitter
+from kata.ttrpc.frames import DATA, REQUEST, encode
 
 
-def frame(stream: int, payload: bytes = b"", kind: int = 1) -> bytes:
-    return struct.pack(">IIBB", len(payload), stream, kind, 0) + payload
+def frame(stream: int, payload: bytes = b"", kind: int = REQUEST) -> bytes:
+    return encode(stream, kind, 0, (payload,))
 
 
 def conversations(*chunks: bytes) -> list[bytes]:
@@ -36,7 +35,7 @@ def test_a_payload_begins_nothing() -> None:
 
 
 def test_a_response_numbered_one_begins_nothing() -> None:
-    whole = frame(1) + frame(1, b"data", kind=3)
+    whole = frame(1) + frame(1, b"data", kind=DATA)
     assert conversations(whole) == [whole]
 
 

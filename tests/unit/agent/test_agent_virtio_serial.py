@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import tty
 from collections.abc import Iterator
 
@@ -12,10 +11,11 @@ import pytest
 
 from kata.agent.virtio_serial import VirtioSerialPort, find_port
 from kata.errors import NotFound
+from kata.ttrpc.frames import REQUEST, encode
 
 
 def frame(stream: int, payload: bytes) -> bytes:
-    return struct.pack(">IIBB", len(payload), stream, 1, 0) + payload
+    return encode(stream, REQUEST, 0, (payload,))
 
 
 @pytest.fixture
