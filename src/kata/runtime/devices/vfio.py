@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kata.errors import FailedPrecondition, KataError
+from kata.oci.device_rules import allows_everything
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.iommu import HostDevice, Iommu
@@ -87,7 +88,7 @@ def plan_vfio(spec: Spec, mode: str, iommu: Iommu) -> VfioPlan:
     devices: Sequence[Mapping[str, Any]] = linux.get("devices") or ()
     rules: Sequence[Mapping[str, Any]] = (linux.get("resources") or {}).get("devices") or ()
     # A privileged container is given every device that the host has; it gets the guest's, and none of these.
-    privileged = any(rule.get("allow") and _matches_all(rule) for rule in rules)
+    privileged = allows_everything(rules)
     kept: list[Mapping[str, Any]] = []
     groups: list[WantedGroup] = []
     skipped: list[str] = []
@@ -121,10 +122,6 @@ def _group(device: Mapping[str, Any], iommu: Iommu) -> int | None:
         # Of this path, but not of this host: the error that follows says what is missing.
         return int(name)
     return None
-
-
-def _matches_all(rule: Mapping[str, Any]) -> bool:
-    return rule.get("type", "a") == "a" and rule.get("major", -1) in (-1, None) and rule.get("minor", -1) in (-1, None)
 
 
 @dataclass(frozen=True)

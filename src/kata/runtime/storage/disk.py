@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
+from kata.oci.device_rules import allows_disk, allows_everything
 from kata.oci.spec import Spec
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
@@ -161,7 +162,7 @@ class _Planner:
     def add_devices(self) -> None:
         linux: Mapping[str, Any] = self._spec.get("linux") or {}
         rules = (linux.get("resources") or {}).get("devices") or ()
-        privileged = any(rule.get("allow") and _matches_all(rule) for rule in rules)
+        privileged = allows_everything(rules)
         for device in linux.get("devices") or ():
             if device.get("type") != "b":
                 self._devices.append(device)
@@ -177,7 +178,7 @@ class _Planner:
                 raise NotFound(f"{self._what}: device {path} ({number[0]}:{number[1]}) does not exist on this host")
             if number[0] in (_FLOPPY, _CDROM):
                 raise InvalidArgument(f"{self._what}: device {path} is a drive with removable media, which has no disk")
-            access = "".join(str(rule.get("access", "")) for rule in rules if _allows(rule, number))
+            access = "".join(str(rule.get("access", "")) for rule in rules if allows_disk(rule, number))
             read_only = _is_read_only(*number) or (bool(access) and "w" not in access)
             self._disks.append(Disk(node, read_only, container_path=path))
             self._devices.append(device)
@@ -239,12 +240,3 @@ def _is_read_only(major: int, minor: int) -> bool:
             return file.read().strip() == "1"
     except OSError:
         return False
-
-
-def _matches_all(rule: Mapping[str, Any]) -> bool:
-    return rule.get("type", "a") == "a" and rule.get("major", -1) in (-1, None) and rule.get("minor", -1) in (-1, None)
-
-
-def _allows(rule: Mapping[str, Any], number: tuple[int, int]) -> bool:
-    same = rule.get("type") == "b" and (rule.get("major"), rule.get("minor")) == number
-    return bool(rule.get("allow")) and same
