@@ -10,9 +10,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from kata.cli import gc
 from kata.linux import mountinfo
 from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.runtime.ledger.journal import STATE_ROOT
@@ -50,6 +52,25 @@ def assert_nothing_left(before: frozenset[str], prefix: str = "", *, within_s: f
         if time.monotonic() > deadline:
             raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left)))
         time.sleep(_POLL_S)
+
+
+@contextmanager
+def nothing_left(prefix: str) -> Iterator[None]:
+    """Around a test: what its sandboxes leave is a failure, and is given back for the sake of the next test.
+
+    Args:
+        prefix: what their ids begin with.
+
+    Raises:
+        AssertionError: as `assert_nothing_left`.
+    """
+    before = snapshot(prefix)
+    yield
+    try:
+        assert_nothing_left(before, prefix)
+    finally:
+        for sandbox_id in [name for name in gc.candidates() if name.startswith(prefix)]:
+            gc.release(sandbox_id)
 
 
 def _processes(prefix: str) -> Iterator[str]:

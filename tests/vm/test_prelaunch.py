@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kata.cli import gc
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.runtime.config.loader import load
@@ -32,13 +31,8 @@ MEMORY_MIB = 256
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    before = leaks.snapshot(PREFIX)
-    yield
-    try:
-        leaks.assert_nothing_left(before, PREFIX)
-    finally:
-        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
-            gc.release(sandbox_id)
+    with leaks.nothing_left(PREFIX):
+        yield
 
 
 @pytest.fixture(scope="module")

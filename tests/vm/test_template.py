@@ -106,13 +106,8 @@ def keys(root: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    before = leaks.snapshot(PREFIX)
-    yield
-    try:
-        leaks.assert_nothing_left(before, PREFIX)
-    finally:
-        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
-            gc.release(sandbox_id)
+    with leaks.nothing_left(PREFIX):
+        yield
 
 
 @pytest.fixture(scope="module")

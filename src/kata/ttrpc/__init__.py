@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         StatusError,
         TtrpcError,
     )
-    from kata.ttrpc.reconnect import ReconnectingClient
     from kata.ttrpc.server import Server
     from kata.ttrpc.stream import ClientStream, Stream
 
@@ -39,7 +38,6 @@ _MODULES = {
         "StatusError",
         "TtrpcError",
     ),
-    "reconnect": ("ReconnectingClient",),
     "server": ("Server",),
     "stream": ("ClientStream", "Stream"),
 }
@@ -55,7 +53,6 @@ __all__ = [
     "LocalProtocolError",
     "MessageTooLarge",
     "PeerCredentials",
-    "ReconnectingClient",
     "RemoteProtocolError",
     "Server",
     "StatusError",

@@ -4,8 +4,8 @@
     answer = await client.call("grpc.Health", "Check", payload, timeout=5)
     await client.close()
 
-It deals in bytes; `kata.ttrpc.typed` puts protobuf messages on top. A lost connection stays lost; see
-`kata.ttrpc.reconnect` for a client that connects again.
+It deals in bytes; `kata.ttrpc.typed` puts protobuf messages on top. A lost connection stays lost,
+and so do its calls: whether they were carried out is not known here.
 """
 
 from __future__ import annotations

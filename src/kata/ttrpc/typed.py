@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf import message_factory, symbol_database
 from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
@@ -28,30 +28,8 @@ from kata.ttrpc.context import CallContext, Handler, StreamHandler, UnaryHandler
 from kata.ttrpc.errors import Code, StatusError
 from kata.ttrpc.stream import ClientStream, Stream
 
-
-class Caller(Protocol):
-    """What a stub needs of a client: `Client` and `ReconnectingClient` are such."""
-
-    async def call(
-        self,
-        service: str,
-        method: str,
-        payload: bytes = b"",
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> bytes: ...
-
-    def stream(
-        self,
-        service: str,
-        method: str,
-        payload: bytes = b"",
-        *,
-        client_streams: bool = True,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> AbstractAsyncContextManager[ClientStream]: ...
+if TYPE_CHECKING:
+    from kata.ttrpc.client import Client
 
 
 class Rpc(NamedTuple):
@@ -99,7 +77,7 @@ class Stub:
     Errors are those of `Client.call`. An answer that cannot be decoded is a StatusError with INTERNAL.
     """
 
-    def __init__(self, client: Caller, service: ServiceDescriptor) -> None:
+    def __init__(self, client: Client, service: ServiceDescriptor) -> None:
         self._client = client
         self._rpcs = rpcs(service)
 

@@ -9,6 +9,7 @@ import pytest
 
 from kata.cli.main import invoke
 from kata.runtime.hypervisor.template import template
+from tests.support.templates import make_template
 
 
 @pytest.fixture
@@ -24,12 +25,7 @@ def config(tmp_path: Path, root: Path) -> str:
 
 
 def make(root: Path, key: str) -> Path:
-    directory = root / key
-    directory.mkdir(parents=True)
-    (directory / template.MEMORY).write_bytes(b"m" * 4096)
-    (directory / template.STATE).write_bytes(b"state")
-    template.write_manifest(directory, {"accelerator": "tcg", "vcpus": 2, "memory_mib": 640})
-    return directory
+    return make_template(root, key, {"accelerator": "tcg", "vcpus": 2, "memory_mib": 640})
 
 
 def test_nothing_is_there(config: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

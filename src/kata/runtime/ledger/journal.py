@@ -23,7 +23,6 @@ from kata.runtime.ledger.kinds import RELEASERS
 STATE_ROOT = "/run/kata"
 
 _FILE_NAME = "ledger"
-#: Seconds between two tries to get the lock.
 
 
 class Locked(Exception):

@@ -13,6 +13,7 @@ import pytest
 from kata.errors import FailedPrecondition, NotFound
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.template import store, template
+from tests.support.templates import make_template
 
 Files = dict[str, Path]
 
@@ -34,16 +35,6 @@ def plan(make_plan: Callable[..., VmPlan], files: Files) -> VmPlan:
 def root(tmp_path: Path) -> Path:
     (tmp_path / "templates").mkdir()
     return tmp_path / "templates"
-
-
-def make(root: Path, key: str = "k", machine: dict[str, Any] | None = None) -> Path:
-    """A whole template of one page."""
-    directory = root / key
-    directory.mkdir()
-    (directory / template.MEMORY).write_bytes(b"m" * 4096)
-    (directory / template.STATE).write_bytes(b"state")
-    template.write_manifest(directory, {"vcpus": 1, "memory_mib": 128} if machine is None else machine)
-    return directory
 
 
 def key(plan: VmPlan) -> str:
@@ -97,14 +88,14 @@ class TestKey:
 
     def test_a_description_survives_json(self, plan: VmPlan, root: Path) -> None:
         machine = template.description(plan)
-        make(root, "k", machine)
+        make_template(root, "k", machine)
         assert store.list_templates(root)[0].machine == machine
         assert template.key_of(store.list_templates(root)[0].machine) == template.key_of(machine)
 
 
 class TestOpen:
     def test_a_whole_one(self, root: Path) -> None:
-        make(root)
+        make_template(root)
         with template.open_template(root, "k") as found:
             assert os.pread(found.memory, 2, 0) == b"mm"
             assert os.read(found.state, 9) == b"state", "qemu reads it from the beginning"
@@ -120,12 +111,12 @@ class TestOpen:
 
     @pytest.mark.parametrize("name", [template.MEMORY, template.STATE, template.MANIFEST])
     def test_a_missing_file(self, root: Path, name: str) -> None:
-        (make(root) / name).unlink()
+        (make_template(root) / name).unlink()
         with pytest.raises(FailedPrecondition, match=f"template k is broken: .*{name} is missing"):
             template.open_template(root, "k")
 
     def test_changed_memory(self, root: Path) -> None:
-        path = make(root) / template.MEMORY
+        path = make_template(root) / template.MEMORY
         info = path.stat()
         with path.open("r+b") as file:
             file.write(b"x")
@@ -134,12 +125,12 @@ class TestOpen:
             template.open_template(root, "k")
 
     def test_truncated_memory(self, root: Path) -> None:
-        os.truncate(make(root) / template.MEMORY, 100)
+        os.truncate(make_template(root) / template.MEMORY, 100)
         with pytest.raises(FailedPrecondition, match="its memory was changed"):
             template.open_template(root, "k")
 
     def test_replaced_memory(self, root: Path) -> None:
-        directory = make(root)
+        directory = make_template(root)
         other = root / "other"
         other.write_bytes((directory / template.MEMORY).read_bytes())
         other.replace(directory / template.MEMORY)
@@ -148,7 +139,7 @@ class TestOpen:
 
     @pytest.mark.parametrize("content", [b"", b"stat", b"State", b"state and more"])
     def test_another_state(self, root: Path, content: bytes) -> None:
-        (make(root) / template.STATE).write_bytes(content)
+        (make_template(root) / template.STATE).write_bytes(content)
         with pytest.raises(FailedPrecondition, match="its state is not what was saved"):
             template.open_template(root, "k")
 
@@ -157,19 +148,19 @@ class TestOpen:
         [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b'{"format": 0, "machine": {}}', b"[" * 9999, b"\xff"],
     )
     def test_another_manifest(self, root: Path, content: bytes) -> None:
-        (make(root) / template.MANIFEST).write_bytes(content)
+        (make_template(root) / template.MANIFEST).write_bytes(content)
         with pytest.raises(FailedPrecondition, match="template k is broken: manifest"):
             template.open_template(root, "k")
 
     def test_no_descriptor_stays_open_after_a_failure(self, root: Path) -> None:
-        (make(root) / template.STATE).write_bytes(b"")
+        (make_template(root) / template.STATE).write_bytes(b"")
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(FailedPrecondition):
             template.open_template(root, "k")
         assert len(os.listdir("/proc/self/fd")) == before
 
     def test_an_open_one_outlives_its_names(self, root: Path) -> None:
-        make(root)
+        make_template(root)
         with template.open_template(root, "k") as found:
             store.discard(root, "k")
             assert not (root / "k").exists()

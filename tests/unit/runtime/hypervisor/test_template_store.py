@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, KataError, ResourceExhausted
 from kata.runtime.hypervisor.template import store, template
+from tests.support.templates import make_template
 
 
 @pytest.fixture
@@ -19,22 +19,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "templates"
 
 
-def make(root: Path, key: str = "k", machine: dict[str, Any] | None = None) -> Path:
-    """A whole template of one page."""
-    directory = root / key
-    directory.mkdir()
-    (directory / template.MEMORY).write_bytes(b"m" * 4096)
-    (directory / template.STATE).write_bytes(b"state")
-    template.write_manifest(directory, {"vcpus": 1, "memory_mib": 128} if machine is None else machine)
-    return directory
-
-
 class TestRemove:
     def test_only_the_one_that_failed(self, root: Path) -> None:
-        make(root)
+        make_template(root)
         with template.open_template(root, "k") as failed:
             store.discard(root, "k")
-            make(root)
+            make_template(root)
             store.discard(root, "k", failed.memory)
         template.open_template(root, "k").close()
 
@@ -48,7 +38,7 @@ class TestRemove:
 
     def test_the_most_recently_used_stay(self, root: Path) -> None:
         for number in range(4):
-            directory = make(root, f"k{number}")
+            directory = make_template(root, f"k{number}")
             os.utime(directory, (number, number))
         with template.open_template(root, "k0") as found:
             template.mark_used(found)
@@ -56,8 +46,8 @@ class TestRemove:
         assert sorted(path.name for path in root.iterdir()) == ["k0", "k3"]
 
     def test_broken_ones_go(self, root: Path) -> None:
-        make(root, "good")
-        (make(root, "bad") / template.STATE).unlink()
+        make_template(root, "good")
+        (make_template(root, "bad") / template.STATE).unlink()
         assert {listed.key: bool(listed.problem) for listed in store.list_templates(root)} == {
             "good": False,
             "bad": True,
@@ -67,12 +57,12 @@ class TestRemove:
     def test_what_dead_builders_left_goes(self, root: Path) -> None:
         (root / f"{store.BUILDING}x").mkdir()
         (root / f"{store.BUILDING}x/memory").write_bytes(b"m")
-        make(root)
+        make_template(root)
         store.sweep(root)
         assert [path.name for path in root.iterdir()] == ["k"]
 
     def test_all(self, root: Path) -> None:
-        make(root)
+        make_template(root)
         (root / f"{store.BUILDING}x").mkdir()
         store.remember_failure(root, "other", "why")
         assert store.destroy(root) == ["k"]
