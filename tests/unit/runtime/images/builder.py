@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
+import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from kata.runtime.images.archive import open_archive
 from kata.runtime.images.model import UnpackLimits
@@ -47,6 +52,24 @@ def layer(*entries: tuple[tarfile.TarInfo, bytes | None], form: int = tarfile.PA
     return buffer.getvalue()
 
 
+def zstd_compress(content: bytes, *, window_log: int = 0) -> bytes:
+    """A zstd frame that does not tell its length beforehand, like one that was compressed from a pipe.
+
+    Args:
+        window_log: logarithm of the memory that the frame asks for (RFC 8878, 3.1.1.1.2); 0 for what it needs.
+    """
+    compressor = zstd.ZstdCompressor()
+    frame = bytearray(compressor.compress(content) + compressor.flush())
+    if window_log:
+        frame[5] = (window_log - 10) << 3
+    return bytes(frame)
+
+
+def skippable(content: bytes) -> bytes:
+    """A frame that zstd passes over (RFC 8878, 3.1.2): zstd:chunked keeps its table of contents in one."""
+    return b"\x50\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+
+
 def sha256(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
@@ -63,9 +86,9 @@ def image_config(layers: Iterable[bytes], **changes: Any) -> dict[str, Any]:
 class Oci:
     """The files of an OCI image layout; change them before `write`."""
 
-    def __init__(self, *layers: bytes, compress: bool = False, **config: Any) -> None:
+    def __init__(self, *layers: bytes, compress: Callable[[bytes], bytes] = bytes, **config: Any) -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
-        stored = [gzip.compress(content) if compress else content for content in layers]
+        stored = [compress(content) for content in layers]
         self.manifest = {
             "schemaVersion": 2,
             "config": self.blob(json.dumps(image_config(layers, **config)).encode(), "config.v1"),

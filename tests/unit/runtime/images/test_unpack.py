@@ -9,6 +9,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from kata.runtime.images.model import UnpackLimits
 from kata.runtime.images.tree import MAX_DEPTH
 from kata.runtime.images.unpack import unpack
 
-from .builder import Oci, directory, entry, hard_link, layer, sha256, symlink, unpacked
+from .builder import Oci, directory, entry, hard_link, layer, sha256, skippable, symlink, unpacked, zstd_compress
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: ownership and device nodes")
 
@@ -323,16 +324,18 @@ class TestHostile:
         target = unpacked(tmp_path, layer(directory("d", pax_headers=pax)))
         assert os.listxattr(target / "d") == ["user.fine"]
 
-    @pytest.mark.parametrize("compress", [False, True])
-    def test_the_number_of_entries_is_bounded(self, tmp_path: Path, outside: Path, compress: bool) -> None:
+    def test_the_number_of_entries_is_bounded(self, tmp_path: Path, outside: Path) -> None:
         many = layer(*(directory(f"{number}") for number in range(40)))
         with pytest.raises(ResourceExhausted, match="more than 100 entries"):
             unpacked(tmp_path, many, many, many, limits=UnpackLimits(entries=100))
         assert os.listdir(tmp_path / "jail") == ["outside"]
 
-    def test_a_bomb_is_stopped_at_the_limit(self, tmp_path: Path, outside: Path) -> None:
+    @pytest.mark.parametrize("compress", [gzip.compress, zstd_compress])
+    def test_a_bomb_is_stopped_at_the_limit(
+        self, tmp_path: Path, outside: Path, compress: Callable[[bytes], bytes]
+    ) -> None:
         for plain in (layer(entry("f", bytes(50_000_000))), layer() + bytes(50_000_000)):
-            path = Oci(plain, compress=True).write(tmp_path / "image.tar")
+            path = Oci(plain, compress=compress).write(tmp_path / "image.tar")
             assert path.stat().st_size < 100_000
             with open_archive(path) as image, pytest.raises(ResourceExhausted, match="more than 1000000 bytes"):
                 unpack(image, tmp_path / "jail/target", UnpackLimits(size=1_000_000))
@@ -418,10 +421,19 @@ class TestTarget:
             assert not (home / "bad").exists()
 
 
-def test_compressed_layers_in_several_members(tmp_path: Path) -> None:
-    """pigz and estargz write a gzip file as many."""
+@pytest.mark.parametrize(
+    "compress",
+    [
+        # pigz and estargz write a gzip file as many.
+        lambda one, two: gzip.compress(one) + gzip.compress(two),
+        # pzstd and zstd:chunked write several frames, and some to be skipped.
+        lambda one, two: skippable(b"size") + zstd_compress(one) + zstd_compress(two) + skippable(b"contents"),
+    ],
+    ids=["gzip", "zstd"],
+)
+def test_compressed_layers_in_several_members(tmp_path: Path, compress: Callable[[bytes, bytes], bytes]) -> None:
     plain = layer(entry("a", b"x" * 5000), entry("b", b"y"))
-    stored = gzip.compress(plain[:3000]) + gzip.compress(plain[3000:])
+    stored = compress(plain[:3000], plain[3000:])
     oci = Oci(stored, rootfs={"diff_ids": [sha256(plain)]})
     with open_archive(oci.write(tmp_path / "image.tar")) as image:
         unpack(image, tmp_path / "target")
