@@ -38,12 +38,12 @@ def main() -> None:
 
     from kata.oci.spec import load_bundle
     from kata.runtime.launch import timings
-    from kata.runtime.sandbox.sandbox import Sandbox
+    from kata.runtime.sandbox.start import start_sandbox
 
     async def start() -> float:
         begun, now = time.monotonic(), time.time()
         bundle = load_bundle(Path(ledger.directory))
-        sandbox = await Sandbox.start(sandbox_id, bundle, config, ledger, begun=begun, prelaunch=ahead)
+        sandbox = await start_sandbox(sandbox_id, bundle, config, ledger, begun=begun, prepared=ahead)
         # What follows the answer, the sandbox's own set-up, has no counterpart in a bare machine.
         answer = next(
             phase for phase in timings.read(Path(ledger.directory)).phases if phase.name in ("first answer", "boot")

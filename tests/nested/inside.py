@@ -27,7 +27,8 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.binding import driver_of, override_of
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.journal import STATE_ROOT, claim
-from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.sandbox import ContainerRequest
+from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.stdio import FdSink, Stdio
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
@@ -136,7 +137,7 @@ async def run(
     ledger = claim(f"{STATE_ROOT}/{name}")
     begun = time.monotonic()
     watching = asyncio.create_task(show_console(name))
-    sandbox = await Sandbox.start(
+    sandbox = await start_sandbox(
         name, bundle, configuration(mode, "root-port" if mode == "vfio" else "no-port"), ledger
     )
     tell(step="sandbox", name=name, seconds=round(time.monotonic() - begun, 1))

@@ -21,6 +21,7 @@ from kata.runtime.launch.timings import read
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.processes import processes_of
 from kata.runtime.sandbox.sandbox import Sandbox
+from kata.runtime.sandbox.start import start_sandbox
 from tests.support import leaks
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
@@ -63,7 +64,7 @@ def begin(ledger: Ledger, bundle: Bundle, config: Config) -> Prelaunch | None:
 
 
 async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch | None) -> Sandbox:
-    return await Sandbox.start(Path(ledger.directory).name, bundle, config, ledger, prelaunch=ahead)
+    return await start_sandbox(Path(ledger.directory).name, bundle, config, ledger, prepared=ahead)
 
 
 async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
@@ -102,10 +103,10 @@ async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, co
         await sandbox.stop()
 
 
-def test_a_sandbox_that_never_comes(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+async def test_a_sandbox_that_never_comes(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     ahead = begin(ledger, bundle_in(tmp_path), config)
     assert ahead is not None
-    ahead.discard()
+    await ahead.discard()
     assert not os.path.exists(f"/proc/{ahead.process.popen.pid}")
 
 
@@ -121,7 +122,7 @@ def test_a_bundle_that_is_none_is_left_to_who_can_complain(
     assert begin(ledger, bundle, config) is None
 
 
-async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+async def test_a_start_waits_for_a_slot_and_releases_it(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
     taken = []
     while slot := try_acquire():
@@ -130,7 +131,7 @@ async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, conf
     try:
         await asyncio.sleep(0.5)
         assert not list(processes_of(ledger.directory))
-        taken[0].end()
+        taken[0].release()
         sandbox = await starting
         try:
             assert "start slot" in [phase.name for phase in read(Path(ledger.directory)).phases]
@@ -140,10 +141,10 @@ async def test_a_start_waits_for_its_turn_and_gives_it_back(tmp_path: Path, conf
             await sandbox.stop()
     finally:
         for slot in taken:
-            slot.end()
+            slot.release()
 
 
-async def test_who_gives_up_waiting_for_a_turn_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+async def test_who_gives_up_waiting_for_a_slot_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     taken = []
     while slot := try_acquire():
         taken.append(slot)
@@ -152,5 +153,5 @@ async def test_who_gives_up_waiting_for_a_turn_leaves_nothing(tmp_path: Path, co
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     for slot in taken:
-        slot.end()
+        slot.release()
     assert not os.path.exists(ledger.directory)

@@ -32,7 +32,8 @@ from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template import build, store, template
-from kata.runtime.launch.bring_up import bring_up, ensure_template, settle_clock
+from kata.runtime.launch.bring_up import bring_up, ensure_template
+from kata.runtime.launch.guest_clock import settle_clock
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim

@@ -25,6 +25,7 @@ from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.process import KILLED
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.stdio import Stdio
 
 #: So many of these, and the user means it.
@@ -72,7 +73,7 @@ class Foreground:
         loop = asyncio.get_running_loop()
         self._signals.tell(lambda number: loop.call_soon_threadsafe(self._signalled, number))
         try:
-            sandbox = await Sandbox.start(self._id, self._bundle, self._config, self._ledger, progress=say)
+            sandbox = await start_sandbox(self._id, self._bundle, self._config, self._ledger, progress=say)
             try:
                 return await self._in_sandbox(sandbox)
             finally:

@@ -11,7 +11,7 @@ import socket
 
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.launch.prelaunch import Prelaunch
-from kata.runtime.launch.standby import Standby
+from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.grpc_status import to_status
 from kata.shim.events import Publisher
@@ -40,7 +40,7 @@ def run(settings: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prela
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(settings)
     try:
-        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, prelaunch=prelaunch))
+        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, prelaunch))
     except BaseException:
         log.exception("the shim of sandbox %s failed", settings.sandbox_id)
         ledger.release()
@@ -63,13 +63,11 @@ async def serve(
     settings: ShimParams,
     listener: socket.socket,
     ledger: Ledger,
-    *,
-    standby: Standby | None = None,
-    prelaunch: Prelaunch | None = None,
+    prepared: Prepared | None = None,
 ) -> None:
     """Serve containerd until the sandbox has ended, which may take over a machine that is there already."""
     publisher = Publisher(settings.events_address, settings.namespace)
-    service = TaskService(settings, ledger, publisher, standby, prelaunch)
+    service = TaskService(settings, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}

@@ -100,7 +100,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
     os.close(null)
     become_shim(settings)
     try:
-        await serve(settings, listener, sandbox_ledger, standby=standby)
+        await serve(settings, listener, sandbox_ledger, standby)
     finally:
         sandbox_ledger.release()
 

@@ -15,13 +15,13 @@ from kata.errors import FailedPrecondition, NotFound, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.runtime.config.annotations import apply_annotations
-from kata.runtime.launch.prelaunch import Prelaunch
-from kata.runtime.launch.standby import Standby
+from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
+from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.states import State
 from kata.runtime.storage.shared_tree import RootfsMount
 from kata.shim.early import load_config
@@ -67,15 +67,13 @@ class TaskService:
         settings: ShimParams,
         ledger: Ledger,
         publisher: Publisher,
-        standby: Standby | None = None,
-        prelaunch: Prelaunch | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         self.ended = asyncio.Event()
         self._settings = settings
         self._ledger = ledger
         self._publisher = publisher
-        self._standby = standby
-        self._prelaunch = prelaunch
+        self._prepared = prepared
         self._sandbox: Sandbox | None = None
         self._vm_pid = 0
         self._asked = False
@@ -131,16 +129,14 @@ class TaskService:
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
-                standby, self._standby = self._standby, None
-                prelaunch, self._prelaunch = self._prelaunch, None
-                self._sandbox = await Sandbox.start(
+                prepared, self._prepared = self._prepared, None
+                self._sandbox = await start_sandbox(
                     self._settings.sandbox_id,
                     bundle,
                     config,
                     self._ledger,
                     begun=self._settings.begun,
-                    standby=standby,
-                    prelaunch=prelaunch,
+                    prepared=prepared,
                 )
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
@@ -352,10 +348,8 @@ class TaskService:
             if sandbox is not None:
                 await sandbox.stop()
             else:
-                if self._standby is not None:
-                    await self._standby.discard()
-                if self._prelaunch is not None:
-                    self._prelaunch.discard()
+                if self._prepared is not None:
+                    await self._prepared.discard()
                 self._ledger.release()
             for task in list(self._tasks):
                 task.cancel()

@@ -1,4 +1,4 @@
-"""A sandbox's virtual machine with its agent answering: gone on from a template, or booted.
+"""Bring up a VM until its agent answers: restore it from a template, or boot it.
 
 A template that cannot be made or used costs a warning and the time of a boot, never the sandbox.
 """
@@ -31,24 +31,20 @@ from kata.runtime.ledger.kinds import TREE
 
 log = logging.getLogger(__name__)
 
-#: In the agent's log if that failed.
+#: In the agent's log if its warm-up failed.
 _COLD = '"warm-up: '
-#: Seconds from QEMU's start to the first answer of a machine that goes on from a template; the usual is 0.1 s.
+#: Seconds from the VMM's start to the first answer of a restored VM; 0.1 s is usual.
 RESTORE_TIMEOUT_S = 20.0
 #: Seconds that the agent's warm-up may take on top of a boot.
 _WARM_UP_TIMEOUT_S = 45.0
-#: Seconds that others may be making templates before a machine is booted without.
+#: Seconds to wait for others who make templates, before the VM is booted without one.
 _LOCK_TIMEOUT_S = 120.0
-#: Seconds for a machine whose channel has closed to be known to have ended.
-_LAST_WORDS_S = 3.0
-#: Seconds for a guest that has answered to come to rest before it is saved.
+#: Seconds for the exit of a VMM whose channel has closed to be known.
+_EXIT_KNOWN_S = 3.0
+#: Seconds for a guest that has answered to become idle before it is saved.
 _SETTLE_S = 0.3
-#: The clock is as wrong as its setting took at most: seconds that are good enough, and how to try for them.
-_CLOCK_ERROR_S = 0.005
-_CLOCK_TRIES = 50
-_CLOCK_PAUSE_S = 0.2
 
-_KILLED = "something has killed it: see whether this host, or the cgroup of who started it, is short of memory"
+_KILLED = "something has killed it: see whether this host, or the cgroup that it was started in, is short of memory"
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
 
 Progress = Callable[[str], None]
@@ -62,21 +58,19 @@ async def bring_up(
     progress: Progress,
     prelaunch: Prelaunch | None = None,
 ) -> tuple[VirtualMachine, AgentClient]:
-    """Start the machine of `plan`, by a template if the configuration allows it.
+    """Start the VM of `plan`, from a template if the configuration allows it.
 
     Args:
+        ledger: the sandbox's.
+        timings: where the phases are recorded.
         progress: told in one sentence each what takes seconds.
-        prelaunch: used if it is of this plan, else discarded.
+        prelaunch: of this plan; taken over.
 
     Raises:
-        VmLaunchError: the machine or its agent did not come up; nothing is left of it.
-        NotFound: QEMU or the guest image is not there.
+        VmLaunchError: the VM or its agent did not come up; nothing is left of it.
+        NotFound: the VMM or the guest image is not installed.
     """
     found = None
-    if prelaunch and prelaunch.plan != plan:
-        log.info("the machine that had a head start is not what %s needs", plan.sandbox_id)
-        prelaunch.discard()
-        prelaunch = None
     if prelaunch:
         found = prelaunch.template
     elif config.factory.enable_template and not plan.devices:
@@ -89,13 +83,13 @@ async def bring_up(
             except VmLaunchError as error:
                 if _lacks_memory(error):
                     raise  # the template is not to blame, and a boot needs more
-                log.warning("template %s does not work, the machine is booted: %s", found.key, error.message)
+                log.warning("template %s does not work, the VM is booted: %s", found.key, error.message)
                 _remove(found, config)
     return await _boot(plan, config, timings)
 
 
 def _lacks_memory(error: VmLaunchError) -> bool:
-    """Whether the host has no memory for the machine: QEMU says so, or the kernel has killed it."""
+    """Whether the host has no memory for the VM: the VMM says so, or the kernel has killed it."""
     return error.exit_status == -signal.SIGKILL or os.strerror(errno.ENOMEM) in error.output
 
 
@@ -103,9 +97,9 @@ async def _template(plan: VmPlan, config: Config, ledger: Ledger, progress: Prog
     try:
         return await ensure_template(plan, config, ledger, progress)
     except NotFound:
-        return None  # something is not installed: the boot says what, and what to do
+        return None  # something is not installed: the boot fails with what, and a hint
     except KataError as error:
-        log.warning("there is no template, the machine is booted: %s", error.message)
+        log.warning("there is no template, the VM is booted: %s", error.message)
         return None
 
 
@@ -119,23 +113,23 @@ def _remove(found: Template, config: Config) -> None:
 
 
 async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress: Progress) -> Template:
-    """The template for machines of `plan`, made if there is none; the caller closes it.
+    """The template for VMs of `plan`, made if there is none; the caller closes it.
 
     Raises:
         KataError: there is none and none could be made.
     """
     timeout = config.agent.dial_timeout + _WARM_UP_TIMEOUT_S
 
-    async def make_ready(machine: VirtualMachine) -> None:
-        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
-        await _first_answer(machine, agent, agent.check(), timeout, "template")
+    async def make_ready(vm: VirtualMachine) -> None:
+        agent = await AgentClient.connect(vm.channel(AGENT_CHANNEL))
+        await _first_answer(vm, agent, agent.check(), timeout, "template")
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
-        for line in machine.console_tail(100).splitlines():
+        for line in vm.console_tail(100).splitlines():
             if _COLD in line:
                 log.warning("the template works, but is not warm: %s", line)
 
-    # Few sandboxes come here, and none needs it again.
+    # Imported by the few sandboxes that make a template.
     from kata.runtime.hypervisor.template import build
 
     root = config.factory.template_path
@@ -157,79 +151,63 @@ async def _restore(
     plan: VmPlan, found: Template, timings: Timings, prelaunch: Prelaunch | None
 ) -> tuple[VirtualMachine, AgentClient]:
     process = prelaunch.process if prelaunch else None
-    machine = QemuVm(plan, memory=found.memory, state=found.state, process=process)
+    vm = QemuVm(plan, memory=found.memory, state=found.state, process=process)
     template.mark_used(found)
     begin = prelaunch.begun if prelaunch else time.monotonic()
     try:
-        await machine.start(RESTORE_TIMEOUT_S)
+        await vm.start(RESTORE_TIMEOUT_S)
         timings.add("qemu", begin)
         with timings.phase("first answer"):
-            channel = machine.channel(AGENT_CHANNEL)
+            channel = vm.channel(AGENT_CHANNEL)
             first_calls = prelaunch.first_calls if prelaunch else send_first_calls(channel)
             agent = await AgentClient.after_first_calls(channel, first_calls)
-            await _first_answer(machine, agent, agent.made_unique(first_calls), RESTORE_TIMEOUT_S, "restore")
+            await _first_answer(vm, agent, agent.made_unique(first_calls), RESTORE_TIMEOUT_S, "restore")
     except BaseException:
-        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        await asyncio.shield(asyncio.ensure_future(vm.stop(0)))
         raise
-    return machine, agent
+    return vm, agent
 
 
 async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
-    machine = QemuVm(plan)
+    vm = QemuVm(plan)
     timeout = config.agent.dial_timeout
     try:
         with timings.phase("qemu"):
-            await machine.start()
+            await vm.start()
         with timings.phase("boot"):
-            agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
-            await _first_answer(machine, agent, agent.check(), timeout, "agent")
+            agent = await AgentClient.connect(vm.channel(AGENT_CHANNEL))
+            await _first_answer(vm, agent, agent.check(), timeout, "agent")
     except BaseException:
-        await asyncio.shield(asyncio.ensure_future(machine.stop(0)))
+        await asyncio.shield(asyncio.ensure_future(vm.stop(0)))
         raise
-    return machine, agent
-
-
-async def settle_clock(machine: VirtualMachine, agent: AgentClient) -> None:
-    """Set the guest's clock until that was quick, which says how right it is. A busy host may need several tries.
-
-    After a restore the clock is wrong by as much as that took. What nobody can change is in docs/limitations.md.
-
-    Raises:
-        KataError: the agent does not answer.
-    """
-    for _ in range(_CLOCK_TRIES):
-        begin = time.monotonic()
-        await before_deadline("the guest's agent", agent.set_time(time.time_ns()), RESTORE_TIMEOUT_S, machine.pid)
-        if time.monotonic() - begin < _CLOCK_ERROR_S:
-            return
-        await asyncio.sleep(_CLOCK_PAUSE_S)
+    return vm, agent
 
 
 async def _first_answer(
-    machine: VirtualMachine, agent: AgentClient, call: Coroutine[Any, Any, None], timeout: float, phase: str
+    vm: VirtualMachine, agent: AgentClient, call: Coroutine[Any, Any, None], timeout: float, phase: str
 ) -> None:
-    """Wait for the end of the first call to a machine's agent.
+    """Wait for the first call to a VM's agent.
 
     Args:
-        timeout: seconds, less those that the machine waits for a processor.
+        timeout: seconds, not counting those in which the VM waits for a CPU.
         phase: for the error.
 
     Raises:
-        VmLaunchError: the machine ended, or the agent did not answer in time; its client is closed.
+        VmLaunchError: the VM ended, or the agent did not answer in time; its client is closed.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    answer = asyncio.ensure_future(before_deadline("the guest's agent", call, timeout, machine.pid))
-    death = asyncio.ensure_future(machine.wait())
+    answer = asyncio.ensure_future(before_deadline("the guest's agent", call, timeout, vm.pid))
+    death = asyncio.ensure_future(vm.wait())
     try:
         await asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done() and answer.exception() is None:
             return
         hangs = answer.done() and isinstance(answer.exception(), DeadlineExceeded)
         # The channel closes a moment before the exit is known: the exit says more.
-        await asyncio.wait({death}, timeout=0.0 if hangs else _LAST_WORDS_S)
+        await asyncio.wait({death}, timeout=0.0 if hangs else _EXIT_KNOWN_S)
         exit_ = death.result() if death.done() else None
-        reason = "the machine ended" if exit_ else str(answer.exception())
+        reason = "the VM ended" if exit_ else str(answer.exception())
         await agent.close()
         raise VmLaunchError(
             phase,
@@ -237,7 +215,7 @@ async def _first_answer(
             elapsed=loop.time() - begin,
             exit_status=exit_.status if exit_ else None,
             output=exit_.output if exit_ else "",
-            console=machine.console_tail(),
+            console=vm.console_tail(),
             hint=_KILLED if exit_ and exit_.status == -signal.SIGKILL else _SLOW,
         )
     finally:

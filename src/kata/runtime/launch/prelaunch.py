@@ -1,9 +1,9 @@
-"""A head start: QEMU goes on from the template while the shim still loads what it serves and speaks with.
+"""Prelaunch: QEMU restores a sandbox's VM from the template while the shim still imports what it serves with.
 
-What a sandbox's machine will be follows from the bundle and the configuration, and neither asyncio nor protobuf is
-needed to decide it and to run QEMU. If the sandbox then turns out to want another machine, this one was in vain.
+The plan of the VM follows from bundle and configuration, and neither asyncio nor protobuf is needed to make it and to
+run QEMU. If the sandbox then turns out to need another VM, this one is discarded.
 
-Imports nothing that takes long to load.
+Imports nothing slow.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from kata.runtime.ledger.kinds import PROCESS
 
 @dataclass(frozen=True)
 class Prelaunch:
-    """QEMU on its way.
+    """A VM that is being restored.
 
     Attributes:
-        first_calls: what the agent's channel has carried already.
-        begun: when it was started, by `time.monotonic`.
-        turn: whoever takes this over ends it.
+        first_calls: what has been sent on the agent's channel already.
+        begun: when QEMU was started, by `time.monotonic`.
+        slot: whoever takes this over releases it.
     """
 
     plan: VmPlan
@@ -45,32 +45,40 @@ class Prelaunch:
     begun: float
     slot: StartSlot
 
-    def discard(self) -> None:
-        """End it: the sandbox wants another machine, or none."""
+    def suits(self, wanted: VmPlan) -> bool:
+        """Whether this VM is what a sandbox needs."""
+        return self.plan == wanted
+
+    async def discard(self) -> None:
+        """End it: the sandbox needs another VM, or none."""
         self.process.kill()
         self.template.close()
-        self.slot.end()
+        self.slot.release()
 
 
 def prelaunch(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> Prelaunch | None:
-    """Start the machine of a sandbox, if that needs no more than a template that is there.
+    """Start to restore the VM of a sandbox, if there is a template for it and a start slot.
 
-    The caller is in a mount namespace of its own, and in the thread that the machine is to end with.
+    The caller is in a mount namespace of its own, and in the thread that the VM is to end with.
+
+    Args:
+        bundle: path of the bundle of the sandbox's first container.
+        config: without the bundle's annotations.
+        ledger: the sandbox's.
 
     Returns:
-        None where something is missing or wrong: whoever starts the sandbox for good finds out and says what. Nor is
-        there one while others start.
+        None also where something is missing or wrong: the start of the sandbox then fails with the reason.
     """
     slot = try_acquire()
     if slot is None:
         return None
-    found = _go_on(sandbox_id, bundle, config, ledger, slot)
+    found = _restore(sandbox_id, bundle, config, ledger, slot)
     if found is None:
-        slot.end()
+        slot.release()
     return found
 
 
-def _go_on(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot: StartSlot) -> Prelaunch | None:
+def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot: StartSlot) -> Prelaunch | None:
     template = None
     try:
         spec = load_bundle(Path(bundle)).spec

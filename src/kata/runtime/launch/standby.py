@@ -1,7 +1,7 @@
-"""A machine that waits for its sandbox: gone on from a template, unique, and practised in what a first container needs.
+"""A VM in standby: restored from a template, made unique, and warmed up for its first container.
 
-A restored guest is slow at first, because the emulator translates all code anew. In standby that has been done before
-anybody waits for it. The machine belongs to the process that made it; a sandbox in that process takes it over.
+A restored guest is slow at first, because the emulator has to translate all code again. In standby that is done before
+anybody waits for it. The VM belongs to the process that made it; a sandbox in that process takes it over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template.template import description, key_of
-from kata.runtime.launch import bring_up
+from kata.runtime.launch.bring_up import bring_up
+from kata.runtime.launch.guest_clock import settle_clock
 from kata.runtime.launch.start_slots import acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
@@ -30,17 +31,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Standby:
-    """A machine without a sandbox.
+    """A VM without a sandbox.
 
     Attributes:
-        ledger: holds the machine, and its directory, which is the machine's for as long as it lives.
-        vm, agent: the machine, and its agent, which answers.
-        kind: equal for machines that can stand in for each other.
+        ledger: holds the VM, and its state directory, which is in use for as long as the VM lives.
+        vm, agent: the VM, and its agent, which answers.
+        share: the tree that it shares with the host.
+        kind: equal for VMs that can stand in for each other.
     """
 
     ledger: Ledger
     vm: VirtualMachine
     agent: AgentClient
+    share: SharedTree
     kind: str
 
     @property
@@ -48,11 +51,11 @@ class Standby:
         return Path(self.ledger.directory)
 
     def suits(self, wanted: VmPlan) -> bool:
-        """Whether this machine is what a sandbox wants."""
+        """Whether this VM is what a sandbox needs."""
         return self.kind == kind_of(wanted)
 
     async def discard(self) -> None:
-        """End the machine and give everything back."""
+        """End the VM and give everything back."""
         await self.vm.stop(0)
         await self.agent.close()
         for problem in self.ledger.release():
@@ -60,36 +63,36 @@ class Standby:
 
 
 def kind_of(vm_plan: VmPlan) -> str:
-    """What machines have to have in common for one to stand in for the other."""
+    """What VMs have to have in common for one to stand in for the other."""
     return key_of(description(vm_plan))
 
 
 async def prepare(config: Config, ledger: Ledger) -> Standby:
-    """Start the machine that sandboxes without limits get, and have it practise.
+    """Bring up the VM that sandboxes without limits need, and warm it up.
 
     Args:
-        ledger: of the machine's own directory; released on failure.
+        ledger: of the VM's own state directory; released on failure.
 
     Raises:
-        KataError: the machine did not come up, or has not practised.
+        KataError: the VM did not come up, or did not warm up.
     """
     try:
         accelerator = await accel.choose_for(config.hypervisor)
         directory = Path(ledger.directory)
         vm_plan = plan_vm(directory.name, directory, {}, config, accelerator=accelerator.name)
-        # Before the machine: the template may be made anew meanwhile, of another image.
+        # Before the VM: the template may be replaced meanwhile by one of another image.
         kind = kind_of(vm_plan)
         ledger.hold(PROCESS, ledger.directory)
-        SharedTree(directory / "shared")
+        share = SharedTree(directory / "shared")
         timings = Timings(directory, time.monotonic())
         with await acquire():
-            vm, agent = await bring_up.bring_up(vm_plan, config, ledger, timings, log.info)
-            standby = Standby(ledger, vm, agent, kind)
+            vm, agent = await bring_up(vm_plan, config, ledger, timings, log.info)
+            standby = Standby(ledger, vm, agent, share, kind)
             try:
                 await agent.warm_up()
-                await bring_up.settle_clock(vm, agent)
+                await settle_clock(vm, agent)
             except BaseException:
-                # A guest that may still be at it is no use to a sandbox.
+                # A guest that may still be busy with it is of no use to a sandbox.
                 await asyncio.shield(asyncio.ensure_future(standby.discard()))
                 raise
         return standby

@@ -1,12 +1,12 @@
-"""Starts take turns: twice as many sandboxes as there are processors start at a time, and the others wait.
+"""Start slots: two sandboxes for each CPU may start at a time, and the others wait for a slot.
 
-An emulated machine translates for as long as it starts, and does so slowly where it loses the processor's caches to
-others all the time: forty starts at once took twice as long as the same forty, four at a time (docs/performance.md).
-It is a courtesy and no condition: who has waited for long goes without.
+An emulated guest is translated for as long as it starts, which is slow where others keep taking the CPU's caches:
+forty starts at once took twice as long as the same forty, four at a time (docs/performance.md). A slot is a courtesy,
+not a condition: who has waited for long starts without one.
 
-A turn is the lock of a file, so the kernel takes it back from who dies. The order among those who wait is chance.
+A slot is the lock of a file, so the kernel frees it when its holder dies. Waiters get slots in no particular order.
 
-Imports nothing that takes long to load: the first try is made before there is an event loop.
+Imports nothing slow: the first try is made before there is an event loop.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
 
-_A_PROCESSOR = 2
-#: Seconds to wait at most, and between two looks.
-WAIT_MAX_S = 60.0
+_SLOTS_PER_CPU = 2
+#: Seconds to wait at most, and between two tries.
+MAX_WAIT_S = 60.0
 _POLL_S = 0.05
+#: Seconds that a started sandbox keeps its slot for its next step: its first container, and that one's start.
+LINGER_S = 0.7
 
 
 class StartSlot:
-    """The right to start; until `end`, or the process's death.
+    """The right to start, until `release` or the process's death.
 
     Args:
-        fd: of a locked file; -1 for who goes without.
+        fd: descriptor of a locked file; -1 if the sandbox starts without a slot.
     """
 
     def __init__(self, fd: int) -> None:
@@ -42,23 +44,23 @@ class StartSlot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.release()
 
     def keep(self) -> None:
-        """Undo `end_in`."""
+        """Undo `release_in`."""
         if self._timer:
             self._timer.cancel()
 
-    def end_in(self, seconds: float) -> None:
-        """Give it to the next one if nothing else is said of it by then."""
+    def release_in(self, seconds: float) -> None:
+        """Release it after a time, unless `keep` or `release_in` is called before that."""
         self.keep()
         if self._fd >= 0:
             import asyncio
 
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.end)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.release)
 
-    def end(self) -> None:
-        """Give it to the next one. Idempotent."""
+    def release(self) -> None:
+        """Leave it to others. Idempotent."""
         self.keep()
         if self._fd >= 0:
             os.close(self._fd)
@@ -66,23 +68,27 @@ class StartSlot:
 
 
 def try_acquire(root: str = STATE_ROOT) -> StartSlot | None:
-    """A turn, if nobody has to be waited for."""
+    """A slot, or None if all are taken.
+
+    Where none can be made (the file system is full or read-only), the sandbox starts without one: what it needs for
+    itself fails with a better message.
+    """
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-        for number in range(_A_PROCESSOR * len(os.sched_getaffinity(0))):
+        for number in range(_SLOTS_PER_CPU * len(os.sched_getaffinity(0))):
             fd = lock.acquire(os.path.join(root, f"start-slot-{number}"))
             if fd is not None:
                 return StartSlot(fd)
     except OSError:
-        return StartSlot(-1)  # a full or read-only file system: what needs it fails by itself
+        return StartSlot(-1)
     return None
 
 
 async def acquire(root: str = STATE_ROOT) -> StartSlot:
-    """Wait for a turn, WAIT_MAX_S at most."""
+    """Wait for a slot, MAX_WAIT_S at most; then start without."""
     import asyncio
 
-    deadline = time.monotonic() + WAIT_MAX_S
+    deadline = time.monotonic() + MAX_WAIT_S
     while (slot := try_acquire(root)) is None:
         if time.monotonic() > deadline:
             return StartSlot(-1)

@@ -180,13 +180,16 @@ class SandboxNetwork:
             return
         await self._forward.start()
 
-    async def close(self) -> None:
-        """Follow and forward no more, and let go of the namespace. The interfaces are on the ledger."""
+    async def end(self) -> None:
+        """Follow and forward no more."""
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait({self._following})
         if self._forward is not None:
             await self._forward.close()
+
+    def close(self) -> None:
+        """Close the namespace. The interfaces are on the ledger."""
         self._pod.close()
 
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> _Attached:

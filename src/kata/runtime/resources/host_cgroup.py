@@ -1,12 +1,15 @@
-"""The sandbox's control group on the host: where the shim, the monitor and its helpers run, and what bounds them.
+"""The sandbox's host cgroup: where the shim, the VMM and its helpers run, and what limits them.
 
-With `sandbox_cgroup_only` all of them are in the group that the manager has chosen (`linux.cgroupsPath`), so its
-accounting and limits are the pod's. Without, only the machine's processors are there, and the rest is in
-/kata_overhead/<sandbox>, which has no limits; version 2 cannot part threads from their memory, so there the whole
-monitor is in the chosen group.
+With `sandbox_cgroup_only` all of them are in the cgroup that the container engine has chosen (`linux.cgroupsPath`), so
+its accounting and limits are the pod's. Without, only the vCPUs are there, and everything else is in
+/kata_overhead/<sandbox>, which has no limits. Version 2 cannot separate threads from their process's memory, so there
+the whole VMM is in the chosen cgroup.
 
-Every directory is on the ledger before it is made. A host that does not let this process make groups (read-only, no
-rights, none mounted) costs accounting and a second wall, not the sandbox: that is a warning, as in Kata.
+Every directory is on the ledger before it is made. Where this process may not make cgroups (read-only, no rights, none
+mounted), the sandbox loses accounting and a second layer of limits but runs: that is a warning, as in Kata.
+
+Sources: the kernel's admin-guide/cgroup-v1 and admin-guide/cgroup-v2.rst; Kata's design document "Host cgroup
+management".
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ log = logging.getLogger(__name__)
 
 _DEFAULT = "/vc"
 _OVERHEAD = "/kata_overhead"
-_PATH_MAX = 1024
+_MAX_PATH = 1024
 _SYSTEMD = re.compile(r"([^/:]*):([^/:]*):([^/:]+)")
 _NO_RIGHTS = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
-#: Tries to make a group whose parent somebody removes at the same time.
+#: Tries to make a cgroup whose parent somebody removes at the same time.
 _TRIES = 5
 
 
@@ -42,8 +45,8 @@ class CgroupPaths:
     """Absolute paths within the hierarchies.
 
     Attributes:
-        sandbox: the group with the limits.
-        overhead: where the processes are whose threads are not all in `sandbox`; None if they are in it.
+        sandbox: the cgroup with the limits.
+        overhead: the cgroup of the processes whose threads are not all in `sandbox`; None if they all are.
     """
 
     sandbox: str
@@ -51,13 +54,18 @@ class CgroupPaths:
 
 
 def plan_cgroups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> CgroupPaths:
-    """The sandbox's groups.
+    """Where the sandbox's cgroups are.
 
-    Unlike in Kata the last component does not get the prefix `kata_`: who looks for a container's group by the path
-    that it has asked for (Podman, cAdvisor) finds it.
+    Unlike in Kata the last component does not get the prefix `kata_`: whoever looks for a container's cgroup by the
+    path that was asked for (Podman, cAdvisor) finds it.
+
+    Args:
+        sandbox_id: names the cgroups that the spec does not name.
+        spec: of the first container, or of the pod's sandbox (OCI runtime-spec, config-linux.md, "Cgroups Path").
+        sandbox_cgroup_only: whether everything is in one cgroup.
 
     Raises:
-        InvalidArgument: cgroupsPath leads somewhere else than it says.
+        InvalidArgument: cgroupsPath is not a path that stays within the hierarchy, nor systemd's form.
     """
     asked = str((spec.get("linux") or {}).get("cgroupsPath") or "")
     path = expand(asked) if asked else f"{_DEFAULT}/{sandbox_id}"
@@ -65,7 +73,7 @@ def plan_cgroups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> C
 
 
 def expand(text: str) -> str:
-    """The group that a cgroupsPath names: a path, or systemd's `slice:prefix:name`.
+    """The cgroup that a cgroupsPath names: a path, or runc's `slice:prefix:name` for systemd.
 
     Raises:
         InvalidArgument: it is neither.
@@ -77,9 +85,9 @@ def expand(text: str) -> str:
     else:
         parts = [part for part in text.split("/") if part]
     path = "/" + "/".join(parts)
-    if not parts or any(part in (".", "..") for part in parts) or len(path) > _PATH_MAX or not path.isprintable():
+    if not parts or any(part in (".", "..") for part in parts) or len(path) > _MAX_PATH or not path.isprintable():
         raise InvalidArgument(
-            f"cgroupsPath {text[:200]!r} names no control group", hint="expected /a/path or slice:prefix:name"
+            f"cgroupsPath {text[:200]!r} is not a cgroup path", hint="expected /a/path or slice:prefix:name"
         )
     return path
 
@@ -91,65 +99,70 @@ def _slices(name: str, text: str) -> list[str]:
     stem = name.removesuffix(".slice")
     words = stem.split("-")
     if stem == name or not all(words):
-        raise InvalidArgument(f"cgroupsPath {text[:200]!r}: {name!r} is no slice")
+        raise InvalidArgument(f"cgroupsPath {text[:200]!r}: {name!r} is not a slice")
     return ["-".join(words[:count]) + ".slice" for count in range(1, len(words) + 1)]
 
 
 class HostCgroup:
-    """The groups of one sandbox. Blocking calls of a few milliseconds each; moving a process can take 20.
+    """The cgroups of one sandbox. Calls block for a few milliseconds each; moving a process can take 20.
+
+    Args:
+        paths: where they are to be.
+        ledger: the sandbox's.
+        mounted: the hierarchies; None to look.
 
     Attributes:
-        groups: where; None if there are none.
+        paths: where they are; None if the sandbox has none.
     """
 
-    def __init__(self, groups: CgroupPaths, ledger: Ledger, mounted: Sequence[Hierarchy] | None = None) -> None:
-        self.groups: CgroupPaths | None = groups
+    def __init__(self, paths: CgroupPaths, ledger: Ledger, mounted: Sequence[Hierarchy] | None = None) -> None:
+        self.paths: CgroupPaths | None = paths
         self._ledger = ledger
         self._hierarchies = tuple(hierarchies.mounted() if mounted is None else mounted)
         self._home: dict[Hierarchy, str] = {}
 
     def enter(self) -> None:
-        """Make the groups, and move this process and its children there, as far as they are the sandbox's.
+        """Make the cgroups, and move this process and those of its children that are the sandbox's there.
 
-        Children to come begin there.
+        Later children are born there.
 
         Raises:
-            FailedPrecondition: a group cannot be made.
+            FailedPrecondition: a cgroup cannot be made.
         """
         if not self._hierarchies:
-            self._do_without("no control groups are mounted")
-        if self.groups is None:
+            self._do_without("no cgroups are mounted")
+        if self.paths is None:
             return
         home = hierarchies.own_groups(self._hierarchies)
         try:
-            for group in filter(None, (self.groups.overhead, self.groups.sandbox)):
+            for path in filter(None, (self.paths.overhead, self.paths.sandbox)):
                 for hierarchy in self._hierarchies:
-                    self._make(hierarchy, group)
-            # From now on this process may be in a group of the sandbox, and has to leave it.
+                    self._make(hierarchy, path)
+            # From now on this process may be in a cgroup of the sandbox, and has to leave it.
             self._home = home
             for hierarchy in self._hierarchies:
-                hierarchies.join(hierarchy, self.groups.overhead or self.groups.sandbox, os.getpid())
+                hierarchies.join(hierarchy, self.paths.overhead or self.paths.sandbox, os.getpid())
             self.adopt(_children())
         except OSError as error:
             if error.errno not in _NO_RIGHTS:
                 raise FailedPrecondition(
-                    f"control group {self.groups.sandbox}: {error.strerror}: {error.filename or ''}".rstrip(": ")
+                    f"cgroup {self.paths.sandbox}: {error.strerror}: {error.filename or ''}".rstrip(": ")
                 ) from error
             self._do_without(f"{error.filename}: {error.strerror}")
 
     @property
-    def parts_threads(self) -> bool:
-        """Whether the machine's processors are in another group than the rest."""
-        return self.groups is not None and self.groups.overhead is not None
+    def separates_vcpus(self) -> bool:
+        """Whether the vCPUs are in another cgroup than everything else."""
+        return self.paths is not None and self.paths.overhead is not None
 
     def _do_without(self, reason: str) -> None:
-        log.warning("the sandbox runs without a control group of its own on the host: %s", reason)
-        self.groups = None
+        log.warning("the sandbox runs without a host cgroup: %s", reason)
+        self.paths = None
 
-    def _make(self, hierarchy: Hierarchy, group: str) -> None:
+    def _make(self, hierarchy: Hierarchy, path: str) -> None:
         for attempt in range(_TRIES):
             try:
-                for directory in hierarchies.missing(hierarchy, group) or [hierarchy.directory(group)]:
+                for directory in hierarchies.missing(hierarchy, path) or [hierarchy.directory(path)]:
                     self._ledger.hold(CGROUP, directory)
                     hierarchies.make(hierarchy, directory)
                 return
@@ -158,53 +171,53 @@ class HostCgroup:
                     raise
 
     def adopt(self, pids: Iterable[int]) -> None:
-        """Move processes of the sandbox's. Raises OSError."""
-        if self.groups is None:
+        """Move processes of the sandbox to its cgroup. Raises OSError."""
+        if self.paths is None:
             return
         for pid in pids:
             for hierarchy in self._hierarchies:
-                hierarchies.join(hierarchy, self.groups.overhead or self.groups.sandbox, pid)
+                hierarchies.join(hierarchy, self.paths.overhead or self.paths.sandbox, pid)
 
     def confine(self, pid: int, threads: Iterable[int]) -> None:
-        """Have the machine's processors under the sandbox's limits, where the rest of it is elsewhere.
+        """Put the vCPUs under the sandbox's limits where the rest of the VMM is elsewhere.
 
         Args:
-            pid: the monitor.
-            threads: its threads that run the guest.
+            pid: the VMM's process.
+            threads: its threads that run the vCPUs.
         """
-        if self.groups is None or self.groups.overhead is None:
+        if self.paths is None or self.paths.overhead is None:
             return
         try:
             for hierarchy in self._hierarchies:
                 if hierarchy.unified:
-                    hierarchies.join(hierarchy, self.groups.sandbox, pid)
+                    hierarchies.join(hierarchy, self.paths.sandbox, pid)
                 else:
                     for thread in threads:
-                        hierarchies.join_thread(hierarchy, self.groups.sandbox, thread)
+                        hierarchies.join_thread(hierarchy, self.paths.sandbox, thread)
         except OSError as error:
-            log.warning("the machine is not under the limits of %s: %s", self.groups.sandbox, error)
+            log.warning("the VM is not under the limits of %s: %s", self.paths.sandbox, error)
 
     def limit(self, limits: CgroupLimits) -> None:
-        """Set the sandbox's limits. One that the kernel refuses is a warning: the guest has the containers' own."""
-        if self.groups is None:
+        """Set the sandbox's limits. One that the kernel refuses is a warning: the guest enforces each container's."""
+        if self.paths is None:
             return
         for hierarchy in self._hierarchies:
-            directory = hierarchy.directory(self.groups.sandbox)
+            directory = hierarchy.directory(self.paths.sandbox)
             for controller, name, text in hierarchies.limit_files(limits, unified=hierarchy.unified):
                 if not hierarchy.unified and controller not in hierarchy.controllers:
                     continue
                 try:
                     cgroup.write(directory, name, text)
                 except FileNotFoundError:
-                    log.info("control group %s has no %s", directory, name)
+                    log.info("cgroup %s has no %s", directory, name)
                 except OSError as error:
-                    log.warning("control group %s: %s = %s: %s", directory, name, text, error.strerror)
+                    log.warning("cgroup %s: %s = %s: %s", directory, name, text, error.strerror)
 
     def leave(self) -> None:
-        """Move this process back to where it was, so that the groups can be removed. Idempotent."""
+        """Move this process back to where it was, so that the cgroups can be removed. Idempotent."""
         home, self._home = self._home, {}
-        for hierarchy, group in home.items():
-            for target in (group, "/"):
+        for hierarchy, path in home.items():
+            for target in (path, "/"):
                 try:
                     hierarchies.join(hierarchy, target, os.getpid())
                     break
@@ -213,13 +226,13 @@ class HostCgroup:
 
 
 def _children() -> set[int]:
-    """The processes that this one has started for a sandbox, one in standby maybe; others are none of its business.
+    """The processes that this one has started for a sandbox, or for a VM in standby; it may have others.
 
-    One that was forked a moment ago, and has not executed anything yet, does not carry a sandbox's mark.
+    One that was forked a moment ago and has not executed anything yet does not carry the marker.
     """
     mine = str(os.getpid())
     own = os.readlink("/proc/self/exe")
-    mark = f"{MARKER}=".encode()
+    marker = f"{MARKER}=".encode()
     found: set[int] = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -230,7 +243,7 @@ def _children() -> set[int]:
                 if not is_child:
                     continue
                 with open(f"/proc/{name}/environ", "rb") as environment:
-                    marked = any(variable.startswith(mark) for variable in environment.read().split(b"\0"))
+                    marked = any(variable.startswith(marker) for variable in environment.read().split(b"\0"))
                 if marked or os.readlink(f"/proc/{name}/exe") == own:
                     found.add(int(name))
             except OSError:

@@ -1,4 +1,4 @@
-"""What a running sandbox has, for whoever looks: a small file in its state directory, and the sum of all."""
+"""What a running sandbox has, for other processes to read: a small file in its state directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kata.runtime.resources.host_cgroup import CgroupPaths
 from kata.runtime.resources.sizing import Size
 
 _FILE = "resources.json"
-_LIMIT = 4096
+_MAX_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Status:
     """One sandbox.
 
     Attributes:
-        size: its machine's, now.
-        cgroup: its control group on the host, "" if it has none.
+        size: its VM's, now.
+        cgroup: path of its host cgroup, "" if it has none.
     """
 
     sandbox_id: str
@@ -29,9 +29,9 @@ class Status:
     cgroup: str
 
 
-def write_status(directory: str, size: Size, groups: CgroupPaths | None) -> None:
-    """Say what the sandbox has now. A full disk costs only this."""
-    content = {"vcpus": size.vcpus, "memory_mib": size.memory_mib, "cgroup": groups.sandbox if groups else ""}
+def write_status(directory: str, size: Size, cgroup: CgroupPaths | None) -> None:
+    """Write down what a sandbox has now. Renamed into place; on a full disk the file is lost, the sandbox is not."""
+    content = {"vcpus": size.vcpus, "memory_mib": size.memory_mib, "cgroup": cgroup.sandbox if cgroup else ""}
     try:
         atomic_file.write(os.path.join(directory, _FILE), json.dumps(content))
     except OSError:
@@ -39,12 +39,12 @@ def write_status(directory: str, size: Size, groups: CgroupPaths | None) -> None
 
 
 def read_all(root: str = STATE_ROOT) -> list[Status]:
-    """All sandboxes that run, by their ids."""
+    """The running sandboxes, ordered by id."""
     found = []
     for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
         try:
             with open(os.path.join(root, name, _FILE), encoding="utf-8") as file:
-                content = json.loads(file.read(_LIMIT))
+                content = json.loads(file.read(_MAX_SIZE))
             size = Size(int(content["vcpus"]), int(content["memory_mib"]))
             found.append(Status(name, size, str(content["cgroup"])))
         except (OSError, ValueError, KeyError, TypeError):

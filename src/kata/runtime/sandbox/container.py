@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
 from kata.oci import convert, edit
@@ -17,6 +18,9 @@ from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
 
+if TYPE_CHECKING:
+    from kata.runtime.sandbox.hooks import HostHooks
+
 #: Seconds the guest has to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
 
@@ -25,8 +29,12 @@ class Container(Lifecycle):
     """One container, created in the guest.
 
     Args:
-        files: what of it is mounted in `share`.
-        timings: where its phases go.
+        agent: of its sandbox's guest.
+        share: its sandbox's shared tree.
+        files: what of it is mounted there.
+        stdio: its init process's streams, owned from now on.
+        timings: where its phases are recorded.
+        hooks: those that run on the host; None if it has none.
     """
 
     def __init__(
@@ -37,9 +45,11 @@ class Container(Lifecycle):
         files: ContainerPlan,
         stdio: Stdio,
         timings: Timings,
+        hooks: HostHooks | None = None,
     ) -> None:
         super().__init__(f"container {container_id}")
         self.id = container_id
+        self.hooks = hooks
         self.init = Process(
             agent, container_id, "", stdio, first_output=lambda: timings.moment("first output", container_id)
         )
@@ -209,6 +219,14 @@ class Container(Lifecycle):
         self._share.remove(self.id)
         assert self.init.exit is not None
         return self.init.exit
+
+    async def close(self) -> None:
+        """Give back what it has on the host; its VM has ended."""
+        try:
+            for process in (*self.execs.values(), self.init):
+                await process.close()
+        finally:
+            self._share.remove(self.id)
 
     async def _remove_from_guest(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Turns to start in, in a directory of the test's own: how many, how long, and what becomes of those of the dead."""
+"""Start slots, in a directory of the test's own: how many there are, how long they last, and those of the dead."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def all_of(root: Path) -> list[StartSlot]:
     return taken
 
 
-def test_two_for_each_processor_and_no_more_until_one_ends(tmp_path: Path) -> None:
+def test_two_for_each_cpu_and_no_more_until_one_is_released(tmp_path: Path) -> None:
     taken = all_of(tmp_path)
     assert len(taken) == MANY
-    taken[1].end()
-    taken[1].end()
+    taken[1].release()
+    taken[1].release()
     again = try_acquire(str(tmp_path))
     assert again is not None
     assert try_acquire(str(tmp_path)) is None
     with again:
         pass
     for slot in taken:
-        slot.end()
+        slot.release()
     rest = all_of(tmp_path)
     assert len(rest) == MANY
     for slot in rest:
-        slot.end()
+        slot.release()
 
 
-def test_the_turn_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
+def test_the_slot_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
     code = (
         "import sys, time; from kata.runtime.launch.start_slots import try_acquire\n"
         "t = try_acquire(sys.argv[1]); print(1); time.sleep(60)"
@@ -60,7 +60,7 @@ def test_the_turn_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
     taken = all_of(tmp_path)
     assert len(taken) == MANY
     for slot in taken:
-        slot.end()
+        slot.release()
 
 
 async def test_who_waits_gets_the_next_one(tmp_path: Path) -> None:
@@ -68,12 +68,12 @@ async def test_who_waits_gets_the_next_one(tmp_path: Path) -> None:
     waiting = asyncio.ensure_future(acquire(str(tmp_path)))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    taken[0].end()
+    taken[0].release()
     slot = await asyncio.wait_for(waiting, 10)
     assert try_acquire(str(tmp_path)) is None
-    slot.end()
+    slot.release()
     for slot in taken:
-        slot.end()
+        slot.release()
 
 
 async def test_who_stops_waiting_has_none(tmp_path: Path) -> None:
@@ -85,34 +85,34 @@ async def test_who_stops_waiting_has_none(tmp_path: Path) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     assert len(os.listdir("/proc/self/fd")) == before
     for slot in taken:
-        slot.end()
+        slot.release()
 
 
 async def test_who_has_waited_for_long_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start_slots, "WAIT_MAX_S", 0.1)
+    monkeypatch.setattr(start_slots, "MAX_WAIT_S", 0.1)
     taken = all_of(tmp_path)
     without = await asyncio.wait_for(acquire(str(tmp_path)), 10)
-    without.end()
+    without.release()
     assert try_acquire(str(tmp_path)) is None
     for slot in taken:
-        slot.end()
+        slot.release()
 
 
-async def test_it_ends_by_itself_unless_it_is_kept(tmp_path: Path) -> None:
+async def test_it_is_released_after_a_time_unless_it_is_kept(tmp_path: Path) -> None:
     taken = all_of(tmp_path)
-    taken[0].end_in(0.05)
+    taken[0].release_in(0.05)
     taken[0].keep()
     await asyncio.sleep(0.1)
     assert try_acquire(str(tmp_path)) is None
-    taken[0].end_in(60)
-    taken[0].end_in(0.05)
+    taken[0].release_in(60)
+    taken[0].release_in(0.05)
     taken[0] = await asyncio.wait_for(acquire(str(tmp_path)), 10)
     for slot in taken:
-        slot.end()
+        slot.release()
 
 
-async def test_no_place_for_turns_is_no_reason_not_to_start(tmp_path: Path) -> None:
+async def test_no_place_for_slots_is_no_reason_not_to_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     slot = await acquire(str(tmp_path / "file"))
-    slot.end_in(0.01)
-    slot.end()
+    slot.release_in(0.01)
+    slot.release()

@@ -61,7 +61,7 @@ def test_limits_go_to_the_files_that_there_are(tmp_path: Path, version: int) -> 
     group = HostCgroup(CgroupPaths("/pods/box", None), ledger, [hierarchy])
     group.limit(CgroupLimits(cpu_milli=500, cpus="0", memory=4096))
     assert {path.name: path.read_text() for path in directory.iterdir()} == wanted
-    assert not group.parts_threads
+    assert not group.separates_vcpus
     ledger.release()
 
 
@@ -69,9 +69,9 @@ def test_a_host_without_groups_costs_a_warning(tmp_path: Path, caplog: pytest.Lo
     ledger = Ledger(str(tmp_path / "state"))
     group = HostCgroup(CgroupPaths("/pods/box", "/kata_overhead/box"), ledger, [])
     group.enter()
-    assert "no control groups are mounted" in caplog.text
-    assert group.groups is None
-    assert not group.parts_threads
+    assert "no cgroups are mounted" in caplog.text
+    assert group.paths is None
+    assert not group.separates_vcpus
     group.limit(CgroupLimits(memory=1))
     group.confine(1, [1])
     assert ledger.held == ()

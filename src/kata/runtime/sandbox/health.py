@@ -1,0 +1,38 @@
+"""The health of a running guest: its agent is asked at intervals, and a guest that hangs is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kata.errors import KataError, Unavailable
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.hypervisor.base import VirtualMachine
+from kata.runtime.hypervisor.deadline import before_deadline
+from kata.runtime.launch.guest_clock import settle_clock
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two checks, and seconds for the agent to answer before the guest counts as hung.
+_INTERVAL_S = 5.0
+_ANSWER_TIMEOUT_S = 30.0
+_CONSOLE_LINES = 3
+
+
+async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None:
+    """Set the guest's clock, then watch until the VM ends, or end it: every call that waits for it then fails.
+
+    Args:
+        what: names the sandbox in the log.
+    """
+    try:
+        await settle_clock(vm, agent)
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            await before_deadline("the guest's agent", agent.check(), _ANSWER_TIMEOUT_S, vm.pid)
+    except Unavailable:
+        pass  # the VM has ended
+    except KataError as error:
+        console = vm.console_tail(_CONSOLE_LINES)
+        log.error("%s is unresponsive and is ended: %s; its console ends with: %s", what, error, console)
+        vm.kill()

@@ -1,0 +1,235 @@
+"""Start a sandbox, phase by phase: plan, host cgroup, VM, devices, network, the sandbox in the guest, management.
+
+Each phase pushes onto the teardown what gives back what it has acquired; a start that fails runs the teardown, and one
+that succeeds hands it to the `Sandbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kata.errors import KataError
+from kata.oci.spec import Bundle, Spec
+from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.config.settings import Config
+from kata.runtime.devices.host_devices import HostDevices
+from kata.runtime.hypervisor import accel
+from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.launch.sandbox_vm import Prepared, obtain_vm
+from kata.runtime.launch.timings import Timings
+from kata.runtime.launch.vm_plan import plan_vm
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import PROCESS
+from kata.runtime.resources.host_cgroup import HostCgroup, plan_cgroups
+from kata.runtime.resources.limits import host_size, sandbox_budget
+from kata.runtime.resources.membership import Membership
+from kata.runtime.resources.resize import SandboxResources
+from kata.runtime.resources.sizing import Size
+from kata.runtime.sandbox import requests
+from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.health import watch_guest
+from kata.runtime.sandbox.management import Management
+from kata.runtime.sandbox.sandbox import Sandbox
+from kata.runtime.sandbox.teardown import Teardown, cancel
+
+if TYPE_CHECKING:
+    from kata.runtime.network.endpoints import Endpoint
+    from kata.runtime.network.sandbox_network import SandboxNetwork
+
+log = logging.getLogger(__name__)
+
+#: Seconds for the guest to flush its file systems, before its VM is stopped anyway.
+_DESTROY_TIMEOUT_S = 3.0
+
+
+async def start_sandbox(
+    sandbox_id: str,
+    bundle: Bundle,
+    config: Config,
+    ledger: Ledger,
+    *,
+    begun: float | None = None,
+    prepared: Prepared | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> Sandbox:
+    """Start a VM for the bundle's container or pod, and set the sandbox up in it.
+
+    The caller has entered a mount namespace of its own (`kata.runtime.launch.mount_namespace`).
+
+    Args:
+        bundle: of the first container, or of the pod's sandbox.
+        config: with the bundle's annotations applied.
+        ledger: the sandbox's (`kata.runtime.ledger.journal.claim`), handed over: released if the start fails.
+        begun: when the front end began, by `time.monotonic`; None: now.
+        prepared: a VM that is taken over if it is what the sandbox needs, else discarded.
+        progress: told in one sentence each what takes seconds.
+
+    Raises:
+        VmLaunchError: the VM or its agent did not come up.
+        KataError: the plan is impossible, or the agent refused.
+    """
+    teardown = Teardown(f"sandbox {sandbox_id}", ledger)
+    try:
+        timings = Timings(Path(ledger.directory), time.monotonic() if begun is None else begun)
+        if begun is not None:
+            timings.add("front end", begun)
+        return await _Start(sandbox_id, config, ledger, teardown, timings, progress).run(bundle, prepared)
+    except BaseException:
+        await teardown.run()
+        raise
+
+
+class _Start:
+    """One start: what all phases use."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        config: Config,
+        ledger: Ledger,
+        teardown: Teardown,
+        timings: Timings,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._id = sandbox_id
+        self._what = f"sandbox {sandbox_id}"
+        self._config = config
+        self._ledger = ledger
+        self._teardown = teardown
+        self._steps = teardown.steps
+        self._timings = timings
+        self._progress = progress
+        self._devices = HostDevices(sandbox_id, config, ledger)
+
+    async def run(self, bundle: Bundle, prepared: Prepared | None) -> Sandbox:
+        """All phases. What errors in bundle and host can be found comes before the VM, so that they cost no start."""
+        async with AsyncExitStack() as unused:
+            if prepared:
+                unused.push_async_callback(prepared.discard)
+            spec = self._devices.named(bundle).spec
+            requests.refuse_host_network(self._id, spec)
+            with self._timings.phase("plan"):
+                plan = await self._plan(spec)
+                budget = sandbox_budget(self._id, spec, self._config, host_size())
+                only = self._config.runtime.sandbox_cgroup_only
+                cgroup = HostCgroup(plan_cgroups(self._id, spec, sandbox_cgroup_only=only), self._ledger)
+            log.debug("plan of %s: %s", self._what, plan)
+            network, endpoints = self._open_network(spec, plan.vcpus)
+            self._ledger.hold(PROCESS, self._ledger.directory)
+            membership = Membership(cgroup)
+            self._steps.push_async_callback(membership.leave)
+            unused.pop_all()  # `obtain_vm` takes it over, or discards it
+        got = await obtain_vm(
+            plan, self._config, self._ledger, self._timings, prepared=prepared, progress=self._progress
+        )
+        vm, agent, containers = got.vm, got.agent, dict[str, Container]()
+        self._steps.push_async_callback(agent.close)
+        self._steps.push_async_callback(_end_guest, self._what, vm, agent, containers)
+        # Beside the end of the VM.
+        self._steps.callback(membership.begin_leaving)
+        self._steps.callback(got.slot.release)
+        health = asyncio.create_task(watch_guest(self._what, vm, agent), name=f"health of {self._what}")
+        self._steps.push_async_callback(cancel, health)
+        self._devices.begin(vm, agent)
+        resources = SandboxResources(
+            self._ledger.directory,
+            vm,
+            agent,
+            cgroup,
+            budget,
+            Size(plan.vcpus, plan.memory_mib),
+            static=self._config.runtime.static_sandbox_resource_mgmt,
+        )
+        self._steps.callback(resources.close)
+        # The guest does not need the cgroup yet, and a VM from standby has left no time to move to it.
+        confining = asyncio.create_task(_confine(membership, resources), name=f"host cgroup of {self._what}")
+        try:
+            if network:
+                with self._timings.phase("network"):
+                    await self._connect(network, vm, agent, endpoints)
+            got.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
+            with self._timings.phase("sandbox"):
+                await agent.create_sandbox(requests.create_sandbox_request(self._id, spec, self._config))
+        finally:
+            with self._timings.phase("cgroup"):
+                await confining
+        management = Management(self._ledger.directory, agent, self._devices.volumes)
+        self._steps.push_async_callback(management.close)
+        await management.serve()
+        self._timings.write()
+        return Sandbox(
+            self._id,
+            self._config,
+            self._ledger,
+            self._teardown,
+            self._timings,
+            got,
+            devices=self._devices,
+            resources=resources,
+            network=network,
+            containers=containers,
+        )
+
+    async def _plan(self, spec: Spec) -> VmPlan:
+        accelerator = await accel.choose_for(self._config.hypervisor)
+        log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+        wanted, devices = self._devices.at_boot(spec)
+        return plan_vm(
+            self._id,
+            Path(self._ledger.directory),
+            spec,
+            self._config,
+            accelerator=accelerator.name,
+            root_ports=wanted.count,
+            mmio_window=wanted.window,
+            devices=devices,
+        )
+
+    def _open_network(self, spec: Spec, vcpus: int) -> tuple[SandboxNetwork | None, list[Endpoint]]:
+        """The pod's network namespace, and what it has for the VM."""
+        path = requests.namespace_of(spec)
+        model = self._config.runtime.internetworking_model
+        if not path or model == "none":
+            return None, []
+        # Imported with the first namespace: a sandbox without one does without.
+        from kata.runtime.network.endpoints import Rates
+        from kata.runtime.network.sandbox_network import SandboxNetwork
+
+        hypervisor = self._config.hypervisor
+        rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
+        network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.lend_nic)
+        self._steps.callback(network.close)
+        return network, network.look()
+
+    async def _connect(
+        self, network: SandboxNetwork, vm: VirtualMachine, agent: AgentClient, endpoints: list[Endpoint]
+    ) -> None:
+        self._steps.push_async_callback(network.end)
+        await network.fit(vm, agent, endpoints)
+        await network.forward(agent)
+        network.follow(vm, agent)
+
+
+async def _confine(membership: Membership, resources: SandboxResources) -> None:
+    await membership.entered()
+    await resources.confine()
+
+
+async def _end_guest(what: str, vm: VirtualMachine, agent: AgentClient, containers: dict[str, Container]) -> None:
+    """End the VM, whatever the guest says, and then what has relied on it."""
+    try:
+        await agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
+    except KataError as error:
+        log.debug("%s: %s", what, error)
+    try:
+        await vm.stop()
+    finally:
+        async with AsyncExitStack() as closing:
+            for container in containers.values():
+                closing.push_async_callback(container.close)
