@@ -1,7 +1,7 @@
 """Start one sandbox's machine with a configuration file, print the time at which its agent answered, end it.
 
 The benchmark runs this as a process of its own, so that all that a front end has to load and do counts. It goes about
-that as the shim does (`kata.shim.early`): QEMU first.
+that as the shim does (`kata.shim.prelaunch`): QEMU first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from kata.shim.lean import leave_out_inspect, leave_out_openssl, leave_out_pure_protobuf, load_asyncio
+from kata.shim.imports import leave_out_inspect, leave_out_openssl, leave_out_pure_protobuf, load_asyncio
 
 
 def main() -> None:

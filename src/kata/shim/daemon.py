@@ -32,24 +32,24 @@ _LOOK_S = 3.0
 _LOOKS = 2
 
 
-def run(settings: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
+def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
     """Serve until the sandbox has ended; everything it held has then been given back.
 
     The caller has entered a mount namespace of its own.
     """
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    become_shim(settings)
+    become_shim(params)
     try:
-        asyncio.run(serve(settings, socket.socket(fileno=listener_fd), ledger, prelaunch))
+        asyncio.run(serve(params, socket.socket(fileno=listener_fd), ledger, prelaunch))
     except BaseException:
-        log.exception("the shim of sandbox %s failed", settings.sandbox_id)
+        log.exception("the shim of sandbox %s failed", params.sandbox_id)
         ledger.release()
         raise
 
 
-def become_shim(settings: ShimParams) -> None:
+def become_shim(params: ShimParams) -> None:
     """What a process has to do to itself before it serves a sandbox."""
-    setup_logging(settings)
+    setup_logging(params)
     os.chdir("/")
     try:
         # Not fatal without the privilege (CAP_SYS_RESOURCE): the kernel may then choose this process sooner.
@@ -60,14 +60,14 @@ def become_shim(settings: ShimParams) -> None:
 
 
 async def serve(
-    settings: ShimParams,
+    params: ShimParams,
     listener: socket.socket,
     ledger: Ledger,
     prepared: Prepared | None = None,
 ) -> None:
     """Serve containerd until the sandbox has ended, which may take over a machine that is there already."""
-    publisher = Publisher(settings.events_address, settings.namespace)
-    service = TaskService(settings, ledger, publisher, prepared)
+    publisher = Publisher(params.events_address, params.namespace)
+    service = TaskService(params, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}
@@ -88,7 +88,7 @@ async def serve(
         for task in (publishing, looking):
             task.cancel()
         await asyncio.gather(publishing, looking, return_exceptions=True)
-        log.info("the shim of sandbox %s ends", settings.sandbox_id)
+        log.info("the shim of sandbox %s ends", params.sandbox_id)
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:

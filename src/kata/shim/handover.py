@@ -1,7 +1,7 @@
 """Handing a sandbox over to a process in standby, from the side of `start`.
 
 Each process in standby listens on a socket in its state directory and answers READY to whoever connects. Only then the
-settings are sent, with two descriptors: the shim's socket and the ledger. ACCEPTED makes it the sandbox's shim. Before
+parameters are sent with two descriptors: the shim's socket and the ledger. ACCEPTED makes it the sandbox's shim. Before
 READY either side may leave; after the message only an answer counts, so that a sandbox never gets two shims.
 
 `start` imports this file, so it imports nothing that costs time.
@@ -33,7 +33,7 @@ _READY_S = 0.05
 _ACCEPTED_S = 2.0
 
 
-def hand_over(settings: ShimParams, descriptors: tuple[int, int], state_root: str = STATE_ROOT) -> int:
+def hand_over(params: ShimParams, descriptors: tuple[int, int], state_root: str = STATE_ROOT) -> int:
     """Find a process in standby and make it the sandbox's shim; returns its id, or 0 if there is none.
 
     Args:
@@ -42,7 +42,7 @@ def hand_over(settings: ShimParams, descriptors: tuple[int, int], state_root: st
     Raises:
         Unavailable: a process was sent the sandbox and does not say that it has it.
     """
-    message = settings.encode()
+    message = params.encode()
     if len(message) > MESSAGE_MAX:
         return 0
     try:

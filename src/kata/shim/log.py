@@ -50,16 +50,16 @@ class LogfmtFormatter(logging.Formatter):
         )
 
 
-def setup_logging(settings: ShimParams) -> None:
+def setup_logging(params: ShimParams) -> None:
     """Send this process's log to containerd; without its FIFO (a test, a bundle made by hand) there is none."""
-    path = os.path.join(settings.bundle, "log")
+    path = os.path.join(params.bundle, "log")
     root = logging.getLogger()
     # A process that was in standby had another log until now.
     root.handlers.clear()
-    root.setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    root.setLevel(logging.DEBUG if params.debug else logging.INFO)
     if os.path.exists(path):
         handler = FifoHandler(path)
-        handler.setFormatter(LogfmtFormatter(settings.sandbox_id))
+        handler.setFormatter(LogfmtFormatter(params.sandbox_id))
         root.addHandler(handler)
     else:
         root.addHandler(logging.NullHandler())

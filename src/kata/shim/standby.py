@@ -90,7 +90,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
         await standby.discard()
         return
     ending.cancel()
-    settings, listener, sandbox_ledger = taken
+    params, listener, sandbox_ledger = taken
     set_parent_death_signal(0)
     os.write(tell, IS_TAKEN)
     os.close(tell)
@@ -98,9 +98,9 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
     for fd in (0, 1, 2):
         os.dup2(null, fd)  # a terminal that the pool was started in is none of the sandbox's
     os.close(null)
-    become_shim(settings)
+    become_shim(params)
     try:
-        await serve(settings, listener, sandbox_ledger, standby)
+        await serve(params, listener, sandbox_ledger, standby)
     finally:
         sandbox_ledger.release()
 
@@ -151,7 +151,7 @@ def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket,
         data, received, flags, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 2)
         if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(received) != 2:
             return None
-        settings = ShimParams.decode(data)
+        params = ShimParams.decode(data)
         for fd in received:
             os.set_inheritable(fd, False)
         peer.send(handover.ACCEPTED)
@@ -161,6 +161,6 @@ def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket,
             os.close(fd)
         return None
     os.environ.clear()
-    os.environ.update(settings.environment)
-    ledger = Ledger.adopt(f"{STATE_ROOT}/{settings.sandbox_id}", received[1])
-    return settings, socket.socket(fileno=received[0]), ledger
+    os.environ.update(params.environment)
+    ledger = Ledger.adopt(f"{STATE_ROOT}/{params.sandbox_id}", received[1])
+    return params, socket.socket(fileno=received[0]), ledger

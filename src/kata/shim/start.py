@@ -50,7 +50,7 @@ def start(arguments: Arguments) -> None:
         _publish(path)
         return
     ledger = claim(f"{STATE_ROOT}/{arguments.id}")
-    settings = ShimParams(
+    params = ShimParams(
         sandbox_id=arguments.id,
         namespace=arguments.namespace,
         events_address=os.environ.get("TTRPC_ADDRESS", ""),
@@ -62,12 +62,12 @@ def start(arguments: Arguments) -> None:
     )
     try:
         listener = _bind(path, ledger)
-        child = hand_over(settings, (listener.fileno(), ledger.fileno())) or os.fork()
+        child = hand_over(params, (listener.fileno(), ledger.fileno())) or os.fork()
     except BaseException:
         ledger.release()
         raise
     if child == 0:
-        _become_daemon(settings, listener, ledger)
+        _become_daemon(params, listener, ledger)
     ledger.close()
     atomic_file.write("shim.pid", str(child))
     _publish(path)
@@ -157,7 +157,7 @@ def _publish(path: str) -> None:
     os.write(1, address.encode())
 
 
-def _become_daemon(settings: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:
+def _become_daemon(params: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:
     """The child: leave containerd's session and descriptors, then serve. Never returns."""
     status = 1
     try:
@@ -167,13 +167,13 @@ def _become_daemon(settings: ShimParams, listener: _socket.socket, ledger: Ledge
             # containerd waits until nobody has its pipe open any more.
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
-        from kata.shim.lean import leave_out_inspect, leave_out_openssl
+        from kata.shim.imports import leave_out_inspect, leave_out_openssl
 
         leave_out_inspect()
         leave_out_openssl()
-        from kata.shim.early import run
+        from kata.shim.prelaunch import run
 
-        run(settings, listener.detach(), ledger)
+        run(params, listener.detach(), ledger)
         status = 0
     finally:
         os._exit(status)

@@ -24,7 +24,7 @@ from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.states import State
 from kata.runtime.storage.shared_tree import RootfsMount
-from kata.shim.early import load_config
+from kata.shim.config import load_config
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
 from kata.shim.stdio import open_stdio
@@ -64,13 +64,13 @@ class TaskService:
 
     def __init__(
         self,
-        settings: ShimParams,
+        params: ShimParams,
         ledger: Ledger,
         publisher: Publisher,
         prepared: Prepared | None = None,
     ) -> None:
         self.ended = asyncio.Event()
-        self._settings = settings
+        self._params = params
         self._ledger = ledger
         self._publisher = publisher
         self._prepared = prepared
@@ -122,8 +122,8 @@ class TaskService:
         async with self._starting:
             if self._sandbox is None:
                 if self._ledger.fileno() < 0:
-                    raise FailedPrecondition(f"sandbox {self._settings.sandbox_id} has ended")
-                loaded = load_config(options.SerializeToString() if options.value else self._settings.options)
+                    raise FailedPrecondition(f"sandbox {self._params.sandbox_id} has ended")
+                loaded = load_config(options.SerializeToString() if options.value else self._params.options)
                 for warning in loaded.warnings:
                     log.warning("%s", warning)
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
@@ -131,11 +131,11 @@ class TaskService:
                     logging.getLogger().setLevel(logging.DEBUG)
                 prepared, self._prepared = self._prepared, None
                 self._sandbox = await start_sandbox(
-                    self._settings.sandbox_id,
+                    self._params.sandbox_id,
                     bundle,
                     config,
                     self._ledger,
-                    begun=self._settings.begun,
+                    begun=self._params.begun,
                     prepared=prepared,
                 )
                 self._vm_pid = self._sandbox.pid
@@ -145,7 +145,7 @@ class TaskService:
     async def _open(self, container_id: str, io: Io) -> Any:
         environment = {
             "CONTAINER_ID": container_id,
-            "CONTAINER_NAMESPACE": self._settings.namespace,
+            "CONTAINER_NAMESPACE": self._params.namespace,
             MARKER: self._ledger.directory,
         }
         return await open_stdio(io.stdin, io.stdout, io.stderr, terminal=io.terminal, environment=environment)
@@ -330,7 +330,7 @@ class TaskService:
         not know.
         """
         if not self._asked:
-            return not (connected or os.path.isdir(self._settings.bundle))
+            return not (connected or os.path.isdir(self._params.bundle))
         if not self._bundles:
             return not self._creating
         return not (connected or any(os.path.isdir(bundle) for bundle in self._bundles.values()))
@@ -338,7 +338,7 @@ class TaskService:
     def end_unless_asked(self) -> None:
         """End if nobody has asked for a container yet."""
         if not self._asked:
-            log.warning("nobody asks for sandbox %s", self._settings.sandbox_id)
+            log.warning("nobody asks for sandbox %s", self._params.sandbox_id)
             self.ended.set()
 
     async def close(self) -> None:

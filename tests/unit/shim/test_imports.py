@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 _PROGRAM = """
-from kata.shim.lean import leave_out_openssl, load_asyncio
+from kata.shim.imports import leave_out_openssl, load_asyncio
 {before}
 leave_out_openssl()
-import kata.shim.early
+import kata.shim.prelaunch
 load_asyncio()
 import kata.shim.daemon, kata.runtime.launch.bring_up, qemu.qmp, hashlib, hmac, secrets
 assert hashlib.sha256(b"abc").hexdigest().startswith("ba7816bf")
@@ -32,7 +32,7 @@ def test_a_process_that_has_asyncio_already_is_left_as_it_is() -> None:
 
 
 _MESSAGES = """
-from kata.shim.lean import leave_out_pure_protobuf
+from kata.shim.imports import leave_out_pure_protobuf
 leave_out_pure_protobuf()
 import kata.shim.daemon, sys
 from google.protobuf.any_pb2 import Any
@@ -57,7 +57,7 @@ def test_messages_work_without_protobuf_in_python() -> None:
 
 _INSPECT = """
 import asyncio, functools, sys
-from kata.shim.lean import leave_out_inspect
+from kata.shim.imports import leave_out_inspect
 real = sys.modules.pop("inspect")
 leave_out_inspect()
 import inspect
@@ -88,8 +88,8 @@ def test_what_asyncio_asks_of_inspect_is_answered_alike_and_all_else_loads_it() 
 
 def test_a_shim_loads_no_inspect() -> None:
     program = (
-        "from kata.shim.lean import leave_out_inspect; leave_out_inspect()\n"
-        "import sys, kata.shim.early, kata.shim.daemon, qemu.qmp\n"
+        "from kata.shim.imports import leave_out_inspect; leave_out_inspect()\n"
+        "import sys, kata.shim.prelaunch, kata.shim.daemon, qemu.qmp\n"
         "import kata.runtime.launch.bring_up, kata.runtime.network.sandbox_network\n"
         "print(type(sys.modules['inspect']).__name__)"
     )
