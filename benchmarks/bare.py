@@ -26,6 +26,7 @@ from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, 
 from kata.runtime.hypervisor.qemu.process import restore_commands
 from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
+from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
 from kata.ttrpc.connection import Connection, Role
 from kata.ttrpc.envelope import Request
@@ -41,7 +42,7 @@ def default_plan(directory: Path) -> VmPlan:
     (directory / "shared").mkdir(exist_ok=True)
     config = load().config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
-    return plan_vm(_BARE, directory, {}, config, accelerator=accelerator)
+    return plan_vm(_BARE, directory, {}, config, look_at_host(config.hypervisor, accelerator))
 
 
 def template_of(plan: VmPlan) -> Template:

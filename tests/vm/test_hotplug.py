@@ -23,6 +23,7 @@ from kata.runtime.config.loader import load
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.launch.bring_up import bring_up
+from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import STATE_ROOT, claim
@@ -96,7 +97,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     mount.bind(str(rootfs), str(box), 0)
     try:
         config = replace(config, hypervisor=replace(config.hypervisor, default_memory=256))
-        plan = plan_vm(name, directory, {}, config, accelerator="tcg")
+        plan = plan_vm(name, directory, {}, config, look_at_host(config.hypervisor, "tcg"))
         vm, agent = await bring_up(plan, config, ledger, Timings(directory, time.monotonic()), lambda _: None)
         assert isinstance(vm, QemuVm)
         try:

@@ -34,6 +34,7 @@ from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template import build, store, template
 from kata.runtime.launch.bring_up import bring_up, ensure_template
 from kata.runtime.launch.guest_clock import settle_clock
+from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
@@ -89,7 +90,7 @@ def ledger_of(name: str) -> Ledger:
 def plan_of(config: Config, ledger: Ledger) -> VmPlan:
     directory = Path(ledger.directory)
     (directory / "shared").mkdir(exist_ok=True)
-    return plan_vm(directory.name, directory, {}, config, accelerator="tcg")
+    return plan_vm(directory.name, directory, {}, config, look_at_host(config.hypervisor, "tcg"))
 
 
 def configured(root: Path) -> Config:

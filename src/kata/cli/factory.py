@@ -46,6 +46,7 @@ def init(config: ConfigFile = None) -> None:
 async def _init(config: Config) -> tuple[str, int]:
     from kata.runtime.hypervisor import accel
     from kata.runtime.launch.bring_up import ensure_template
+    from kata.runtime.launch.host import look_at_host
     from kata.runtime.launch.vm_plan import plan_vm
     from kata.runtime.ledger.journal import STATE_ROOT, claim
     from kata.runtime.ledger.kinds import PROCESS
@@ -54,7 +55,8 @@ async def _init(config: Config) -> tuple[str, int]:
     ledger = claim(f"{STATE_ROOT}/factory-{secrets.token_hex(6)}")
     try:
         ledger.hold(PROCESS, ledger.directory)
-        plan = plan_vm("factory", Path(ledger.directory), {}, config, accelerator=accelerator.name)
+        host = look_at_host(config.hypervisor, accelerator.name)
+        plan = plan_vm("factory", Path(ledger.directory), {}, config, host)
         with await ensure_template(plan, config, ledger, say) as template:
             return template.key, template.size
     finally:

@@ -22,6 +22,7 @@ from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu.process import QemuProcess
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
+from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.start_slots import StartSlot, try_acquire
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
 from kata.runtime.ledger.journal import Ledger
@@ -86,7 +87,8 @@ def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot:
         accelerator = accel.known_for(config.hypervisor) if config.factory.enable_template else None
         if accelerator is None:
             return None
-        plan = plan_vm(sandbox_id, Path(ledger.directory), spec, config, accelerator=accelerator.name)
+        host = look_at_host(config.hypervisor, accelerator.name)
+        plan = plan_vm(sandbox_id, Path(ledger.directory), spec, config, host)
         template = open_template(config.factory.template_path, key_of(description(as_template(plan))))
         ledger.hold(PROCESS, ledger.directory)
         if plan.share_dir:

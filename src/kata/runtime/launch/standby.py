@@ -19,6 +19,7 @@ from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template.template import description, key_of
 from kata.runtime.launch.bring_up import bring_up
 from kata.runtime.launch.guest_clock import settle_clock
+from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.start_slots import acquire
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
@@ -79,7 +80,8 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
     try:
         accelerator = await accel.choose_for(config.hypervisor)
         directory = Path(ledger.directory)
-        vm_plan = plan_vm(directory.name, directory, {}, config, accelerator=accelerator.name)
+        host = look_at_host(config.hypervisor, accelerator.name)
+        vm_plan = plan_vm(directory.name, directory, {}, config, host)
         # Before the VM: the template may be replaced meanwhile by one of another image.
         kind = kind_of(vm_plan)
         ledger.hold(PROCESS, ledger.directory)

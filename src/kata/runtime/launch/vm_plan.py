@@ -1,6 +1,6 @@
-"""A sandbox's virtual machine, decided from spec and configuration without touching anything.
+"""The plan of a sandbox's VM: a pure function of spec, configuration and host.
 
-Loads neither asyncio nor protobuf: a shim decides this before anything else (`kata.runtime.launch.prelaunch`).
+Imports neither asyncio nor protobuf: a shim makes this plan before anything else (`kata.runtime.launch.prelaunch`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config, HypervisorConfig
 from kata.runtime.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
-from kata.runtime.hypervisor.qemu.share import find_helper
+from kata.runtime.launch.host import Host
 from kata.runtime.ledger.processes import MARKER
-from kata.runtime.resources.limits import host_size, sandbox_budget
+from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
-#: On the kernel command line: the agent goes through a container's life before it listens.
+#: On the kernel command line: the agent takes a container through its life before it listens.
 WARM_UP = "agent.warm_up"
 
 
@@ -28,41 +28,49 @@ def plan_vm(
     directory: Path,
     spec: Spec,
     config: Config,
+    host: Host,
     *,
-    accelerator: str,
     root_ports: int = 0,
     mmio_window: int = 0,
     devices: tuple[VfioDevice, ...] = (),
 ) -> VmPlan:
-    """The virtual machine of a sandbox.
+    """Plan the VM of a sandbox.
 
     Args:
-        root_ports: that the spec's devices need.
+        directory: the sandbox's state directory.
+        spec: of the first container, or of the pod's sandbox; {} for a VM that has no sandbox yet.
+        config: with the spec's annotations applied.
+        host: where it is to run.
+        root_ports: how many the spec's devices need.
         mmio_window, devices: see VmPlan.
+
+    Raises:
+        InvalidArgument: a limit that no kernel would take, or a setting that no VM can have.
     """
-    host = host_size()
-    size = sandbox_budget(sandbox_id, spec, config, host).size()
+    size = sandbox_budget(sandbox_id, spec, config, host.size).size()
     hypervisor = config.hypervisor
+    grows = not config.runtime.static_sandbox_resource_mgmt
     return VmPlan(
         sandbox_id=sandbox_id,
         run_dir=directory,
         qemu=hypervisor.path,
         machine_type=hypervisor.machine_type,
-        accelerator=accelerator,
+        accelerator=host.accelerator,
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
-        max_vcpus=0 if config.runtime.static_sandbox_resource_mgmt else hypervisor.max_vcpus(host.vcpus),
+        max_vcpus=hypervisor.max_vcpus(host.size.vcpus) if grows else 0,
         memory_mib=size_class(size.memory_mib) if config.factory.enable_template else size.memory_mib,
-        max_memory_mib=0 if config.runtime.static_sandbox_resource_mgmt else hypervisor.max_memory(host.memory_mib),
+        max_memory_mib=0
+        if config.runtime.static_sandbox_resource_mgmt
+        else hypervisor.max_memory(host.size.memory_mib),
         memory_slots=hypervisor.memory_slots,
-        # Resolved: the image that is current now stays this machine's, whatever is built meanwhile.
-        kernel=hypervisor.kernel.resolve(),
-        initrd=hypervisor.initrd.resolve(),
-        image=hypervisor.image.resolve(),
-        kernel_params=(*agent_params(config, accelerator), *hypervisor.kernel_params.split()),
+        kernel=host.kernel,
+        initrd=host.initrd,
+        image=host.image,
+        kernel_params=(*agent_params(config, host.accelerator), *hypervisor.kernel_params.split()),
         share_dir=directory / "shared",
         share_fs=hypervisor.shared_fs,
-        **_share_helper(hypervisor),
+        **_share_helper(hypervisor, host),
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
         root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), ROOT_PORTS_MAX),
@@ -74,10 +82,10 @@ def plan_vm(
     )
 
 
-def _share_helper(hypervisor: HypervisorConfig) -> dict[str, Any]:
+def _share_helper(hypervisor: HypervisorConfig, host: Host) -> dict[str, Any]:
     """Who serves the shared tree, as fields of the plan."""
     if hypervisor.shared_fs != SHARE_VIRTIO_FS:
-        return {"share_helper": find_helper()}
+        return {"share_helper": host.share_helper}
     cache = {"never": "none"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache)
     return {
         "share_helper": hypervisor.virtio_fs_daemon,
@@ -86,7 +94,7 @@ def _share_helper(hypervisor: HypervisorConfig) -> dict[str, Any]:
 
 
 def as_template(plan: VmPlan) -> VmPlan:
-    """The machine that is saved for machines of `plan` to go on from."""
+    """The VM that is saved as the template from which VMs of `plan` are restored."""
     return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
 
 

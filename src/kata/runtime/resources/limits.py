@@ -5,7 +5,6 @@ Loads nothing slow: a shim decides the VM's size before anything else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from kata.errors import InvalidArgument
@@ -13,8 +12,6 @@ from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.resources.sizing import Budget, Demand, Size, demand
-
-_MIB = 1 << 20
 
 #: What containerd's CRI plugin says on the sandbox about the pod's containers, known before any of them exists.
 _CRI_MEMORY = "io.kubernetes.cri.sandbox-memory"
@@ -58,11 +55,6 @@ def add_container(budget: Budget, container_id: str, spec: Spec) -> None:
     annotations = {name: str(value) for name, value in (spec.get("annotations") or {}).items()}
     if classify(annotations, container_id)[0] != ContainerType.SANDBOX:
         budget.set(container_id, (spec.get("linux") or {}).get("resources"))
-
-
-def host_size() -> Size:
-    """What this host has."""
-    return Size(os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB)
 
 
 def _number(annotations: Mapping[str, str], name: str) -> int:

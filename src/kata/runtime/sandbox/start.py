@@ -21,13 +21,14 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.launch.host import Host, look_at_host
 from kata.runtime.launch.sandbox_vm import Prepared, obtain_vm
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.resources.host_cgroup import HostCgroup, plan_cgroups
-from kata.runtime.resources.limits import host_size, sandbox_budget
+from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.membership import Membership
 from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.resources.sizing import Size
@@ -115,8 +116,11 @@ class _Start:
             spec = self._devices.named(bundle).spec
             requests.refuse_host_network(self._id, spec)
             with self._timings.phase("plan"):
-                plan = await self._plan(spec)
-                budget = sandbox_budget(self._id, spec, self._config, host_size())
+                accelerator = await accel.choose_for(self._config.hypervisor)
+                log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+                host = look_at_host(self._config.hypervisor, accelerator.name)
+                plan = self._plan(spec, host)
+                budget = sandbox_budget(self._id, spec, self._config, host.size)
                 only = self._config.runtime.sandbox_cgroup_only
                 cgroup = HostCgroup(plan_cgroups(self._id, spec, sandbox_cgroup_only=only), self._ledger)
             log.debug("plan of %s: %s", self._what, plan)
@@ -176,16 +180,14 @@ class _Start:
             containers=containers,
         )
 
-    async def _plan(self, spec: Spec) -> VmPlan:
-        accelerator = await accel.choose_for(self._config.hypervisor)
-        log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+    def _plan(self, spec: Spec, host: Host) -> VmPlan:
         wanted, devices = self._devices.at_boot(spec)
         return plan_vm(
             self._id,
             Path(self._ledger.directory),
             spec,
             self._config,
-            accelerator=accelerator.name,
+            host,
             root_ports=wanted.count,
             mmio_window=wanted.window,
             devices=devices,

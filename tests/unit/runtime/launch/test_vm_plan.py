@@ -1,4 +1,4 @@
-"""A sandbox's machine, decided from spec and configuration alone."""
+"""The plan of a sandbox's VM: a function of spec, configuration and host alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from kata.errors import InvalidArgument
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
+from kata.runtime.launch.host import Host, look_at_host
 from kata.runtime.launch.vm_plan import agent_params, plan_vm
 from kata.runtime.ledger.processes import MARKER
-from kata.runtime.resources.limits import sandbox_budget
-from kata.runtime.resources.sizing import Size, size_class
+from kata.runtime.resources.sizing import Size
 
-HOST = Size(8, 65536)
+BOX = Path("/run/kata/box")
+HOST = Host(
+    size=Size(8, 65536),
+    accelerator="tcg",
+    kernel=Path("/images/one/vmlinux"),
+    initrd=Path("/images/one/initrd"),
+    image=Path("/images/one/rootfs"),
+    share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"),
+)
 
 
 def config(**hypervisor: Any) -> Config:
@@ -30,88 +36,44 @@ def spec(**changes: Any) -> Spec:
     return made  # type: ignore[no-any-return]
 
 
-def limits(**resources: Any) -> Spec:
-    return spec(linux={"resources": resources})
+def test_what_marks_it_and_where_it_lives() -> None:
+    plan = plan_vm("box", BOX, spec(), config(kernel_params="extra=1 more"), HOST)
+    assert dict(plan.environment)[MARKER] == str(BOX)
+    assert (plan.run_dir, plan.share_dir) == (BOX, BOX / "shared")
+    assert plan.kernel_params[-2:] == ("extra=1", "more"), "the administrator's come last and win"
 
 
-def vm_size(given: Spec, config: Config, host: Size) -> Size:
-    return sandbox_budget("box", given, config, host).size()
+def test_it_is_made_for_the_host_that_it_is_given() -> None:
+    plan = plan_vm("box", BOX, spec(), config(), HOST)
+    assert (plan.accelerator, plan.kernel, plan.initrd, plan.image) == ("tcg", HOST.kernel, HOST.initrd, HOST.image)
+    assert (plan.max_vcpus, plan.max_memory_mib) == (8, 65536)
+    assert plan.share_helper == HOST.share_helper
+    small = replace(HOST, size=Size(2, 4096), accelerator="kvm")
+    assert plan_vm("box", BOX, spec(), config(), small).max_vcpus == 2
+    by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon=Path("/usr/libexec/virtiofsd"))
+    assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).share_helper == Path("/usr/libexec/virtiofsd")
 
 
-class TestSize:
-    @pytest.mark.parametrize(
-        ("given", "size"),
-        [
-            (spec(), Size(1, 1000)),
-            (limits(memory={"limit": 256 << 20}), Size(1, 1256)),
-            (limits(memory={"limit": (256 << 20) + 1}), Size(1, 1257)),
-            (limits(memory={"limit": -1}), Size(1, 1000)),
-            (limits(memory={"limit": 2**63 - 4096}), Size(1, 1000)),
-            (limits(memory={"limit": 1 << 50}), Size(1, HOST.memory_mib)),
-            (limits(cpu={"cpus": "0-2,5"}), Size(5, 1000)),
-            (limits(memory={}), Size(1, 1000)),
-            (limits(cpu={"quota": 50_000, "period": 100_000}), Size(2, 1000)),
-            (limits(cpu={"quota": 250_000, "period": 100_000}), Size(4, 1000)),
-            (limits(cpu={"quota": 200_000}), Size(3, 1000)),
-            (limits(cpu={"quota": -1, "period": 100_000}), Size(1, 1000)),
-            (limits(cpu={"quota": 10**9, "period": 1000}), Size(HOST.vcpus, 1000)),
-            ({**spec(), "linux": None}, Size(1, 1000)),
-        ],
-    )
-    def test_limits_come_on_top_of_the_defaults(self, given: Spec, size: Size) -> None:
-        assert vm_size(given, config(), HOST) == size
-
-    def test_the_sums_that_cri_writes_on_a_pod(self) -> None:
-        annotations = {
-            "io.kubernetes.cri.sandbox-memory": str(512 << 20),
-            "io.kubernetes.cri.sandbox-cpu-quota": "300000",
-            "io.kubernetes.cri.sandbox-cpu-period": "100000",
-        }
-        assert vm_size(spec(annotations=annotations), config(), HOST) == Size(4, 1512)
-
-    @pytest.mark.parametrize("text", ["much", "", "1e9", "0x10"])
-    def test_an_annotation_that_is_no_number(self, text: str) -> None:
-        with pytest.raises(
-            InvalidArgument, match=r"^annotation io\.kubernetes\.cri\.sandbox-memory: '.*' is not a number$"
-        ):
-            vm_size(spec(annotations={"io.kubernetes.cri.sandbox-memory": text}), config(), HOST)
-
-    def test_the_maximum_holds(self) -> None:
-        assert vm_size(limits(cpu={"quota": 900_000}), config(default_maxvcpus=3), HOST).vcpus == 3
+def test_the_image_is_pinned(tmp_path: Path) -> None:
+    """What is `current` may change while the VM runs."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/vmlinux").touch()
+    (tmp_path / "current").symlink_to("one")
+    host = look_at_host(config(kernel=tmp_path / "current/vmlinux").hypervisor, "tcg")
+    assert host.kernel == tmp_path / "one/vmlinux"
+    assert host.size.vcpus > 0
+    assert host.size.memory_mib > 0
 
 
-class TestMachine:
-    def test_what_marks_it_and_where_it_lives(self, tmp_path: Path) -> None:
-        plan = plan_vm("box", tmp_path, spec(), config(kernel_params="extra=1 more"), accelerator="tcg")
-        assert dict(plan.environment)[MARKER] == str(tmp_path)
-        assert (plan.run_dir, plan.share_dir) == (tmp_path, tmp_path / "shared")
-        assert plan.kernel_params[-2:] == ("extra=1", "more"), "the administrator's come last and win"
-
-    def test_the_image_is_pinned(self, tmp_path: Path) -> None:
-        """What is `current` may change while the machine runs."""
-        (tmp_path / "one").mkdir()
-        (tmp_path / "one/vmlinux").touch()
-        (tmp_path / "current").symlink_to("one")
-        plan = plan_vm("box", tmp_path, spec(), config(kernel=tmp_path / "current/vmlinux"), accelerator="tcg")
-        assert plan.kernel == tmp_path / "one/vmlinux"
-
-    def test_the_agent_is_told_what_to_serve_on(self) -> None:
-        assert agent_params(Config(), "kvm") == ("agent.server_addr=virtio-serial://kata.rpc",)
-        assert "agent.emulated" in agent_params(Config(), "tcg")
-        loud = replace(Config(), agent=replace(Config().agent, enable_debug=True, container_pipe_size=4096))
-        assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud, "kvm"))
-
-
-@pytest.mark.parametrize(
-    ("wanted", "got"),
-    [(128, 128), (129, 160), (512, 512), (576, 640), (2048, 2048), (2049, 2560), (2112, 2560), (4000, 4096)],
-)
-def test_memory_comes_in_few_sizes(wanted: int, got: int) -> None:
-    assert size_class(wanted) == got
+def test_the_agent_is_told_what_to_serve_on() -> None:
+    assert agent_params(Config(), "kvm") == ("agent.server_addr=virtio-serial://kata.rpc",)
+    assert "agent.emulated" in agent_params(Config(), "tcg")
+    loud = replace(Config(), agent=replace(Config().agent, enable_debug=True, container_pipe_size=4096))
+    assert {"agent.log=debug", "agent.container_pipe_size=4096"} <= set(agent_params(loud, "kvm"))
 
 
 def test_without_templates_memory_is_what_was_asked_for() -> None:
     cold = replace(Config(), factory=replace(Config().factory, enable_template=False))
-    limited = limits(memory={"limit": 64 << 20})
-    assert plan_vm("box", Path("/run/kata/box"), limited, cold, accelerator="tcg").memory_mib == 2048 + 64
-    assert plan_vm("box", Path("/run/kata/box"), limited, Config(), accelerator="tcg").memory_mib == 2560
+    limited = spec(linux={"resources": {"memory": {"limit": 64 << 20}}})
+    assert plan_vm("box", BOX, limited, cold, HOST).memory_mib == 2048 + 64
+    assert plan_vm("box", BOX, limited, Config(), HOST).memory_mib == 2560
