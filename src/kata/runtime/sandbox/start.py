@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,18 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
-from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
-from kata.runtime.launch.host import Host, look_at_host
-from kata.runtime.launch.sandbox_vm import Prepared, obtain_vm
+from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.launch.host import look_at_host
+from kata.runtime.launch.sandbox_vm import Prepared, SandboxVm, obtain_vm
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
-from kata.runtime.resources.host_cgroup import HostCgroup, plan_cgroups
+from kata.runtime.resources.host_cgroup import CgroupPaths, HostCgroup, plan_cgroups
 from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.membership import Membership
 from kata.runtime.resources.resize import SandboxResources
-from kata.runtime.resources.sizing import Size
+from kata.runtime.resources.sizing import Budget, Size
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.health import watch_guest
@@ -86,8 +87,17 @@ async def start_sandbox(
         raise
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is decided before anything of the sandbox exists."""
+
+    vm: VmPlan
+    budget: Budget
+    cgroup: CgroupPaths
+
+
 class _Start:
-    """One start: what all phases use."""
+    """One start: what all phases use, and a method for each."""
 
     def __init__(
         self,
@@ -109,63 +119,39 @@ class _Start:
         self._devices = HostDevices(sandbox_id, config, ledger)
 
     async def run(self, bundle: Bundle, prepared: Prepared | None) -> Sandbox:
-        """All phases. What errors in bundle and host can be found comes before the VM, so that they cost no start."""
+        """All phases. What can be found wrong without the VM is found before it, so that it costs no launch."""
         async with AsyncExitStack() as unused:
             if prepared:
                 unused.push_async_callback(prepared.discard)
             spec = self._devices.named(bundle).spec
             requests.refuse_host_network(self._id, spec)
             with self._timings.phase("plan"):
-                accelerator = await accel.choose_for(self._config.hypervisor)
-                log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
-                host = look_at_host(self._config.hypervisor, accelerator.name)
-                plan = self._plan(spec, host)
-                budget = sandbox_budget(self._id, spec, self._config, host.size)
-                only = self._config.runtime.sandbox_cgroup_only
-                cgroup = HostCgroup(plan_cgroups(self._id, spec, sandbox_cgroup_only=only), self._ledger)
-            log.debug("plan of %s: %s", self._what, plan)
-            network, endpoints = self._open_network(spec, plan.vcpus)
+                plan = await self._plan(spec)
+            network, endpoints = self._open_network(spec, plan.vm.vcpus)
             self._ledger.hold(PROCESS, self._ledger.directory)
-            membership = Membership(cgroup)
+            membership = Membership(HostCgroup(plan.cgroup, self._ledger))
             self._steps.push_async_callback(membership.leave)
             unused.pop_all()  # `obtain_vm` takes it over, or discards it
-        got = await obtain_vm(
-            plan, self._config, self._ledger, self._timings, prepared=prepared, progress=self._progress
+        guest = await obtain_vm(
+            plan.vm, self._config, self._ledger, self._timings, prepared=prepared, progress=self._progress
         )
-        vm, agent, containers = got.vm, got.agent, dict[str, Container]()
-        self._steps.push_async_callback(agent.close)
-        self._steps.push_async_callback(_end_guest, self._what, vm, agent, containers)
-        # Beside the end of the VM.
-        self._steps.callback(membership.begin_leaving)
-        self._steps.callback(got.slot.release)
-        health = asyncio.create_task(watch_guest(self._what, vm, agent), name=f"health of {self._what}")
-        self._steps.push_async_callback(cancel, health)
-        self._devices.begin(vm, agent)
-        resources = SandboxResources(
-            self._ledger.directory,
-            vm,
-            agent,
-            cgroup,
-            budget,
-            Size(plan.vcpus, plan.memory_mib),
-            static=self._config.runtime.static_sandbox_resource_mgmt,
-        )
-        self._steps.callback(resources.close)
-        # The guest does not need the cgroup yet, and a VM from standby has left no time to move to it.
+        containers: dict[str, Container] = {}
+        self._hold_guest(guest, membership, containers)
+        self._devices.begin(guest.vm, guest.agent)
+        resources = self._give_resources(guest, plan, membership.cgroup)
+        # Beside the rest: the guest does not need the cgroup yet, and one from standby has left no time to move to it.
         confining = asyncio.create_task(_confine(membership, resources), name=f"host cgroup of {self._what}")
         try:
             if network:
                 with self._timings.phase("network"):
-                    await self._connect(network, vm, agent, endpoints)
-            got.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
+                    await self._connect(network, guest, endpoints)
+            guest.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
             with self._timings.phase("sandbox"):
-                await agent.create_sandbox(requests.create_sandbox_request(self._id, spec, self._config))
+                await guest.agent.create_sandbox(requests.create_sandbox_request(self._id, spec, self._config))
         finally:
             with self._timings.phase("cgroup"):
                 await confining
-        management = Management(self._ledger.directory, agent, self._devices.volumes)
-        self._steps.push_async_callback(management.close)
-        await management.serve()
+        await self._serve_management(guest.agent)
         self._timings.write()
         return Sandbox(
             self._id,
@@ -173,25 +159,32 @@ class _Start:
             self._ledger,
             self._teardown,
             self._timings,
-            got,
+            guest,
             devices=self._devices,
             resources=resources,
             network=network,
             containers=containers,
         )
 
-    def _plan(self, spec: Spec, host: Host) -> VmPlan:
-        wanted, devices = self._devices.at_boot(spec)
-        return plan_vm(
+    async def _plan(self, spec: Spec) -> _Plan:
+        config = self._config
+        accelerator = await accel.choose_for(config.hypervisor)
+        log.info("accelerator %s: %s", accelerator.name, accelerator.reason)
+        host = look_at_host(config.hypervisor, accelerator.name)
+        ports, devices = self._devices.at_boot(spec)
+        vm = plan_vm(
             self._id,
             Path(self._ledger.directory),
             spec,
-            self._config,
+            config,
             host,
-            root_ports=wanted.count,
-            mmio_window=wanted.window,
+            root_ports=ports.count,
+            mmio_window=ports.window,
             devices=devices,
         )
+        log.debug("plan of %s: %s", self._what, vm)
+        budget = sandbox_budget(self._id, spec, config, host.size)
+        return _Plan(vm, budget, plan_cgroups(self._id, spec, sandbox_cgroup_only=config.runtime.sandbox_cgroup_only))
 
     def _open_network(self, spec: Spec, vcpus: int) -> tuple[SandboxNetwork | None, list[Endpoint]]:
         """The pod's network namespace, and what it has for the VM."""
@@ -209,13 +202,40 @@ class _Start:
         self._steps.callback(network.close)
         return network, network.look()
 
-    async def _connect(
-        self, network: SandboxNetwork, vm: VirtualMachine, agent: AgentClient, endpoints: list[Endpoint]
-    ) -> None:
+    def _hold_guest(self, guest: SandboxVm, membership: Membership, containers: dict[str, Container]) -> None:
+        """Have the VM end with the sandbox, and watch it until then."""
+        self._steps.push_async_callback(guest.agent.close)
+        self._steps.push_async_callback(_end_vm, guest, containers)
+        self._steps.push_async_callback(_flush_guest, self._what, guest)
+        # This process leaves the host cgroup while the VM ends.
+        self._steps.callback(membership.begin_leaving)
+        self._steps.callback(guest.slot.release)
+        watching = asyncio.create_task(watch_guest(self._what, guest.vm, guest.agent), name=f"health of {self._what}")
+        self._steps.push_async_callback(cancel, watching)
+
+    def _give_resources(self, guest: SandboxVm, plan: _Plan, cgroup: HostCgroup) -> SandboxResources:
+        resources = SandboxResources(
+            self._ledger.directory,
+            guest.vm,
+            guest.agent,
+            cgroup,
+            plan.budget,
+            Size(plan.vm.vcpus, plan.vm.memory_mib),
+            static=self._config.runtime.static_sandbox_resource_mgmt,
+        )
+        self._steps.callback(resources.close)
+        return resources
+
+    async def _connect(self, network: SandboxNetwork, guest: SandboxVm, endpoints: list[Endpoint]) -> None:
         self._steps.push_async_callback(network.end)
-        await network.fit(vm, agent, endpoints)
-        await network.forward(agent)
-        network.follow(vm, agent)
+        await network.fit(guest.vm, guest.agent, endpoints)
+        await network.forward(guest.agent)
+        network.follow(guest.vm, guest.agent)
+
+    async def _serve_management(self, agent: AgentClient) -> None:
+        management = Management(self._ledger.directory, agent, self._devices.volumes)
+        self._steps.push_async_callback(management.close)
+        await management.serve()
 
 
 async def _confine(membership: Membership, resources: SandboxResources) -> None:
@@ -223,14 +243,17 @@ async def _confine(membership: Membership, resources: SandboxResources) -> None:
     await resources.confine()
 
 
-async def _end_guest(what: str, vm: VirtualMachine, agent: AgentClient, containers: dict[str, Container]) -> None:
-    """End the VM, whatever the guest says, and then what has relied on it."""
+async def _flush_guest(what: str, guest: SandboxVm) -> None:
     try:
-        await agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
+        await guest.agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
     except KataError as error:
         log.debug("%s: %s", what, error)
+
+
+async def _end_vm(guest: SandboxVm, containers: dict[str, Container]) -> None:
+    """End the VM, then close what has relied on it."""
     try:
-        await vm.stop()
+        await guest.vm.stop()
     finally:
         async with AsyncExitStack() as closing:
             for container in containers.values():
