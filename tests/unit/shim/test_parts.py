@@ -43,7 +43,7 @@ class TestLauncher:
         cached.unlink(missing_ok=True)
         subprocess.run(
             [sys.executable, "-m", "kata.shim.launcher", tmp_path],
-            env={"PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(module.__file__).parents[2])},
             check=True,
             capture_output=True,
             timeout=60,
