@@ -147,8 +147,8 @@ class TestSize:
         [
             ({"memory": {"limit": -7}}, "memory limit -7 is negative"),
             ({"cpu": {"quota": 10}}, "cpu quota 10 us is below 1000 us"),
-            ({"cpu": {"quota": 1000, "period": 5}}, "cpu period 5 us is not between"),
-            ({"cpu": {"cpus": "0-"}}, "cpuset '0-' is not a list of CPUs"),
+            ({"cpu": {"quota": 1000, "period": 5}}, "invalid cpu period 5 us"),
+            ({"cpu": {"cpus": "0-"}}, "invalid cpuset '0-'"),
             ({"cpu": {"cpus": "999"}}, "names a CPU that this host"),
         ],
     )

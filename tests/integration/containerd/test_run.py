@@ -136,7 +136,7 @@ def test_what_cannot_be_run(containerd: PrivateContainerd, command: str, said: s
 def test_the_hosts_network_is_refused(containerd: PrivateContainerd) -> None:
     done = containerd.ctr(*arguments("true", flags=("--net-host",)), check=False)
     assert done.returncode == 1
-    assert "asks for the host's network, which a virtual machine cannot have" in done.stderr
+    assert "asks for the host network, which a VM cannot have" in done.stderr
 
 
 def test_volumes_and_environment(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,4 +1,4 @@
-"""A mount namespace of the sandbox's own: what is mounted for it vanishes with its last process, however that died."""
+"""The sandbox's own mount namespace: what is mounted for it is gone with its last process, however that died."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from kata.linux import mount, mountinfo, namespaces
 def enter_mount_namespace(directory: str) -> None:
     """Move this process, and so its future children, into a new mount namespace.
 
-    Mounts that the host makes later still arrive (a volume may be one); mounts made here beneath `directory` never
-    reach the host (mount_namespaces(7), shared subtrees).
+    Mounts that the host makes later still propagate into it (a volume may be one); mounts made here beneath `directory`
+    never reach the host (mount_namespaces(7), "Shared subtrees").
+
+    Args:
+        directory: the sandbox's state directory.
 
     Raises:
-        FailedPrecondition: the kernel refuses, in general because this is not root.
+        FailedPrecondition: the kernel refuses, usually because this is not root; or `directory` is on a shared mount
+            that a chroot hides.
     """
     try:
         propagates = _propagates(directory)
@@ -26,13 +30,13 @@ def enter_mount_namespace(directory: str) -> None:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # A chroot whose root is no mount point: only the mounts inside it can be changed.
+            # A chroot whose root is not a mount point: only the mounts inside it can be changed.
             points = mountinfo.points_below("/")
             for point in points:
                 mount.set_propagation(point, mount.MS_SLAVE)
             if propagates and not any(directory.startswith(point + "/") for point in points):
                 raise FailedPrecondition(
-                    f"mounts made in {directory} would reach the host: it is on a shared mount outside of this chroot",
+                    f"mounts made in {directory} would reach the host: it is on a shared mount outside this chroot",
                     hint="mount a tmpfs on /run first",
                 ) from None
     except OSError as error:
@@ -42,14 +46,14 @@ def enter_mount_namespace(directory: str) -> None:
 
 
 def _propagates(directory: str) -> bool:
-    """Whether the mount that a directory is on is shared with others, as far as can be seen."""
+    """Whether the mount that a directory is on is shared, as far as can be seen from here."""
     fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
             mount_id = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
     finally:
         os.close(fd)
-    # A chroot hides the mount that its root is on from all but the processes outside; the first one is there.
+    # A chroot hides the mount that its root is on from all but processes outside, such as the first one.
     for process in ("self", "1"):
         try:
             mounts = mountinfo.read(f"/proc/{process}/mountinfo")

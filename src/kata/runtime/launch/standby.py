@@ -60,7 +60,7 @@ class Standby:
         await self.vm.stop(0)
         await self.agent.close()
         for problem in self.ledger.release():
-            log.warning("standby could not give back: %s", problem)
+            log.warning("standby: could not give back %s", problem)
 
 
 def kind_of(vm_plan: VmPlan) -> str:

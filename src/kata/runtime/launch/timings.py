@@ -1,8 +1,8 @@
-"""Where the time of a start goes: its phases, kept beside the sandbox's ledger for as long as the sandbox lives.
+"""Where the time of a start goes: its phases, kept in the sandbox's state directory for as long as it lives.
 
     <state directory>/timings.json      {"began", "phases": [{"name", "subject", "begin_ms", "length_ms"}, …]}
 
-Phases may overlap. What comes before the first line of this project's code, the interpreter's own start, is not in it.
+Phases may overlap. The start of the Python interpreter, before the first line of this project's code, is not included.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from kata.linux import atomic_file
 log = logging.getLogger(__name__)
 
 FILE_NAME = "timings.json"
-_SIZE_MAX = 1 << 20
-#: A sandbox may see any number of containers; what is asked for is its start.
-_PHASES_MAX = 256
+_MAX_SIZE = 1 << 20
+#: A sandbox may have any number of containers; of interest is its start.
+_MAX_PHASES = 256
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Phase:
 
     Attributes:
         name: what was done.
-        subject: the container that it was done for; "" for the sandbox itself.
+        subject: id of the container that it was done for; "" for the sandbox itself.
         begin_ms: when it began, in milliseconds since the start began.
-        length_ms: how long it took; 0 for a moment.
+        length_ms: how long it took; 0 for an instant.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Timings:
 
     @contextmanager
     def phase(self, name: str, subject: str = "") -> Iterator[None]:
-        """Record how long the body takes, also if it fails."""
+        """Record how long the body takes, also when it fails."""
         begin = time.monotonic()
         try:
             yield
@@ -79,19 +79,19 @@ class Timings:
             self.add(name, begin, subject)
 
     def moment(self, name: str, subject: str = "") -> None:
-        """Record that something happened."""
+        """Record that something happens now."""
         self.add(name, time.monotonic(), subject)
         self.write()
 
     def add(self, name: str, begin: float, subject: str = "") -> None:
         """Record a phase that ends now."""
-        if len(self._phases) < _PHASES_MAX:
+        if len(self._phases) < _MAX_PHASES:
             length = time.monotonic() - begin
             phase = Phase(name, subject, round((begin - self._begun) * 1000, 1), round(length * 1000, 1))
             self._phases.append(phase)
 
     def write(self) -> None:
-        """Put the file in its place, whole. Nothing depends on it, so what goes wrong is only logged."""
+        """Write the file, renamed into place. Nothing depends on it, so errors are only logged."""
         try:
             began = round(time.time() - time.monotonic() + self._begun, 4)
             content = {"began": began, "phases": [asdict(phase) for phase in self._phases]}
@@ -104,13 +104,13 @@ def read(directory: Path) -> Start:
     """The start of the sandbox of this state directory.
 
     Raises:
-        NotFound: there is no such sandbox, or it is not that far.
+        NotFound: there is no such sandbox, or it has not started anything yet.
         FailedPrecondition: the file is not what a sandbox writes.
     """
     path = directory / FILE_NAME
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(_SIZE_MAX))
+            content = json.loads(file.read(_MAX_SIZE))
         began = float(content["began"])
         phases = [
             Phase(str(entry["name"]), str(entry["subject"]), float(entry["begin_ms"]), float(entry["length_ms"]))
@@ -121,5 +121,5 @@ def read(directory: Path) -> Start:
     except OSError as error:
         raise FailedPrecondition(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FailedPrecondition(f"{path} is broken: {error}") from None
+        raise FailedPrecondition(f"{path} is corrupt: {error}") from None
     return Start(began, tuple(sorted(phases, key=lambda phase: phase.begin_ms)))

@@ -1,6 +1,8 @@
 """The limits of a sandbox's containers as their specs and, for all of a pod, CRI's annotations give them.
 
-Loads nothing slow: a shim decides the VM's size before anything else.
+Imports nothing slow: a shim decides the VM's size before anything else.
+
+Source of the annotations: containerd's pkg/cri/annotations.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def sandbox_budget(sandbox_id: str, spec: Spec, config: Config, host: Size) -> B
 
 
 def add_container(budget: Budget, container_id: str, spec: Spec) -> None:
-    """Count a container in, unless it is a pod's sandbox, which only holds the pod together. Raises as `Budget.set`."""
+    """Count a container in, unless it is a pod's sandbox, which runs nothing of its own. Raises as `Budget.set`."""
     annotations = {name: str(value) for name, value in (spec.get("annotations") or {}).items()}
     if classify(annotations, container_id)[0] != ContainerType.SANDBOX:
         budget.set(container_id, (spec.get("linux") or {}).get("resources"))

@@ -1,6 +1,9 @@
-"""What the containers of a sandbox may use, and what follows for its virtual machine and its control group.
+"""What the containers of a sandbox may use, and what follows for the size of its VM and the limits of its host cgroup.
 
-Pure arithmetic on limits. Loads nothing slow: a shim decides the machine's size before anything else.
+Pure arithmetic on limits. Imports nothing slow: a shim decides the VM's size before anything else.
+
+Sources: OCI runtime-spec, config-linux.md, "Memory" and "CPU"; the kernel's scheduler/sched-bwc.rst for quota and
+period.
 """
 
 from __future__ import annotations
@@ -16,19 +19,19 @@ from kata.runtime.config.settings import Config
 
 _MIB = 1 << 20
 _CPUSET = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
-#: Managers write numbers near 2^63 for "no limit", rounded down to pages.
+#: Container engines write numbers near 2^63 for "no limit", rounded down to pages.
 _UNLIMITED = 1 << 60
-#: The kernel's smallest quota is 1 ms in a period of at most 1 s.
-_QUOTA_LEAST_US = 1000
+#: The kernel's smallest quota is 1 ms, and its periods are 1 ms to 1 s.
+_MIN_QUOTA_US = 1000
 _PERIOD_US = (1000, 1_000_000)
-#: What a monitor takes besides the guest's memory, in MiB: the emulator's translated code, its own data, the shim and
-#: the helper that serves files. A limit has to leave room for it, or the kernel would kill the whole sandbox.
+#: What a sandbox takes besides the guest's memory, in MiB: the emulator's translated code, the VMM's own data, the shim
+#: and the helper that serves files. A limit has to leave room for it, or the kernel would kill the whole sandbox.
 _OVERHEAD_MIB = 640
 
 
 @dataclass(frozen=True)
 class Size:
-    """Processors and memory of a machine, virtual or not."""
+    """CPUs and memory of a host or a VM."""
 
     vcpus: int
     memory_mib: int
@@ -41,8 +44,8 @@ class Demand:
     Attributes:
         cpu_milli: thousandths of a CPU.
         memory: bytes.
-        cpus: numbers of the host's CPUs.
-        shares: its weight, as cgroups version 1 counts.
+        cpus: numbers of the host's CPUs that it may use.
+        shares: its CPU weight on the scale of cgroup version 1 (2 to 262144).
     """
 
     cpu_milli: int = 0
@@ -54,6 +57,10 @@ class Demand:
 def demand(resources: Mapping[str, Any] | None, host: Size) -> Demand:
     """What OCI `linux.resources` allow.
 
+    Args:
+        resources: may be empty or None: no limits.
+        host: what the host has.
+
     Raises:
         InvalidArgument: a limit that no kernel would take.
     """
@@ -62,12 +69,12 @@ def demand(resources: Mapping[str, Any] | None, host: Size) -> Demand:
     quota, period = int(cpu.get("quota") or 0), int(cpu.get("period") or 0) or CPU_PERIOD_US
     if memory < -1:
         raise InvalidArgument(f"memory limit {memory} is negative", hint="-1 means no limit")
-    if quota < -1 or 0 < quota < _QUOTA_LEAST_US:
+    if quota < -1 or 0 < quota < _MIN_QUOTA_US:
         raise InvalidArgument(
-            f"cpu quota {quota} us is below {_QUOTA_LEAST_US} us, the kernel's least", hint="-1 means no limit"
+            f"cpu quota {quota} us is below the kernel's minimum of {_MIN_QUOTA_US} us", hint="-1 means no limit"
         )
     if not _PERIOD_US[0] <= period <= _PERIOD_US[1]:
-        raise InvalidArgument(f"cpu period {period} us is not between {_PERIOD_US[0]} and {_PERIOD_US[1]} us")
+        raise InvalidArgument(f"invalid cpu period {period} us ({_PERIOD_US[0]} to {_PERIOD_US[1]})")
     return Demand(
         cpu_milli=-(-quota * 1000 // period) if quota > 0 else 0,
         memory=memory if 0 < memory < _UNLIMITED else 0,
@@ -77,22 +84,25 @@ def demand(resources: Mapping[str, Any] | None, host: Size) -> Demand:
 
 
 def parse_cpus(text: str, host_cpus: int) -> frozenset[int]:
-    """The numbers in a list such as "0-2,5"; none in an empty one.
+    """The numbers in a list such as "0-2,5" (cpuset(7), "List format"); none in an empty one.
+
+    Args:
+        host_cpus: how many CPUs the host has.
 
     Raises:
-        InvalidArgument: it is no such list, or names a CPU that the host does not have.
+        InvalidArgument: it is not such a list, or names a CPU that the host does not have.
     """
     if not text:
         return frozenset()
     if not _CPUSET.fullmatch(text):
-        raise InvalidArgument(f"cpuset {text!r} is not a list of CPUs", hint='write it as "0-2,5"')
+        raise InvalidArgument(f"invalid cpuset {text!r}", hint='write it as "0-2,5"')
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
         if last and int(last) < int(first):
-            raise InvalidArgument(f"cpuset {text!r}: {part} runs backwards")
+            raise InvalidArgument(f"invalid cpuset {text!r}: range {part} is reversed")
         if int(last or first) >= host_cpus:
-            raise InvalidArgument(f"cpuset {text!r} names a CPU that this host, which has {host_cpus}, does not have")
+            raise InvalidArgument(f"cpuset {text!r} names a CPU that this host does not have; it has {host_cpus}")
         found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)
 
@@ -103,9 +113,9 @@ def format_cpus(cpus: Iterable[int]) -> str:
 
 
 def size_class(memory_mib: int) -> int:
-    """The next of four sizes for each power of two, so that few templates serve many limits.
+    """Round up to one of four sizes for each power of two, so that few templates serve many limits.
 
-    What a container may use is still its limit, and what the guest does not touch takes no memory of the host.
+    A container may still use no more than its limit, and what the guest does not touch takes no memory of the host.
     """
     step = max(1, 1 << (memory_mib.bit_length() - 3))
     return -(-memory_mib // step) * step
@@ -115,8 +125,8 @@ class Budget:
     """What the containers of a sandbox may use together.
 
     Args:
-        announced: what the manager has said that all containers will have; it counts until those there are have that.
-        host: what the host has; a machine never gets more.
+        announced: what the container engine has said that all containers will have; it counts until they have it.
+        host: what the host has; a VM never gets more.
     """
 
     def __init__(self, config: Config, host: Size, announced: Demand | None = None) -> None:
@@ -126,7 +136,7 @@ class Budget:
         self._demands: dict[str, Demand] = {}
 
     def set(self, container_id: str, resources: Mapping[str, Any] | None) -> None:
-        """A container has come, or has other limits. A pod's sandbox is no container, and has none.
+        """Set a container's limits. A pod's sandbox is not a container and has none.
 
         Raises:
             InvalidArgument: a limit that no kernel would take; nothing has changed.
@@ -136,7 +146,7 @@ class Budget:
             self._announced = Demand()
 
     def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
-        """What of a container's limits is named has changed. Raises as `set`."""
+        """Change those limits of a container that `resources` names. Raises as `set`."""
         new, old = demand(resources, self._host), self._demands.get(container_id, Demand())
         cpu = resources.get("cpu") or {}
         self._demands[container_id] = Demand(
@@ -151,7 +161,7 @@ class Budget:
         return self._demands.get(container_id)
 
     def restore(self, container_id: str, former: Demand | None) -> None:
-        """A container has gone, or has the limits again that it had."""
+        """Give a container the limits again that it had; None: it is gone."""
         self._demands.pop(container_id, None)
         if former is not None:
             self._demands[container_id] = former
@@ -160,7 +170,7 @@ class Budget:
         return sum(getattr(each, name) for each in self._demands.values())
 
     def size(self) -> Size:
-        """The machine that holds the guest's own needs (the configured defaults) and on top what the limits allow."""
+        """The size of the VM: the guest's own needs (the configured defaults), and on top what the limits allow."""
         memory = max(self._announced.memory, self._sum("memory"))
         cpu_milli = max(self._announced.cpu_milli, self._sum("cpu_milli"))
         if not cpu_milli:
@@ -173,13 +183,13 @@ class Budget:
         )
 
     def limits(self, memory_mib: int) -> CgroupLimits:
-        """Those of the sandbox's control group on the host: the sum, and the guest's own needs.
+        """The limits of the sandbox's host cgroup: the sum, and the guest's own needs.
 
-        A container without a limit leaves the sandbox without one. The guest holds each container to its own; these
-        hold the machine as a whole, whatever its guest does.
+        A container without a limit leaves the sandbox without one. The guest holds each container to its own limits;
+        these hold the VM as a whole, whatever its guest does.
 
         Args:
-            memory_mib: the machine's memory.
+            memory_mib: the VM's memory.
         """
         demands = self._demands.values()
 

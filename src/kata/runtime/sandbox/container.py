@@ -1,4 +1,4 @@
-"""A container in a sandbox: its first process, its execs, its files."""
+"""A container in a sandbox: its init process, its exec processes, its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
 if TYPE_CHECKING:
     from kata.runtime.sandbox.hooks import HostHooks
 
-#: Seconds the guest has to remove a container whose processes have been killed.
+#: Seconds for the guest to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
 
 
@@ -61,7 +61,15 @@ class Container(Lifecycle):
         self._timings = timings
 
     async def create(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
-        """Mount its files and have the agent create it; on failure nothing of it stays."""
+        """Mount its files and have the agent create it; on failure nothing of it stays.
+
+        Args:
+            timeout: seconds for the agent.
+
+        Raises:
+            FailedPrecondition: a file cannot be mounted.
+            KataError: the agent refused.
+        """
         with self._timings.phase("rootfs", self.id):
             self._share.add(self._files)
         try:
@@ -75,6 +83,12 @@ class Container(Lifecycle):
         self.become(State.CREATED)
 
     async def start(self) -> None:
+        """Run the init process.
+
+        Raises:
+            FailedPrecondition: it has been started.
+            KataError: the agent refused.
+        """
         self.require("start", State.CREATED)
         with self._timings.phase("start", self.id):
             await self._agent.start_container(self.id)
@@ -83,28 +97,34 @@ class Container(Lifecycle):
         self.init.follow()
 
     def add_exec(self, exec_id: str, spec: ProcessSpec, stdio: Stdio) -> Process:
-        """Prepare one more process; `start_exec` runs it.
+        """Prepare an exec process; `start_exec` runs it.
+
+        Args:
+            spec: as in the OCI runtime-spec, config.md, "Process".
+            stdio: its streams, owned from now on.
 
         Raises:
-            InvalidArgument: the exec id is no id.
-            AlreadyExists: it is taken.
+            InvalidArgument: the exec id is not an id.
+            AlreadyExists: the exec id is taken.
             FailedPrecondition: the container has stopped.
         """
         validate_id(exec_id, "exec id")
         self.refresh()
         self.require("exec in", State.CREATED, State.RUNNING, State.PAUSED)
         if exec_id in self.execs or exec_id == self.id:
-            raise AlreadyExists(f"exec {exec_id} of container {self.id} exists already")
+            raise AlreadyExists(f"exec {exec_id} of container {self.id} already exists")
         process = self.execs[exec_id] = Process(self._agent, self.id, exec_id, stdio)
         self._exec_specs[exec_id] = spec
         process.become(State.CREATED)
         return process
 
     async def start_exec(self, exec_id: str) -> Process:
-        """Run a prepared process in the guest; if that fails, it counts as ended.
+        """Run a prepared exec process; if that fails, it counts as ended.
 
         Raises:
+            NotFound: no such exec.
             FailedPrecondition: the container does not run, or the exec has been started.
+            KataError: the agent refused.
         """
         self.refresh()
         process = self.process(exec_id)
@@ -113,14 +133,14 @@ class Container(Lifecycle):
             self.require("exec in", State.RUNNING)
             await self._agent.exec_process(self.id, exec_id, convert.process_to_proto(self._exec_specs.pop(exec_id)))
         except BaseException:
-            # A client waits for the end of the streams before it does anything else.
+            # A client waits for the end of the streams before anything else.
             await process.close()
             raise
         process.follow()
         return process
 
     def process(self, exec_id: str) -> Process:
-        """The first process for "", else an exec.
+        """The init process for "", else an exec process.
 
         Raises:
             NotFound: no such exec.
@@ -133,25 +153,28 @@ class Container(Lifecycle):
             raise NotFound(f"container {self.id} has no exec {exec_id}") from None
 
     def refresh(self) -> State:
-        """The state, with an exit that happened meanwhile taken into account."""
+        """The state, once an exit that happened meanwhile is taken into account."""
         if self.init.exit is not None:
             self.become(State.STOPPED)
         return self.state
 
     async def wait(self) -> Exit:
+        """Wait for the exit of the init process."""
         exit_ = await self.init.wait()
         self.become(State.STOPPED)
         return exit_
 
     async def kill(self, number: int, *, exec_id: str = "") -> None:
-        """Signal a process of the container; SIGKILL for its first one reaches every process it has.
+        """Send a signal to a process; SIGKILL to the init process reaches every process of the container.
 
         Raises:
-            NotFound: the process has ended already.
+            NotFound: no such exec, or the process has ended.
+            FailedPrecondition: the guest keeps a container that was not started yet.
+            KataError: the agent refused.
         """
         process = self.process(exec_id)
         if not exec_id and self.state is State.CREATED and number in (signal.SIGKILL, signal.SIGTERM):
-            # It waits to be started and takes no signal; nobody will start it any more.
+            # It waits to be started and takes no signals.
             await self._remove_from_guest()
             self.init.abandon()
             self.become(State.STOPPED)
@@ -159,12 +182,14 @@ class Container(Lifecycle):
         await process.signal(number)
 
     async def pause(self) -> None:
+        """Freeze all processes. Raises FailedPrecondition unless it runs, KataError."""
         self.refresh()
         self.require("pause", State.RUNNING)
         await self._agent.pause_container(self.id)
         self.become(State.PAUSED)
 
     async def resume(self) -> None:
+        """Thaw all processes. Raises FailedPrecondition unless it is paused, KataError."""
         self.refresh()
         self.require("resume", State.PAUSED)
         await self._agent.resume_container(self.id)
@@ -176,19 +201,26 @@ class Container(Lifecycle):
         self.require("update", State.CREATED, State.RUNNING, State.PAUSED)
 
     async def update(self, resources: LinuxResources) -> None:
-        """Apply new limits (OCI `LinuxResources`) in the guest."""
+        """Set limits in the guest (OCI runtime-spec, config-linux.md, "Control groups").
+
+        Raises:
+            FailedPrecondition: it has stopped.
+            KataError: the agent refused.
+        """
         self.require_updatable()
         await self._agent.update_container(self.id, convert.resources_to_proto(edit.update_for_guest(resources)))
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:
+        """The statistics of its cgroup in the guest. Raises FailedPrecondition if it has stopped, KataError."""
         self.refresh()
         self.require("read statistics of", State.CREATED, State.RUNNING, State.PAUSED)
         return await self._agent.stats_container(self.id)
 
     async def delete_exec(self, exec_id: str) -> Exit:
-        """Forget an exec that does not run.
+        """Forget an exec process that does not run.
 
         Raises:
+            NotFound: no such exec.
             FailedPrecondition: it runs.
         """
         process = self.process(exec_id)
@@ -209,7 +241,7 @@ class Container(Lifecycle):
         """Remove the container from the guest and its files from the shared tree.
 
         Raises:
-            FailedPrecondition: it runs, and `force` is not set.
+            FailedPrecondition: it runs, and `force` is not set; or the guest cannot remove it.
         """
         self.require_deletable(force=force)
         await self._remove_from_guest()
@@ -221,7 +253,7 @@ class Container(Lifecycle):
         return self.init.exit
 
     async def close(self) -> None:
-        """Give back what it has on the host; its VM has ended."""
+        """Give back what it has on the host, once its VM has ended."""
         try:
             for process in (*self.execs.values(), self.init):
                 await process.close()

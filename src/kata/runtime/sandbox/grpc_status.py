@@ -1,4 +1,4 @@
-"""The one place where a sandbox's errors become gRPC status codes for containerd and for who manages sandboxes."""
+"""The one place where errors become gRPC status codes, for containerd and for callers of the management socket."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kata.errors import Code, KataError
 
 log = logging.getLogger(__name__)
 
-#: What the host has run out of, and not what the project got wrong.
+#: Errors of a host that has run out of something.
 _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 
 def to_status(error: Exception) -> tuple[int, str]:
-    """Code and message for the caller; what is not a KataError is logged with its trace."""
+    """Code and message for the caller; anything but a KataError is logged with its traceback."""
     if isinstance(error, KataError):
         hint = f" ({error.hint})" if error.hint else ""
         return error.code, f"{error.message}{hint}"

@@ -1,10 +1,11 @@
-"""A container's hooks that run on the host: programs that the spec names, told the container's state.
+"""A container's hooks that run on the host: programs that the spec names, which read the container's state.
 
-`startContainer` is not among them: that runs in the container, and so in the guest. `createContainer` would be run in
-the container's namespaces; those are in the guest, so it runs on the host, as with Kata. Source: runtime-spec,
-config.md, "POSIX-platform Hooks".
+`startContainer` is not among them: it runs in the container, and so in the guest. `createContainer` should run in the
+container's namespaces; those are in the guest, so it runs on the host, as with Kata.
 
-Imported by sandboxes that have a container with hooks.
+Imported only by sandboxes that have a container with hooks.
+
+Source: OCI runtime-spec, config.md, "POSIX-platform Hooks".
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from kata.runtime.sandbox.requests import namespace_of
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a hook without a timeout may take: for ever would be as long as somebody's mistake lasts.
+#: Seconds that a hook without a timeout may take: none may take for ever.
 _TIMEOUT_S = 60.0
-#: And after whoever should have run it was killed: containerd waits 5 s for all of the cleaning up.
+#: The same after the shim was killed: containerd waits 5 s for all of the cleaning up.
 _LATE_TIMEOUT_S = 3.0
-_WORDS_MAX = 500
-_LINES_MAX = 3
+_MAX_OUTPUT = 500
+_MAX_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class HostHooks:
     """The hooks of one container.
 
     Attributes:
-        directory: the sandbox's state directory. Hooks carry its name, so that none outlives a shim that is killed.
-        network: the pod's namespace, in which they run; None: the host's. Closed with `close`.
+        directory: the sandbox's state directory. Hooks have its name in their environment, so that none outlives a
+            shim that is killed.
+        network: the pod's network namespace, in which they run; None: the host's. Closed with `close`.
     """
 
     container_id: str
@@ -52,24 +54,24 @@ class HostHooks:
     directory: str
     network: PodNetwork | None
 
-    #: In their order.
+    #: In the order in which they run.
     before_creation = ("prestart", "createRuntime", "createContainer")
 
     @property
     def late(self) -> str:
-        """The ledger's entry of kind HOOKS for what has to be run if this process cannot do it; "" if nothing has."""
+        """The ledger's entry of kind HOOKS for those that another process runs if this one dies; "" if there are none."""
         return f"{self.container_id} {self.directory} {self.bundle.path}" if self._of("poststop") else ""
 
     async def run(self, *kinds: str, status: Status, pid: int) -> None:
-        """Run the hooks of some kinds, one after the other.
+        """Run the hooks of some kinds, one after another.
 
         Args:
             status: of the container, for the state that hooks read.
-            pid: what stands for the container on the host; 0: nothing.
+            pid: of the process that stands for the container on the host; 0: none.
 
         Raises:
             InvalidArgument: a hook's path is not absolute.
-            FailedPrecondition: one cannot be run, or failed. Those after it were not run.
+            FailedPrecondition: one cannot be run, or failed; those after it were not run.
             DeadlineExceeded: one took too long, and was killed with all that it had started.
         """
         state = self._state(status, pid)
@@ -78,7 +80,7 @@ class HostHooks:
                 await asyncio.to_thread(self._run, kind, hook, state)
 
     async def run_after(self, kind: str, *, status: Status, pid: int) -> None:
-        """Run hooks whose failure changes nothing any more: it is logged, and the next ones are run."""
+        """Run hooks whose failure is only logged, and does not keep the next ones from running."""
         state = self._state(status, pid)
         for hook in self._of(kind):
             try:
@@ -87,10 +89,10 @@ class HostHooks:
                 log.warning("%s", error)
 
     def run_now(self, kind: str, *, most: float) -> None:
-        """As `run_after` for a container that has stopped, by a process that does nothing else.
+        """As `run_after`, for a container that has stopped and a process without an event loop.
 
         Args:
-            most: seconds that each may take, if it may not take less.
+            most: seconds that each may take at most, whatever its own timeout.
         """
         state = self._state("stopped", 0)
         for hook in self._of(kind):
@@ -100,7 +102,7 @@ class HostHooks:
                 log.warning("%s", error)
 
     def close(self) -> None:
-        """No more hooks will run."""
+        """Close the network namespace: no more hooks will run."""
         if self.network is not None:
             self.network.close()
 
@@ -120,7 +122,7 @@ class HostHooks:
             raise InvalidArgument(f"{what}: the path is not absolute")
         seconds = min(float(hook.get("timeout") or _TIMEOUT_S), most)
         environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
-        said = os.memfd_create("hook", os.MFD_CLOEXEC)
+        output = os.memfd_create("hook", os.MFD_CLOEXEC)
         try:
             # The thread is in the namespace only while it forks.
             with self.network.inside() if self.network else nullcontext():
@@ -128,8 +130,8 @@ class HostHooks:
                     hook.get("args") or [path],
                     executable=path,
                     stdin=subprocess.PIPE,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                     cwd=self.bundle.path,
                     env={**environment, MARKER: self.directory},
                     start_new_session=True,
@@ -143,19 +145,19 @@ class HostHooks:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if process.returncode:
-                # The last words: what went wrong comes after what went well.
-                size = os.fstat(said).st_size
-                words = os.pread(said, _WORDS_MAX, max(0, size - _WORDS_MAX)).decode(errors="replace").split("\n")
-                last = " | ".join([line for line in words if line.strip()][-_LINES_MAX:])
-                raise FailedPrecondition(f"{what} ended with status {process.returncode}: {last or 'it said nothing'}")
+                # The end of its output: what went wrong comes after what went well.
+                size = os.fstat(output).st_size
+                lines = os.pread(output, _MAX_OUTPUT, max(0, size - _MAX_OUTPUT)).decode(errors="replace").split("\n")
+                last = " | ".join([line for line in lines if line.strip()][-_MAX_LINES:])
+                raise FailedPrecondition(f"{what} ended with status {process.returncode}: {last or 'no output'}")
         except OSError as error:
             raise FailedPrecondition(f"{what} cannot be run: {error.strerror}") from error
         finally:
-            os.close(said)
+            os.close(output)
 
 
 def release_hooks(entry: str) -> None:
-    """Run the poststop hooks of a container whose sandbox could not: it was killed. Without a bundle there are none.
+    """Run the poststop hooks of a container whose shim was killed. Without its bundle there are none.
 
     Args:
         entry: the ledger's "CONTAINER STATE-DIRECTORY BUNDLE".
@@ -170,7 +172,7 @@ def release_hooks(entry: str) -> None:
         try:
             network = PodNetwork(path)
         except KataError as error:
-            log.info("poststop hooks of container %s run outside of its network: %s", container_id, error)
+            log.info("poststop hooks of container %s run outside its network: %s", container_id, error)
     hooks = HostHooks(container_id, bundle, directory, network)
     try:
         hooks.run_now("poststop", most=_LATE_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What a running sandbox answers to commands on its host, over a socket in its state directory."""
+"""What a running sandbox answers to commands on its host: management.proto, on a socket in its state directory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ SERVICES = {
 
 
 class Management:
-    """One sandbox's side of management.proto. What an RPC needs is imported with the first one: most are never asked.
+    """The server of one sandbox. What RPCs need is imported with the first one: most sandboxes never get any.
 
     Args:
-        directory: the sandbox's.
-        volumes: its direct volumes.
+        directory: the sandbox's state directory.
+        agent: of its guest.
+        volumes: gives its direct volumes.
     """
 
     def __init__(self, directory: str, agent: AgentClient, volumes: Callable[[], Volumes]) -> None:
@@ -41,10 +42,11 @@ class Management:
         self._server = Server(dict.fromkeys(rpcs, self._answer), to_status=to_status)
 
     async def serve(self) -> None:
-        """Listen, and return."""
+        """Begin to listen. Raises OSError."""
         await self._server.serve_unix(self._path)
 
     async def close(self) -> None:
+        """Stop listening and remove the socket."""
         await self._server.close()
 
     async def _answer(self, ctx: CallContext, payload: bytes) -> Answer:
@@ -56,12 +58,12 @@ class Management:
             self._handlers.update(handlers(services["PacketFilter"], PacketFilter(self._agent)))
             self._handlers.update(handlers(services["Volumes"], self._volumes()))
         handler = self._handlers[ctx.service, ctx.method]
-        assert callable(handler), "no RPC of these streams"
+        assert callable(handler), "all RPCs are unary"
         return await handler(ctx, payload)
 
 
 class PacketFilter:
-    """Answers `kata.management.PacketFilter`: the guest does."""
+    """`kata.management.PacketFilter`, passed on to the guest."""
 
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent

@@ -1,4 +1,4 @@
-"""A process in a container: the container's first one or an exec."""
+"""A process in a container: its init process, or an exec process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kata.runtime.sandbox.stdio import FdSource, Stdio, relay_input, relay_outpu
 
 log = logging.getLogger(__name__)
 
-#: The exit status of a process whose virtual machine is gone: killed.
+#: The exit status of a process whose VM is gone: killed (128 + SIGKILL).
 KILLED = 137
-#: How long an exit is held back for output that its consumer does not take.
+#: Seconds that an exit is held back for output that its consumer does not take.
 STUCK_CONSUMER_S = 2.0
 
 
@@ -38,9 +38,9 @@ class Process(Lifecycle):
     """One process, from its creation in the guest to its exit.
 
     Args:
-        exec_id: "" for the container's first process.
+        exec_id: "" for the container's init process.
         stdio: its streams on the host, owned from now on.
-        first_output: called once its consumer has got the first piece of output.
+        first_output: called once, when its consumer has taken the first output.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Process(Lifecycle):
 
     @property
     def exit(self) -> Exit | None:
+        """How it ended; None until then."""
         return self._exit.result() if self._exit.done() else None
 
     async def wait(self) -> Exit:
@@ -72,7 +73,7 @@ class Process(Lifecycle):
         return await asyncio.shield(self._exit)
 
     def follow(self) -> None:
-        """The process runs in the guest: move its streams and watch for its exit."""
+        """The process runs in the guest: relay its streams and wait for its exit."""
         self.become(State.RUNNING)
         self._tasks.append(asyncio.create_task(self._watch(), name=f"watch {self.what}"))
         self._input = asyncio.create_task(self._relay_input(), name=f"input of {self.what}")
@@ -98,7 +99,7 @@ class Process(Lifecycle):
         self.abandon(status)
 
     async def _drain(self, outputs: list[asyncio.Task[None]]) -> None:
-        """The exit is told after the last byte of output, but a consumer that has stopped reading cannot hide it."""
+        """The exit follows the last byte of output, but a consumer that has stopped reading cannot hold it back."""
         self._progress = time.monotonic()
         pending = set(outputs)
         while pending and time.monotonic() < self._progress + STUCK_CONSUMER_S:
@@ -117,7 +118,7 @@ class Process(Lifecycle):
         try:
             await relay_output(lambda: read(self.container_id, self.exec_id), sink, moved)
         except (NotFound, Unavailable) as error:
-            log.info("%s of %s ends early: %s", stream, self.what, error)
+            log.info("%s of %s ended early: %s", stream, self.what, error)
         except KataError as error:
             log.warning("%s of %s: %s", stream, self.what, error)
         finally:
@@ -129,7 +130,7 @@ class Process(Lifecycle):
         source = self.stdio.stdin
         try:
             if source is None:
-                # The guest waits for input otherwise, and so does a program that reads it to its end.
+                # Without this a program that reads its input to the end would wait for ever.
                 await self._agent.close_stdin(*ids)
             else:
                 await relay_input(
@@ -138,19 +139,25 @@ class Process(Lifecycle):
                     lambda: self._agent.close_stdin(*ids),
                 )
         except KataError as error:
-            log.debug("input of %s ends early: %s", self.what, error)
+            log.debug("input of %s ended early: %s", self.what, error)
         finally:
             if source is not None:
                 source.close()
 
     async def close_input(self) -> None:
-        """No more input comes: pass on what is there already, then tell the process."""
+        """End the input: pass on what is there already, then close the process's standard input."""
         if isinstance(self.stdio.stdin, FdSource):
             self.stdio.stdin.finish()
         if self._input is not None:
             await asyncio.shield(self._input)
 
     async def resize(self, *, rows: int, columns: int) -> None:
+        """Set the size of its terminal.
+
+        Raises:
+            InvalidArgument: it has none.
+            KataError: the agent refused.
+        """
         if not self.stdio.terminal:
             raise InvalidArgument(f"{self.what} has no terminal")
         await self._agent.resize(self.container_id, self.exec_id, rows=rows, columns=columns)
@@ -159,14 +166,15 @@ class Process(Lifecycle):
         """Send a signal.
 
         Raises:
-            NotFound: the process has ended already.
+            NotFound: the process has ended.
+            KataError: the agent refused.
         """
         if self.state is State.STOPPED:
-            raise NotFound(f"{self.what} has ended already")
+            raise NotFound(f"{self.what} has already ended")
         await self._agent.signal_process(self.container_id, self.exec_id, number)
 
     async def close(self) -> None:
-        """Stop moving streams and let go of them. Idempotent."""
+        """Stop relaying and close the streams; a process without an exit counts as killed. Idempotent."""
         tasks = [*self._tasks, *([self._input] if self._input else [])]
         for task in tasks:
             task.cancel()

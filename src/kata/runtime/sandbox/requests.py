@@ -1,4 +1,4 @@
-"""What the agent is asked for: requests made from spec and configuration without touching anything."""
+"""Requests to the agent, made from spec and configuration without touching anything."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from kata.runtime.storage.disk_mount import DiskMount
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = "65536k"
-_HOSTNAME_MAX = 64
+_MAX_HOSTNAME = 64
 
 
 def refuse_host_network(container_id: str, spec: Spec) -> None:
-    """Raise InvalidArgument if the container is to be in the host's network namespace."""
+    """Raise InvalidArgument if a container is to be in the host's network namespace."""
     namespaces = (spec.get("linux") or {}).get("namespaces") or ()
     if "network" not in {entry.get("type") for entry in namespaces}:
         raise InvalidArgument(
-            f"container {container_id} asks for the host's network, which a virtual machine cannot have",
+            f"container {container_id} asks for the host network, which a VM cannot have",
             hint="run it without the host network",
         )
 
 
 def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent_pb2.CreateSandboxRequest:
-    """The agent's part of making a sandbox: host name, shared tree, /dev/shm, kernel modules."""
+    """The agent's part of creating a sandbox: host name, shared tree, /dev/shm, kernel modules."""
     request = agent_pb2.CreateSandboxRequest(
-        hostname=str(spec.get("hostname") or sandbox_id)[:_HOSTNAME_MAX],
+        hostname=str(spec.get("hostname") or sandbox_id)[:_MAX_HOSTNAME],
         sandbox_id=sandbox_id,
         guest_hook_path=config.hypervisor.guest_hook_path,
         storages=[
@@ -65,7 +65,7 @@ def _shared_tree(config: Config) -> agent_pb2.Storage:
 
 
 def namespace_of(spec: Spec) -> str:
-    """The path of the network namespace that somebody has made for the pod; "" if nobody has."""
+    """The path of the network namespace that was made for the pod; "" if none was."""
     namespaces = (spec.get("linux") or {}).get("namespaces") or ()
     return next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "network"), "")
 
@@ -81,7 +81,7 @@ def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def hugepage_limits(spec: Spec) -> dict[str, int]:
-    """Bytes of huge pages that a container may have, by size of the page as in its spec ("2MB")."""
+    """Limits of a container's huge pages in bytes, by page size as in its spec ("2MB")."""
     resources: Mapping[str, Any] = (spec.get("linux") or {}).get("resources") or {}
     return {str(entry.get("pageSize")): int(entry.get("limit") or 0) for entry in resources.get("hugepageLimits") or ()}
 
@@ -94,7 +94,13 @@ def create_container_request(
     disks: Sequence[Attached] = (),
     groups: Sequence[AttachedGroup] = (),
 ) -> agent_pb2.CreateContainerRequest:
-    """The agent's part of making a container: the spec as the guest has to see it, and the disks it is on."""
+    """The agent's part of creating a container: the spec as the guest has to see it, storages and devices.
+
+    Args:
+        spec: of the container, with the devices that the guest can have.
+        files: what of it is in the shared tree.
+        disks, groups: disks and IOMMU groups that have been hot-plugged for it.
+    """
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(
         with_mounts, rootfs=files.guest_rootfs, keep_seccomp=not config.runtime.disable_guest_seccomp

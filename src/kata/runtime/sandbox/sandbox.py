@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """What a front end asks for.
+    """A container as a front end asks for it.
 
     Attributes:
-        rootfs: mounts that make the rootfs; empty if the bundle's root directory already is one.
+        stdio: the streams of its init process.
+        rootfs: mounts that make up the rootfs; empty if the bundle's root directory is one already.
     """
 
     id: str
@@ -142,11 +144,14 @@ class Sandbox(Lifecycle):
         container = Container(request.id, self.agent, share, files, request.stdio, self._timings, hooks)
         self._creating.add(request.id)
         self._guest.slot.keep()
+        undo = AsyncExitStack()
         try:
             if hooks:
+                undo.push_async_callback(self._end_hooks, hooks)
                 if hooks.late:
                     self._ledger.hold(HOOKS, hooks.late)
                 await hooks.run(*hooks.before_creation, status="creating", pid=self.pid)
+            undo.push_async_callback(self._devices.take_back, request.id)
             given = await self._devices.give(request.id, wanted)
             message = requests.create_container_request(
                 request.id, given.spec, files, self._config, given.disks, given.groups
@@ -154,9 +159,7 @@ class Sandbox(Lifecycle):
             async with self._resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._devices.take_back(request.id)))
-            if hooks:
-                await self._end_hooks(hooks)
+            await asyncio.shield(asyncio.ensure_future(undo.aclose()))
             raise
         finally:
             self._creating.discard(request.id)
@@ -189,7 +192,7 @@ class Sandbox(Lifecycle):
         # Imported with the first one: few containers have any.
         from kata.runtime.sandbox.hooks import HostHooks
 
-        # Open for as long as the hooks may run, which is longer than the sandbox has its own.
+        # Its own descriptor: poststop hooks run in the namespace when the sandbox has closed its own.
         network = self._network.again() if self._network else None
         return HostHooks(request.id, request.bundle, self._ledger.directory, network)
 

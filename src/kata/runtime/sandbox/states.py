@@ -1,4 +1,4 @@
-"""The states of a sandbox, a container and a process, and the only ways between them."""
+"""The states of a sandbox, a container and a process, and the transitions between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kata.errors import FailedPrecondition
 
 
 class State(StrEnum):
-    """States as OCI and containerd name them."""
+    """States as the OCI runtime-spec (runtime.md, "State") and containerd name them."""
 
     CREATING = "creating"
     CREATED = "created"
@@ -28,7 +28,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
 
 
 class Lifecycle:
-    """Something with a state: `what` names it in errors, e.g. "container x"."""
+    """Something with a state; `what` names it in messages, e.g. "container x"."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -40,10 +40,10 @@ class Lifecycle:
             raise FailedPrecondition(f"cannot {operation} {self.what}: it is {self.state}")
 
     def become(self, state: State) -> None:
-        """Change the state; going where one is already changes nothing.
+        """Change the state; to the present one is no change.
 
         Raises:
-            FailedPrecondition: there is no way from the present state to this one.
+            FailedPrecondition: there is no transition from the present state to this one.
         """
         if state is self.state:
             return

@@ -1,7 +1,7 @@
-"""A process's standard streams on the host: where its input comes from and where its output goes.
+"""A process's standard streams on the host, and the relay between them and the guest.
 
-The relay moves bytes between the agent and file descriptors that a front end opened. Nothing is buffered beyond two
-reads: a consumer that stops reading stops its own stream and nobody else's.
+The relay moves bytes between the agent and file descriptors that a front end has opened. No more than two reads are
+buffered: a consumer that stops reading stops its own stream and no other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-#: Bytes moved at once, if the pipe holds so many: each time costs a round trip to the guest, which takes milliseconds.
+#: Bytes moved at once, if the pipe holds so many: each move costs a round trip to the guest, which takes milliseconds.
 PIECE = 1 << 20
 
 
@@ -22,13 +22,13 @@ class Sink(Protocol):
     """Where output goes."""
 
     async def write(self, data: bytes) -> None:
-        """Write all of it, waiting as long as the consumer takes. A consumer that is gone swallows it."""
+        """Write all of it, however long the consumer takes. Output to a consumer that is gone is discarded."""
 
     async def finish(self) -> None:
-        """No more comes: let the consumer see the end, then let go."""
+        """No more comes: let the consumer see the end, then close."""
 
     def close(self) -> None:
-        """Let go; idempotent."""
+        """Close. Idempotent."""
 
 
 class Source(Protocol):
@@ -38,12 +38,12 @@ class Source(Protocol):
         """The next bytes; empty at the end."""
 
     def close(self) -> None:
-        """Let go; idempotent."""
+        """Close. Idempotent."""
 
 
 @dataclass(frozen=True)
 class Stdio:
-    """The streams of one process; None means that nobody is interested (input: already at its end)."""
+    """The streams of one process; None: nobody is interested (input: it is empty)."""
 
     stdin: Source | None = None
     stdout: Sink | None = None
@@ -51,6 +51,7 @@ class Stdio:
     terminal: bool = False
 
     def close(self) -> None:
+        """Close all of them. Idempotent."""
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 stream.close()
@@ -60,8 +61,8 @@ class FdSink:
     """Output to a descriptor, which it owns together with any `keep` descriptors.
 
     Args:
-        keep: descriptors that only have to stay open, e.g. a FIFO's read end, so that a client that detaches does not
-            end the stream.
+        keep: descriptors that only have to stay open, e.g. a FIFO's read end, so that the stream outlives a client that
+            detaches.
     """
 
     def __init__(self, fd: int, *, keep: tuple[int, ...] = ()) -> None:
@@ -93,8 +94,8 @@ class FdSink:
 class FdSource:
     """Input from a descriptor, which it owns.
 
-    For a FIFO the descriptor is opened without waiting for a writer; until the first one came, the descriptor is
-    merely not readable, and once the last one went it reads as ended.
+    A FIFO is opened without waiting for a writer: it is not readable until the first one comes, and at its end once
+    the last one has gone (fifo(7)).
     """
 
     def __init__(self, fd: int) -> None:
@@ -116,7 +117,7 @@ class FdSource:
                 return b""
 
     def finish(self) -> None:
-        """Take what is there already and then end, even though a writer still has the descriptor open."""
+        """Take what is there already and then end, even though a writer still has the FIFO open."""
         self._ending.set()
 
     async def _readable_or_ending(self) -> None:
@@ -135,7 +136,7 @@ class FdSource:
 
 
 def widen(fd: int) -> None:
-    """Let a pipe hold a whole piece, which makes no other difference to those who share it; not where it may not."""
+    """Let a pipe hold a whole piece, where that is allowed (F_SETPIPE_SZ, fcntl(2))."""
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIECE)
 
@@ -165,10 +166,14 @@ async def _ready(add: Callable[[Callable[[], None]], None], remove: Callable[[],
 
 
 async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, moved: Callable[[], None]) -> None:
-    """Move a process's output until its end; without a sink it is thrown away, so that the process never blocks on it.
+    """Move a process's output until its end; without a sink it is discarded, so that the process never blocks on it.
 
     Args:
-        moved: called after each piece that the consumer took.
+        read: asks the guest for the next output; empty at the end.
+        moved: called after each piece that the consumer has taken.
+
+    Raises:
+        KataError: as `read`.
     """
     ahead = asyncio.ensure_future(read())
     try:
@@ -188,7 +193,7 @@ async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, 
 async def relay_input(
     source: Source, write: Callable[[bytes], Awaitable[None]], close: Callable[[], Awaitable[None]]
 ) -> None:
-    """Move input to a process until its end, then tell the process."""
+    """Move input to a process until its end, then close the process's standard input. Raises as `write` and `close`."""
     while data := await source.read():
         await write(data)
     await close()

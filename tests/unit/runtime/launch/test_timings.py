@@ -67,7 +67,7 @@ def test_no_sandbox(tmp_path: Path) -> None:
 )
 def test_a_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE_NAME).write_text(text)
-    with pytest.raises(FailedPrecondition, match="is broken"):
+    with pytest.raises(FailedPrecondition, match="is corrupt"):
         read(tmp_path)
 
 

@@ -179,7 +179,7 @@ class TestLife:
         container = await here.running()
         here.end()
         await within(container.wait())
-        with pytest.raises(NotFound, match="container box has ended already"):
+        with pytest.raises(NotFound, match="container box has already ended"):
             await container.kill(15)
         await container.delete()
 

@@ -62,7 +62,7 @@ async def test_failures_afterwards_are_logged(tmp_path: Path, caplog: pytest.Log
     wanted = hooks(tmp_path, poststop=[shell("exit 1"), {"path": "/no/such"}, shell("touch later")])
     await wanted.run_after("poststop", status="stopped", pid=0)
     assert (tmp_path / "later").exists()
-    assert "poststop hook /bin/sh ended with status 1: it said nothing" in caplog.text
+    assert "poststop hook /bin/sh ended with status 1: no output" in caplog.text
     assert "poststop hook /no/such cannot be run: No such file or directory" in caplog.text
 
 
