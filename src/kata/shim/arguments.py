@@ -1,6 +1,7 @@
-"""The shim's command line, parsed by hand: argparse alone would cost `start` more than all it does.
+"""The shim's command line, parsed by hand: importing argparse would take longer than all of `start`.
 
-Flags are Go's: one or two dashes, value in the next argument or after "=" (containerd's runtime v2 shim contract).
+Flags are Go's: one or two dashes, the value in the next argument or after "=" (containerd,
+core/runtime/v2/README.md, "Commands").
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Arguments:
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Parse the arguments after the program's name.
+    """Parse the arguments that follow the program's name.
 
     Raises:
         InvalidArgument: unknown flag, missing value, unknown action.

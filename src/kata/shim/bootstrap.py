@@ -1,9 +1,9 @@
-"""What containerd writes on the standard input of `start`, told apart and decoded without a protobuf library.
+"""What containerd writes to the standard input of `start`, decoded without a protobuf library.
 
 containerd 1.x sends the runtime's options as `google.protobuf.Any` {1 type_url, 2 value}; 2.x sends
 `containerd.runtime.bootstrap.v1.BootstrapParams` {1 instance_id, …, 8 extensions {1 Any}, 9 socket_dir}. The first
-field tells: it is the container's id or a type name. `start` is on containerd's critical path, and loading the real
-library would cost it several times its whole run time; tests hold this decoder against that library.
+field tells them apart: it is the container's id or a type name. containerd waits for `start`, and importing the library
+would take several times as long as all of it; tests compare this decoder with the library.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ _MAX_FIELDS = 1024
 
 
 class Bootstrap:
-    """Attributes:
-    options: the serialised `google.protobuf.Any` of the runtime's options, or b"".
-    socket_dir: where to put the socket, or "".
+    """What containerd tells a new shim.
+
+    Attributes:
+        options: the serialised `google.protobuf.Any` of the runtime's options, or b"".
+        socket_dir: the directory for the shim's socket, or "".
     """
 
     def __init__(self, options: bytes = b"", socket_dir: str = "") -> None:
@@ -26,7 +28,10 @@ class Bootstrap:
 
 
 def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
-    """Decode standard input; empty input is no options.
+    """Decode standard input; empty input means no options.
+
+    Args:
+        container_id: as on the command line.
 
     Raises:
         InvalidArgument: it is neither of the two messages.
@@ -43,13 +48,13 @@ def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
 
 
 def runtime_config(options: bytes) -> tuple[str, bytes]:
-    """The path of the configuration file, or its content, that the runtime's options name; "" and b"" if they do not.
+    """The configuration that the runtime's options name: a file's path, or its content; "" and b"" if they name none.
 
     Args:
-        options: a serialised `google.protobuf.Any`, in general of `runtimeoptions.v1.Options` {2 path, 3 body}.
+        options: a serialised `google.protobuf.Any`, usually of `runtimeoptions.v1.Options` {2 path, 3 body}.
 
     Raises:
-        InvalidArgument: it is no such message.
+        InvalidArgument: it is not an Any.
     """
     try:
         packed = _fields(options)
@@ -66,8 +71,8 @@ def _last(message: list[tuple[int, bytes]], wanted: int) -> bytes:
 
 
 def _fields(data: bytes) -> list[tuple[int, bytes]]:
-    """The length-delimited fields of a message; numbers are skipped."""
-    # Not among the imports: in general containerd 1.x writes nothing.
+    """The length-delimited fields of a message; others are skipped."""
+    # Not among the imports: containerd 1.x usually writes nothing.
     from kata.ttrpc.wire import MalformedMessage, fields
 
     try:

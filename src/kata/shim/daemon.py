@@ -1,4 +1,4 @@
-"""The shim's daemon: one process a sandbox, serving containerd's Task service until the sandbox has ended."""
+"""The shim's daemon: one process per sandbox, which serves containerd's Task service until the sandbox has ended."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ from kata.ttrpc.typed import handlers
 
 log = logging.getLogger(__name__)
 
-#: Seconds that calls under way get to finish once the sandbox has ended.
+#: Seconds for calls in flight to finish once the sandbox has ended.
 _GRACE_S = 1.0
-#: containerd asks for a sandbox at once. By now it, or `start`, must have died before anybody knew of this daemon.
-_UNASKED_S = 15.0
-#: Seconds between two looks whether containerd still knows of the sandbox, and how many have to say no.
-_LOOK_S = 3.0
-_LOOKS = 2
+#: Seconds for the first request. containerd makes it at once, unless it or `start` died before it knew of this daemon.
+_FIRST_REQUEST_TIMEOUT_S = 15.0
+#: Seconds between two checks that containerd still knows of the sandbox, and how many in a row have to fail.
+_CHECK_INTERVAL_S = 3.0
+_FAILED_CHECKS = 2
 
 
 def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
     """Serve until the sandbox has ended; everything it held has then been given back.
 
     The caller has entered a mount namespace of its own.
+
+    Args:
+        listener_fd: descriptor of the bound socket; owned from now on.
+        ledger: the sandbox's; handed over.
+        prelaunch: a VM that the sandbox may take over.
     """
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(params)
@@ -48,15 +53,15 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaun
 
 
 def become_shim(params: ShimParams) -> None:
-    """What a process has to do to itself before it serves a sandbox."""
+    """Set up logging, working directory and OOM score for a process that serves a sandbox."""
     setup_logging(params)
     os.chdir("/")
     try:
-        # Not fatal without the privilege (CAP_SYS_RESOURCE): the kernel may then choose this process sooner.
+        # Without CAP_SYS_RESOURCE the kernel may choose this process earlier, which is not fatal.
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("-998")
     except OSError as error:
-        log.debug("cannot protect the shim from the out-of-memory killer: %s", error.strerror)
+        log.debug("cannot protect the shim from the OOM killer: %s", error.strerror)
 
 
 async def serve(
@@ -65,7 +70,13 @@ async def serve(
     ledger: Ledger,
     prepared: Prepared | None = None,
 ) -> None:
-    """Serve containerd until the sandbox has ended, which may take over a machine that is there already."""
+    """Serve containerd until the sandbox has ended.
+
+    Args:
+        listener: bound; closed at the end.
+        ledger: the sandbox's; released at the end.
+        prepared: a VM that the sandbox takes over if it is what it needs.
+    """
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
@@ -75,27 +86,27 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
-    loop.call_later(_UNASKED_S, service.end_unless_asked)
+    loop.call_later(_FIRST_REQUEST_TIMEOUT_S, service.end_unless_asked)
     await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())
-    looking = asyncio.create_task(_end_if_forgotten(server, service))
+    checking = asyncio.create_task(_end_if_forgotten(server, service))
     try:
         await service.ended.wait()
     finally:
         await service.close()
         await server.close(_GRACE_S)
         await publisher.close(_GRACE_S)
-        for task in (publishing, looking):
+        for task in (publishing, checking):
             task.cancel()
-        await asyncio.gather(publishing, looking, return_exceptions=True)
-        log.info("the shim of sandbox %s ends", params.sandbox_id)
+        await asyncio.gather(publishing, checking, return_exceptions=True)
+        log.info("the shim of sandbox %s exits", params.sandbox_id)
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:
-    """containerd may die before it shuts a shim down, and does not make up for it when it runs again."""
-    seen = 0
-    while seen < _LOOKS:
-        await asyncio.sleep(_LOOK_S)
-        seen = seen + 1 if service.forgotten(connected=server.connected > 0) else 0
-    log.warning("containerd has forgotten this sandbox, which ends")
+    """containerd may die before it shuts a shim down, and does not do so when it runs again."""
+    failed = 0
+    while failed < _FAILED_CHECKS:
+        await asyncio.sleep(_CHECK_INTERVAL_S)
+        failed = failed + 1 if service.forgotten(connected=server.connected > 0) else 0
+    log.warning("containerd no longer knows of this sandbox: it is ended")
     service.ended.set()

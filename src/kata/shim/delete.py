@@ -1,7 +1,7 @@
-"""The shim's `delete`: after containerd has lost the daemon, or at the end of every container, nothing must remain.
+"""The shim's `delete`: give back what is left, when containerd has lost the daemon and at the end of every container.
 
-containerd runs it with a limit of five seconds and waits for it. After a clean shutdown there is nothing to do; after a
-crash it gives back what the ledger lists. A container of a pod that lives on has no ledger of its own.
+containerd waits for it for five seconds. After a clean shutdown there is nothing to do; after a crash it gives back
+what the ledger lists. A container in a pod that lives on has no ledger of its own.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 #: The exit status that containerd reports for a task whose shim is gone: killed.
 KILLED = 137
 
-#: A daemon that is just ending gets this long before it is taken for hung.
-_DAEMON_ENDS_S = 2.0
+#: Seconds for a daemon that may just be exiting, before it counts as hung.
+_DAEMON_EXIT_TIMEOUT_S = 2.0
 
 
 def delete(arguments: Arguments) -> None:
     """Do the `delete` action and print the serialised DeleteResponse.
 
     Raises:
-        InvalidArgument: the id is not one.
+        InvalidArgument: the id is not an id.
+        OSError: the state directory cannot be read.
     """
     validate_id(arguments.id)
     directory = f"{STATE_ROOT}/{arguments.id}"
@@ -42,14 +43,14 @@ def delete(arguments: Arguments) -> None:
 
 def _take_over(directory: str) -> Ledger:
     try:
-        return Ledger(directory, wait_s=_DAEMON_ENDS_S)
+        return Ledger(directory, wait_s=_DAEMON_EXIT_TIMEOUT_S)
     except Locked:
         _kill_owner(directory)
-        return Ledger(directory, wait_s=_DAEMON_ENDS_S)
+        return Ledger(directory, wait_s=_DAEMON_EXIT_TIMEOUT_S)
 
 
 def _kill_owner(directory: str) -> None:
-    """Kill whoever has the ledger open: the kernel, not a number in a file, says who that is."""
+    """Kill the process that has the ledger open, as /proc tells: a pid in a file may be another process's by now."""
     ledger = os.stat(os.path.join(directory, "ledger"))
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid() and _has_open(name, ledger):

@@ -1,7 +1,8 @@
-"""Events for containerd: in order, never in the way of a request, and across a restart of containerd.
+"""Events for containerd: in order, without delaying any request, and across a restart of containerd.
 
-`containerd.services.events.ttrpc.v1.Events/Forward` on the socket that containerd names in TTRPC_ADDRESS. The type URL
-of the packed event is the bare message name, as containerd's own type registry has it.
+They go to `containerd.services.events.ttrpc.v1.Events/Forward` on the socket that containerd names in TTRPC_ADDRESS
+(containerd, core/runtime/v2/README.md, "Events"). An event's type URL is the bare message name, as in containerd's type
+registry.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from kata.protocols.containerd import events_service_pb2
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
-#: Events that wait for a containerd that is away; older ones give way to newer ones beyond that.
-_QUEUE_MAX = 2048
-_RETRY_FIRST_S = 0.01
-_RETRY_MAX_S = 1.0
+#: Events that wait for a containerd that is away; beyond that the oldest are dropped.
+_MAX_QUEUE = 2048
+_MIN_RETRY_S = 0.01
+_MAX_RETRY_S = 1.0
 
 _TOPICS = {
     "TaskCreate": "/tasks/create",
@@ -38,11 +39,12 @@ _TOPICS = {
 
 
 def pack(message: Message) -> any_pb2.Any:
-    """An Any as containerd's type registry names it."""
+    """A message as an Any with the type URL of containerd's type registry."""
     return any_pb2.Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
 
 
 def timestamp(at_ns: int) -> timestamp_pb2.Timestamp:
+    """A time in nanoseconds since the epoch."""
     seconds, nanos = divmod(at_ns, 1_000_000_000)
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
 
@@ -51,7 +53,8 @@ class Publisher:
     """Sends events in the order in which they were published.
 
     Args:
-        address: path of containerd's ttrpc socket, with or without "unix://"; "" only logs.
+        address: path of containerd's ttrpc socket, with or without "unix://"; "": events are only logged.
+        namespace: containerd's, of the sandbox.
     """
 
     def __init__(self, address: str, namespace: str) -> None:
@@ -61,14 +64,14 @@ class Publisher:
         self._client: ttrpc.Client | None = None
 
     def publish(self, event: Message) -> None:
-        """Put an event in the queue; returns at once."""
+        """Queue an event, and return at once."""
         log.debug("event %s: %s", event.DESCRIPTOR.name, str(event).replace("\n", " "))
         if not self._path:
             return
-        if self._queue.qsize() >= _QUEUE_MAX:
+        if self._queue.qsize() >= _MAX_QUEUE:
             lost = self._queue.get_nowait()
             self._queue.task_done()
-            log.warning("containerd has been away for too long: event %s is lost", lost.envelope.topic)
+            log.warning("containerd has been away for too long: event %s is dropped", lost.envelope.topic)
         self._queue.put_nowait(
             events_service_pb2.ForwardRequest(
                 envelope=events_service_pb2.Envelope(
@@ -81,7 +84,7 @@ class Publisher:
         )
 
     async def run(self) -> None:
-        """Send what is in the queue, for ever."""
+        """Send what is queued, until cancelled."""
         while True:
             request = await self._queue.get()
             await self._send(request)
@@ -89,7 +92,7 @@ class Publisher:
 
     async def _send(self, request: events_service_pb2.ForwardRequest) -> None:
         """Try until containerd has taken it."""
-        delay = _RETRY_FIRST_S
+        delay = _MIN_RETRY_S
         while True:
             try:
                 if self._client is None:
@@ -102,7 +105,7 @@ class Publisher:
                 )
                 return
             except (OSError, ttrpc.TtrpcError) as error:
-                # A containerd that hangs may get the event twice; that is better than never.
+                # A containerd that hangs may get the event twice, which is better than never.
                 hangs = isinstance(error, ttrpc.StatusError) and error.code == ttrpc.Code.DEADLINE_EXCEEDED
                 if not hangs and not isinstance(error, OSError | ttrpc.ConnectionClosed):
                     log.warning("containerd refused event %s: %s", request.envelope.topic, error)
@@ -110,7 +113,7 @@ class Publisher:
                 log.debug("event %s waits for containerd: %s", request.envelope.topic, error)
             await self._disconnect()
             await asyncio.sleep(delay)
-            delay = min(delay * 2, _RETRY_MAX_S)
+            delay = min(delay * 2, _MAX_RETRY_S)
 
     async def _disconnect(self) -> None:
         if self._client is not None:
@@ -118,7 +121,7 @@ class Publisher:
             self._client = None
 
     async def close(self, grace_s: float) -> None:
-        """Give what is still in the queue a last chance."""
+        """Wait up to `grace_s` seconds for the queue to empty, then disconnect."""
         try:
             async with asyncio.timeout(grace_s):
                 await self._queue.join()

@@ -1,10 +1,10 @@
-"""Handing a sandbox over to a process in standby, from the side of `start`.
+"""Hand a sandbox over to a process in standby: the side of `start`.
 
-Each process in standby listens on a socket in its state directory and answers READY to whoever connects. Only then the
-parameters are sent with two descriptors: the shim's socket and the ledger. ACCEPTED makes it the sandbox's shim. Before
-READY either side may leave; after the message only an answer counts, so that a sandbox never gets two shims.
+Each process in standby listens on a socket in its state directory and answers READY to a connection. Only then is it
+sent the parameters and two descriptors: the shim's socket and the ledger. With ACCEPTED it is the sandbox's shim.
+Before READY either side may leave; after the message only an answer counts, so that a sandbox never gets two shims.
 
-`start` imports this file, so it imports nothing that costs time.
+`start` imports this file, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -20,30 +20,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kata.shim.params import ShimParams
 
-#: Directories of processes in standby, and the socket in each.
+#: Names of the state directories of processes in standby, and of the socket in each.
 PREFIX = "standby-"
 SOCKET = "start"
 READY = b"ready"
 ACCEPTED = b"accepted"
-#: Of a message, in bytes: what a socket takes at once. A larger environment goes without standby.
-MESSAGE_MAX = 64 * 1024
+#: Bytes of a message that a socket takes at once. A `start` with a larger environment does without standby.
+MAX_MESSAGE = 64 * 1024
 
-#: Seconds for a process that only waits for this to say that it is ready, and to take what it was sent.
-_READY_S = 0.05
-_ACCEPTED_S = 2.0
+#: Seconds for a process, which waits for nothing else, to answer READY, and ACCEPTED.
+_READY_TIMEOUT_S = 0.05
+_ACCEPTED_TIMEOUT_S = 2.0
 
 
 def hand_over(params: ShimParams, descriptors: tuple[int, int], state_root: str = STATE_ROOT) -> int:
-    """Find a process in standby and make it the sandbox's shim; returns its id, or 0 if there is none.
+    """Find a process in standby and make it the sandbox's shim.
 
     Args:
         descriptors: the shim's listening socket and the locked ledger; they stay the caller's.
 
+    Returns:
+        The process's id, or 0 if there is none in standby.
+
     Raises:
-        Unavailable: a process was sent the sandbox and does not say that it has it.
+        Unavailable: a process was sent the sandbox and has not answered.
     """
     message = params.encode()
-    if len(message) > MESSAGE_MAX:
+    if len(message) > MAX_MESSAGE:
         return 0
     try:
         names = os.listdir(state_root)
@@ -60,7 +63,7 @@ def hand_over(params: ShimParams, descriptors: tuple[int, int], state_root: str 
 def _offer(path: str, message: bytes, descriptors: tuple[int, int]) -> int:
     peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
-        peer.settimeout(_READY_S)
+        peer.settimeout(_READY_TIMEOUT_S)
         try:
             peer.connect(path)
             if peer.recv(len(READY)) != READY:
@@ -70,11 +73,11 @@ def _offer(path: str, message: bytes, descriptors: tuple[int, int]) -> int:
             peer.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError:
             return 0  # not there, not ready, or another start was quicker
-        peer.settimeout(_ACCEPTED_S)
+        peer.settimeout(_ACCEPTED_TIMEOUT_S)
         try:
             answer = peer.recv(len(ACCEPTED))
         except OSError as error:
-            raise Unavailable(f"process {pid} in standby was given the sandbox and does not answer: {error}") from None
+            raise Unavailable(f"process {pid} in standby was sent the sandbox and does not answer: {error}") from None
         # An end without an answer is a refusal: nothing was taken.
         return pid if answer == ACCEPTED else 0
     finally:

@@ -1,9 +1,9 @@
-"""Leave out of a process what it would load and never use: a shim lives as long as its sandbox, each sandbox has one.
+"""Keep a shim from importing what it never uses: each sandbox has a shim, for as long as it lives.
 
-asyncio and the QMP client name `ssl` for sockets that nobody opens here, `hashlib` and `hmac` prefer OpenSSL's digests
-to the interpreter's own: 4.5 MB of a shim's memory and about 15 ms of its start. protobuf imports its implementation in
-Python beside the one in C that it uses: 1.3 MB and 10 ms. asyncio and dataclasses import `inspect` for four functions
-of a few lines: 0.9 MB and 10 ms.
+asyncio and the QMP client import `ssl` for sockets that a shim never opens; `hashlib` and `hmac` prefer OpenSSL's
+digests to the interpreter's own: 4.5 MB of a shim's memory and about 15 ms of its start. protobuf imports its
+implementation in Python besides the one in C that it uses: 1.3 MB and 10 ms. asyncio and dataclasses import `inspect`
+for four functions of a few lines: 0.9 MB and 10 ms.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class _Inspect(ModuleType):
 
 
 def leave_out_inspect() -> None:
-    """Have nothing load `inspect` that does not need it; before asyncio and dataclasses are imported."""
+    """Import `inspect` only when more of it is needed; call this before asyncio and dataclasses are imported."""
     sys.modules.setdefault("inspect", _Inspect("inspect"))
 
 
 def leave_out_openssl() -> None:
-    """Have nothing load OpenSSL from now on; `load_asyncio` comes next.
+    """Keep OpenSSL from being loaded from now on; call `load_asyncio` next.
 
     `None` in `sys.modules` is how Python blocks an import (library reference, `sys.modules`); hashlib, hmac and asyncio
-    all do without then. Without effect where asyncio has been imported already.
+    all do without it then. Has no effect if asyncio has been imported already.
     """
     if "asyncio" not in sys.modules:
         blocked: dict[str, ModuleType | None] = {"ssl": None, "_hashlib": None}
@@ -67,7 +67,7 @@ def leave_out_openssl() -> None:
 
 
 def load_asyncio() -> None:
-    """Import asyncio, then let the QMP client find the one name of `ssl` that it wants, for an annotation."""
+    """Import asyncio, then provide the one name of `ssl` that the QMP client needs, for an annotation."""
     import asyncio  # noqa: F401
 
     if sys.modules.get("ssl") is None:
@@ -77,7 +77,7 @@ def load_asyncio() -> None:
 
 
 def leave_out_pure_protobuf() -> None:
-    """Have protobuf import nothing in place of its implementation in Python, if it has the one in C ("upb")."""
+    """Keep protobuf from importing its implementation in Python, if it has the one in C ("upb")."""
     from google.protobuf.internal import api_implementation
 
     name = "google.protobuf.internal.python_message"

@@ -9,6 +9,6 @@ from kata.version import VERSION
 
 
 def info() -> None:
-    """Print a serialised RuntimeInfo; the options on standard input say nothing that changes it."""
+    """Print a serialised RuntimeInfo; the options on standard input do not change it."""
     answer = types_pb2.RuntimeInfo(name="io.containerd.kata.v2", version=types_pb2.RuntimeVersion(version=VERSION))
     os.write(1, answer.SerializeToString())

@@ -1,8 +1,8 @@
-"""Writes the executable `containerd-shim-kata-v2`.
+"""Write the executable `containerd-shim-kata-v2`.
 
-containerd runs it up to three times for each container and waits, so what a packaging tool's wrapper costs (site
+containerd runs it up to three times for each container and waits, so the cost of a packaging tool's wrapper (site
 packages, path files, `env` lookups: up to 100 ms) counts. The launcher names its interpreter and its import path
-outright and skips `site`; the modules are compiled beforehand, since a read-only installation cannot keep them.
+explicitly and skips `site`; the modules are compiled in advance, because a read-only installation cannot cache them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ main()
 
 
 def write_launcher(directory: Path) -> Path:
-    """Write the launcher for the running interpreter and the package as it is installed now; returns its path."""
+    """Write the launcher for the running interpreter and the installed package; returns its path. Raises OSError."""
     package = Path(__file__).resolve().parents[1]
     interpreter = os.path.realpath(sys.executable)
     import_path = list(
@@ -37,7 +37,7 @@ def write_launcher(directory: Path) -> Path:
     compileall.compile_dir(package, quiet=1)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / NAME
-    # At once: a sandbox may be starting right now.
+    # Renamed into place: a sandbox may be starting at this moment.
     atomic_file.write(target, _TEMPLATE.format(interpreter=interpreter, path=import_path), mode=0o755)
     return target
 

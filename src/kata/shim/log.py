@@ -15,9 +15,15 @@ _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
 
 class FifoHandler(logging.Handler):
-    """Writes lines to a FIFO and never waits: a log that nobody reads must not stop a sandbox.
+    """Writes lines to a FIFO and never blocks: a log that nobody reads must not stop a sandbox.
 
-    The read end is kept open too, so that a restarting containerd finds the FIFO as it was.
+    It is opened for reading as well, so that it stays usable while containerd restarts.
+
+    Args:
+        path: of the FIFO.
+
+    Raises:
+        OSError: it cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
@@ -51,7 +57,7 @@ class LogfmtFormatter(logging.Formatter):
 
 
 def setup_logging(params: ShimParams) -> None:
-    """Send this process's log to containerd; without its FIFO (a test, a bundle made by hand) there is none."""
+    """Send this process's log to containerd; in a bundle without its FIFO (made by hand) nothing is logged."""
     path = os.path.join(params.bundle, "log")
     root = logging.getLogger()
     # A process that was in standby had another log until now.

@@ -1,7 +1,7 @@
 """Command line of containerd-shim-kata-v2: `start`, `delete`, `-info`, `-v`.
 
-containerd runs `start` and `delete` once for each container and waits for them, so this file and what it imports stay
-free of everything that is slow to load; the daemon's modules are imported after the fork.
+containerd runs `start` and `delete` once for each container and waits for them, so this file and what it imports import
+nothing slow; the daemon's modules are imported after the fork.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kata.shim.arguments import parse
 
 
 def main() -> None:
-    """Run what the command line asks for; ends the process."""
+    """Run what the command line asks for, and end the process."""
     try:
         arguments = parse(sys.argv[1:])
         if arguments.switches["v"] or arguments.switches["version"]:
@@ -26,9 +26,7 @@ def main() -> None:
 
             info()
         elif not arguments.action:
-            raise InvalidArgument(
-                "containerd-shim-kata-v2 is run by containerd: an action, start or delete, is missing"
-            )
+            raise InvalidArgument("no action: containerd runs this program with start or delete")
         elif not arguments.id or not arguments.namespace:
             raise InvalidArgument(f"{arguments.action} needs -id and -namespace")
         elif arguments.action == "start":

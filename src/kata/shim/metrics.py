@@ -1,4 +1,4 @@
-"""A container's cgroup statistics in the form containerd expects: cgroups v1 or v2 `Metrics`, as its host has them."""
+"""A container's cgroup statistics as containerd expects them: `Metrics` of cgroups version 1 or 2, as on the host."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ _LRU = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevict
 
 
 def host_is_unified() -> bool:
-    """Whether the host runs on cgroups v2 alone; hybrid hosts count as v1, as they do for containerd."""
+    """Whether the host has cgroups version 2 alone; hybrid hosts count as version 1, as they do for containerd."""
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
 def metrics(stats: agent_pb2.StatsContainerResponse, *, unified: bool) -> Message:
-    """Convert the agent's answer."""
+    """Convert the agent's answer.
+
+    Args:
+        unified: whether the host has cgroups version 2 alone.
+    """
     return _v2(stats.cgroup_stats) if unified else _v1(stats.cgroup_stats)
 
 

@@ -1,6 +1,6 @@
-"""What `start` hands to the daemon, be that its child or a process in standby.
+"""What `start` tells the daemon, which is its child or a process in standby.
 
-`start` imports this file, so it imports nothing that costs time.
+`start` imports this file, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _FIELDS = 7
 
 
 class ShimParams:
-    """What `start` learned and hands to the daemon.
+    """The parameters of a shim.
 
     Attributes:
-        events_address: containerd's ttrpc socket, or "" if it did not say.
+        events_address: containerd's ttrpc socket, or "" if it has named none.
         options: the serialised Any of the runtime's options, or b"".
         bundle: the bundle of the sandbox's first container.
         begun: when `start` began, by `time.monotonic`.
@@ -47,7 +47,7 @@ class ShimParams:
         self.environment = environment
 
     def encode(self) -> bytes:
-        """The message to a process in standby: fields that end with a zero byte, which none of them can contain."""
+        """The message to a process in standby: fields that end with a null byte, which none of them can contain."""
         fields = [
             self.sandbox_id,
             self.namespace,
@@ -65,10 +65,10 @@ class ShimParams:
         """The reverse of `encode`.
 
         Raises:
-            ValueError: it is not a whole message.
+            ValueError: it is not a complete message.
         """
         if not data.endswith(b"\0"):
-            raise ValueError("the message is cut off")
+            raise ValueError("the message is truncated")
         fields = [os.fsdecode(field) for field in data[:-1].split(b"\0")]
         if len(fields) < _FIELDS:
             raise ValueError(f"the message has {len(fields)} fields")

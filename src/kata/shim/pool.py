@@ -1,6 +1,6 @@
-"""The pool: keeps a number of processes in standby, and makes another one when one was taken.
+"""The pool: keeps a number of processes in standby, and forks another one when one was taken.
 
-It does nothing else, so nothing ends with it but what nobody uses yet.
+It does nothing else, so what dies with it is only what no sandbox uses yet.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kata.shim.handover import PREFIX
 
 log = logging.getLogger(__name__)
 
-#: Seconds from one being taken to making the next: the sandbox that took it is starting, and needs the processors.
+#: Seconds from one being taken to making the next: the sandbox that took it is starting, and needs the CPUs.
 _PAUSE_S = 1.0
 #: Seconds after one that failed.
 _PAUSE_AFTER_FAILURE_S = 10.0
-#: Seconds for all to end when the pool does.
-_END_S = 5.0
+#: Seconds for all to exit when the pool ends.
+_EXIT_TIMEOUT_S = 5.0
 #: Seconds for a process that was killed to be gone.
-_KILLED_S = 2.0
+_KILL_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Pool:
     """Processes in standby.
 
     Args:
+        config: of their VMs.
         number: how many to keep.
         progress: told in one sentence each what changes.
     """
@@ -58,13 +59,13 @@ class Pool:
         self._home = standby.surroundings()
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then nothing is left but sandboxes."""
+        """Keep the processes until SIGTERM or SIGINT; then only those that have a sandbox are left."""
         wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         ended = []
         for directory in glob.glob(f"{STATE_ROOT}/{PREFIX}*"):
-            _give_back(directory, 0)  # if a pool was killed with all it had
+            _give_back(directory, 0)  # if a pool was killed with all its processes
         signal.set_wakeup_fd(wake_writer)
-        for number in standby.ASK_TO_END:
+        for number in standby.END_SIGNALS:
             signal.signal(number, lambda *_: ended.append(True))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
@@ -84,24 +85,24 @@ class Pool:
         finally:
             self._end()
 
-    def _fork(self, not_the_childs: tuple[int, ...]) -> None:
+    def _fork(self, inherited: tuple[int, ...]) -> None:
         pool = os.getpid()
         directory = f"{STATE_ROOT}/{PREFIX}{secrets.token_hex(6)}"
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        # Asked to end before it can listen, the child would leave its directory: it unblocks them itself.
-        signal.pthread_sigmask(signal.SIG_BLOCK, standby.ASK_TO_END)
+        # A child that is ended before it handles signals would leave its directory: it unblocks them itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, standby.END_SIGNALS)
         child = os.fork()
         if child:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, standby.ASK_TO_END)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, standby.END_SIGNALS)
             os.close(writer)
             self._waiting[reader] = _Member(child, directory)
             return
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (*standby.ASK_TO_END, signal.SIGCHLD):
+            for number in (*standby.END_SIGNALS, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            for fd in (reader, *not_the_childs, *self._waiting):
+            for fd in (reader, *inherited, *self._waiting):
                 os.close(fd)
             standby.run(self._config, directory, pool, writer, self._home)
             status = 0
@@ -111,7 +112,7 @@ class Pool:
             os._exit(status)
 
     def _hear(self, fd: int) -> None:
-        """A process in standby has said something, or has ended."""
+        """A process in standby has written something, or has ended."""
         left = self._read(fd)
         if left is None:
             self._progress(f"{len(self._ready)} of {self._number} ready")
@@ -121,7 +122,7 @@ class Pool:
         self._progress(f"process {member.pid} {'has a sandbox' if taken else 'has ended'}: making another one")
 
     def _read(self, fd: int) -> tuple[_Member, bool] | None:
-        """Who has left, and whether with a sandbox; None for one that says that it is ready."""
+        """The process that has left, and whether with a sandbox; None for one that says that it is ready."""
         said = os.read(fd, 16)
         if said == standby.IS_READY:
             self._ready.add(fd)
@@ -134,7 +135,7 @@ class Pool:
         self._ready.discard(fd)
         member = self._waiting.pop(fd)
         if not taken:
-            _give_back(member.directory, _KILLED_S)
+            _give_back(member.directory, _KILL_TIMEOUT_S)
         return member
 
     def _reap(self) -> None:
@@ -145,9 +146,9 @@ class Pool:
             return
 
     def _end(self) -> None:
-        """Have all in standby give back what they hold, and do it for those that do not."""
-        deadline = time.monotonic() + _END_S
-        self._read_all(0)  # a sandbox is not to be ended
+        """Have all in standby give back what they hold, and do it for those that do not respond."""
+        deadline = time.monotonic() + _EXIT_TIMEOUT_S
+        self._read_all(0)  # those that have a sandbox are left alone
         for member in self._waiting.values():
             _signal(member.pid, signal.SIGTERM)
         while self._waiting and (left := deadline - time.monotonic()) > 0:
@@ -162,7 +163,7 @@ class Pool:
 
 
 def _give_back(directory: str, wait_s: float) -> None:
-    """What a process in standby left that was killed; nothing if it lives, in standby or with a sandbox."""
+    """Release what a killed process in standby has left; nothing if it lives, in standby or with a sandbox."""
     if not os.path.isdir(directory):
         return
     try:
@@ -170,7 +171,7 @@ def _give_back(directory: str, wait_s: float) -> None:
     except Locked:
         return
     for problem in problems:
-        log.warning("standby left %s", problem)
+        log.warning("standby: could not give back %s", problem)
 
 
 def _signal(child: int, number: int) -> None:

@@ -1,7 +1,7 @@
-"""A process in standby: it has a machine ready, and becomes the shim of the sandbox that `start` hands over to it.
+"""A process in standby: it has a VM ready, and becomes the shim of the sandbox that `start` hands over to it.
 
-It is forked by the pool (`kata.shim.pool`), whose death ends it until it has a sandbox; then it is a shim like any
-other, and ends with its sandbox.
+It is forked by the pool (`kata.shim.pool`) and dies with it until it has a sandbox; then it is a shim like any other,
+and ends with its sandbox.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from kata.shim.params import ShimParams
 
 log = logging.getLogger(__name__)
 
-#: What a process in standby tells the pool, a byte each.
+#: What a process in standby writes to the pool, one byte each.
 IS_READY, IS_TAKEN = b"r", b"t"
-#: The signals that end one. Blocked until they are heard.
-ASK_TO_END = (signal.SIGTERM, signal.SIGINT)
+#: The signals that end one. Blocked until it handles them.
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds for `start` to send what it has connected for.
-_MESSAGE_S = 2.0
-#: What a shim shares with who starts it, in /proc/PID/ns, besides its root directory.
+_MESSAGE_TIMEOUT_S = 2.0
+#: Namespaces that a shim shares with the `start` that makes it (/proc/PID/ns), besides the root directory.
 _NAMESPACES = ("mnt", "net", "pid", "ipc", "uts", "user")
 
 
 def surroundings(process: str = "self") -> tuple[object, ...]:
-    """What has to be the same for one process to stand in for another. Raises OSError."""
+    """What has to be equal for one process to stand in for another: root directory and namespaces. Raises OSError."""
     root = os.stat(f"/proc/{process}/root")
     namespaces = tuple(os.readlink(f"/proc/{process}/ns/{name}") for name in _NAMESPACES)
     return root.st_dev, root.st_ino, *namespaces
 
 
 def run(config: Config, directory: str, pool: int, tell: int, home: tuple[object, ...]) -> None:
-    """Be in standby, then a shim; returns when that has ended. The caller has blocked `ASK_TO_END`.
+    """Be in standby, then be a shim; returns when that has ended. The caller has blocked `END_SIGNALS`.
 
     Args:
-        directory: for its state; not there yet.
+        config: of the VM.
+        directory: the state directory; does not exist yet.
         pool: the pool's process id.
-        tell: descriptor of a pipe to the pool.
+        tell: descriptor of a pipe to the pool; owned from now on.
         home: the pool's `surroundings`.
     """
     set_parent_death_signal(signal.SIGTERM)
     if os.getppid() != pool:
-        return  # it has died before that took effect
+        return  # the pool died before that took effect
     os.setsid()
     ledger = claim(directory)
     try:
@@ -66,9 +67,9 @@ def run(config: Config, directory: str, pool: int, tell: int, home: tuple[object
 async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> None:
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in ASK_TO_END:
+    for number in END_SIGNALS:
         loop.add_signal_handler(number, asked_to_end.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASK_TO_END)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     preparing = asyncio.create_task(prepare(config, ledger))
     ending = asyncio.create_task(asked_to_end.wait())
     await asyncio.wait({preparing, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -79,7 +80,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
     except asyncio.CancelledError:
         return
     except KataError as error:
-        log.error("no machine in standby: %s", error)
+        log.error("no VM in standby: %s", error)
         return
     try:
         taken = await _wait_for_start(standby, ending, tell, home)
@@ -96,7 +97,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
     os.close(tell)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
-        os.dup2(null, fd)  # a terminal that the pool was started in is none of the sandbox's
+        os.dup2(null, fd)  # the terminal that the pool was started in is not the sandbox's
     os.close(null)
     become_shim(params)
     try:
@@ -108,7 +109,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
 async def _wait_for_start(
     standby: Standby, ending: asyncio.Task[bool], tell: int, home: object
 ) -> tuple[ShimParams, socket.socket, Ledger] | None:
-    """What the first `start` hands over; None if there is nothing to wait for any more."""
+    """What the first `start` hands over; None if the VM has ended, or this process is to end."""
     loop = asyncio.get_running_loop()
     dying = asyncio.create_task(standby.vm.wait())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -128,7 +129,7 @@ async def _wait_for_start(
                 if not connecting.done():
                     connecting.cancel()
                     if dying.done():
-                        log.error("the machine in standby has ended: %s", dying.result().output)
+                        log.error("the VM in standby has ended: %s", dying.result().output)
                     return None
                 peer, _ = connecting.result()
                 with peer:
@@ -140,15 +141,15 @@ async def _wait_for_start(
 
 
 def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket, Ledger] | None:
-    """Receive a sandbox from a `start`. Without waiting long: nobody else is served meanwhile."""
-    peer.settimeout(_MESSAGE_S)
+    """Receive a sandbox from a `start`; None if it is refused. Blocks for _MESSAGE_TIMEOUT_S at most."""
+    peer.settimeout(_MESSAGE_TIMEOUT_S)
     received: list[int] = []
     try:
         pid, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if user != 0 or surroundings(str(pid)) != home:
             return None
         peer.send(handover.READY)
-        data, received, flags, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 2)
+        data, received, flags, _ = socket.recv_fds(peer, handover.MAX_MESSAGE, 2)
         if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(received) != 2:
             return None
         params = ShimParams.decode(data)
@@ -156,7 +157,7 @@ def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket,
             os.set_inheritable(fd, False)
         peer.send(handover.ACCEPTED)
     except (OSError, ValueError) as error:
-        log.info("a start was not served: %s", error)
+        log.info("cannot take over a sandbox from `start`: %s", error)
         for fd in received:
             os.close(fd)
         return None

@@ -1,8 +1,10 @@
-"""The shim's `start`: find or make the process that serves this container, print its address.
+"""The shim's `start`: find or make the process that serves this container, and print its address.
 
-A container of an existing pod is served by the pod's shim: its address is all there is to print. For everything else
-this process binds the socket, forks, and the child becomes the daemon without executing anything anew. Calls that
-arrive while the daemon still loads its modules wait in the socket's backlog.
+A container of an existing pod is served by the pod's shim: only its address is printed. Otherwise this process binds
+the socket and forks, and the child becomes the daemon without executing a new program. Calls that arrive while the
+daemon still imports its modules wait in the socket's backlog.
+
+Source: containerd, core/runtime/v2/README.md.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ if TYPE_CHECKING:
 
 SOCKET_DIR = "/run/containerd/s"
 
-_STDIN_MAX = 1 << 20
-_CONFIG_MAX = 10 << 20
+_MAX_STDIN = 1 << 20
+_MAX_CONFIG = 10 << 20
 
 
 def start(arguments: Arguments) -> None:
-    """Do the `start` action; the parent returns with the address printed, the child never returns.
+    """Do the `start` action: the parent returns with the address printed, the child never returns.
 
     Raises:
-        KataError: bad input, or the id is taken.
+        KataError: bad input, or the sandbox already exists.
         OSError: the socket cannot be made.
     """
     begun = time.monotonic()
@@ -74,7 +76,13 @@ def start(arguments: Arguments) -> None:
 
 
 def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str = "") -> str:
-    """The address is a function of who asks for what, so that every `start` of a pod's containers finds the same."""
+    """The path of a sandbox's socket, the same for every container of a pod.
+
+    Args:
+        containerd: its address.
+        namespace: containerd's, of the sandbox.
+        directory: where to put it; "": SOCKET_DIR.
+    """
     # hashlib would load OpenSSL. The module's name changed in Python 3.12.
     try:
         from _sha2 import sha256  # type: ignore[import-not-found]
@@ -86,28 +94,28 @@ def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str
 
 
 def _read_stdin() -> bytes:
-    """containerd 1.x passes the runtime's options, 2.x its bootstrap parameters; neither is a terminal."""
+    """Standard input, unless it is a terminal or /dev/null: containerd passes a pipe."""
     if os.isatty(0) or stat.S_ISCHR(os.fstat(0).st_mode):
         return b""
     data = b""
-    while len(data) <= _STDIN_MAX:
+    while len(data) <= _MAX_STDIN:
         piece = os.read(0, 1 << 16)
         if not piece:
             return data
         data += piece
-    raise InvalidArgument(f"more than {_STDIN_MAX} bytes on standard input")
+    raise InvalidArgument(f"standard input is larger than {_MAX_STDIN >> 20} MiB")
 
 
 def _sandbox_of_bundle(own_id: str) -> str:
-    """The id of the sandbox that the bundle's container is, or belongs in."""
+    """The id of the sandbox to which the bundle's container belongs."""
     try:
         with open("config.json", "rb") as file:
-            text = file.read(_CONFIG_MAX + 1)
+            text = file.read(_MAX_CONFIG + 1)
     except FileNotFoundError:
         raise NotFound(f"bundle {os.getcwd()} has no config.json") from None
-    if len(text) > _CONFIG_MAX:
-        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is larger than {_CONFIG_MAX >> 20} MiB")
-    # Decoding costs more than all the rest of `start`; without this word there is no pod.
+    if len(text) > _MAX_CONFIG:
+        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is larger than {_MAX_CONFIG >> 20} MiB")
+    # Parsing takes longer than all the rest of `start`; without these annotations there is no pod.
     if b"io.kubernetes." not in text:
         return own_id
     import json
@@ -117,7 +125,7 @@ def _sandbox_of_bundle(own_id: str) -> str:
     try:
         annotations = dict(json.loads(text).get("annotations") or {})
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is not a spec with annotations") from None
+        raise InvalidArgument(f"config.json of bundle {os.getcwd()} is not a spec") from None
     return classify({name: str(value) for name, value in annotations.items()}, own_id)[1]
 
 
@@ -158,13 +166,13 @@ def _publish(path: str) -> None:
 
 
 def _become_daemon(params: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:
-    """The child: leave containerd's session and descriptors, then serve. Never returns."""
+    """The child: leave containerd's session, close its descriptors, then serve. Never returns."""
     status = 1
     try:
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
-            # containerd waits until nobody has its pipe open any more.
+            # containerd waits until no process has its pipe open.
             os.dup2(null, fd)
         _close_inherited(keep={listener.fileno(), ledger.fileno(), null})
         from kata.shim.imports import leave_out_inspect, leave_out_openssl
@@ -180,7 +188,7 @@ def _become_daemon(params: ShimParams, listener: _socket.socket, ledger: Ledger)
 
 
 def _close_inherited(keep: set[int]) -> None:
-    """Close what containerd leaked: descriptors without close-on-exec that would stay open as long as the sandbox."""
+    """Close descriptors that containerd has leaked (no close-on-exec): they would stay open as long as the sandbox."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:

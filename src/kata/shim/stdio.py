@@ -1,8 +1,8 @@
 """containerd's stdio addresses: FIFO paths, and the URIs `fifo://`, `file://` and `binary://`.
 
-A FIFO for output is opened for writing only, once its reader is there: opened read-write, what is written before the
-reader comes is lost when the writer closes first. Its read end is then kept as well, so that a client that detaches
-does not end the stream. A FIFO for input is never held open for writing, because its end is the client's to give.
+A FIFO for output is opened for writing only, once it has a reader: if it were opened for both, what is written before
+the reader comes would be lost when the writer closes first. Its read end is then opened as well, so that the stream
+outlives a client that detaches. A FIFO for input is never held open for writing: the client ends it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.sandbox.stdio import FdSink, FdSource, Sink, Stdio, readable
 
-_RETRY_FIRST_S = 0.001
-_RETRY_MAX_S = 0.05
-#: Seconds a logging binary has to say that it is ready, and to end once its input has ended.
-_BINARY_READY_S = 10.0
-_BINARY_ENDS_S = 10.0
+_MIN_RETRY_S = 0.001
+_MAX_RETRY_S = 0.05
+#: Seconds for a logging binary to get ready, and to exit once its input has ended.
+_BINARY_READY_TIMEOUT_S = 10.0
+_BINARY_EXIT_TIMEOUT_S = 10.0
 
 
 class FifoSink:
-    """Output to a FIFO whose reader may still be on its way."""
+    """Output to a FIFO whose reader may not have opened it yet."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._opening = asyncio.create_task(self._open(), name=f"open {path}")
 
     async def _open(self) -> FdSink:
-        delay = _RETRY_FIRST_S
+        delay = _MIN_RETRY_S
         while True:
             try:
                 fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,17 +44,17 @@ class FifoSink:
             else:
                 return FdSink(fd, keep=(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC),))
             await asyncio.sleep(delay)
-            delay = min(delay * 2, _RETRY_MAX_S)
+            delay = min(delay * 2, _MAX_RETRY_S)
 
     async def write(self, data: bytes) -> None:
         try:
             sink = await asyncio.shield(self._opening)
         except OSError:
-            return  # the FIFO is gone, and with it whoever would have read
+            return  # the FIFO was removed: there will be no reader
         await sink.write(data)
 
     async def finish(self) -> None:
-        # The reader waits for a writer to come and go, also when there was nothing to say.
+        # A reader waits for a writer to come and go, even if there was no output.
         try:
             await asyncio.shield(self._opening)
         except OSError:
@@ -69,7 +69,7 @@ class FifoSink:
 
 
 class BinarySink(FdSink):
-    """Output to a logging binary; the last of its streams to end waits for the binary."""
+    """Output to a logging binary; the last of its streams waits for the binary to exit."""
 
     def __init__(self, fd: int, logger: LoggingBinary) -> None:
         super().__init__(fd)
@@ -97,21 +97,21 @@ class LoggingBinary:
         self.streams = 0
 
     def let_go(self) -> None:
-        """One of its streams has ended; after the last one it has to end, too."""
+        """One of its streams has ended; after the last one it has to exit."""
         self.streams -= 1
         if self.streams == 0:
             self._end = asyncio.create_task(self._wait(), name=f"logging binary {self._pid}")
 
     async def ended(self) -> None:
-        """Wait for its end if all of its streams have ended."""
+        """Wait for it to exit, if all of its streams have ended."""
         if self._end is not None:
             await asyncio.shield(self._end)
 
     async def _wait(self) -> None:
-        """Wait for its end; a binary that does not end is killed."""
+        """Wait for it to exit; kill it if it does not."""
         pidfd = os.pidfd_open(self._pid)
         try:
-            async with asyncio.timeout(_BINARY_ENDS_S):
+            async with asyncio.timeout(_BINARY_EXIT_TIMEOUT_S):
                 await readable(pidfd)
         except TimeoutError:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -123,20 +123,23 @@ class LoggingBinary:
         os.waitpid(self._pid, 0)
 
     def kill(self) -> None:
+        """End it at once."""
         os.kill(self._pid, signal.SIGKILL)
         self._reap()
 
 
 async def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, environment: Mapping[str, str]) -> Stdio:
-    """Open a process's streams as containerd names them; "" is none.
+    """Open a process's streams as containerd names them; "" means none.
 
     Args:
-        environment: what a logging binary gets to see: container id, namespace, and the sandbox's marker.
+        terminal: whether the process has a terminal, which has no standard error.
+        environment: added to a logging binary's: container id, namespace, and the sandbox's marker.
 
     Raises:
         NotFound: a FIFO or binary is not there.
-        InvalidArgument: the scheme is unknown, or the path is not what the scheme says.
-        DeadlineExceeded: a logging binary does not get ready.
+        InvalidArgument: the scheme is unknown, or the file is not what the scheme says.
+        FailedPrecondition: a log file cannot be opened.
+        DeadlineExceeded: a logging binary was not ready in time.
     """
     if urlsplit(stdout).scheme == "binary":
         out, err = await _start_binary(stdout, environment)
@@ -159,7 +162,7 @@ def _path(address: str) -> tuple[str, str]:
     if not parts.scheme:
         return "fifo", address
     if parts.scheme not in ("fifo", "file", "binary"):
-        raise InvalidArgument(f"stdio {address}: scheme {parts.scheme!r} is not fifo, file or binary")
+        raise InvalidArgument(f"stdio {address}: unknown scheme {parts.scheme!r} (fifo, file or binary)")
     return parts.scheme, unquote(parts.path)
 
 
@@ -177,7 +180,7 @@ def _open_input(address: str) -> FdSource | None:
         return None
     scheme, path = _path(address)
     if scheme != "fifo":
-        raise InvalidArgument(f"standard input {address}: only a FIFO can be read from")
+        raise InvalidArgument(f"standard input {address} is not a FIFO")
     _require_fifo(path)
     return FdSource(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
@@ -187,7 +190,7 @@ def _open_output(address: str) -> Sink | None:
         return None
     scheme, path = _path(address)
     if scheme == "binary":
-        raise InvalidArgument(f"stdio {address}: a logging binary takes both streams, name it as standard output")
+        raise InvalidArgument(f"stdio {address}: a logging binary takes both streams; name it as standard output")
     if scheme == "file":
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -218,13 +221,13 @@ async def _start_binary(address: str, environment: Mapping[str, str]) -> tuple[B
         for fd in theirs:
             os.close(fd)
     try:
-        async with asyncio.timeout(_BINARY_READY_S):
+        async with asyncio.timeout(_BINARY_READY_TIMEOUT_S):
             await readable(ready_read)
     except TimeoutError:
         logger.kill()
         os.close(out_write)
         os.close(err_write)
-        raise DeadlineExceeded(f"logging binary {path} was not ready within {_BINARY_READY_S:.0f} s") from None
+        raise DeadlineExceeded(f"logging binary {path} was not ready within {_BINARY_READY_TIMEOUT_S:.0f} s") from None
     finally:
         os.close(ready_read)
     return BinarySink(out_write, logger), BinarySink(err_write, logger)
@@ -232,7 +235,7 @@ async def _start_binary(address: str, environment: Mapping[str, str]) -> tuple[B
 
 def _spawn_with_fds(arguments: list[str], fds: tuple[int, int, int], environment: Mapping[str, str]) -> int:
     """Start a program with the three descriptors as 3, 4 and 5; returns its process id."""
-    # Copies above the targets: none of them can be overwritten before it has been moved.
+    # Copies above the targets, so that none is overwritten before it has been duplicated.
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in fds]
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:

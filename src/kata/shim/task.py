@@ -1,4 +1,7 @@
-"""containerd's Task service, versions 2 and 3: request, core, answer, event. The core knows nothing of containerd."""
+"""containerd's Task service, versions 2 and 3, on top of a sandbox that knows nothing of containerd.
+
+Source: containerd, api/runtime/task/v3/shim.proto.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ _STATUS = {
 
 @dataclass(frozen=True)
 class Io:
-    """The stdio addresses as containerd gave them, to be told back."""
+    """The stdio addresses of a process as containerd gave them; `State` returns them."""
 
     stdin: str
     stdout: str
@@ -57,6 +60,11 @@ class Io:
 
 class TaskService:
     """The containers of one sandbox, as containerd's tasks.
+
+    Args:
+        ledger: the sandbox's; released by `close`.
+        publisher: where events go.
+        prepared: a VM that the sandbox may take over.
 
     Attributes:
         ended: set when containerd has shut the sandbox down, or nothing is left to serve.
@@ -88,11 +96,11 @@ class TaskService:
     async def create(self, request: task_v2_pb2.CreateTaskRequest, ctx: CallContext) -> task_v2_pb2.CreateTaskResponse:
         self._asked = True
         if request.checkpoint or request.parent_checkpoint:
-            raise Unimplemented(f"container {request.id}: restoring a checkpoint is not supported")
+            raise Unimplemented(f"container {request.id}: restoring from a checkpoint is not supported")
         bundle = load_bundle(Path(request.bundle))
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
         rootfs = [RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs]
-        # Before the machine: streams that are not there should not cost a boot.
+        # Before the VM: streams that are missing should not cost a launch.
         stdio = await self._open(request.id, io)
         self._creating += 1
         try:
@@ -284,7 +292,7 @@ class TaskService:
     async def shutdown(self, request: task_v2_pb2.ShutdownRequest, ctx: CallContext) -> empty_pb2.Empty:
         if self._sandbox is not None and self._sandbox.containers and not request.now:
             return _EMPTY
-        # Everything is given back before the answer: containerd's `delete` comes right after it.
+        # Everything is given back before the answer: containerd runs `delete` right after it.
         await self.close()
         self.ended.set()
         return _EMPTY
@@ -297,7 +305,7 @@ class TaskService:
         return self._sandbox.container(container_id)
 
     def _pid(self) -> int:
-        # Known beyond the sandbox's end: what is told about the exits that come with it names it, too.
+        # Kept beyond the sandbox's end: the events of exits that come with it name it, too.
         return self._vm_pid
 
     def _follow(self, coroutine: Any) -> None:
@@ -323,11 +331,14 @@ class TaskService:
             self._publisher.publish(events_pb2.TaskOOM(container_id=container_id))
 
     def forgotten(self, *, connected: bool) -> bool:
-        """Whether containerd, if it runs at all, wants nothing any more of what is served here.
+        """Whether containerd, if it runs, no longer needs this shim.
 
-        After the last container's deletion, and after a creation that failed, it shuts the shim down, unless it died
-        before that. It has a connection to each shim that it knows, and removes the bundles of containers that it does
-        not know.
+        It shuts a shim down after the last container's deletion and after a creation that failed, unless it died before
+        that. It keeps a connection to each shim that it knows, and removes the bundles of containers that it does not
+        know.
+
+        Args:
+            connected: whether containerd has a connection to this shim.
         """
         if not self._asked:
             return not (connected or os.path.isdir(self._params.bundle))
@@ -336,9 +347,9 @@ class TaskService:
         return not (connected or any(os.path.isdir(bundle) for bundle in self._bundles.values()))
 
     def end_unless_asked(self) -> None:
-        """End if nobody has asked for a container yet."""
+        """End if no container has been asked for yet."""
         if not self._asked:
-            log.warning("nobody asks for sandbox %s", self._params.sandbox_id)
+            log.warning("no request for sandbox %s has come", self._params.sandbox_id)
             self.ended.set()
 
     async def close(self) -> None:

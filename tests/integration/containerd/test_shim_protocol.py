@@ -478,7 +478,7 @@ class TestForgotten:
         task = Stub(client, task_v2_pb2.DESCRIPTOR.services_by_name["Task"])
         await task.Create(raw.create_request(container_id), timeout=60)
         await client.close()
-        await asyncio.sleep(3 * daemon._LOOK_S)
+        await asyncio.sleep(3 * daemon._CHECK_INTERVAL_S)
         again = await raw.connect(path)
         state = await again.State(task_v2_pb2.StateRequest(id=container_id), timeout=10)
         assert state.id == container_id

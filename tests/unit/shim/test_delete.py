@@ -81,7 +81,7 @@ def test_a_hung_daemon_is_killed(
     tmp_path_factory: pytest.TempPathFactory,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    monkeypatch.setattr(module, "_DAEMON_ENDS_S", 0.2)
+    monkeypatch.setattr(module, "_DAEMON_EXIT_TIMEOUT_S", 0.2)
     file = tmp_path_factory.mktemp("elsewhere") / "socket"
     file.touch()
     with subprocess.Popen(

@@ -172,7 +172,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def test_the_newest_events_survive_a_long_absence(
     containerd: Containerd, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_QUEUE_MAX", 3)
+    monkeypatch.setattr(module, "_MAX_QUEUE", 3)
     publish(publisher, "taken")
     await asyncio.sleep(0.05)  # the first one is being sent already
     publish(publisher, "a", "b", "c", "d", "e")

@@ -73,7 +73,7 @@ def test_a_sandbox_is_handed_over(tmp_path: Path) -> None:
 
     def behave(peer: socket.socket) -> None:
         peer.send(READY)
-        data, fds, _, _ = socket.recv_fds(peer, handover.MESSAGE_MAX, 4)
+        data, fds, _, _ = socket.recv_fds(peer, handover.MAX_MESSAGE, 4)
         got.extend((ShimParams.decode(data).sandbox_id, len(fds)))
         os.close(fds[0])
         os.close(fds[1])
@@ -100,7 +100,7 @@ def test_a_refusal_is_no_error(tmp_path: Path) -> None:
 def test_an_end_after_the_message_is_a_refusal(tmp_path: Path) -> None:
     def behave(peer: socket.socket) -> None:
         peer.send(READY)
-        peer.recv(handover.MESSAGE_MAX)
+        peer.recv(handover.MAX_MESSAGE)
 
     with standing_by(tmp_path, behave):
         assert offer(tmp_path) == 0
@@ -118,12 +118,12 @@ def test_who_is_not_ready_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_two_shims_for_one_sandbox_there_are_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_ACCEPTED_S", 0.1)
+    monkeypatch.setattr(handover, "_ACCEPTED_TIMEOUT_S", 0.1)
     done = threading.Event()
 
     def behave(peer: socket.socket) -> None:
         peer.send(READY)
-        peer.recv(handover.MESSAGE_MAX)
+        peer.recv(handover.MAX_MESSAGE)
         done.wait(10)
 
     with standing_by(tmp_path, behave):
@@ -133,5 +133,5 @@ def test_two_shims_for_one_sandbox_there_are_never(tmp_path: Path, monkeypatch: 
 
 
 def test_an_environment_that_is_too_large_goes_without(tmp_path: Path) -> None:
-    large = ShimParams(**{**vars(MESSAGE), "environment": {"X": "x" * handover.MESSAGE_MAX}})
+    large = ShimParams(**{**vars(MESSAGE), "environment": {"X": "x" * handover.MAX_MESSAGE}})
     assert hand_over(large, (0, 1), str(tmp_path)) == 0

@@ -78,7 +78,7 @@ class TestMain:
     @pytest.mark.parametrize(
         ("argv", "said"),
         [
-            ([], "is run by containerd: an action, start or delete, is missing"),
+            ([], "no action: containerd runs this program with start or delete"),
             (["start"], "start needs -id and -namespace"),
             (["-id", "x", "delete"], "delete needs -id and -namespace"),
             (["-id", "../x", "-namespace", "n", "start"], "id '../x' is not a valid name"),

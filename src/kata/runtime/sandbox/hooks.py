@@ -59,7 +59,7 @@ class HostHooks:
 
     @property
     def late(self) -> str:
-        """The ledger's entry of kind HOOKS for those that another process runs if this one dies; "" if there are none."""
+        """The ledger's entry of kind HOOKS for those to be run if this process dies; "" if there are none."""
         return f"{self.container_id} {self.directory} {self.bundle.path}" if self._of("poststop") else ""
 
     async def run(self, *kinds: str, status: Status, pid: int) -> None:
