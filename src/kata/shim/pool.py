@@ -46,7 +46,7 @@ class Pool:
     Args:
         config: of their VMs.
         number: how many to keep.
-        progress: told in one sentence each what changes.
+        progress: called with a sentence about each change.
     """
 
     def __init__(self, config: Config, number: int, progress: Callable[[str], None]) -> None:

@@ -63,7 +63,7 @@ async def bring_up(
     Args:
         ledger: the sandbox's.
         timings: where the phases are recorded.
-        progress: told in one sentence each what takes seconds.
+        progress: called with a sentence about each step that takes seconds.
         prelaunch: of this plan; taken over.
 
     Raises:

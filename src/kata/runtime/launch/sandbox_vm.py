@@ -51,7 +51,7 @@ async def obtain_vm(
 
     Args:
         ledger: the sandbox's; holds the VM from now on, also one from standby.
-        progress: told in one sentence each what takes seconds.
+        progress: called with a sentence about each step that takes seconds.
 
     Raises:
         VmLaunchError: the VM or its agent did not come up; nothing is left of it.

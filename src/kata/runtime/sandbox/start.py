@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.launch.bring_up import Progress
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.sandbox_vm import Prepared, SandboxVm, obtain_vm
 from kata.runtime.launch.timings import Timings
@@ -58,7 +58,7 @@ async def start_sandbox(
     *,
     begun: float | None = None,
     prepared: Prepared | None = None,
-    progress: Callable[[str], None] = log.info,
+    progress: Progress = log.info,
 ) -> Sandbox:
     """Start a VM for the bundle's container or pod, and set the sandbox up in it.
 
@@ -70,7 +70,7 @@ async def start_sandbox(
         ledger: the sandbox's (`kata.runtime.ledger.journal.claim`), handed over: released if the start fails.
         begun: when the front end began, by `time.monotonic`; None: now.
         prepared: a VM that is taken over if it is what the sandbox needs, else discarded.
-        progress: told in one sentence each what takes seconds.
+        progress: called with a sentence about each step that takes seconds.
 
     Raises:
         VmLaunchError: the VM or its agent did not come up.
@@ -106,7 +106,7 @@ class _Start:
         ledger: Ledger,
         teardown: Teardown,
         timings: Timings,
-        progress: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._id = sandbox_id
         self._what = f"sandbox {sandbox_id}"

@@ -175,17 +175,17 @@ async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, 
     Raises:
         KataError: as `read`.
     """
-    ahead = asyncio.ensure_future(read())
+    reading = asyncio.ensure_future(read())
     try:
-        while data := await ahead:
+        while data := await reading:
             # The guest is asked for more while the consumer takes this.
-            ahead = asyncio.ensure_future(read())
+            reading = asyncio.ensure_future(read())
             if sink is not None:
                 await sink.write(data)
             moved()
     finally:
-        ahead.cancel()
-        await asyncio.gather(ahead, return_exceptions=True)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
     if sink is not None:
         await sink.finish()
 
