@@ -37,7 +37,7 @@ class Membership:
         return self._leaving
 
     async def _leave(self) -> None:
-        await asyncio.wait({self._entering})
+        await asyncio.gather(self._entering, return_exceptions=True)
         await asyncio.to_thread(self.cgroup.leave)
 
     async def leave(self) -> None:
