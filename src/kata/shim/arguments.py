@@ -22,10 +22,12 @@ class Arguments:
 
     @property
     def id(self) -> str:
+        """The container's id."""
         return self.values["id"]
 
     @property
     def namespace(self) -> str:
+        """The container's namespace in containerd."""
         return self.values["namespace"]
 
 

@@ -31,6 +31,7 @@ def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
     """Decode standard input; empty input means no options.
 
     Args:
+        data: standard input.
         container_id: as on the command line.
 
     Raises:

@@ -38,6 +38,7 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaun
     The caller has entered a mount namespace of its own.
 
     Args:
+        params: what `start` tells.
         listener_fd: descriptor of the bound socket; owned from now on.
         ledger: the sandbox's; handed over.
         prelaunch: a VM that the sandbox may take over.
@@ -73,6 +74,7 @@ async def serve(
     """Serve containerd until the sandbox has ended.
 
     Args:
+        params: what `start` tells.
         listener: bound; closed at the end.
         ledger: the sandbox's; released at the end.
         prepared: a VM that the sandbox takes over if it is what it needs.
@@ -103,7 +105,7 @@ async def serve(
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:
-    """containerd may die before it shuts a shim down, and does not do so when it runs again."""
+    """End a shim that containerd, which may die before it shuts it down, no longer knows when it runs again."""
     failed = 0
     while failed < _FAILED_CHECKS:
         await asyncio.sleep(_CHECK_INTERVAL_S)

@@ -37,7 +37,9 @@ def hand_over(params: ShimParams, descriptors: tuple[int, int], state_root: str 
     """Find a process in standby and make it the sandbox's shim.
 
     Args:
+        params: for the process in standby.
         descriptors: the shim's listening socket and the locked ledger; they stay the caller's.
+        state_root: where state directories are.
 
     Returns:
         The process's id, or 0 if there is none in standby.

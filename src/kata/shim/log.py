@@ -31,6 +31,7 @@ class FifoHandler(logging.Handler):
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or lose it."""
         try:
             os.write(self._fd, self.format(record).encode(errors="replace") + b"\n")
         except OSError:
@@ -45,6 +46,7 @@ class LogfmtFormatter(logging.Formatter):
         self._sandbox_id = sandbox_id
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever the message contains."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         message = record.getMessage()
         if record.exc_info:

@@ -21,6 +21,7 @@ def metrics(stats: agent_pb2.StatsContainerResponse, *, unified: bool) -> Messag
     """Convert the agent's answer.
 
     Args:
+        stats: the agent's answer.
         unified: whether the host has cgroups version 2 alone.
     """
     return _v2(stats.cgroup_stats) if unified else _v1(stats.cgroup_stats)

@@ -18,6 +18,7 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger) -> None:
     """Be the shim of a sandbox; returns when that has ended and everything it held has been given back.
 
     Args:
+        params: what `start` tells.
         listener_fd: descriptor of the bound socket to serve on; owned from now on.
         ledger: the sandbox's; handed over.
 

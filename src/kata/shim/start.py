@@ -81,6 +81,7 @@ def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str
     Args:
         containerd: its address.
         namespace: containerd's, of the sandbox.
+        sandbox_id: the id of its first container.
         directory: where to put it; "": SOCKET_DIR.
     """
     # hashlib would load OpenSSL. The module's name changed in Python 3.12.

@@ -47,6 +47,7 @@ class FifoSink:
             delay = min(delay * 2, _MAX_RETRY_S)
 
     async def write(self, data: bytes) -> None:
+        """As `Sink.write`; waits for the FIFO's reader."""
         try:
             sink = await asyncio.shield(self._opening)
         except OSError:
@@ -54,6 +55,7 @@ class FifoSink:
         await sink.write(data)
 
     async def finish(self) -> None:
+        """As `Sink.finish`; waits for the FIFO's reader."""
         # A reader waits for a writer to come and go, even if there was no output.
         try:
             await asyncio.shield(self._opening)
@@ -62,6 +64,7 @@ class FifoSink:
         self.close()
 
     def close(self) -> None:
+        """Close. Idempotent."""
         if not self._opening.done():
             self._opening.cancel()
         elif not self._opening.cancelled() and self._opening.exception() is None:
@@ -78,10 +81,12 @@ class BinarySink(FdSink):
         self._counted = True
 
     async def finish(self) -> None:
+        """As `Sink.finish`; waits for the binary to exit."""
         self.close()
         await self._logger.ended()
 
     def close(self) -> None:
+        """Close. Idempotent."""
         super().close()
         if self._counted:
             self._counted = False
@@ -132,6 +137,9 @@ async def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, en
     """Open a process's streams as containerd names them; "" means none.
 
     Args:
+        stdin: a FIFO.
+        stdout: a FIFO, a log file or a logging binary.
+        stderr: a FIFO or a log file.
         terminal: whether the process has a terminal, which has no standard error.
         environment: added to a logging binary's: container id, namespace, and the sandbox's marker.
 

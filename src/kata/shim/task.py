@@ -94,6 +94,7 @@ class TaskService:
     # ------------------------------------------------------------------------------------------------ life of a task
 
     async def create(self, request: task_v2_pb2.CreateTaskRequest, ctx: CallContext) -> task_v2_pb2.CreateTaskResponse:
+        """Create a container, and its sandbox with the first one."""
         self._asked = True
         if request.checkpoint or request.parent_checkpoint:
             raise Unimplemented(f"container {request.id}: restoring from a checkpoint is not supported")
@@ -159,6 +160,7 @@ class TaskService:
         return await open_stdio(io.stdin, io.stdout, io.stderr, terminal=io.terminal, environment=environment)
 
     async def start(self, request: task_v2_pb2.StartRequest, ctx: CallContext) -> task_v2_pb2.StartResponse:
+        """Run a created container, or an exec process."""
         container = self._container(request.id)
         if request.exec_id:
             process = await container.start_exec(request.exec_id)
@@ -172,6 +174,7 @@ class TaskService:
         return task_v2_pb2.StartResponse(pid=self._pid())
 
     async def delete(self, request: task_v2_pb2.DeleteRequest, ctx: CallContext) -> task_v2_pb2.DeleteResponse:
+        """Delete a container or an exec process that has stopped."""
         container = self._container(request.id)
         if request.exec_id:
             exit_ = await container.delete_exec(request.exec_id)
@@ -196,6 +199,7 @@ class TaskService:
         return task_v2_pb2.DeleteResponse(pid=self._pid(), exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
     async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Prepare an exec process; `start` runs it."""
         container = self._container(request.id)
         spec = parse_process(request.spec.value)
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
@@ -210,11 +214,13 @@ class TaskService:
         return _EMPTY
 
     async def wait(self, request: task_v2_pb2.WaitRequest, ctx: CallContext) -> task_v2_pb2.WaitResponse:
+        """Wait for the exit of a container or an exec process."""
         container = self._container(request.id)
         exit_ = await container.process(request.exec_id).wait()
         return task_v2_pb2.WaitResponse(exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
     async def kill(self, request: task_v2_pb2.KillRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Send a signal to a process, or with `all` to the exec processes as well."""
         container = self._container(request.id)
         await container.kill(request.signal, exec_id=request.exec_id)
         if request.all and not request.exec_id:
@@ -224,19 +230,23 @@ class TaskService:
         return _EMPTY
 
     async def pause(self, request: task_v2_pb2.PauseRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Freeze a container."""
         await self._container(request.id).pause()
         self._publisher.publish(events_pb2.TaskPaused(container_id=request.id))
         return _EMPTY
 
     async def resume(self, request: task_v2_pb2.ResumeRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Thaw a container."""
         await self._container(request.id).resume()
         self._publisher.publish(events_pb2.TaskResumed(container_id=request.id))
         return _EMPTY
 
     async def checkpoint(self, request: task_v2_pb2.CheckpointTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Not supported."""
         raise Unimplemented(f"container {request.id}: checkpoints are not supported")
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Set a container's limits."""
         self._container(request.id)
         assert self._sandbox is not None
         await self._sandbox.update_container(request.id, parse_resources(request.resources.value))
@@ -245,11 +255,13 @@ class TaskService:
     # ------------------------------------------------------------------------------------------------------- streams
 
     async def resize_pty(self, request: task_v2_pb2.ResizePtyRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """Set the size of a process's terminal."""
         process = self._container(request.id).process(request.exec_id)
         await process.resize(rows=request.height, columns=request.width)
         return _EMPTY
 
     async def close_io(self, request: task_v2_pb2.CloseIORequest, ctx: CallContext) -> empty_pb2.Empty:
+        """End a process's input."""
         process = self._container(request.id).process(request.exec_id)
         if request.stdin:
             await process.close_input()
@@ -258,6 +270,7 @@ class TaskService:
     # ----------------------------------------------------------------------------------------------------- questions
 
     async def state(self, request: task_v2_pb2.StateRequest, ctx: CallContext) -> task_v2_pb2.StateResponse:
+        """The state of a container or an exec process."""
         container = self._container(request.id)
         container.refresh()
         process = container.process(request.exec_id)
@@ -279,17 +292,21 @@ class TaskService:
         return answer
 
     async def pids(self, request: task_v2_pb2.PidsRequest, ctx: CallContext) -> task_v2_pb2.PidsResponse:
+        """The process that stands for a container on this host."""
         self._container(request.id)
         return task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid())])
 
     async def stats(self, request: task_v2_pb2.StatsRequest, ctx: CallContext) -> task_v2_pb2.StatsResponse:
+        """A container's cgroup statistics."""
         stats = await self._container(request.id).stats()
         return task_v2_pb2.StatsResponse(stats=pack(metrics(stats, unified=host_is_unified())))
 
     async def connect(self, request: task_v2_pb2.ConnectRequest, ctx: CallContext) -> task_v2_pb2.ConnectResponse:
+        """The ids of the shim and of the process that stands for the container."""
         return task_v2_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._pid(), version="v2")
 
     async def shutdown(self, request: task_v2_pb2.ShutdownRequest, ctx: CallContext) -> empty_pb2.Empty:
+        """End the sandbox once it has no containers, or at once with `now`."""
         if self._sandbox is not None and self._sandbox.containers and not request.now:
             return _EMPTY
         # Everything is given back before the answer: containerd runs `delete` right after it.

@@ -61,6 +61,8 @@ async def bring_up(
     """Start the VM of `plan`, from a template if the configuration allows it.
 
     Args:
+        plan: of the VM.
+        config: how long to wait, and where templates are.
         ledger: the sandbox's.
         timings: where the phases are recorded.
         progress: called with a sentence about each step that takes seconds.
@@ -189,6 +191,9 @@ async def _first_answer(
     """Wait for the first call to a VM's agent.
 
     Args:
+        vm: the VM.
+        agent: its client, which is closed on failure.
+        call: the call.
         timeout: seconds, not counting those in which the VM waits for a CPU.
         phase: for the error.
 

@@ -63,6 +63,7 @@ def prelaunch(sandbox_id: str, bundle: str, config: Config, ledger: Ledger) -> P
     The caller is in a mount namespace of its own, and in the thread that the VM is to end with.
 
     Args:
+        sandbox_id: whose VM.
         bundle: path of the bundle of the sandbox's first container.
         config: without the bundle's annotations.
         ledger: the sandbox's.

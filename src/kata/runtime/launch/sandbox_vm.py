@@ -50,7 +50,11 @@ async def obtain_vm(
     """Take over the prepared VM if it is of this plan, else discard it and bring one up.
 
     Args:
+        plan: of the VM that the sandbox needs.
+        config: the sandbox's.
         ledger: the sandbox's; holds the VM from now on, also one from standby.
+        timings: where the phases are recorded.
+        prepared: handed over, whatever becomes of it.
         progress: called with a sentence about each step that takes seconds.
 
     Raises:

@@ -49,6 +49,7 @@ class Standby:
 
     @property
     def directory(self) -> Path:
+        """Its state directory."""
         return Path(self.ledger.directory)
 
     def suits(self, wanted: VmPlan) -> bool:
@@ -72,6 +73,7 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
     """Bring up the VM that sandboxes without limits need, and warm it up.
 
     Args:
+        config: of the VM.
         ledger: of the VM's own state directory; released on failure.
 
     Raises:

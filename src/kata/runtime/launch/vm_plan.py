@@ -37,12 +37,14 @@ def plan_vm(
     """Plan the VM of a sandbox.
 
     Args:
+        sandbox_id: whose VM.
         directory: the sandbox's state directory.
         spec: of the first container, or of the pod's sandbox; {} for a VM that has no sandbox yet.
         config: with the spec's annotations applied.
         host: where it is to run.
         root_ports: how many the spec's devices need.
-        mmio_window, devices: see VmPlan.
+        mmio_window: bytes of MMIO window behind each root port; 0 leaves the choice to the firmware.
+        devices: that the VM boots with.
 
     Raises:
         InvalidArgument: a limit that no kernel would take, or a setting that no VM can have.

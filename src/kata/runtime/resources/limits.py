@@ -41,7 +41,9 @@ def sandbox_budget(sandbox_id: str, spec: Spec, config: Config, host: Size) -> B
     """What a sandbox's containers may use, before the first one is created.
 
     Args:
+        sandbox_id: the id of the first container as well.
         spec: of the first container, or of the pod's sandbox.
+        config: the defaults and maxima.
         host: what the host has.
 
     Raises:

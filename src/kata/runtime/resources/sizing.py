@@ -87,6 +87,7 @@ def parse_cpus(text: str, host_cpus: int) -> frozenset[int]:
     """The numbers in a list such as "0-2,5" (cpuset(7), "List format"); none in an empty one.
 
     Args:
+        text: the list.
         host_cpus: how many CPUs the host has.
 
     Raises:

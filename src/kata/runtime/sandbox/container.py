@@ -64,6 +64,7 @@ class Container(Lifecycle):
         """Mount its files and have the agent create it; on failure nothing of it stays.
 
         Args:
+            request: to the agent.
             timeout: seconds for the agent.
 
         Raises:
@@ -100,6 +101,7 @@ class Container(Lifecycle):
         """Prepare an exec process; `start_exec` runs it.
 
         Args:
+            exec_id: unique in the container.
             spec: as in the OCI runtime-spec, config.md, "Process".
             stdio: its streams, owned from now on.
 

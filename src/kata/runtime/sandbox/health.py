@@ -24,6 +24,8 @@ async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None
 
     Args:
         what: names the sandbox in the log.
+        vm: the sandbox's VM.
+        agent: of its guest.
     """
     try:
         await settle_clock(vm, agent)

@@ -66,6 +66,7 @@ class HostHooks:
         """Run the hooks of some kinds, one after another.
 
         Args:
+            *kinds: as the spec names them.
             status: of the container, for the state that hooks read.
             pid: of the process that stands for the container on the host; 0: none.
 
@@ -92,6 +93,7 @@ class HostHooks:
         """As `run_after`, for a container that has stopped and a process without an event loop.
 
         Args:
+            kind: as the spec names it.
             most: seconds that each may take at most, whatever its own timeout.
         """
         state = self._state("stopped", 0)

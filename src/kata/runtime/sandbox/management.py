@@ -71,9 +71,11 @@ class PacketFilter:
     async def get_ip_tables(
         self, request: agent_pb2.GetIPTablesRequest, ctx: CallContext
     ) -> agent_pb2.GetIPTablesResponse:
+        """The guest's rules, as iptables-save(8) prints them."""
         return await self._agent.ip_tables(request)
 
     async def set_ip_tables(
         self, request: agent_pb2.SetIPTablesRequest, ctx: CallContext
     ) -> agent_pb2.SetIPTablesResponse:
+        """Replace the guest's rules, as iptables-restore(8) reads them."""
         return await self._agent.set_ip_tables(request)

@@ -97,9 +97,12 @@ def create_container_request(
     """The agent's part of creating a container: the spec as the guest has to see it, storages and devices.
 
     Args:
-        spec: of the container, with the devices that the guest can have.
+        container_id: the container's.
+        spec: the container's, with the devices that the guest can have.
         files: what of it is in the shared tree.
-        disks, groups: disks and IOMMU groups that have been hot-plugged for it.
+        config: the sandbox's.
+        disks: that have been hot-plugged for it.
+        groups: IOMMU groups whose devices have been hot-plugged for it.
     """
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(

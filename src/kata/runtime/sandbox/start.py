@@ -65,6 +65,7 @@ async def start_sandbox(
     The caller has entered a mount namespace of its own (`kata.runtime.launch.mount_namespace`).
 
     Args:
+        sandbox_id: the id of the first container as well.
         bundle: of the first container, or of the pod's sandbox.
         config: with the bundle's annotations applied.
         ledger: the sandbox's (`kata.runtime.ledger.journal.claim`), handed over: released if the start fails.

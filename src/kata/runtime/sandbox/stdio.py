@@ -72,6 +72,7 @@ class FdSink:
         self._gone = False
 
     async def write(self, data: bytes) -> None:
+        """As `Sink.write`."""
         view = memoryview(data)
         while view and not self._gone:
             try:
@@ -82,9 +83,11 @@ class FdSink:
                 self._gone = True
 
     async def finish(self) -> None:
+        """As `Sink.finish`."""
         self.close()
 
     def close(self) -> None:
+        """Close all descriptors. Idempotent."""
         self._gone = True
         for fd in self._fds:
             os.close(fd)
@@ -105,6 +108,7 @@ class FdSource:
         self._ending = asyncio.Event()
 
     async def read(self) -> bytes:
+        """As `Source.read`."""
         while True:
             if not self._ending.is_set():
                 await self._readable_or_ending()
@@ -130,6 +134,7 @@ class FdSource:
             ready.cancel()
 
     def close(self) -> None:
+        """Close the descriptor. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -170,6 +175,7 @@ async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, 
 
     Args:
         read: asks the guest for the next output; empty at the end.
+        sink: where it goes; None: nowhere.
         moved: called after each piece that the consumer has taken.
 
     Raises:
