@@ -1,5 +1,5 @@
 # Everything a newcomer needs. Plain `make` prints this help.
-# On a fresh Debian 12, as root: `make run`, then `make test`.
+# On a fresh Debian of one of the releases in RELEASES, as root: `make run`, then `make test`.
 
 PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
@@ -7,16 +7,26 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
 BENCH ?=
+# Set to go on with a host that no test is run on.
+ANYWAY ?=
 
-APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc ca-certificates
+RELEASES := src/kata/osbuilder/releases.txt
+# "-" or the packages that only this host's release needs; nothing if it is not supported.
+HOST_PACKAGES := $(shell . /etc/os-release && [ "$$ID" = debian ] && \
+  awk -v id="$$VERSION_ID" '$$1 == id && $$3 ~ /host/ { gsub(",", " ", $$4); print $$4 }' $(RELEASES))
+SUPPORTED := $(shell awk '/^[0-9]/ && $$3 ~ /host/ { print "Debian " $$1 }' $(RELEASES) | paste -sd, | sed 's/,/ and /')
+
+APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc ca-certificates \
+  $(filter-out -,$(HOST_PACKAGES))
 # gcc makes the program that drives a device in tests/nested.
 APT_TEST := protobuf-compiler iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-nested check bench image install uninstall protos docs packages test-packages
+.PHONY: help run test test-nested test-hosts check bench image install uninstall protos docs supported packages \
+  test-packages
 
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
 	$(VENV)/bin/python -m tools.demo
@@ -33,6 +43,9 @@ check: $(VENV)/ready ## Format, lint, types, layers
 
 test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emulated host that has them (about 12 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
+
+test-hosts: $(VENV)/ready test-packages ## Test in a clean root of the other Debian release (about X minutes)
+	$(VENV)/bin/python -m tools.test_hosts
 
 bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, side by side
 	$(VENV)/bin/python -m benchmarks $(BENCH)
@@ -56,14 +69,21 @@ uninstall: ## Remove what `make install` has put there, the guest images include
 protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
 	$(VENV)/bin/python -m tools.generate_protocols
 
-# dpkg is asked first: a machine that has everything needs no network for this.
-packages:
-	@dpkg-query -W -f '$${Status}\n' $(APT_RUN) 2>/dev/null | grep -c 'ok installed' | grep -qx $(words $(APT_RUN)) \
-	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(APT_RUN); }
+supported:
+	@[ -n '$(HOST_PACKAGES)$(ANYWAY)' ] || { . /etc/os-release; \
+	  echo "make: $$PRETTY_NAME is not supported, $(SUPPORTED) are; make ANYWAY=1 goes on" >&2; exit 1; }
 
-test-packages:
-	@dpkg-query -W -f '$${Status}\n' $(APT_TEST) 2>/dev/null | grep -c 'ok installed' | grep -qx $(words $(APT_TEST)) \
-	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(APT_TEST); }
+# dpkg is asked first: a host that has everything needs no network for this.
+define install_packages
+	@dpkg-query -W -f '$${Status}\n' $(1) 2>/dev/null | grep -c 'ok installed' | grep -qx $(words $(1)) \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(1); }
+endef
+
+packages: supported
+	$(call install_packages,$(APT_RUN))
+
+test-packages: supported
+	$(call install_packages,$(APT_TEST))
 
 $(VENV)/ready: pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)

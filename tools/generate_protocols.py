@@ -3,7 +3,7 @@
     python -m tools.generate_protocols           writes them
     python -m tools.generate_protocols --check   exit status 1 if one differs from what its source gives
 
-The modules are checked in, so that neither users nor the guest need a compiler. Debian 12's protoc 3.21 is the one to
+The modules are checked in, so that neither users nor the guest need a compiler. Debian's protoc 3.21 is the one to
 use: what it writes runs on python-protobuf 4.21 (the guest) and on every later one; a newer protoc's output would not
 run in the guest. Messages keep upstream's names; files are called `kata/protocols/…` in the descriptor pool, where
 another package's file of the same name would be an error.

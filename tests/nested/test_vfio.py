@@ -6,6 +6,7 @@ The three paths of a device show: the group's number on the host, the one in the
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -33,9 +34,11 @@ def vhost_modules(work: Path) -> None:
     kernel = cache.path(cache.resolve().kernel)
     pipe(
         ["dpkg-deb", "--fsys-tarfile", str(kernel)],
-        ["tar", "--extract", f"--directory={work}", "--wildcards", "--strip-components=6", "*/drivers/vhost/*.ko"],
+        ["tar", "--extract", f"--directory={work}", "--wildcards", "--strip-components=7", "*/drivers/vhost/*.ko.xz"],
         timeout=120,
     )
+    for module in (work / "vhost").iterdir():
+        module.with_suffix("").write_bytes(lzma.decompress(module.read_bytes()))
 
 
 def in_level_1(case: str, work: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kata.errors import Internal
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.packages import PackageCache
 from kata.runtime.images.model import ImageConfig
@@ -12,23 +13,13 @@ from tests.support.images import busybox_rootfs, write_oci_archive
 #: Packages stay there from one run to the next.
 _CACHE = Path("/var/cache/kata-test")
 _TIMEOUT_S = 60.0
-_LIBC = ("libc6", "libgcc-s1", "libcrypt1", "zlib1g")
 
-NGINX = (*_LIBC, "nginx", "nginx-common", "libpcre2-8-0", "libssl3")
-PYTHON = (*_LIBC, "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libexpat1")
-IPTABLES = (
-    *(
-        "libc6",
-        "iptables",
-        "libip4tc2",
-        "libip6tc2",
-        "libmnl0",
-        "libnetfilter-conntrack3",
-        "libnfnetlink0",
-        "libnftnl11",
-    ),
-    "libxtables12",
-)
+NGINX = ("nginx",)
+PYTHON = ("python3-minimal", "libpython3-stdlib")
+IPTABLES = ("iptables",)
+
+#: Named by dependencies, for what nobody does in a container of a test.
+_UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
 
 _NGINX_CONF = """\
 daemon off;
@@ -63,7 +54,7 @@ def nginx_archive(out: Path, name: str) -> Path:
 def python_archive(out: Path, name: str) -> Path:
     """Python with its standard library. Raises Unavailable if its packages cannot be had."""
     rootfs = _rootfs(out, PYTHON)
-    config = ImageConfig(cmd=("/usr/bin/python3.11",), env=("PATH=/usr/bin:/bin",))
+    config = ImageConfig(cmd=("/usr/bin/python3",), env=("PATH=/usr/bin:/bin",))
     return write_oci_archive(rootfs, config, out, name)
 
 
@@ -76,13 +67,17 @@ def iptables_archive(out: Path, name: str) -> Path:
 
 
 def unpack(directory: Path, *names: str) -> None:
-    """Unpack packages into a directory, without what they depend on, and without running anything of theirs.
+    """Unpack packages and what they depend on into a directory, without running anything of theirs.
 
     Raises:
         Unavailable, Internal: they cannot be had.
     """
     cache = PackageCache(_CACHE)
-    packages = cache.named(*names)
+    try:
+        packages = cache.closure(names, leave_out=_UNNEEDED)
+    except Internal:  # no lists yet, or old ones
+        cache.update()
+        packages = cache.closure(names, leave_out=_UNNEEDED)
     if missing := cache.missing(packages):
         cache.download(missing)
     for package in packages:
@@ -97,7 +92,7 @@ def _rootfs(out: Path, names: tuple[str, ...]) -> Path:
     """The packages' files beside those of busybox, in a directory beside `out`."""
     rootfs = out.with_name(f"{out.name}.rootfs")
     rootfs.mkdir()
-    # Debian 12 is merged: /bin and /lib are links, and packages have files in either place.
+    # Debian is merged: /bin and /lib are links, and packages have files in either place.
     for directory in ("bin", "sbin", "lib", "lib64"):
         (rootfs / "usr" / directory).mkdir(parents=True)
         (rootfs / directory).symlink_to(f"usr/{directory}")

@@ -103,7 +103,7 @@ def explain(verb: str, status: int, log: str) -> KataError:
     # The name is the container's, and may contain anything.
     if missing := _MISSING.search(log):
         return NotFound(f'exec: "{missing[1]}": executable file not found in $PATH')
-    if "open executable" in lower or ("exec" in lower and "permission denied" in lower):
+    if "is not executable" in lower or ("exec" in lower and "permission denied" in lower):
         return PermissionDenied(f"exec: permission denied ({message})")
     if "not running" in lower or "is paused" in lower:
         return FailedPrecondition(f"crun {verb}: {message}")

@@ -108,7 +108,7 @@ class Crun:
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         cpu = resources.get("cpu") or {}
         if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
-            # crun 1.8 lifts a quota only if it is told a period, too.
+            # crun lifts a quota only if it is told a period, too.
             resources = {**resources, "cpu": {**cpu, "period": _DEFAULT_PERIOD_US}}
         await self._call("update", [self._name(container_id)], {"--resources": json.dumps(resources).encode()})
 

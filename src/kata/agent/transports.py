@@ -8,9 +8,9 @@ unix:///PATH, unix://@NAME   a Unix socket, or an abstract one: tests, and agent
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from kata.agent.virtio_serial import Serve, VirtioSerialPort, find_port
@@ -78,7 +78,7 @@ async def listen(text: str, serve: Serve, *, framed: bool = True) -> Callable[[]
     def close() -> None:
         server.close()
         if path:
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)  # since Python 3.13 the server does it
 
     return close
 

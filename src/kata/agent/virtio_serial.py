@@ -157,7 +157,7 @@ class VirtioSerialPort:
 
     def _end_of_file(self) -> None:
         """No host, as far as the driver knows. What one has begun that was not announced waits for the news of it."""
-        if self._announced or not self._framed or self._transport is None:
+        if self._announced or self._transport is None:
             self._lost(None)
 
     def _lost(self, error: OSError | None) -> None:

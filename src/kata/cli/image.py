@@ -24,14 +24,24 @@ Root = Annotated[
 def build(
     root: Root = None,
     cache: Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")] = None,
+    mirror: Annotated[
+        str, typer.Option(help="Address of the Debian archive.", envvar="KATA_MIRROR", show_envvar=True)
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Build everything even if the image exists.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Fetch the package lists anew first.")] = False,
 ) -> None:
     """Build the guest image and make it the current one; does nothing if it is up to date."""
     from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
     from kata.osbuilder.build import build as build_image
+    from kata.osbuilder.suite import MIRROR
 
-    options = BuildOptions(images=root or store.images_root(), cache=cache or DEFAULT_CACHE, force=force, update=update)
+    options = BuildOptions(
+        images=root or store.images_root(),
+        cache=cache or DEFAULT_CACHE,
+        mirror=mirror or MIRROR,
+        force=force,
+        update=update,
+    )
     console = Console(stderr=True)
     started = time.monotonic()
     if console.is_terminal:

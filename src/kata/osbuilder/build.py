@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
 from kata.linux.atomic_file import sync_directory
-from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store
+from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store, suite
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
 from kata.osbuilder.recipe import Recipe, builder_digest
 from kata.osbuilder.store import GuestImage
@@ -41,6 +41,7 @@ class BuildOptions:
     Attributes:
         images: root of the image store.
         cache: for packages and intermediates; may be deleted at any time between builds.
+        mirror: address of the Debian archive.
         agent: directory of this package's sources, of which the agent's part is taken.
         force: build all of it even if that version exists, the intermediate too.
         update: fetch the package lists anew first.
@@ -48,6 +49,7 @@ class BuildOptions:
 
     images: Path = field(default_factory=store.images_root)
     cache: Path = DEFAULT_CACHE
+    mirror: str = suite.MIRROR
     agent: Path = field(default_factory=agent_files.source_directory)
     force: bool = False
     update: bool = False
@@ -89,10 +91,12 @@ def _check_host() -> None:
     if os.uname().machine != "x86_64":
         raise FailedPrecondition(f"guest images are built for x86_64 only, this machine is {os.uname().machine}")
     commands.require(_TOOLS)
+    if not suite.KEYRING.exists():
+        raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
 
 
 def _build(options: BuildOptions, progress: Progress) -> GuestImage:
-    cache = PackageCache(options.cache)
+    cache = PackageCache(options.cache, options.mirror)
     files = agent_files.collect(options.agent)
     recipe = _resolve(cache, agent_files.digest(files), options.update, progress)
 
@@ -171,23 +175,20 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     rootfs.configure(root)
     progress("unpacking the kernel")
     release = recipe.packages.release
-    commands.pipe(
-        ["dpkg-deb", "--fsys-tarfile", str(cache.path(recipe.packages.kernel))],
-        ["tar", "--extract", f"--directory={unpacked_kernel}", "./boot", "./lib/modules"],
-        timeout=rootfs.TIMEOUT,
-    )
+    deb = cache.path(recipe.packages.kernel)
+    rootfs.unpack_part(deb, unpacked_kernel, "./boot")
+    rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
     progress("choosing kernel modules")
-    tree = rootfs.index_modules(unpacked_kernel, release, root)
-    module_directory = unpacked_kernel / "lib/modules" / release
-    first = [(path, (module_directory / path).read_bytes()) for path in tree.load_order(modules.INITRD)]
+    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release)
+    directory = root / rootfs.MODULES / release
+    first = [(path, (directory / path).read_bytes()) for path in tree.load_order(modules.INITRD)]
     (staging / "initrd").write_bytes(initrd.build((root / "usr/bin/busybox").read_bytes(), first))
-    rootfs.install_modules(tree, unpacked_kernel, release, root)
     progress("extracting the kernel")
     vmlinux = kernel.extract_vmlinux((unpacked_kernel / f"boot/vmlinuz-{release}").read_bytes())
     (staging / "vmlinux").write_bytes(vmlinux)
     shutil.rmtree(unpacked_kernel)
     progress("compiling the Python library")
-    rootfs.compile_python(root, "/usr/lib/python3.11", "/usr/lib/python3/dist-packages")
+    rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
     rootfs.pack(root, staging / "root.tar")
     shutil.rmtree(root)
     date = max(build_date(cache.path(package)) for package in recipe.packages)

@@ -1,16 +1,21 @@
 """Get the uncompressed kernel out of a distribution's bzImage.
 
-An emulator decompresses a bzImage at a twentieth of the host's speed (seconds, for xz); an ELF kernel with a PVH note
+An emulator decompresses a bzImage at a twentieth of the host's speed, which is seconds; an ELF kernel with a PVH note
 is entered directly. Sources: Documentation/arch/x86/boot.rst (setup header), Documentation of Xen's PVH entry point
 (XEN_ELFNOTE_PHYS32_ENTRY), both in the Linux kernel. Building a kernel from source is no goal.
 """
 
 from __future__ import annotations
 
-import lzma
 import struct
+import sys
 
 from kata.errors import InvalidArgument
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 # The kernel's text, data and init sections; today's Debian kernel has 60 MB.
 _VMLINUX_LIMIT = 512 << 20
@@ -25,7 +30,7 @@ _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 
 def extract_vmlinux(bzimage: bytes) -> bytes:
-    """The ELF kernel inside a bzImage whose payload is compressed with xz.
+    """The ELF kernel inside a bzImage whose payload is compressed with zstd.
 
     Raises:
         InvalidArgument: not a bzImage, another compression, a damaged payload, or an ELF file without a PVH entry.
@@ -81,12 +86,13 @@ def _payload(bzimage: bytes) -> bytes:
 
 
 def _decompress(payload: bytes) -> bytes:
-    if not payload.startswith(b"\xfd7zXZ\0"):
-        raise InvalidArgument(f"the kernel is not compressed with xz (payload starts with {payload[:6].hex()})")
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    if not payload.startswith(b"\x28\xb5\x2f\xfd"):
+        raise InvalidArgument(f"the kernel is not compressed with zstd (payload starts with {payload[:6].hex()})")
+    # The size, which kernel builds append, comes after the end of the frame.
+    decompressor = zstd.ZstdDecompressor()
     try:
         vmlinux = decompressor.decompress(payload, _VMLINUX_LIMIT)
-    except lzma.LZMAError as error:
+    except zstd.ZstdError as error:
         raise InvalidArgument(f"the kernel's payload is damaged: {error}") from None
     if not decompressor.eof:
         raise InvalidArgument("the kernel's payload is cut off or larger than 512 MiB")

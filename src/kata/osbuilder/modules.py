@@ -53,7 +53,8 @@ class ModuleTree:
     """What `depmod` found out about a kernel.
 
     Attributes:
-        dependencies: path of each module below /lib/modules/<release> to the paths of all it needs, as in modules.dep.
+        dependencies: path of each module below /lib/modules/<release> to the paths of all it needs, as in modules.dep;
+            what a compression adds to the names of files is part of the paths.
         builtin: names of what is not a module but part of the kernel.
     """
 
@@ -97,4 +98,4 @@ def root_modules() -> Sequence[str]:
 
 
 def _name(path: str) -> str:
-    return PurePosixPath(path).name.removesuffix(".ko").replace("-", "_")
+    return PurePosixPath(path).name.partition(".")[0].replace("-", "_")

@@ -1,12 +1,13 @@
 """Which Debian packages make the guest, in which versions, and their files in a local cache.
 
-apt does the work with the host's sources and keyrings, as if nothing were installed: the result depends on what the
-sources offer, not on what the host has. What the host has installed is neither read nor changed; only when its package
-lists are missing or no longer match the archive are they updated, as `apt-get update` does.
+apt does the work as if nothing were installed, with sources and package lists of the builder's own
+(:mod:`kata.osbuilder.suite`): the result depends on what the suite offers, not on the host. The host's own lists and
+packages are neither read nor changed.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -15,31 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, Internal, Unavailable
+from kata.osbuilder import suite
 from kata.osbuilder.commands import run
 
 KERNEL = "linux-image-amd64"
 
 # What the guest runs (iptables: for GetIPTables and SetIPTables); the rest follows from their dependencies.
 USERLAND = (
-    "python3-minimal",
-    "libpython3.11-stdlib",
-    "python3-protobuf",
-    "python3-yaml",
-    "crun",
-    "kmod",
-    "busybox-static",
-    "iptables",
+    *("python3-minimal", "libpython3-stdlib", "python3-protobuf", "python3-yaml"),
+    *("crun", "kmod", "busybox-static", "iptables"),
 )
 
-# Named by dependencies, and not needed where no package is ever installed or configured. The parts of Python's library
-# that load one of these libraries are left out too, see rootfs.
-_UNNEEDED = frozenset(
-    (
-        *("debconf", "dpkg", "tar", "media-types", "python3", "python3.11", "readline-common"),
-        *("libdb5.3", "libncursesw6", "libnsl2", "libreadline8", "libsqlite3-0", "libtirpc-common", "libtirpc3"),
-        *("libcom-err2", "libgssapi-krb5-2", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0"),
-        *("libmd0", "libtinfo6", "libuuid1", "libacl1", "libselinux1", "libpcre2-8-0"),
-    )
+# Named by dependencies, and not needed where no package is ever installed or configured; shell patterns, because
+# libraries have their version in their name. The parts of Python's library that load one of these libraries are left
+# out too, see rootfs.
+_UNNEEDED = (
+    *("debconf", "dpkg", "tar", "media-types", "tzdata", "python3", "python3.[0-9][0-9]", "readline-common"),
+    *("libdb[0-9]*", "libncursesw[0-9]*", "libnsl[0-9]*", "libreadline[0-9]*", "libsqlite3-[0-9]*", "libtirpc*"),
+    *("libcom-err[0-9]*", "libgssapi-krb5-[0-9]*", "libk5crypto[0-9]*", "libkeyutils[0-9]*", "libkrb5*"),
+    *("libmd[0-9]*", "libtinfo[0-9]*", "libuuid[0-9]*", "libacl[0-9]*", "libselinux[0-9]*", "libpcre2-8-[0-9]*"),
+    "openssl-provider-*",
 )
 
 _LISTS_TIMEOUT = 180.0
@@ -81,80 +77,92 @@ class PackageSet:
 
     @property
     def release(self) -> str:
-        """The kernel release, e.g. "6.1.0-56-amd64"."""
+        """The kernel release, e.g. "6.12.118+deb13-amd64"."""
         return self.kernel.name.removeprefix("linux-image-").removesuffix("-unsigned")
 
 
 class PackageCache:
-    """Resolves package names with the host's package lists and keeps the .deb files in `directory`."""
+    """Resolves the names of the guest suite's packages and keeps the .deb files, below one directory.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: for apt's state and the packages.
+        mirror: address of the Debian archive to use.
+    """
+
+    def __init__(self, directory: Path, mirror: str = suite.MIRROR) -> None:
         self._debs = directory / "debs"
         self._apt = directory / "apt"
-        self._options = [
-            *("-q", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root"),
-            *("-o", f"Dir::State::status={self._apt}/status", "-o", f"Dir::Cache={self._apt}"),
-            *("-o", "Dir::Cache::pkgcache=pkgcache.bin", "-o", "Dir::Cache::srcpkgcache=srcpkgcache.bin"),
-            *("-o", "Debug::NoLocking=true"),
-        ]
+        # apt.conf refers to the other files.
+        self._files = {
+            "status": "",
+            "guest.sources": suite.sources(suite.guest_suite(), mirror),
+            "apt.conf": suite.configuration(self._apt),
+        }
 
     def path(self, package: Package) -> Path:
         return self._debs / package.filename
 
     def resolve(self) -> PackageSet:
-        """The packages as the package lists name them now.
+        """The guest's packages as the package lists name them now.
 
         Raises:
             FailedPrecondition: the lists are missing or do not have a package.
         """
-        self._prepare()
         try:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
-            simulated = self._run("apt-get", "install", "--simulate", *USERLAND)
+            userland = self.closure(USERLAND, leave_out=_UNNEEDED)
         except Internal as error:
             raise FailedPrecondition(
-                f"apt cannot find the guest's packages: {error}",
-                hint="run: kata image build --update, on Debian 12 with its usual package sources",
+                f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
             ) from None
         if kernel is None:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
-        wanted = [f"{name}={version}" for name, version in _INSTALLED.findall(simulated) if name not in _UNNEEDED]
-        packages = self.named(kernel[1], *wanted)
-        (kernel_package,) = (package for package in packages if package.name == kernel[1])
-        return PackageSet(kernel_package, tuple(package for package in packages if package is not kernel_package))
+        (kernel_package,) = self._named(kernel[1])
+        return PackageSet(kernel_package, tuple(userland))
 
-    def named(self, *names: str) -> list[Package]:
-        """These packages, without what they depend on, sorted by name.
+    def closure(self, names: Sequence[str], *, leave_out: Sequence[str] = ()) -> list[Package]:
+        """These packages and all they depend on, sorted by name.
 
         Args:
-            names: each may name a version, as in "crun=1.8.1-1".
+            names: packages of the suite.
+            leave_out: shell patterns of names that are not wanted.
 
         Raises:
-            Internal: the lists do not have one.
+            Internal: the lists are missing or do not have a package.
         """
-        self._prepare()
+        installed = _INSTALLED.findall(self._run("apt-get", "install", "--simulate", *names))
+        wanted = [
+            f"{name}={version}"
+            for name, version in installed
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in leave_out)
+        ]
+        return self._named(*wanted)
+
+    def _named(self, *names: str) -> list[Package]:
         listed = self._run("apt-get", "download", "--print-uris", *names)
         return sorted(parse_uris(listed), key=lambda package: package.name)
 
     def _prepare(self) -> None:
-        for directory in (self._apt / "archives" / "partial", self._debs):
+        for directory in (self._apt / "lists" / "partial", self._apt / "archives" / "partial", self._debs):
             directory.mkdir(parents=True, exist_ok=True)
-        status = self._apt / "status"
-        if not status.exists() or status.stat().st_size:
-            # Not touched without need: apt's own cache is valid for as long as this file does not change.
-            status.write_bytes(b"")
+        for name, content in self._files.items():
+            # Not touched without need: apt's own cache is valid for as long as these files do not change.
+            path = self._apt / name
+            if not path.exists() or path.read_text() != content:
+                path.write_text(content)
 
     def update(self) -> None:
         """Fetch the package lists anew.
 
         Raises:
-            Unavailable: no network, or a source does not answer.
+            Unavailable: no network, or the mirror does not answer or cannot be trusted.
         """
         try:
-            # The lists are the host's: here, unlike for questions, apt's lock counts.
-            self._run("apt-get", "-o", "Debug::NoLocking=false", "update", timeout=_DOWNLOAD_TIMEOUT)
+            self._run("apt-get", "update", "--error-on=any", timeout=_DOWNLOAD_TIMEOUT)
         except Internal as error:
-            raise Unavailable(f"cannot update the package lists: {error}", hint="check the network") from None
+            raise Unavailable(
+                f"cannot update the package lists: {error}", hint="check the network, or name a mirror with --mirror"
+            ) from None
 
     def missing(self, packages: Iterable[Package]) -> list[Package]:
         """Those whose file is not in the cache, or not the one that the lists promise."""
@@ -186,7 +194,10 @@ class PackageCache:
     def _run(self, tool: str, *arguments: str, timeout: float = _LISTS_TIMEOUT, cwd: Path | None = None) -> str:
         # The way to the network is the host's: proxies, and an apt configuration named in the environment.
         names = (name for name in os.environ if name.lower().endswith("_proxy") or name == "APT_CONFIG")
-        return run([tool, *self._options, *arguments], timeout=timeout, cwd=cwd, env={n: os.environ[n] for n in names})
+        environment = {name: os.environ[name] for name in names}
+        self._prepare()
+        command = [tool, "-q", "-c", str(self._apt / "apt.conf"), *arguments]
+        return run(command, timeout=timeout, cwd=cwd, env=environment)
 
 
 def parse_uris(listed: str) -> list[Package]:

@@ -58,7 +58,7 @@ def builder_digest() -> str:
     """Of the files that say how an image is made: all of this package."""
     total = hashlib.sha256()
     here = Path(__file__).parent
-    for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh")):
+    for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh", ".txt")):
         content = path.read_bytes()
         total.update(f"\0{path.name}\0{len(content)}\0".encode())
         total.update(content)

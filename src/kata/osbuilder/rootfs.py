@@ -6,6 +6,8 @@ in the same order every time. The root is read-only in the guest; what must chan
 
 from __future__ import annotations
 
+import lzma
+import os
 import shutil
 import stat
 from collections.abc import Sequence
@@ -18,14 +20,15 @@ from kata.osbuilder.modules import ModuleTree, root_modules
 # Seconds for one tool; all of them take a few on an idle machine.
 TIMEOUT = 300.0
 
-# Debian 12 has one directory for programs and libraries; packages still name the old ones.
+# Debian has one directory for programs and libraries; packages may still name the old ones.
 _MERGED = ("bin", "lib", "lib64", "sbin")
 
 # Never unpacked: read by people, by package tools, by compilers, or for C programs in other languages.
 _EXCLUDED = (
     *("./usr/share/*", "./var/*", "./etc/init.d*", "./etc/cron*", "./usr/sbin/iconvconfig"),
     *("./usr/lib/x86_64-linux-gnu/gconv*", "./usr/lib/x86_64-linux-gnu/audit*", "./usr/lib/x86_64-linux-gnu/*.a"),
-    *("./usr/lib/x86_64-linux-gnu/libssl.so*", "./lib/x86_64-linux-gnu/libmvec.so*"),
+    *("./usr/lib/x86_64-linux-gnu/libssl.so*", "./usr/lib/x86_64-linux-gnu/libmvec.so*"),
+    *("./usr/lib/x86_64-linux-gnu/ossl-modules*", "./usr/lib/x86_64-linux-gnu/engines-*"),
     "./usr/lib/python3/dist-packages/*.egg-info*",
 )
 
@@ -35,7 +38,7 @@ _EXCLUDED = (
 _STDLIB_UNNEEDED = (
     *("test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "distutils", "pydoc_data", "venv", "wsgiref"),
     *("dbm", "curses", "sqlite3", "xmlrpc", "unittest", "__phello__", "pydoc.py", "turtle.py", "ssl.py", "doctest.py"),
-    *("config-3.11-*", "LICENSE.txt", "_pyio.py", "_pydecimal.py"),
+    *("config-3*", "LICENSE.txt", "_pyio.py", "_pydecimal.py"),
     *("encodings/cp*", "encodings/iso*", "encodings/mac_*", "encodings/koi8_*", "encodings/euc_*", "encodings/big5*"),
     *("encodings/shift_jis*", "encodings/gb*", "encodings/ptcp*", "encodings/tis_620*", "encodings/johab*"),
     *("lib-dynload/_codecs_*", "lib-dynload/_ssl.*", "lib-dynload/_hashlib.*", "lib-dynload/_sqlite3.*"),
@@ -62,7 +65,6 @@ _FILES = {
 
 _SYMLINKS = {
     "etc/mtab": "../proc/self/mounts",
-    "usr/bin/python3": "python3.11",
     "var/lock": "../run/lock",
     "var/run": "../run",
     "var/tmp": "../tmp",
@@ -74,7 +76,8 @@ _CHECK = """
 import sys
 sys.path += ["/usr/lib/kata", "/usr/lib/python3/dist-packages"]
 import importlib, os, pkgutil
-for extension in sorted(os.listdir("/usr/lib/python3.11/lib-dynload")):
+import _lzma
+for extension in sorted(os.listdir(os.path.dirname(_lzma.__file__))):
     importlib.import_module(extension.partition(".")[0])
 import asyncio, google.protobuf.json_format, google.protobuf.pyext.cpp_message
 import kata
@@ -83,6 +86,8 @@ for module in pkgutil.walk_packages(kata.__path__, "kata."):
         importlib.import_module(module.name)
 """
 
+# The kernel's modules, below the root.
+MODULES = Path("usr/lib/modules")
 
 # Bytes 4 to 8 of a compiled module: by hash, and not to be compared (PEP 552).
 _UNCHECKED = (0b01).to_bytes(4, "little")
@@ -106,35 +111,58 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
                 _delete(path)
 
 
-def index_modules(kernel: Path, release: str, root: Path) -> ModuleTree:
-    """What an unpacked kernel package has, found out by the guest's own depmod.
+def unpack_part(deb: Path, target: Path, part: str) -> None:
+    """Unpack one directory of a package, named as its archive does: "./boot"."""
+    pipe(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)],
+        ["tar", "--extract", "--keep-directory-symlink", f"--directory={target}", part],
+        timeout=TIMEOUT,
+    )
+
+
+def python_library(root: Path) -> str:
+    """The directory of the standard library of the guest's Python, seen from the guest, e.g. "/usr/lib/python3.13"."""
+    return f"/usr/lib/{os.readlink(root / 'usr/bin/python3')}"
+
+
+def index_modules(root: Path, release: str) -> ModuleTree:
+    """What modules the root has, found out by the guest's own depmod.
 
     Args:
-        kernel: where the package was unpacked; its index is written there too.
-        release: e.g. "6.1.0-56-amd64".
-        root: the guest's root.
+        root: the guest's root, with the kernel's modules in it.
+        release: e.g. "6.12.118+deb13-amd64".
     """
-    # A chroot sees only what is below it, so the kernel is there for this moment.
-    visible = root / "kernel"
-    kernel.rename(visible)
-    try:
-        run(["chroot", str(root), "depmod", "-b", "/kernel", release], timeout=TIMEOUT)
-    finally:
-        visible.rename(kernel)
-    source = kernel / "lib/modules" / release
-    return ModuleTree.parse((source / "modules.dep").read_text(), (source / "modules.builtin").read_text())
-
-
-def install_modules(tree: ModuleTree, kernel: Path, release: str, root: Path) -> None:
-    """Move the guest's modules from an unpacked kernel to its root, with the data that modprobe reads."""
-    source = kernel / "lib/modules" / release
-    target = root / "usr/lib/modules" / release
-    for path in tree.load_order(root_modules()):
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        (source / path).rename(target / path)
-    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        shutil.copy(source / name, target / name)
     run(["chroot", str(root), "depmod", release], timeout=TIMEOUT)
+    modules = root / MODULES / release
+    return ModuleTree.parse((modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text())
+
+
+def trim_modules(tree: ModuleTree, root: Path, release: str) -> ModuleTree:
+    """Leave the modules that the guest needs, not compressed: an emulated processor would decompress them each time.
+
+    Args:
+        tree: what there is.
+        root: the guest's root.
+        release: e.g. "6.12.118+deb13-amd64".
+
+    Returns:
+        What is left.
+
+    Raises:
+        NotFound: the kernel lacks one.
+    """
+    modules = root / MODULES / release
+    wanted = set(tree.load_order(root_modules()))
+    for path in tree.dependencies:
+        module = modules / path
+        if path in wanted and module.suffix == ".xz":
+            module.with_suffix("").write_bytes(lzma.decompress(module.read_bytes()))
+        if path not in wanted or module.suffix == ".xz":
+            module.unlink()
+    for directory, subdirectories, names in os.walk(modules, topdown=False):
+        if not names and not any((Path(directory) / name).exists() for name in subdirectories):
+            Path(directory).rmdir()
+    return index_modules(root, release)
 
 
 def configure(root: Path) -> None:

@@ -10,7 +10,7 @@ Both work from the service's descriptor, so no generated stubs are needed:
 
     server = Server(handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], Health()))
 
-Runs with google.protobuf 4.21 (Debian 12) and later.
+Runs with google.protobuf 4.21 and later.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def tried(
     """What the program does not find in a container's directory, and why."""
     mount = f"type=bind,src={filecheck.__file__},dst=/filecheck.py,options=rbind:ro"
     flags = (*options, "--cap-add", "CAP_SETFCAP", "--mount", mount)
-    command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3.11", "/filecheck.py", where)
+    command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3", "/filecheck.py", where)
     found = json.loads(containerd.ctr("run", "--rm", *flags, *command, timeout=120).stdout)
     assert set(found) == set(filecheck.CHECKS)
     return {name: said for name, said in found.items() if said is not True}

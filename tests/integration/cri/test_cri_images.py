@@ -63,9 +63,9 @@ def test_nginx_is_reached_from_everywhere(cri: Cri, web: Pod, bridge: Bridge) ->
 
 def test_python_runs(cri: Cri, images: dict[str, str]) -> None:
     cri.call("PullImage", image={"image": images["python"]})
-    script = "import json, socket, sys; print(json.dumps([sys.version_info[:2], socket.gethostname()]))"
+    script = "import json, socket, sys; print(json.dumps([sys.version_info[0], socket.gethostname()]))"
     with cri.pod("snake") as pod:
-        assert pod.output("python3.11", "-c", script, image=images["python"]) == '[[3, 11], "snake"]\n'
+        assert pod.output("python3", "-c", script, image=images["python"]) == '[3, "snake"]\n'
 
 
 FILTER = """

@@ -24,7 +24,12 @@ from kata.errors import FailedPrecondition, Internal, KataError, NotFound, Permi
             NotFound,
             'exec: "a\nb ` c": executable file not found in $PATH',
         ),
-        ("open executable: Permission denied", PermissionDenied, "permission denied"),
+        (
+            "the path `/etc/passwd` exists but it is not executable: Operation not permitted",
+            PermissionDenied,
+            "permission denied",
+        ),
+        ("exec `/bin/x`: Permission denied", PermissionDenied, "permission denied"),
         ("the container `x` is not running", FailedPrecondition, "crun exec: the container `x` is not running"),
         ("cannot fork: Cannot allocate memory", Internal, "crun exec failed with status 1: cannot fork"),
     ],

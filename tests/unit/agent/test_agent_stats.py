@@ -1,4 +1,4 @@
-"""The conversion, on files as Linux 6.1 writes them; that they are the container's is tested in a guest."""
+"""The conversion, on files as Linux writes them; that they are the container's is tested in a guest."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def make_image() -> Callable[[Path, str, int], Path]:
         manifest = {
             "version": version,
             "date": "2026-11-16T01:02:03Z",
-            "kernel_release": "6.1.0-56-amd64",
+            "kernel_release": "6.12.118+deb13-amd64",
             "files": files,
         }
         (directory / store.MANIFEST).write_text(json.dumps(manifest))

@@ -14,7 +14,7 @@ from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
 from kata.osbuilder.recipe import Recipe
 
-KERNEL = Package("linux-image-6.1.0-56-amd64", "6.1.192-2", "k.deb", 1, "00" * 32)
+KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 RECIPE = Recipe(PackageSet(KERNEL, ()), agent="a", builder="b", tools={})
 
 
@@ -91,7 +91,7 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
     store.check(image)
     assert steps[-1] == f"image {RECIPE.version} is ready"
     assert not list(tmp_path.glob(f"{store.BUILDING}*"))
-    assert image.manifest["kernel_release"] == "6.1.0-56-amd64"
+    assert image.manifest["kernel_release"] == "6.12.118+deb13-amd64"
     assert image.manifest["date"] == "2023-11-14T22:13:20Z"
     assert [package["name"] for package in image.manifest["packages"]] == [KERNEL.name]
 

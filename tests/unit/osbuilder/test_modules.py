@@ -39,6 +39,12 @@ def test_a_pattern_stands_for_all_but_the_unwanted() -> None:
     assert names(["xt_*"]) == ["x_tables", "xt_mark", "xt_tcpudp"]
 
 
+def test_a_compressed_module_has_the_same_name() -> None:
+    dep = "kernel/fs/erofs/erofs.ko.xz: kernel/lib/libcrc32c.ko.xz\nkernel/lib/libcrc32c.ko.xz:\n"
+    tree = ModuleTree.parse(dep, "")
+    assert tree.load_order(["erofs"]) == ["kernel/lib/libcrc32c.ko.xz", "kernel/fs/erofs/erofs.ko.xz"]
+
+
 def test_what_is_part_of_the_kernel_needs_no_module() -> None:
     assert names(["af_packet", "pci_stub"]) == []
 

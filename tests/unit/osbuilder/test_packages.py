@@ -34,9 +34,9 @@ def test_output_without_digests_is_not_believed(listed: str) -> None:
 
 
 def test_the_kernel_release_is_in_the_package_name() -> None:
-    kernel = Package("linux-image-6.1.0-56-amd64", "6.1.192-2", "k.deb", 1, "00")
+    kernel = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00")
     packages = PackageSet(kernel, ())
-    assert packages.release == "6.1.0-56-amd64"
+    assert packages.release == "6.12.118+deb13-amd64"
     assert list(packages) == [kernel]
 
 
@@ -63,6 +63,38 @@ def test_superseded_packages_leave_the_cache(tmp_path: Path) -> None:
         (cache.path(kept).parent / name).touch()
     cache.forget_others([kept])
     assert [path.name for path in cache.path(kept).parent.iterdir()] == ["crun_2_amd64.deb"]
+
+
+def test_apt_is_asked_with_state_and_sources_of_the_builders_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def answer(argv: list[str], **_: object) -> str:
+        asked.append(argv)
+        return LISTED if "--print-uris" in argv else "Inst crun (1.8.1-1 x [amd64])\nInst libzstd1 (2 x [amd64])\n"
+
+    monkeypatch.setattr("kata.osbuilder.packages.run", answer)
+    cache = PackageCache(tmp_path, "http://mirror/debian")
+    assert [package.name for package in cache.closure(["crun"], leave_out=["libzstd[0-9]*"])] == [
+        "busybox-static",
+        "crun",
+    ]
+    configuration = str(tmp_path / "apt/apt.conf")
+    assert asked == [
+        ["apt-get", "-q", "-c", configuration, "install", "--simulate", "crun"],
+        ["apt-get", "-q", "-c", configuration, "download", "--print-uris", "crun=1.8.1-1"],
+    ]
+    assert f'Dir::State "{tmp_path}/apt";' in (tmp_path / "apt/apt.conf").read_text()
+    assert "URIs: http://mirror/debian\n" in (tmp_path / "apt/guest.sources").read_text()
+
+
+def test_files_that_apt_has_seen_are_not_touched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kata.osbuilder.packages.run", lambda *_, **__: "")
+    PackageCache(tmp_path).update()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "apt").iterdir() if path.is_file()}
+    PackageCache(tmp_path).update()
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "apt").iterdir() if path.is_file()}
 
 
 def test_a_package_says_when_it_was_made(tmp_path: Path) -> None:

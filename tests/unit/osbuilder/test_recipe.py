@@ -6,7 +6,7 @@ import re
 from kata.osbuilder.packages import Package, PackageSet
 from kata.osbuilder.recipe import Recipe, builder_digest
 
-KERNEL = Package("linux-image-6.1.0-56-amd64", "6.1.192-2", "k.deb", 1, "00" * 32)
+KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
 RECIPE = Recipe(PackageSet(KERNEL, (CRUN,)), agent="a", builder="b", tools={"mkfs.erofs": "c"})
 

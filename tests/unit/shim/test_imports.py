@@ -74,6 +74,11 @@ for name in ("isawaitable", "iscoroutinefunction", "isfunction", "unwrap"):
     for case in cases:
         assert getattr(inspect, name)(case) == getattr(real, name)(case), (name, case)
 awaited.close()
+class Heir(Thing):
+    name: str
+    size: "int" = 1
+for case in (Thing, Heir):
+    assert inspect.get_annotations(case) == real.get_annotations(case), case
 assert sys.modules["inspect"] is inspect, "neither of the two loads it"
 assert inspect.signature(Thing.plain).parameters["self"].name == "self"
 assert inspect.Parameter is inspect.Parameter, "once"

@@ -45,7 +45,7 @@ def test_two_for_each_cpu_and_no_more_until_one_is_released(tmp_path: Path) -> N
 def test_the_slot_of_a_process_that_is_killed_is_free(tmp_path: Path) -> None:
     code = (
         "import sys, time; from kata.runtime.launch.start_slots import try_acquire\n"
-        "t = try_acquire(sys.argv[1]); print(1); time.sleep(60)"
+        "t = try_acquire(sys.argv[1]); print(1, flush=True); time.sleep(60)"
     )
     holders = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(MANY)
