@@ -1,29 +1,49 @@
-"""The QMP client, made safe for a QEMU in which something happens while it is greeted.
+"""A QMP connection to a QEMU that may send events before it has answered the first command.
 
-A machine goes on from its template while the shim still connects. QEMU sends events to a monitor from the moment it
-takes `qmp_capabilities`, which is before it has answered it, and the client takes what comes first for the answer.
+QEMU sends events to a monitor from the moment it accepts `qmp_capabilities`, which is before it answers that. A VM that
+is restored from a template resumes just then. The library's own negotiation takes the first message for the answer; a
+negotiation by `execute` tells events and answers apart, and needs nothing but the library's public interface.
+
+References: QEMU's docs/interop/qmp-spec.rst, "Capabilities Negotiation"; qemu.qmp's documentation of
+`QMPClient.negotiate`.
 """
 
 from __future__ import annotations
 
+import socket
+
 from qemu.qmp import QMPClient
-from qemu.qmp.message import Message
 
 
-class EarlyEventsClient(QMPClient):
-    """A QMPClient that passes over events which come before the answer to its greeting; nobody waits for any yet."""
+async def connect(name: str, channel: socket.socket) -> QMPClient:
+    """Connect to a monitor and negotiate.
 
-    _greets = False
+    Args:
+        name: of the VM, for the library's messages.
+        channel: the host's end of the connection; the client owns it from here on.
 
-    async def _negotiate(self) -> None:
-        self._greets = True
-        try:
-            await super()._negotiate()
-        finally:
-            self._greets = False
+    Returns:
+        A client that executes commands. Events are dropped until a listener is registered.
 
-    async def _recv(self) -> Message:
-        message = await super()._recv()
-        while self._greets and "event" in message:
-            message = await super()._recv()
-        return message
+    Raises:
+        qemu.qmp.ConnectError: the peer's greeting is not QMP's.
+        qemu.qmp.QMPError: QEMU refuses, or ends meanwhile.
+    """
+    client = QMPClient(name)
+    client.negotiate = False
+    await client.connect(channel)
+    try:
+        await client.execute("qmp_capabilities")
+    except BaseException:
+        await disconnect(client)
+        raise
+    return client
+
+
+async def disconnect(client: QMPClient) -> None:
+    """Close a connection, whatever has become of the peer."""
+    try:
+        await client.disconnect()
+    except Exception:
+        # It says again why the connection broke, which whoever waits for an answer has been told.
+        return

@@ -191,14 +191,13 @@ class QemuVm:
 
     async def _connect(self) -> None:
         # Imported while QEMU starts by itself: the import takes time, which is free here.
-        from kata.runtime.hypervisor.qemu.qmp import EarlyEventsClient
+        from kata.runtime.hypervisor.qemu import qmp
 
         # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
         # a bug of the client.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-        self._qmp = EarlyEventsClient(self.plan.sandbox_id)
         assert self._process is not None
-        await self._qmp.connect(self._process.channels[QMP_FD])
+        self._qmp = await qmp.connect(self.plan.sandbox_id, self._process.channels[QMP_FD])
 
     async def _restored(self) -> None:
         """See that QEMU has begun to read the state; the machine goes on then, as the one that was saved did.
