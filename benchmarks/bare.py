@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from kata.errors import Internal
@@ -20,11 +19,10 @@ from kata.oci.default import default_spec
 from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.loader import load
-from kata.runtime.hypervisor import accel
-from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.hypervisor import accel, factory
+from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, RESTORE_FD, STATE_FD, command_line
 from kata.runtime.hypervisor.qemu.process import restore_commands
-from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
@@ -65,7 +63,6 @@ def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[
         Internal: it ended before.
         TimeoutError: nothing answered.
     """
-    plan = replace(plan, share_helper=None)
     with ExitStack() as stack:
         ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, RESTORE_FD, *plan.channels)}
         for ours, theirs in ends.values():
@@ -105,7 +102,7 @@ def answered(config: Path) -> float:
     return float(done.stdout) - begin
 
 
-def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuVm, AgentClient], Awaitable[None]]) -> str:
+def run_bare(plan: VmPlan, script: str, prepare: Callable[[VirtualMachine, AgentClient], Awaitable[None]]) -> str:
     """What a shell script writes that runs in the guest's own root, in our machine without a sandbox around it.
 
     The machine goes on from the template, as those of sandboxes do: memory that is a file's behaves differently.
@@ -122,9 +119,9 @@ def run_bare(plan: VmPlan, script: str, prepare: Callable[[QemuVm, AgentClient],
 
 
 async def _run_bare(
-    plan: VmPlan, saved: Template, script: str, prepare: Callable[[QemuVm, AgentClient], Awaitable[None]]
+    plan: VmPlan, saved: Template, script: str, prepare: Callable[[VirtualMachine, AgentClient], Awaitable[None]]
 ) -> str:
-    machine = QemuVm(plan, memory=saved.memory, state=saved.state)
+    machine = factory.restore(plan, memory=saved.memory, state=saved.state)
     try:
         await machine.start()
         agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))

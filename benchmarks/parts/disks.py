@@ -16,8 +16,8 @@ from benchmarks.bare import default_plan, run_bare
 from benchmarks.figures import alternate
 from benchmarks.stage import Stage
 from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
-from kata.runtime.hypervisor.qemu.vm import QemuVm
 from tests.support.containerd import unique_id
 from tests.support.images import BUSYBOX
 
@@ -92,6 +92,6 @@ def _in_machine(stage: Stage, disk: str, command: str) -> float:
         os.close(fd)
 
 
-async def _plug(fd: int, machine: QemuVm, agent: AgentClient) -> None:
+async def _plug(fd: int, machine: VirtualMachine, agent: AgentClient) -> None:
     """Give the machine the disk, and wait until the guest has it."""
     await machine.plug(BlockDevice(id="disk0", fd=fd))

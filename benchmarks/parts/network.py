@@ -22,8 +22,8 @@ from kata.errors import Internal
 from kata.linux.tap import open_tap
 from kata.protocols import types_pb2
 from kata.runtime.agent_client.client import AgentClient
+from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import NetworkDevice
-from kata.runtime.hypervisor.qemu.vm import QemuVm
 from tests.support.cni import Bridge
 from tests.support.containerd import unique_id
 from tests.support.images import BUSYBOX
@@ -77,7 +77,7 @@ def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> fl
         return peer.rate()
 
 
-async def _plug(tap: int, own: str, machine: QemuVm, agent: AgentClient) -> None:
+async def _plug(tap: int, own: str, machine: VirtualMachine, agent: AgentClient) -> None:
     """Give the machine an interface that is the tap device."""
     path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
     address = types_pb2.IPAddress(family=types_pb2.v4, address=own, mask="24")

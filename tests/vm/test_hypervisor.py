@@ -25,8 +25,9 @@ from kata.errors import FailedPrecondition, KataError, VmLaunchError
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2, shared_tree
 from kata.runtime.hypervisor import trial_boot
-from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, VmPlan
+from kata.runtime.hypervisor.base import MIN_MEMORY_MIB, VmPlan
 from kata.runtime.hypervisor.console import DEFAULT_LIMIT
+from kata.runtime.hypervisor.qemu import share
 from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.storage.shared_tree import GUEST_SHARED
 from kata.ttrpc import Client
@@ -106,6 +107,7 @@ def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
         values: dict[str, Any] = {
             "sandbox_id": "test",
             "run_dir": tmp_path / "run",
+            "vmm": QEMU,
             "kernel": kernel,
             "initrd": kernel,
             "accelerator": "tcg",
@@ -159,7 +161,11 @@ async def test_start_and_stop(make_machine: Callable[..., QemuVm]) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_qemu_is_confined(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
+async def test_qemu_is_confined(
+    make_machine: Callable[..., QemuVm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a host without a helper: QEMU serves the files by itself, and needs capabilities for that.
+    monkeypatch.setattr(share, "_HELPERS", ())
     (tmp_path / "share").mkdir()
     machine = make_machine(share_dir=tmp_path / "share", environment=(("NAME", "value"),))
     await machine.start()
@@ -246,12 +252,14 @@ async def test_pause_and_resume(make_machine: Callable[..., QemuVm], tmp_path: P
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize(("fault", "said"), [("cpu", "no-such-cpu"), ("kernel", "linux kernel too old")])
+@pytest.mark.parametrize(("fault", "said"), [("cpu", "no-such-feature"), ("kernel", "linux kernel too old")])
 async def test_a_qemu_that_ends_at_once(
     make_machine: Callable[..., QemuVm], tmp_path: Path, fault: str, said: str
 ) -> None:
     (tmp_path / "garbage").write_bytes(b"garbage" * 1000)
-    machine = make_machine(**{"cpu_model": "no-such-cpu"} if fault == "cpu" else {"kernel": tmp_path / "garbage"})
+    machine = make_machine(
+        **{"cpu_features": "no-such-feature=on"} if fault == "cpu" else {"kernel": tmp_path / "garbage"}
+    )
     with pytest.raises(VmLaunchError) as caught:
         await machine.start()
     assert caught.value.phase == "qemu start"
@@ -268,7 +276,7 @@ async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuVm], tm
     silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")
     silent.chmod(0o755)
     with pytest.raises(VmLaunchError, match=r"did not answer within 1 s.*the last words") as caught:
-        await make_machine(qemu=silent).start(timeout=0.6)
+        await make_machine(vmm=silent).start(timeout=0.6)
     assert caught.value.exit_status is None
     assert 0.6 <= caught.value.elapsed < 3
 
@@ -278,7 +286,7 @@ async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuVm
     (tmp_path / "qemu").write_text("#!/no/such/interpreter\n")
     (tmp_path / "qemu").chmod(0o755)
     with pytest.raises(VmLaunchError, match="setpriv: failed to execute") as caught:
-        await make_machine(qemu=tmp_path / "qemu").start()
+        await make_machine(vmm=tmp_path / "qemu").start()
     assert caught.value.exit_status in (126, 127)
 
 
@@ -325,13 +333,13 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     program = f"""
         import asyncio
         from pathlib import Path
-        from kata.runtime.hypervisor.base import MINIMUM_MEMORY_MIB, VmPlan
+        from kata.runtime.hypervisor.base import VmPlan
         from kata.runtime.hypervisor.qemu.vm import QemuVm
 
         async def main():
             kernel = Path({str(kernel)!r})
             machine = QemuVm(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
-                                         kernel=kernel, initrd=kernel, accelerator="tcg"))
+                                         vmm=Path({str(QEMU)!r}), kernel=kernel, initrd=kernel, accelerator="tcg"))
             await machine.start()
             print(machine.pid, flush=True)
             await machine.wait()
@@ -357,13 +365,13 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
         (trial_boot.PROBE_ANSWER, RESET, None),
         ("I am stuck\n", HANG, "did not finish a boot under tcg within 1 s, its last line: I am stuck"),
         ("", HANG, "did not finish a boot under tcg within 1 s, it said nothing"),
-        ("panic\n", RESET, "the guest kernel died under tcg (qemu status 0), its last line: panic"),
+        ("panic\n", RESET, "the guest kernel died under tcg (VMM status 0), its last line: panic"),
     ],
 )
 async def test_trial_boots(tmp_path: Path, says: str, then: bytes, verdict: str | None) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(tiny_kernel(says, then))
-    outcome = await trial_boot.probe("tcg", qemu=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
+    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
     assert outcome == verdict if verdict is None else verdict in (outcome or "")
 
 
@@ -376,7 +384,7 @@ def image() -> store.GuestImage:
 
 
 async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
-    outcome = await trial_boot.probe("tcg", qemu=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
+    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
     assert outcome is None
 
 
@@ -390,7 +398,7 @@ async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
         kernel=image.kernel,
         initrd=image.initrd,
         image=image.rootfs,
-        memory_mib=MINIMUM_MEMORY_MIB,
+        memory_mib=MIN_MEMORY_MIB,
         share_dir=share,
         kernel_params=("agent.server_addr=virtio-serial://kata.rpc",),
     )

@@ -79,7 +79,7 @@ async def test_the_sandbox_takes_it_over(tmp_path: Path, config: Config, ledger:
     bundle = bundle_in(tmp_path)
     ahead = begin(ledger, bundle, config)
     assert ahead is not None
-    pid = ahead.process.popen.pid
+    pid = ahead.process.pid
     sandbox = await start(ledger, bundle, config, ahead)
     try:
         assert sandbox.pid == pid
@@ -92,7 +92,7 @@ async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, co
     bundle = bundle_in(tmp_path)
     ahead = begin(ledger, bundle, config)
     assert ahead is not None
-    pid = ahead.process.popen.pid
+    pid = ahead.process.pid
     loud = replace(config, agent=replace(config.agent, enable_debug=True))
     sandbox = await start(ledger, bundle, replace(loud, factory=replace(loud.factory, enable_template=False)), ahead)
     try:
@@ -107,7 +107,7 @@ async def test_a_sandbox_that_never_comes(tmp_path: Path, config: Config, ledger
     ahead = begin(ledger, bundle_in(tmp_path), config)
     assert ahead is not None
     await ahead.discard()
-    assert not os.path.exists(f"/proc/{ahead.process.popen.pid}")
+    assert not os.path.exists(f"/proc/{ahead.process.pid}")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"ociVersion": "1.0.2", "annotations": 7}', None])

@@ -138,7 +138,7 @@ async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> N
 async def test_a_template_is_small_and_private(config: Config, root: Path) -> None:
     async with started(config, "small"):
         [found] = store.list_templates(root)
-    assert (found.machine["memory_mib"], found.machine["vcpus"]) == (MEMORY_MIB, 1)
+    assert (found.vm["memory_mib"], found.vm["vcpus"]) == (MEMORY_MIB, 1)
     assert found.size < 100_000_000
     assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
 

@@ -99,9 +99,9 @@ def status(
         found: list[dict[str, Any]] = [
             {
                 "key": template.key,
-                "accelerator": template.machine.get("accelerator"),
-                "vcpus": template.machine.get("vcpus"),
-                "memory_mib": template.machine.get("memory_mib"),
+                "accelerator": template.vm.get("accelerator"),
+                "vcpus": template.vm.get("vcpus"),
+                "memory_mib": template.vm.get("memory_mib"),
                 "bytes": template.size,
                 "used": int(template.used),
                 "problem": template.problem or None,
@@ -118,9 +118,9 @@ def status(
     for template in listed:
         table.add_row(
             template.key,
-            str(template.machine.get("vcpus", "")),
-            f"{template.machine['memory_mib']} MiB" if template.machine else "",
-            str(template.machine.get("accelerator", "")),
+            str(template.vm.get("vcpus", "")),
+            f"{template.vm['memory_mib']} MiB" if template.vm else "",
+            str(template.vm.get("accelerator", "")),
             f"{template.size / 1e6:.0f} MB",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(template.used)),
         )

@@ -11,7 +11,7 @@ from kata.shim.imports import leave_out_openssl, load_asyncio
 leave_out_openssl()
 import kata.shim.prelaunch
 load_asyncio()
-import kata.shim.daemon, kata.runtime.launch.bring_up, qemu.qmp, hashlib, hmac, secrets
+import kata.shim.daemon, kata.runtime.launch.bring_up, kata.runtime.hypervisor.qemu.vm, qemu.qmp, hashlib, hmac, secrets
 assert hashlib.sha256(b"abc").hexdigest().startswith("ba7816bf")
 assert hmac.new(b"key", b"text", "sha256").hexdigest() and secrets.token_hex(4)
 print("libcrypto" in open("/proc/self/maps").read())
@@ -95,7 +95,8 @@ def test_a_shim_loads_no_inspect() -> None:
     program = (
         "from kata.shim.imports import leave_out_inspect; leave_out_inspect()\n"
         "import sys, kata.shim.prelaunch, kata.shim.daemon, qemu.qmp\n"
-        "import kata.runtime.launch.bring_up, kata.runtime.network.sandbox_network\n"
+        "import kata.runtime.launch.bring_up, kata.runtime.hypervisor.qemu.vm\n"
+        "import kata.runtime.network.sandbox_network\n"
         "print(type(sys.modules['inspect']).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

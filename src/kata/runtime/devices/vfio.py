@@ -26,7 +26,6 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.iommu import HostDevice, Iommu
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import VfioDevice
-from kata.runtime.hypervisor.qemu.confine import allow_locked_memory
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +228,6 @@ class IommuGroups:
                 )
             devices = self._iommu.assignable(group)
             there = self._plugged[group] = _Plugged(users={owner})
-            allow_locked_memory(self._vm.pid)
             there.options = tuple([await self._plug(there, device) for device in devices])
         elif self._mode != GUEST_KERNEL and not there.users <= {owner}:
             raise FailedPrecondition(f"IOMMU group {group} is another container's of this sandbox")

@@ -1,7 +1,7 @@
 """KVM where it really runs the guest, the emulator elsewhere, and the reason in words.
 
 `/dev/kvm` opening proves little: the verdict rests on a boot of the real guest kernel. That boot is done once and
-remembered until the host, QEMU or the guest kernel changes (`kata.runtime.hypervisor.trial_boot`).
+remembered until the host, the VMM or the guest kernel changes (`kata.runtime.hypervisor.trial_boot`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Accelerator:
 
 
 def known(
-    requested: str, *, require_kvm: bool, qemu: Path, kernel: Path, initrd: Path, cache: Path = CACHE
+    requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
 ) -> Accelerator | None:
     """Decide which accelerator a machine gets; None if only a trial boot can tell, which `choose` does.
 
@@ -60,7 +60,7 @@ def known(
         return Accelerator("tcg", "asked for")
     obstacle = kvm.obstacle()
     if obstacle is None:
-        obstacle = _recall(cache, _key("kvm", qemu, kernel, initrd))
+        obstacle = _recall(cache, _key("kvm", vmm, kernel, initrd))
         if obstacle is None:
             return None
     return _verdict(obstacle, insisted=requested == "kvm" or require_kvm)
@@ -79,20 +79,20 @@ def _verdict(obstacle: str, *, insisted: bool) -> Accelerator:
 
 
 async def choose(
-    requested: str, *, require_kvm: bool, qemu: Path, kernel: Path, initrd: Path, cache: Path = CACHE
+    requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
 ) -> Accelerator:
     """Decide as `known` does, with a trial boot if there has been none.
 
     Raises:
-        NotFound: QEMU, kernel or initrd is not there.
+        NotFound: VMM, kernel or initrd is not there.
     """
-    found = known(requested, require_kvm=require_kvm, qemu=qemu, kernel=kernel, initrd=initrd, cache=cache)
+    found = known(requested, require_kvm=require_kvm, vmm=vmm, kernel=kernel, initrd=initrd, cache=cache)
     if found is None:
         # Rarely needed, and slow to import.
         from kata.runtime.hypervisor import trial_boot
 
-        obstacle = await trial_boot.probe("kvm", qemu=qemu, kernel=kernel, initrd=initrd) or ""
-        _remember(cache, _key("kvm", qemu, kernel, initrd), obstacle)
+        obstacle = await trial_boot.probe("kvm", vmm=vmm, kernel=kernel, initrd=initrd) or ""
+        _remember(cache, _key("kvm", vmm, kernel, initrd), obstacle)
         found = _verdict(obstacle, insisted=requested == "kvm" or require_kvm)
     return found
 
@@ -110,19 +110,19 @@ async def choose_for(hypervisor: HypervisorConfig) -> Accelerator:
 def _arguments(hypervisor: HypervisorConfig) -> dict[str, Any]:
     return {
         "require_kvm": hypervisor.require_kvm,
-        "qemu": hypervisor.path,
+        "vmm": hypervisor.path,
         "kernel": hypervisor.kernel,
         "initrd": hypervisor.initrd,
     }
 
 
-def _key(name: str, qemu: Path, kernel: Path, initrd: Path) -> dict[str, object]:
+def _key(name: str, vmm: Path, kernel: Path, initrd: Path) -> dict[str, object]:
     """What the outcome depends on."""
     identity: dict[str, object] = {
         "accelerator": name,
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
     }
-    for what, path in (("qemu", qemu), ("kernel", kernel), ("initrd", initrd)):
+    for what, path in (("vmm", vmm), ("kernel", kernel), ("initrd", initrd)):
         try:
             info = path.stat()
             identity[what] = [str(path.resolve()), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]

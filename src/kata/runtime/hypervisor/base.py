@@ -1,97 +1,94 @@
-"""What every virtual machine monitor gets and offers: a plan that is pure data, and the life of one machine.
+"""What every VMM gets and offers: a plan of a VM, which is pure data, and the life of that VM.
 
-Not here: how a monitor is started and spoken to (`kata.runtime.hypervisor.qemu`), and what runs in the guest.
+Not here: which VMM there is (`kata.runtime.hypervisor.factory`), how it is run and spoken to
+(`kata.runtime.hypervisor.qemu`), and what runs in the guest.
 """
 
 from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kata.errors import InvalidArgument
-from kata.protocols.shared_tree import TAG
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 
-#: The least memory a guest gets, in MiB: below this the guest's kernel and agent were seen to die, not to say no.
-MINIMUM_MEMORY_MIB = 128
-#: Ports of one virtio-serial device that the machine's layout provides for.
-MAXIMUM_CHANNELS = 7
-#: PCIe root ports that a machine has without being asked, and those that there is room for.
-ROOT_PORTS, ROOT_PORTS_MAX = 4, 18
-#: How the guest gets at the shared tree; the names are those of the setting `shared_fs`.
+#: The least memory of a guest, in MiB: with less, kernel and agent were seen to die without an error.
+MIN_MEMORY_MIB = 128
+#: Channels between host and guest that a VM can have.
+MAX_CHANNELS = 7
+#: PCIe root ports that a VM has by default, and the most that it can have.
+ROOT_PORTS, MAX_ROOT_PORTS = 4, 18
+#: How the guest mounts the shared tree; the names are those of the setting `shared_fs`.
 SHARE_9P, SHARE_VIRTIO_FS = "virtio-9p", "virtio-fs"
 
 _ACCELERATORS = ("kvm", "tcg")
-#: Ends up in a process name, in file names and in QEMU's option syntax.
+#: It becomes part of a process name and of file names.
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _CPU_FEATURES = re.compile(r"[A-Za-z0-9_.+=,-]*")
-_MAXIMUM_VCPUS = 240
+_MAX_VCPUS = 240
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmPlan:
-    """One virtual machine, before it exists.
+    """One VM, before it exists.
 
     Attributes:
-        sandbox_id: whose it is.
-        run_dir: directory for the machine's logs (`console.log`, `qemu.log`); it exists already.
-        qemu: the monitor's executable.
-        machine_type: QEMU's machine; the fixed device addresses are those of q35.
-        accelerator: "kvm" or "tcg", as decided by `kata.runtime.hypervisor.accel`.
-        cpu_model: QEMU's CPU model; "" for the accelerator's best.
-        cpu_features: what to add to or take from the model, e.g. "pmu=off" or "-vmx,+avx2"; may be empty.
-        vcpus: virtual CPUs at the start.
-        max_vcpus: how many there may be after hot-plug; 0 for as many as at the start.
-        memory_mib: guest memory in MiB.
-        max_memory_mib: how much there may be after hot-plug, in MiB; 0 for as much as at the start.
-        memory_slots: how many times memory may be plugged in.
+        sandbox_id: the sandbox that it belongs to.
+        run_dir: existing directory for the logs of guest console and VMM.
+        vmm: the VMM's executable.
+        accelerator: "kvm", or "tcg" for emulation, as decided by `kata.runtime.hypervisor.accel`.
         kernel: uncompressed kernel (vmlinux) or bzImage.
         initrd: initial RAM file system.
-        image: read-only root image for the first disk, or None.
-        kernel_params: come last on the kernel command line, so they win.
-        share_dir: host directory that the guest may mount, or None.
-        share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter takes guest memory that the helper shares.
-        share_helper: the program that serves that directory, or None for the monitor itself, which cannot do virtio-fs.
-        share_options: further arguments of that program.
-        share_tag: the mount tag of that directory.
-        channels: names of virtio-serial ports, in the order of their port numbers.
+        image: root image for the first disk, which is read-only, or None.
+        kernel_params: appended to the kernel command line, so they win.
+        cpu_features: features to add to or remove from the guest's CPU, in the VMM's syntax; may be empty.
+        vcpus: vCPUs at the start.
+        max_vcpus: the most vCPUs after hot-plug; 0 for as many as at the start.
+        memory_mib: guest memory in MiB.
+        max_memory_mib: the most memory after hot-plug, in MiB; 0 for as much as at the start.
+        memory_slots: how many times memory can be hot-plugged.
+        share_dir: host directory that the guest can mount by the tag of `kata.protocols.shared_tree`, or None.
+        share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter needs guest memory that another process maps, too.
+        virtiofsd: the executable that serves SHARE_VIRTIO_FS; None for SHARE_9P, which the VMM serves.
+        virtiofsd_cache: what the guest may cache of SHARE_VIRTIO_FS: "auto", "always" or "never".
+        virtiofsd_args: further arguments of virtiofsd.
+        channels: names of the channels between host and guest, in the order of their port numbers.
         iommu: whether the guest has an IOMMU.
         root_ports: PCIe root ports for devices of the host.
-        mmio_window: bytes of 64-bit address space behind each PCIe root port; 0 leaves the choice to the firmware.
-        devices: devices of the host that it is booted with, in its first root ports.
-        seccomp: whether the monitor confines its own system calls.
-        debug: a talkative guest kernel.
-        environment: of the monitor's process, as (name, value) pairs; it gets no other variables.
+        mmio_window: bytes of 64-bit MMIO space behind each PCIe root port; 0 leaves it to the firmware.
+        devices: devices of the host that are there at boot, in the first root ports.
+        seccomp: whether the VMM runs under a system call filter.
+        debug: whether the guest kernel logs verbosely.
+        environment: of the VMM's process, as (name, value) pairs; it gets no other variables.
 
     Raises:
-        InvalidArgument: a value no machine can have.
+        InvalidArgument: a value that no VM can have.
     """
 
     sandbox_id: str
     run_dir: Path
+    vmm: Path
+    accelerator: str
     kernel: Path
     initrd: Path
-    accelerator: str
     image: Path | None = None
-    qemu: Path = Path("/usr/bin/qemu-system-x86_64")
-    machine_type: str = "q35"
-    cpu_model: str = ""
+    kernel_params: tuple[str, ...] = ()
     cpu_features: str = ""
     vcpus: int = 1
     max_vcpus: int = 0
     memory_mib: int = 512
     max_memory_mib: int = 0
     memory_slots: int = 0
-    kernel_params: tuple[str, ...] = ()
     share_dir: Path | None = None
     share_fs: str = SHARE_9P
-    share_helper: Path | None = None
-    share_options: tuple[str, ...] = ()
-    share_tag: str = TAG
+    virtiofsd: Path | None = None
+    virtiofsd_cache: str = "auto"
+    virtiofsd_args: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     iommu: bool = False
     root_ports: int = ROOT_PORTS
@@ -103,56 +100,55 @@ class VmPlan:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether the guest's memory is shared with another process, and so cannot be private to this machine's."""
+        """Whether another process maps the guest's memory, so that it cannot be a private copy of a template's."""
         return self.share_dir is not None and self.share_fs == SHARE_VIRTIO_FS
 
     def __post_init__(self) -> None:
         if not _SANDBOX_ID.fullmatch(self.sandbox_id):
-            raise InvalidArgument(f"sandbox id {self.sandbox_id!r} is not made of letters, digits, '_', '.' and '-'")
-        if self.accelerator not in _ACCELERATORS:
-            raise InvalidArgument(f"accelerator {self.accelerator!r} is not one of {', '.join(_ACCELERATORS)}")
-        if self.machine_type != "q35":
-            raise InvalidArgument(f"machine type {self.machine_type!r} is not supported", hint="use q35")
-        if self.share_fs == SHARE_VIRTIO_FS and self.share_dir and not self.share_helper:
-            raise InvalidArgument("virtio-fs needs a daemon that serves it")
-        if not 1 <= self.vcpus <= _MAXIMUM_VCPUS:
-            raise InvalidArgument(f"{self.vcpus} virtual CPUs asked for, expected 1 to {_MAXIMUM_VCPUS}")
-        if self.max_vcpus and not self.vcpus <= self.max_vcpus <= _MAXIMUM_VCPUS:
             raise InvalidArgument(
-                f"at most {self.max_vcpus} virtual CPUs asked for, expected {self.vcpus} to {_MAXIMUM_VCPUS}"
+                f"invalid sandbox id {self.sandbox_id!r} (1 to 128 letters, digits, '_', '.' and '-')"
             )
-        if self.memory_mib < MINIMUM_MEMORY_MIB:
+        if self.accelerator not in _ACCELERATORS:
+            raise InvalidArgument(f"invalid accelerator {self.accelerator!r} ({' or '.join(_ACCELERATORS)})")
+        if self.shares_memory and self.virtiofsd is None:
+            raise InvalidArgument("virtio-fs needs virtiofsd", hint="set virtio_fs_daemon in the configuration")
+        if not 1 <= self.vcpus <= _MAX_VCPUS:
+            raise InvalidArgument(f"invalid number of vCPUs {self.vcpus} (1 to {_MAX_VCPUS})")
+        if self.max_vcpus and not self.vcpus <= self.max_vcpus <= _MAX_VCPUS:
+            raise InvalidArgument(f"invalid maximum of vCPUs {self.max_vcpus} ({self.vcpus} to {_MAX_VCPUS})")
+        if self.memory_mib < MIN_MEMORY_MIB:
             raise InvalidArgument(
-                f"{self.memory_mib} MiB of memory is too little for a guest, the minimum is {MINIMUM_MEMORY_MIB} MiB",
+                f"{self.memory_mib} MiB is not enough memory for a guest; the minimum is {MIN_MEMORY_MIB} MiB",
                 hint="raise default_memory in the configuration",
             )
-        if not ROOT_PORTS <= self.root_ports <= ROOT_PORTS_MAX:
-            raise InvalidArgument(f"{self.root_ports} PCIe root ports asked for, expected 4 to {ROOT_PORTS_MAX}")
+        if not ROOT_PORTS <= self.root_ports <= MAX_ROOT_PORTS:
+            raise InvalidArgument(
+                f"invalid number of PCIe root ports {self.root_ports} ({ROOT_PORTS} to {MAX_ROOT_PORTS})"
+            )
         if len(self.devices) > self.root_ports:
             raise InvalidArgument(f"{len(self.devices)} devices of the host for {self.root_ports} PCIe root ports")
         if self.mmio_window and (self.mmio_window < 0 or self.mmio_window & (self.mmio_window - 1)):
-            raise InvalidArgument(f"a window of {self.mmio_window} bytes is no power of two")
-        for what, text in (("cpu model", self.cpu_model), ("cpu features", self.cpu_features)):
-            if not _CPU_FEATURES.fullmatch(text):
-                raise InvalidArgument(f"{what} {text!r} has characters that no CPU's name has")
-        if len(self.channels) > MAXIMUM_CHANNELS or len(set(self.channels)) != len(self.channels):
-            raise InvalidArgument(f"channels {', '.join(self.channels)}: expected at most {MAXIMUM_CHANNELS} names")
-        for name in (*self.channels, self.share_tag):
+            raise InvalidArgument(f"invalid MMIO window of {self.mmio_window} bytes (a power of two)")
+        if not _CPU_FEATURES.fullmatch(self.cpu_features):
+            raise InvalidArgument(f"invalid CPU features {self.cpu_features!r}")
+        if len(self.channels) > MAX_CHANNELS or len(set(self.channels)) != len(self.channels):
+            raise InvalidArgument(f"invalid channels {', '.join(self.channels)} (at most {MAX_CHANNELS} unique names)")
+        for name in self.channels:
             if not _CHANNEL.fullmatch(name):
-                raise InvalidArgument(f"name {name!r} is not 1 to 31 letters, digits, '_', '.' and '-'")
+                raise InvalidArgument(f"invalid channel name {name!r} (1 to 31 letters, digits, '_', '.' and '-')")
         for param in self.kernel_params:
             if not param.isprintable() or not param.isascii():
-                raise InvalidArgument(f"kernel parameter {param!r} has characters that are not printable ASCII")
+                raise InvalidArgument(f"invalid kernel parameter {param!r} (printable ASCII)")
 
 
 @dataclass(frozen=True)
 class Resized:
-    """What a machine has after a change of its size.
+    """The size of a VM after a resize.
 
     Attributes:
-        vcpus, memory_mib: what it has now; less than asked for where the guest has not let go.
-        new_vcpus: how many of them the guest has not put to use yet.
-        new_memory: whether there is such memory.
+        vcpus, memory_mib: what it has now, memory in MiB; more than requested where the guest has released less.
+        new_vcpus: how many of the vCPUs the guest has yet to bring online.
+        new_memory: whether there is memory that the guest has yet to bring online.
     """
 
     vcpus: int
@@ -163,12 +159,12 @@ class Resized:
 
 @dataclass(frozen=True)
 class VmExit:
-    """How a machine ended.
+    """How a VM ended.
 
     Attributes:
-        status: exit status of the monitor's process, negative for a signal.
-        expected: whether somebody here had asked for it.
-        output: the monitor's last words, safe to show.
+        status: exit status of the VMM's process, negative for a signal.
+        expected: whether it was asked to end.
+        output: the last lines that the VMM printed, safe to show.
     """
 
     status: int
@@ -176,76 +172,146 @@ class VmExit:
     output: str
 
 
-class VirtualMachine(Protocol):
-    """One machine: started once, ended once."""
+class VmProcess(Protocol):
+    """A VMM's process that is started and not yet watched: what there is of a VM without an event loop."""
+
+    @property
+    def channels(self) -> Mapping[str, socket.socket]:
+        """The host's ends of the plan's channels, by name; they stay the process's."""
 
     @property
     def pid(self) -> int:
-        """The monitor's process id; 0 unless it runs."""
-
-    async def start(self) -> None:
-        """Run the machine. Raises NotFound, VmLaunchError; nothing stays behind then."""
-
-    def channel(self, name: str) -> socket.socket:
-        """Hand over the host end of a channel: the caller closes it. Once for each name."""
-
-    async def wait(self) -> VmExit:
-        """Wait until the machine has ended and all that it held was released."""
-
-    async def stop(self, timeout: float = ...) -> VmExit | None:
-        """End the machine, whatever the guest thinks of it. None if it never ran."""
+        """Its process id."""
 
     def kill(self) -> None:
-        """End the machine at once; `wait` tells when that is done."""
+        """End it and release everything. Only for a process that no `VirtualMachine` has taken over."""
 
-    async def pause(self) -> None:
-        """Stop the virtual CPUs."""
 
-    async def resume(self) -> None:
-        """Let the virtual CPUs run again."""
+class VirtualMachine(Protocol):
+    """One VM: started once, ended once."""
 
-    def place(self, device_id: str) -> str:
-        """The PCI path in the guest of a device that it was booted with."""
+    @property
+    def pid(self) -> int:
+        """The VMM's process id; 0 unless it runs."""
 
-    async def plug(self, device: Device) -> str:
-        """Plug a device into the running machine; its descriptors stay the caller's.
+    async def start(self, timeout: float = ...) -> None:
+        """Run the VMM and wait until it takes commands. The guest boots or resumes meanwhile.
 
-        Returns:
-            Where the guest finds it: a PCI path such as "09/01" (Kata's), or "ID:LUN" of a SCSI disk.
+        The VMM dies with the thread that calls this.
+
+        Args:
+            timeout: seconds, less the run delay of the VMM's threads.
 
         Raises:
-            AlreadyExists, ResourceExhausted, FailedPrecondition, DeadlineExceeded, Unavailable: nothing is left of it.
+            FailedPrecondition: the VM was started before.
+            NotFound: a file or directory of the plan does not exist.
+            VmLaunchError: the VMM ended or does not answer. Nothing is left of it.
+        """
+
+    def channel(self, name: str) -> socket.socket:
+        """Hand over the host's end of a channel, connected and non-blocking: the caller closes it. Once for each name.
+
+        Raises:
+            FailedPrecondition: the channel is unknown or was handed over before, or the VM does not run.
+        """
+
+    async def wait(self) -> VmExit:
+        """Wait until the VM has ended and everything it held is released.
+
+        Raises:
+            FailedPrecondition: the VM was never started.
+        """
+
+    async def stop(self, timeout: float = ...) -> VmExit | None:
+        """End the VM without asking the guest. Idempotent.
+
+        Args:
+            timeout: seconds before the process is killed.
+
+        Returns:
+            How it ended; None if it never ran.
+
+        Raises:
+            DeadlineExceeded: the process survives SIGKILL.
+        """
+
+    def kill(self) -> None:
+        """Kill the VMM's process; `wait` returns when everything is released. Idempotent."""
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+
+    async def resume(self) -> None:
+        """Let the vCPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+
+    async def save(self, state: int, timeout: float) -> None:
+        """Write the state of devices and vCPUs to the file `state`; the VM does not run afterwards.
+
+        The guest's memory is complete in the file that the VM was created with.
+
+        Args:
+            state: descriptor, open for writing.
+            timeout: seconds.
+
+        Raises:
+            FailedPrecondition: the VM's memory is no file, or a device cannot be saved.
+            DeadlineExceeded, Unavailable: the VMM does not answer, or has ended.
+        """
+
+    def place(self, device_id: str) -> str:
+        """The PCI path in the guest of a device that was there at boot."""
+
+    async def plug(self, device: Device) -> str:
+        """Hot-plug a device into the running VM; its descriptors stay the caller's.
+
+        Returns:
+            Where the guest finds it: a PCI path such as "09/01" (Kata's notation), or "ID:LUN" of a SCSI disk.
+
+        Raises:
+            AlreadyExists: there is a device with this id, or the guest has not released it yet.
+            ResourceExhausted: all slots are in use.
+            FailedPrecondition: the VMM refuses it. As after every error, nothing is left of the device.
+            DeadlineExceeded, Unavailable: the VMM does not answer, or has ended.
         """
 
     async def unplug(self, device_id: str, timeout: float = ...) -> None:
-        """Take a device back, when the guest has let go of it. A machine that has ended counts as having done so.
+        """Unplug a device once the guest has released it. A VM that has ended has released everything.
+
+        Args:
+            device_id: of a device that was hot-plugged.
+            timeout: seconds for the guest.
 
         Raises:
-            NotFound: there is none of that id.
-            DeadlineExceeded: the guest keeps it. It is given back when the guest lets go, or with the machine.
-            FailedPrecondition: a part of it could not be given back.
+            NotFound: there is no device with this id.
+            DeadlineExceeded: the guest does not release it. It is unplugged when the guest does, or with the VM.
+            FailedPrecondition: the VMM refuses, or a part of the device could not be released.
         """
 
     async def grow_disk(self, device_id: str, size: int) -> None:
-        """Give a disk that was plugged in a new size in bytes, and its image file if it is one.
+        """Set the size in bytes of a hot-plugged disk, and of its image file if it is one.
 
         Raises:
-            NotFound: there is no disk of that id.
-            FailedPrecondition: what it lies on is smaller, or cannot grow.
+            NotFound: there is no disk with this id.
+            FailedPrecondition: the block device is smaller, or cannot grow.
         """
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = ...) -> Resized:
-        """Plug processors and memory in, or have the guest let go of those that were plugged in.
+        """Hot-plug vCPUs and memory, or unplug those that were hot-plugged.
 
-        Growing is all or an error; what the guest does not let go of within `timeout` seconds stays.
+        Growth is complete or an error; what the guest does not release in time stays.
+
+        Args:
+            vcpus: wanted, within the plan's limits.
+            memory_mib: wanted, in MiB, within the plan's limits.
+            timeout: seconds for the guest to release what it is asked to.
 
         Raises:
-            ResourceExhausted: no slot is left for memory.
-            FailedPrecondition, DeadlineExceeded, Unavailable: as for any command.
+            ResourceExhausted: no memory slot is free.
+            FailedPrecondition, DeadlineExceeded, Unavailable: the VMM refuses, does not answer, or has ended.
         """
 
     async def vcpu_threads(self) -> list[int]:
-        """The monitor's threads that run the guest's processors."""
+        """Ids of the VMM's threads that run the vCPUs."""
 
     def console_tail(self, lines: int = ...) -> str:
         """The last lines of the guest's console, safe to show."""

@@ -101,25 +101,7 @@ class VfioDevice:
         _check(self.host, pci.ADDRESS, f"PCI address of device {self.id}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileSystemDevice:
-    """A directory of the host over virtio-fs, served by a daemon that the monitor is connected to.
-
-    Attributes:
-        id: its name, one of its own in the machine.
-        chardev: the monitor's name of the connection.
-        tag: what the guest mounts it by.
-    """
-
-    id: str
-    chardev: str
-    tag: str
-
-    def __post_init__(self) -> None:
-        _check(self.id, _ID, "device id")
-
-
-Device = BlockDevice | NetworkDevice | VfioDevice | FileSystemDevice
+Device = BlockDevice | NetworkDevice | VfioDevice
 
 
 def _check(text: str, pattern: re.Pattern[str], what: str) -> None:

@@ -10,7 +10,7 @@ from kata.errors import InvalidArgument
 from kata.runtime.hypervisor.base import VmPlan
 
 #: x86's COMMAND_LINE_SIZE (2048) less the final zero byte: the kernel cuts off the rest without a word.
-MAXIMUM_LENGTH = 2047
+MAX_LENGTH = 2047
 
 _ALWAYS = (
     "console=ttyS0",
@@ -42,9 +42,9 @@ def kernel_command_line(plan: VmPlan) -> str:
         *plan.kernel_params,
     ]
     line = " ".join(parts)
-    if len(line) > MAXIMUM_LENGTH:
+    if len(line) > MAX_LENGTH:
         raise InvalidArgument(
-            f"kernel command line has {len(line)} characters, the kernel takes {MAXIMUM_LENGTH}",
+            f"kernel command line has {len(line)} characters, the kernel takes {MAX_LENGTH}",
             hint="shorten kernel_params in the configuration",
         )
     return line

@@ -43,7 +43,7 @@ def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinf
         version = fcntl.ioctl(fd, _GET_API_VERSION, 0)
         if version != _API_VERSION:
             return f"{device} speaks version {version} of its interface, not {_API_VERSION}"
-        flags = processor_flags(cpuinfo)
+        flags = cpu_flags(cpuinfo)
         if not flags & {"vmx", "svm"}:
             return f"{device} opens, but the processor offers no hardware virtualization (neither vmx nor svm)"
         leaves = bytearray(_CPUID_HEADER.size + _CPUID_LEAVES * _CPUID_ENTRY.size)
@@ -59,7 +59,7 @@ def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinf
     return None
 
 
-def processor_flags(cpuinfo: Path) -> set[str]:
+def cpu_flags(cpuinfo: Path) -> set[str]:
     """The feature flags of the first processor.
 
     Raises:

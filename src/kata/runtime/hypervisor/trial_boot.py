@@ -6,9 +6,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from kata.errors import KataError
-from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.qemu.vm import QemuVm, check_files
+from kata.errors import KataError, NotFound
+from kata.runtime.hypervisor import factory
+from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 
 #: On the kernel command line: the guest's init says PROBE_ANSWER on the console and powers off.
 PROBE_PARAMETER = "kata.probe"
@@ -17,42 +17,43 @@ PROBE_ANSWER = "kata-probe-ok"
 PROBE_TIMEOUT_S = 15.0
 
 
-async def probe(name: str, *, qemu: Path, kernel: Path, initrd: Path, timeout: float = PROBE_TIMEOUT_S) -> str | None:
+async def probe(name: str, *, vmm: Path, kernel: Path, initrd: Path, timeout: float = PROBE_TIMEOUT_S) -> str | None:
     """Boot the guest kernel under an accelerator to see it live.
 
     Returns:
         None if the guest said PROBE_ANSWER and powered off, else what went wrong, in one sentence.
 
     Raises:
-        NotFound: QEMU, kernel or initrd is not there.
+        NotFound: VMM, kernel or initrd is not there.
     """
     with tempfile.TemporaryDirectory(prefix="kata-probe-") as directory:
         plan = VmPlan(
             sandbox_id="probe",
             run_dir=Path(directory),
-            qemu=qemu,
+            vmm=vmm,
             accelerator=name,
             kernel=kernel,
             initrd=initrd,
             kernel_params=(PROBE_PARAMETER,),
         )
-        check_files(plan)
-        machine = QemuVm(plan)
+        vm = factory.create(plan)
         try:
-            await machine.start(timeout)
+            await vm.start(timeout)
             async with asyncio.timeout(timeout):
-                exit_ = await machine.wait()
+                exit_ = await vm.wait()
+        except NotFound:
+            raise
         except KataError as error:
             return f"the guest kernel does not boot under {name}: {error.message}"
         except TimeoutError:
-            return f"the guest kernel did not finish a boot under {name} within {timeout:.0f} s{_last(machine)}"
+            return f"the guest kernel did not finish a boot under {name} within {timeout:.0f} s{_last(vm)}"
         finally:
-            await machine.stop(0)
-        if PROBE_ANSWER not in machine.console_tail(100):
-            return f"the guest kernel died under {name} (qemu status {exit_.status}){_last(machine)}"
+            await vm.stop(0)
+        if PROBE_ANSWER not in vm.console_tail(100):
+            return f"the guest kernel died under {name} (VMM status {exit_.status}){_last(vm)}"
         return None
 
 
-def _last(machine: QemuVm) -> str:
-    line = machine.console_tail(1)
+def _last(vm: VirtualMachine) -> str:
+    line = vm.console_tail(1)
     return f", its last line: {line}" if line else ", it said nothing"

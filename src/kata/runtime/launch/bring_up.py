@@ -18,9 +18,9 @@ from kata.errors import DeadlineExceeded, KataError, NotFound, VmLaunchError
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.agent_client.first_calls import send_first_calls
 from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.deadline import before_deadline
-from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template import template
 from kata.runtime.hypervisor.template.template import Template
 from kata.runtime.launch.prelaunch import Prelaunch
@@ -153,7 +153,7 @@ async def _restore(
     plan: VmPlan, found: Template, timings: Timings, prelaunch: Prelaunch | None
 ) -> tuple[VirtualMachine, AgentClient]:
     process = prelaunch.process if prelaunch else None
-    vm = QemuVm(plan, memory=found.memory, state=found.state, process=process)
+    vm = factory.restore(plan, memory=found.memory, state=found.state, process=process)
     template.mark_used(found)
     begin = prelaunch.begun if prelaunch else time.monotonic()
     try:
@@ -171,7 +171,7 @@ async def _restore(
 
 
 async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[VirtualMachine, AgentClient]:
-    vm = QemuVm(plan)
+    vm = factory.create(plan)
     timeout = config.agent.dial_timeout
     try:
         with timings.phase("qemu"):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.runtime.config.settings import HypervisorConfig
-from kata.runtime.hypervisor.qemu.share import find_helper
 from kata.runtime.resources.sizing import Size
 
 _MIB = 1 << 20
@@ -25,7 +24,6 @@ class Host:
         accelerator: "kvm" or "tcg", as `kata.runtime.hypervisor.accel` chooses.
         kernel, initrd, image: the guest image, links resolved: the one that is current now stays this VM's, whatever is
             built meanwhile.
-        share_helper: the program that serves the shared tree by 9p, or None where QEMU has none.
     """
 
     size: Size
@@ -33,7 +31,6 @@ class Host:
     kernel: Path
     initrd: Path
     image: Path
-    share_helper: Path | None
 
 
 def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
@@ -45,5 +42,4 @@ def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
         image=hypervisor.image.resolve(),
-        share_helper=find_helper(),
     )

@@ -18,9 +18,8 @@ from kata.oci.spec import load_bundle
 from kata.runtime.agent_client.first_calls import FirstCalls, send_first_calls
 from kata.runtime.config.annotations import apply_annotations
 from kata.runtime.config.settings import Config
-from kata.runtime.hypervisor import accel
-from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.qemu.process import QemuProcess
+from kata.runtime.hypervisor import accel, factory
+from kata.runtime.hypervisor.base import VmPlan, VmProcess
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.start_slots import StartSlot, try_acquire
@@ -41,7 +40,7 @@ class Prelaunch:
 
     plan: VmPlan
     template: Template
-    process: QemuProcess
+    process: VmProcess
     first_calls: FirstCalls
     begun: float
     slot: StartSlot
@@ -95,7 +94,7 @@ def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot:
         if plan.share_dir:
             os.makedirs(plan.share_dir, mode=0o755, exist_ok=True)
         begun = time.monotonic()
-        process = QemuProcess(plan, template.files)
+        process = factory.spawn(plan, memory=template.memory, state=template.state)
         return Prelaunch(plan, template, process, send_first_calls(process.channels[AGENT_CHANNEL]), begun, slot)
     except (KataError, OSError):
         if template is not None:

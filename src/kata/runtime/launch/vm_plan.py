@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kata.oci.spec import Spec
-from kata.runtime.config.settings import Config, HypervisorConfig
-from kata.runtime.hypervisor.base import ROOT_PORTS, ROOT_PORTS_MAX, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor.base import MAX_ROOT_PORTS, ROOT_PORTS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.launch.host import Host
 from kata.runtime.ledger.processes import MARKER
@@ -55,8 +54,7 @@ def plan_vm(
     return VmPlan(
         sandbox_id=sandbox_id,
         run_dir=directory,
-        qemu=hypervisor.path,
-        machine_type=hypervisor.machine_type,
+        vmm=hypervisor.path,
         accelerator=host.accelerator,
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
@@ -72,27 +70,18 @@ def plan_vm(
         kernel_params=(*agent_params(config, host.accelerator), *hypervisor.kernel_params.split()),
         share_dir=directory / "shared",
         share_fs=hypervisor.shared_fs,
-        **_share_helper(hypervisor, host),
+        virtiofsd=hypervisor.virtio_fs_daemon if hypervisor.shared_fs == SHARE_VIRTIO_FS else None,
+        virtiofsd_cache={"none": "never"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache),
+        virtiofsd_args=hypervisor.virtio_fs_extra_args,
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
-        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), ROOT_PORTS_MAX),
+        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS),
         mmio_window=mmio_window,
         devices=devices,
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
     )
-
-
-def _share_helper(hypervisor: HypervisorConfig, host: Host) -> dict[str, Any]:
-    """Who serves the shared tree, as fields of the plan."""
-    if hypervisor.shared_fs != SHARE_VIRTIO_FS:
-        return {"share_helper": host.share_helper}
-    cache = {"never": "none"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache)
-    return {
-        "share_helper": hypervisor.virtio_fs_daemon,
-        "share_options": ("-o", f"cache={cache}", *hypervisor.virtio_fs_extra_args),
-    }
 
 
 def as_template(plan: VmPlan) -> VmPlan:

@@ -131,11 +131,6 @@ def groups(
     return IommuGroups(machine, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kata.runtime.devices.vfio.allow_locked_memory", lambda _: None)
-
-
 async def test_a_group_is_plugged_once_and_taken_back_with_its_last_user(host: Host) -> None:
     host.device(7, NIC)
     host.device(7, AUDIO)

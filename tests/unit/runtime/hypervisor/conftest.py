@@ -19,6 +19,7 @@ def make_plan() -> Callable[..., VmPlan]:
         values: dict[str, Any] = {
             "sandbox_id": "abc",
             "run_dir": Path("/run/kata/abc"),
+            "vmm": Path("/usr/bin/qemu-system-x86_64"),
             "kernel": Path("/images/vmlinux"),
             "initrd": Path("/images/initrd"),
             "accelerator": "tcg",

@@ -31,7 +31,7 @@ class Host:
         return await accel.choose(
             requested,
             require_kvm=require_kvm,
-            qemu=Path("/bin/true"),
+            vmm=Path("/bin/true"),
             kernel=self.kernel,
             initrd=self.kernel,
             cache=self.cache,

@@ -1,38 +1,41 @@
-"""Plans that no machine can have are refused, with the object named."""
+"""Plans that no VM can have are refused, with the object named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.runtime.hypervisor.base import MAXIMUM_CHANNELS, MINIMUM_MEMORY_MIB, VmPlan
+from kata.runtime.hypervisor.base import MAX_CHANNELS, MIN_MEMORY_MIB, VmPlan
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sandbox_id": ""}, "sandbox id ''"),
+        ({"sandbox_id": ""}, "invalid sandbox id ''"),
         ({"sandbox_id": "../x"}, "sandbox id '../x'"),
         ({"sandbox_id": "a,b"}, "sandbox id 'a,b'"),
         ({"sandbox_id": "a\n"}, "sandbox id"),
         ({"sandbox_id": "x" * 129}, "sandbox id"),
         ({"accelerator": "auto"}, "accelerator 'auto'"),
-        ({"machine_type": "pc"}, "machine type 'pc'"),
-        ({"vcpus": 0}, "0 virtual CPUs"),
-        ({"vcpus": 241}, "241 virtual CPUs"),
-        ({"vcpus": 4, "max_vcpus": 2}, "at most 2 virtual CPUs"),
-        ({"memory_mib": MINIMUM_MEMORY_MIB - 1}, f"the minimum is {MINIMUM_MEMORY_MIB} MiB"),
+        ({"vcpus": 0}, "invalid number of vCPUs 0 (1 to 240)"),
+        ({"vcpus": 241}, "invalid number of vCPUs 241"),
+        ({"vcpus": 4, "max_vcpus": 2}, "invalid maximum of vCPUs 2 (4 to 240)"),
+        ({"memory_mib": MIN_MEMORY_MIB - 1}, f"the minimum is {MIN_MEMORY_MIB} MiB"),
         ({"memory_mib": -1}, "-1 MiB"),
-        ({"cpu_model": "max\n-drive"}, "cpu model"),
-        ({"cpu_features": "pmu=off -drive x"}, "cpu features"),
+        ({"cpu_features": "pmu=off -drive x"}, "invalid CPU features"),
+        ({"cpu_features": "pmu=off\n-drive"}, "invalid CPU features"),
         ({"channels": ("a", "a")}, "channels a, a"),
-        ({"channels": tuple(f"c{n}" for n in range(MAXIMUM_CHANNELS + 1))}, f"at most {MAXIMUM_CHANNELS}"),
-        ({"channels": (":qmp",)}, "name ':qmp'"),
-        ({"channels": ("a,b",)}, "name 'a,b'"),
-        ({"share_tag": "x" * 32}, "name 'xxx"),
+        ({"channels": tuple(f"c{n}" for n in range(MAX_CHANNELS + 1))}, f"at most {MAX_CHANNELS}"),
+        ({"channels": (":qmp",)}, "invalid channel name ':qmp'"),
+        ({"channels": ("a,b",)}, "invalid channel name 'a,b'"),
+        ({"channels": ("x" * 32,)}, "invalid channel name 'xxx"),
+        ({"root_ports": 19}, "invalid number of PCIe root ports 19 (4 to 18)"),
+        ({"mmio_window": 3 << 20}, "invalid MMIO window of 3145728 bytes"),
+        ({"share_dir": Path("/s"), "share_fs": "virtio-fs"}, "virtio-fs needs virtiofsd"),
         ({"kernel_params": ("a\nb",)}, "kernel parameter"),
         ({"kernel_params": ("a\0",)}, "kernel parameter"),
     ],
@@ -45,5 +48,5 @@ def test_refused(make_plan: Callable[..., VmPlan], changes: dict[str, Any], said
 
 
 def test_the_largest_and_the_smallest_are_accepted(make_plan: Callable[..., VmPlan]) -> None:
-    make_plan(memory_mib=MINIMUM_MEMORY_MIB, channels=tuple(f"c{n}" for n in range(MAXIMUM_CHANNELS)))
+    make_plan(memory_mib=MIN_MEMORY_MIB, channels=tuple(f"c{n}" for n in range(MAX_CHANNELS)))
     make_plan(vcpus=240, max_vcpus=240, sandbox_id="x" * 128)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.runtime.hypervisor.devices import BlockDevice, FileSystemDevice, NetworkDevice, VfioDevice
+from kata.runtime.hypervisor.devices import BlockDevice, NetworkDevice, VfioDevice
 from kata.runtime.hypervisor.qemu import device_commands as commands
-from kata.runtime.hypervisor.qemu.device_commands import Command
+from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
 from kata.runtime.hypervisor.qemu.slots import Slot
 
 SLOT = Slot(0x9, 0x3)

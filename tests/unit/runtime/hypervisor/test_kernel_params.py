@@ -8,7 +8,7 @@ import pytest
 
 from kata.errors import InvalidArgument
 from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.kernel_params import MAXIMUM_LENGTH, kernel_command_line
+from kata.runtime.hypervisor.kernel_params import MAX_LENGTH, kernel_command_line
 
 
 def test_a_panic_ends_the_machine_and_the_console_is_heard(make_plan: Callable[..., VmPlan]) -> None:
@@ -31,7 +31,7 @@ def test_nothing_weakens_the_guest(make_plan: Callable[..., VmPlan], accelerator
 
 
 def test_a_line_that_the_kernel_would_cut_off_is_refused(make_plan: Callable[..., VmPlan]) -> None:
-    room = MAXIMUM_LENGTH - len(kernel_command_line(make_plan())) - 1
+    room = MAX_LENGTH - len(kernel_command_line(make_plan())) - 1
     kernel_command_line(make_plan(kernel_params=("x" * room,)))
-    with pytest.raises(InvalidArgument, match=f"{MAXIMUM_LENGTH + 1} characters"):
+    with pytest.raises(InvalidArgument, match=f"{MAX_LENGTH + 1} characters"):
         kernel_command_line(make_plan(kernel_params=("x" * (room + 1),)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.runtime.hypervisor.kvm import missing_features, obstacle, processor_flags
+from kata.runtime.hypervisor.kvm import cpu_flags, missing_features, obstacle
 
 EDX_1 = 1 << 6 | 1 << 9 | 1 << 26
 ECX_1 = 1 << 0 | 1 << 13
@@ -52,7 +52,7 @@ def test_a_file_is_no_kvm(tmp_path: Path) -> None:
 def test_a_processor_without_virtualization(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu sse2\n\nprocessor\t: 1\nflags\t\t: svm\n")
-    assert processor_flags(cpuinfo) == {"fpu", "sse2"}
+    assert cpu_flags(cpuinfo) == {"fpu", "sse2"}
     if not Path("/dev/kvm").exists():
         pytest.skip("needs /dev/kvm")
     assert "neither vmx nor svm" in (obstacle(cpuinfo=cpuinfo) or "")
@@ -60,4 +60,4 @@ def test_a_processor_without_virtualization(tmp_path: Path) -> None:
 
 def test_flags_of_a_file_without_any(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_bytes(b"\xff\xfe\n")
-    assert processor_flags(tmp_path / "cpuinfo") == set()
+    assert cpu_flags(tmp_path / "cpuinfo") == set()

@@ -59,10 +59,6 @@ def test_under_kvm(make_plan: Callable[..., VmPlan]) -> None:
     assert values(argv, "-global") == ["kvm-pit.lost_tick_policy=discard"]
 
 
-def test_a_cpu_model_of_ones_own(make_plan: Callable[..., VmPlan]) -> None:
-    assert values(command_line(make_plan(cpu_model="EPYC", cpu_features="-svm"), FDS), "-cpu") == ["EPYC,-svm"]
-
-
 def test_nothing_comes_along_that_was_not_asked_for(full: VmPlan) -> None:
     argv = command_line(full, FDS)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
@@ -166,22 +162,17 @@ def test_a_path_cannot_add_options(make_plan: Callable[..., VmPlan]) -> None:
 
 
 def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
-    plan = make_plan(share_dir=Path("/s"), share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"))
+    plan = make_plan(share_dir=Path("/s"))
     assert values(command_line(plan, {**FDS, SHARE_FD: 77}), "-fsdev") == ["proxy,id=share,sock_fd=77"]
 
 
 def test_virtio_fs_shares_memory_and_has_a_connection_but_no_device_yet(make_plan: Callable[..., VmPlan]) -> None:
-    plan = make_plan(share_dir=Path("/s"), share_fs="virtio-fs", share_helper=Path("/usr/lib/qemu/virtiofsd"))
+    plan = make_plan(share_dir=Path("/s"), share_fs="virtio-fs", virtiofsd=Path("/usr/lib/qemu/virtiofsd"))
     argv = command_line(plan, FDS | {SHARE_FD: 77, MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     assert "socket,id=share,fd=77" in values(argv, "-chardev")
     assert not [value for value in (*values(argv, "-device"), *values(argv, "-fsdev")) if "fs" in value]
     [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
     assert memory.endswith(",share=on")
-
-
-def test_virtio_fs_needs_its_daemon(make_plan: Callable[..., VmPlan]) -> None:
-    with pytest.raises(InvalidArgument, match="daemon"):
-        make_plan(share_dir=Path("/s"), share_fs="virtio-fs")
 
 
 def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:

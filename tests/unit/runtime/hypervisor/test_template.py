@@ -20,7 +20,7 @@ Files = dict[str, Path]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    found = {name: tmp_path / name for name in ("qemu", "kernel", "initrd", "image")}
+    found = {name: tmp_path / name for name in ("vmm", "kernel", "initrd", "image")}
     for name, path in found.items():
         path.write_text(name)
     return found
@@ -59,7 +59,6 @@ class TestKey:
             {"vcpus": 2},
             {"max_vcpus": 4},
             {"cpu_features": "-avx"},
-            {"cpu_model": "EPYC"},
             {"accelerator": "kvm"},
             {"kernel_params": ("agent.log=debug",)},
             {"debug": True},
@@ -73,7 +72,7 @@ class TestKey:
     def test_what_the_machine_is_matters(self, plan: VmPlan, change: dict[str, Any]) -> None:
         assert key(replace(plan, **change)) != key(plan)
 
-    @pytest.mark.parametrize("name", ["qemu", "kernel", "initrd", "image"])
+    @pytest.mark.parametrize("name", ["vmm", "kernel", "initrd", "image"])
     def test_another_file_is_another_template(self, plan: VmPlan, files: Files, name: str) -> None:
         before = key(plan)
         other = files[name].with_name("other")
@@ -89,8 +88,8 @@ class TestKey:
     def test_a_description_survives_json(self, plan: VmPlan, root: Path) -> None:
         machine = template.description(plan)
         make_template(root, "k", machine)
-        assert store.list_templates(root)[0].machine == machine
-        assert template.key_of(store.list_templates(root)[0].machine) == template.key_of(machine)
+        assert store.list_templates(root)[0].vm == machine
+        assert template.key_of(store.list_templates(root)[0].vm) == template.key_of(machine)
 
 
 class TestOpen:
@@ -145,7 +144,7 @@ class TestOpen:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b'{"format": 0, "machine": {}}', b"[" * 9999, b"\xff"],
+        [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b'{"format": 0, "vm": {}}', b"[" * 9999, b"\xff"],
     )
     def test_another_manifest(self, root: Path, content: bytes) -> None:
         (make_template(root) / template.MANIFEST).write_bytes(content)

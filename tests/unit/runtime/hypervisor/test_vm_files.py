@@ -17,7 +17,7 @@ def host(tmp_path: Path, make_plan: Callable[..., VmPlan]) -> Callable[..., VmPl
     """Makes a plan whose files all exist, but for what the arguments replace."""
     (tmp_path / "file").write_bytes(b"content")
     present = {
-        "qemu": Path("/bin/true"),
+        "vmm": Path("/bin/true"),
         "kernel": tmp_path / "file",
         "initrd": tmp_path / "file",
         "image": tmp_path / "file",
@@ -30,7 +30,7 @@ def host(tmp_path: Path, make_plan: Callable[..., VmPlan]) -> Callable[..., VmPl
 @pytest.mark.parametrize(
     ("what", "hint"),
     [
-        ("qemu", "install"),
+        ("vmm", "install"),
         ("kernel", "kata image build"),
         ("initrd", "kata image build"),
         ("image", "kata image build"),
@@ -48,7 +48,7 @@ async def test_missing(host: Callable[..., VmPlan], tmp_path: Path, what: str, h
     assert machine.pid == 0
 
 
-@pytest.mark.parametrize("what", ["qemu", "kernel", "initrd", "image"])
+@pytest.mark.parametrize("what", ["vmm", "kernel", "initrd", "image"])
 async def test_a_directory_is_no_file(host: Callable[..., VmPlan], tmp_path: Path, what: str) -> None:
     with pytest.raises(NotFound):
         await QemuVm(host(**{what: tmp_path})).start()
@@ -56,7 +56,7 @@ async def test_a_directory_is_no_file(host: Callable[..., VmPlan], tmp_path: Pat
 
 async def test_qemu_has_to_be_executable(host: Callable[..., VmPlan], tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="not an executable file"):
-        await QemuVm(host(qemu=tmp_path / "file")).start()
+        await QemuVm(host(vmm=tmp_path / "file")).start()
 
 
 async def test_a_machine_that_does_not_run(host: Callable[..., VmPlan]) -> None:

@@ -22,7 +22,6 @@ HOST = Host(
     kernel=Path("/images/one/vmlinux"),
     initrd=Path("/images/one/initrd"),
     image=Path("/images/one/rootfs"),
-    share_helper=Path("/usr/lib/qemu/virtfs-proxy-helper"),
 )
 
 
@@ -47,11 +46,11 @@ def test_it_is_made_for_the_host_that_it_is_given() -> None:
     plan = plan_vm("box", BOX, spec(), config(), HOST)
     assert (plan.accelerator, plan.kernel, plan.initrd, plan.image) == ("tcg", HOST.kernel, HOST.initrd, HOST.image)
     assert (plan.max_vcpus, plan.max_memory_mib) == (8, 65536)
-    assert plan.share_helper == HOST.share_helper
+    assert plan.virtiofsd is None
     small = replace(HOST, size=Size(2, 4096), accelerator="kvm")
     assert plan_vm("box", BOX, spec(), config(), small).max_vcpus == 2
     by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon=Path("/usr/libexec/virtiofsd"))
-    assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).share_helper == Path("/usr/libexec/virtiofsd")
+    assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).virtiofsd == Path("/usr/libexec/virtiofsd")
 
 
 def test_the_image_is_pinned(tmp_path: Path) -> None:

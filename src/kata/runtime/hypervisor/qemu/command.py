@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kata.runtime.hypervisor.base import MAXIMUM_CHANNELS, SHARE_VIRTIO_FS, VmPlan
+from kata.protocols.shared_tree import TAG
+from kata.runtime.hypervisor.base import MAX_CHANNELS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.kernel_params import kernel_command_line
 from kata.runtime.hypervisor.qemu import slots
 
@@ -31,6 +32,8 @@ SHARE_FD = ":share"
 #: QEMU's name of the connection to the daemon that serves virtio-fs.
 SHARE_CHARDEV = "share"
 
+#: The only machine type for which the addresses above are free.
+_MACHINE = "q35"
 #: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
 #: All that the emulator can do, but for what it does slowly: with these two a kernel copies memory by `rep movsb`,
@@ -57,7 +60,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-no-user-config",),
         ("-no-reboot",),
         ("-display", "none"),
-        ("-machine", plan.machine_type + (",memory-backend=memory" if MEMORY_FD in fds else "")),
+        ("-machine", _MACHINE + (",memory-backend=memory" if MEMORY_FD in fds else "")),
         *_processor(plan),
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
@@ -81,7 +84,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
     ]
     if plan.seccomp:
         options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
-    return [str(plan.qemu), *(word for option in options for word in option)]
+    return [str(plan.vmm), *(word for option in options for word in option)]
 
 
 def _memory_size(plan: VmPlan) -> str:
@@ -117,13 +120,13 @@ def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
         return [
             # The IOMMU can remap interrupts only of a controller that QEMU has.
             ("-accel", f"kvm,kernel-irqchip={'split' if plan.iommu else 'on'}"),
-            ("-cpu", f"{plan.cpu_model or 'host'}{features}"),
+            ("-cpu", f"host{features}"),
             # Linux does not count on timer ticks that were missed while the machine did not run.
             ("-global", "kvm-pit.lost_tick_policy=discard"),
         ]
     return [
         ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),
-        ("-cpu", f"{plan.cpu_model or _TCG_CPU}{features}"),
+        ("-cpu", f"{_TCG_CPU}{features}"),
     ]
 
 
@@ -145,7 +148,7 @@ def _root_disk(plan: VmPlan) -> list[tuple[str, ...]]:
 def _channels(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     # Port 0 of the device is reserved for a console.
     options: list[tuple[str, ...]] = [
-        ("-device", f"virtio-serial-pci,id=serial0,max_ports={MAXIMUM_CHANNELS + 1},bus=pcie.0,addr=0x3")
+        ("-device", f"virtio-serial-pci,id=serial0,max_ports={MAX_CHANNELS + 1},bus=pcie.0,addr=0x3")
     ]
     for number, name in enumerate(plan.channels, start=1):
         options += [
@@ -164,14 +167,14 @@ def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     if plan.share_fs == SHARE_VIRTIO_FS:
         # Its device cannot be saved, so it is plugged in when the machine runs.
         return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
-    if plan.share_helper:
+    if SHARE_FD in fds:
         server = f"proxy,id=share,sock_fd={fds[SHARE_FD]}"
     else:
         # multidevs: the tree is made of many file systems, whose inode numbers must not collide in the guest.
         server = f"local,id=share,path={_escape(str(plan.share_dir))},security_model=none,multidevs=remap"
     return [
         ("-fsdev", server),
-        ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={plan.share_tag},bus=pcie.0,addr=0x10"),
+        ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={TAG},bus=pcie.0,addr=0x10"),
     ]
 
 

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kata.runtime.hypervisor.devices import BlockDevice, FileSystemDevice, NetworkDevice, VfioDevice
+from kata.runtime.hypervisor.devices import BlockDevice, NetworkDevice, VfioDevice
 from kata.runtime.hypervisor.qemu.slots import Slot
 
 SCSI_CONTROLLER = "scsi0"
@@ -38,6 +38,21 @@ class Step:
     do: Command
     undo: Command
     passing: bool = False
+
+
+@dataclass(frozen=True)
+class FileSystemDevice:
+    """The shared tree over virtio-fs, served by a daemon that QEMU is connected to.
+
+    Attributes:
+        id: unique in the VM.
+        chardev: QEMU's name of the connection.
+        tag: the guest's mount tag.
+    """
+
+    id: str
+    chardev: str
+    tag: str
 
 
 def disk(device: BlockDevice, number: int) -> list[Step]:

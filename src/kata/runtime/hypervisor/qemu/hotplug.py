@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, KataError, NotFound, Unavailable
-from kata.runtime.hypervisor.devices import BlockDevice, Device, FileSystemDevice, NetworkDevice, VfioDevice
+from kata.runtime.hypervisor.devices import BlockDevice, Device, NetworkDevice, VfioDevice
 from kata.runtime.hypervisor.qemu import device_commands as commands
-from kata.runtime.hypervisor.qemu.device_commands import Command, Step
+from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice, Step
 from kata.runtime.hypervisor.qemu.slots import Slot, Slots
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Hotplug:
         self._listening: asyncio.Task[None] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
 
-    async def plug(self, device: Device) -> str:
+    async def plug(self, device: Device | FileSystemDevice) -> str:
         """Plug a device; what it took is given back if that fails.
 
         Returns:
@@ -103,7 +103,7 @@ class Hotplug:
         entry = self._plugged[device_id] = _Plugged(device_id)
         return entry
 
-    def _steps(self, device: Device, slot: Slot) -> list[Step]:
+    def _steps(self, device: Device | FileSystemDevice, slot: Slot) -> list[Step]:
         if isinstance(device, BlockDevice):
             self._number += 1
             return [

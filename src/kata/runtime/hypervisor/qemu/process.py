@@ -15,7 +15,6 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Mapping
 
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu import confine
@@ -28,7 +27,7 @@ from kata.runtime.hypervisor.qemu.command import (
     STATE_FD,
     command_line,
 )
-from kata.runtime.hypervisor.qemu.share import ShareHelper
+from kata.runtime.hypervisor.qemu.share import ShareHelper, server_of
 from kata.runtime.hypervisor.qemu.share import connection as share_connection
 
 #: The other end of SHARE_FD.
@@ -78,8 +77,9 @@ class QemuProcess:
     """QEMU, running. It ends by `kill`, or with the thread that made it.
 
     Args:
-        plan: the machine.
-        files: descriptors for MEMORY_FD and STATE_FD of `kata.runtime.hypervisor.qemu.command`; they stay the caller's.
+        plan: the VM.
+        memory: descriptor of a file that is the guest's memory; with `state`, of a saved VM's memory.
+        state: descriptor of a saved VM's state to restore. Both stay the caller's.
 
     Attributes:
         popen, pidfd: the process.
@@ -92,36 +92,36 @@ class QemuProcess:
         NotFound, OSError: it cannot be run; nothing is left.
     """
 
-    def __init__(self, plan: VmPlan, files: Mapping[str, int]) -> None:
-        self.plan = plan
-        self.restores = STATE_FD in files
+    def __init__(self, plan: VmPlan, *, memory: int | None = None, state: int | None = None) -> None:
         self.channels: dict[str, socket.socket] = {}
         self.helper: ShareHelper | None = None
         self.console = self.output = self.pidfd = -1
         self.argv: list[str] = []
         popen = None
         theirs: dict[str, socket.socket] = {}
-        write_end = memory = -1
+        write_end = copy = -1
         try:
             names = [QMP_FD, CONSOLE_FD, *plan.channels]
-            if self.restores:
+            if state is not None:
                 names.append(RESTORE_FD)
             for name in names:
                 self.channels[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                 self.channels[name].setblocking(False)
-            if self.restores:
-                wanted = restore_commands(files[STATE_FD])
+            if state is not None:
+                wanted = restore_commands(state)
                 self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.output, write_end = os.pipe()
-            fds = {name: end.fileno() for name, end in theirs.items()} | dict(files)
-            helper = plan.share_helper if plan.share_dir else None
-            if plan.shares_memory and (self.restores or MEMORY_FD not in files):
-                fds[MEMORY_FD] = memory = memory_to_share(plan.memory_mib, files.get(MEMORY_FD))
-            if helper:
+            if plan.shares_memory and (state is not None or memory is None):
+                memory = copy = memory_to_share(plan.memory_mib, memory)
+            files = {MEMORY_FD: memory, STATE_FD: state}
+            fds = {name: end.fileno() for name, end in theirs.items()}
+            fds |= {name: fd for name, fd in files.items() if fd is not None}
+            server = server_of(plan)
+            if server:
                 theirs[SHARE_FD], theirs[_HELPER_FD] = share_connection(plan)
                 fds[SHARE_FD] = theirs[SHARE_FD].fileno()
             self.argv = command_line(plan, fds)
-            capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not helper else ()
+            capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not server else ()
             popen = confine.spawn(
                 confine.confined(self.argv, capabilities),
                 fds=tuple(fds.values()),
@@ -130,9 +130,9 @@ class QemuProcess:
             )
             if plan.devices:
                 confine.allow_locked_memory(popen.pid)
-            if helper:
+            if server:
                 # After QEMU, which takes longer to come to the point where it needs its helper.
-                self.helper = ShareHelper(plan, theirs[_HELPER_FD].fileno(), output=write_end)
+                self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()
             self.popen: subprocess.Popen[bytes] = popen
@@ -145,9 +145,14 @@ class QemuProcess:
         finally:
             for end in theirs.values():
                 end.close()
-            for fd in (write_end, memory):
+            for fd in (write_end, copy):
                 if fd >= 0:
                     os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self.popen.pid
 
     @property
     def alive(self) -> bool:

@@ -33,9 +33,19 @@ _CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setgid",
 _VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "setfcap", "setpcap")
 
 
-def find_helper() -> Path | None:
+def _find_helper() -> Path | None:
     """The helper's executable, or None where QEMU has none."""
     return next((path for path in _HELPERS if os.access(path, os.X_OK)), None)
+
+
+def server_of(plan: VmPlan) -> Path | None:
+    """The program that serves the plan's shared tree; None without a tree, or where QEMU serves it by itself.
+
+    Looks at the host: which helpers it has.
+    """
+    if plan.share_dir is None:
+        return None
+    return plan.virtiofsd if plan.share_fs == SHARE_VIRTIO_FS else _find_helper()
 
 
 def connection(plan: VmPlan) -> tuple[Socket, Socket]:
@@ -55,34 +65,39 @@ def connection(plan: VmPlan) -> tuple[Socket, Socket]:
     return ours, listener
 
 
-def helper_command(plan: VmPlan, socket: int) -> list[str]:
-    """The arguments that start the helper, which has its end of the connection as descriptor `socket`."""
+def server_command(plan: VmPlan, program: Path, socket: int) -> list[str]:
+    """The arguments that run the server.
+
+    Args:
+        plan: says which directory, and how it is served.
+        program: from `server_of`.
+        socket: its end of the connection.
+    """
     if plan.share_fs == SHARE_VIRTIO_FS:
-        options = ("sandbox=chroot", "xattr", f"source={plan.share_dir}")
+        cache = {"never": "none"}.get(plan.virtiofsd_cache, plan.virtiofsd_cache)
+        options = ("sandbox=chroot", "xattr", f"source={plan.share_dir}", f"cache={cache}")
         words = [word for option in options for word in ("-o", option)]
         # Its default is a limit that only the host's administrator may set.
-        return [str(plan.share_helper), "-f", f"--fd={socket}", "--rlimit-nofile=0", *words, *plan.share_options]
-    return [
-        *(str(plan.share_helper), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)),
-        *plan.share_options,
-    ]
+        return [str(program), "-f", f"--fd={socket}", "--rlimit-nofile=0", *words, *plan.virtiofsd_args]
+    return [str(program), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)]
 
 
 class ShareHelper:
     """The running helper of one machine: it ends with QEMU's end of the socket, with its parent, or by `stop`.
 
     Args:
-        plan: says which, of which directory.
+        plan: says which directory, and how it is served.
+        program: from `server_of`.
         socket: its end of the socket, from `connection`; stays the caller's.
         output: descriptor for what it says.
     """
 
-    def __init__(self, plan: VmPlan, socket: int, *, output: int) -> None:
+    def __init__(self, plan: VmPlan, program: Path, socket: int, *, output: int) -> None:
         self._pidfd = -1
         self._loop: AbstractEventLoop | None = None
         capabilities = _VIRTIOFSD_CAPABILITIES if plan.share_fs == SHARE_VIRTIO_FS else _CAPABILITIES
         self._process: subprocess.Popen[bytes] = confine.spawn(
-            confine.confined(helper_command(plan, socket), capabilities),
+            confine.confined(server_command(plan, program, socket), capabilities),
             fds=(socket,),
             output=output,
             environment=dict(plan.environment),

@@ -27,13 +27,14 @@ from kata.errors import (
     Unavailable,
     VmLaunchError,
 )
+from kata.protocols.shared_tree import TAG
 from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan
 from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
-from kata.runtime.hypervisor.devices import Device, FileSystemDevice
-from kata.runtime.hypervisor.qemu import slots
-from kata.runtime.hypervisor.qemu.command import MEMORY_FD, QMP_FD, RESTORE_FD, SHARE_CHARDEV, STATE_FD
-from kata.runtime.hypervisor.qemu.device_commands import Command
+from kata.runtime.hypervisor.devices import Device, VfioDevice
+from kata.runtime.hypervisor.qemu import confine, slots
+from kata.runtime.hypervisor.qemu.command import QMP_FD, RESTORE_FD, SHARE_CHARDEV
+from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
 from kata.runtime.hypervisor.qemu.process import QemuProcess, restore_commands
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class QemuVm:
     ) -> None:
         self.plan = plan
         self._prelaunch = process
-        files = {MEMORY_FD: memory, STATE_FD: state}
-        self._files = {name: fd for name, fd in files.items() if fd is not None}
+        self._memory = memory
+        self._state = state
         self._pid = 0
         self._expected = False
         self._forced = False
@@ -151,18 +152,18 @@ class QemuVm:
 
     async def _come_up(self) -> None:
         await self._connect()
-        if STATE_FD in self._files:
+        if self._state is not None:
             await self._restored()
         if self.plan.shares_memory and not self._to_be_saved:
-            await self.plug(FileSystemDevice(id="share0", chardev=SHARE_CHARDEV, tag=self.plan.share_tag))
+            await self._plugging().plug(FileSystemDevice("share0", SHARE_CHARDEV, TAG))
 
     @property
     def _to_be_saved(self) -> bool:
-        return MEMORY_FD in self._files and STATE_FD not in self._files
+        return self._memory is not None and self._state is None
 
     def _spawn(self) -> QemuProcess:
         check_files(self.plan)
-        return QemuProcess(self.plan, self._files)
+        return QemuProcess(self.plan, memory=self._memory, state=self._state)
 
     def _watch_process(self, process: QemuProcess) -> None:
         """From here on the end of QEMU is noticed, and everything it holds is released then."""
@@ -365,7 +366,9 @@ class QemuVm:
         return slots.root_port([device.id for device in self.plan.devices].index(device_id)).path
 
     async def plug(self, device: Device) -> str:
-        """Plug a device into the running machine; see `Hotplug.plug`."""
+        """Hot-plug a device; see `Hotplug.plug`."""
+        if isinstance(device, VfioDevice):
+            confine.allow_locked_memory(self._pid)
         return await self._plugging().plug(device)
 
     async def unplug(self, device_id: str, timeout: float = UNPLUG_TIMEOUT_S) -> None:
@@ -472,8 +475,8 @@ def check_files(plan: VmPlan) -> None:
     Raises:
         NotFound: a file or directory is not there, is no such thing, or cannot be read.
     """
-    if not plan.qemu.is_file() or not os.access(plan.qemu, os.X_OK):
-        raise NotFound(f"qemu: {plan.qemu} is not an executable file", hint="install the package qemu-system-x86")
+    if not plan.vmm.is_file() or not os.access(plan.vmm, os.X_OK):
+        raise NotFound(f"qemu: {plan.vmm} is not an executable file", hint="install the package qemu-system-x86")
     for what, path in (("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             raise NotFound(f"guest {what}: {path} is not a readable file", hint="run: kata image build")

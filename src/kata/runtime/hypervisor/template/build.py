@@ -19,8 +19,8 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, NotFound, ResourceExhausted
 from kata.linux.atomic_file import sync_directory
+from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
-from kata.runtime.hypervisor.qemu.vm import QemuVm
 from kata.runtime.hypervisor.template import store, template
 from kata.runtime.hypervisor.template.template import Template
 
@@ -61,8 +61,8 @@ async def ensure(
     Raises:
         KataError: there is none and none could be made.
     """
-    machine = template.description(plan)
-    key = template.key_of(machine)
+    vm = template.description(plan)
+    key = template.key_of(vm)
     try:
         return _open(root, key)
     except NotFound:
@@ -78,7 +78,7 @@ async def ensure(
             pass
         begin = time.monotonic()
         try:
-            await _make(plan, root, key, machine, make_ready, progress)
+            await _make(plan, root, key, vm, make_ready, progress)
         except KataError as error:
             if time.monotonic() - begin > _COSTLY_S:
                 store.remember_failure(root, key, error.message)
@@ -98,7 +98,7 @@ def _open(root: Path, key: str) -> Template:
 
 
 async def _make(
-    plan: VmPlan, root: Path, key: str, machine: Mapping[str, Any], make_ready: MakeReady, progress: Progress
+    plan: VmPlan, root: Path, key: str, vm: Mapping[str, Any], make_ready: MakeReady, progress: Progress
 ) -> None:
     """Put the template in its place, in whose way nothing is afterwards. Hold the lock."""
     try:
@@ -110,7 +110,7 @@ async def _make(
         try:
             progress(f"making a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it")
             await _boot_and_save(plan, directory, make_ready, progress)
-            template.write_manifest(directory, machine)
+            template.write_manifest(directory, vm)
             os.rename(directory, root / key)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -129,15 +129,15 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
         with tempfile.TemporaryDirectory(prefix="template-", dir=plan.run_dir) as run:
             share = Path(run) / "shared"
             share.mkdir()
-            machine = QemuVm(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
+            vm = factory.create(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
             try:
-                progress("booting a virtual machine for it")
-                await machine.start()
-                await make_ready(machine)
+                progress("booting a VM for it")
+                await vm.start()
+                await make_ready(vm)
                 progress("saving it")
-                await machine.save(state, _SAVE_TIMEOUT_S)
+                await vm.save(state, _SAVE_TIMEOUT_S)
             finally:
-                await machine.stop(0)
+                await vm.stop(0)
         size = _copy(memory, directory / template.MEMORY)
         _copy(state, directory / template.STATE)
         progress(f"the template takes {size / 1e6:.0f} MB")

@@ -35,14 +35,14 @@ class Listed:
     """A template as `kata factory status` shows it.
 
     Attributes:
-        machine: what it is of, see `description`; empty if it is broken.
+        vm: what it is of, see `description`; empty if it is broken.
         size: bytes that its files take on the disk.
         used: when a machine last started from it, seconds since 1970.
         problem: why it cannot be used, or "".
     """
 
     key: str
-    machine: Mapping[str, Any]
+    vm: Mapping[str, Any]
     size: int
     used: float
     problem: str
@@ -76,16 +76,16 @@ def list_templates(root: Path) -> list[Listed]:
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.name.startswith(".") or not directory.is_dir():
             continue
-        machine: Mapping[str, Any] = {}
+        vm: Mapping[str, Any] = {}
         problem = ""
         try:
             with open_template(root, directory.name):
-                machine = read_manifest(directory)["machine"]
+                vm = read_manifest(directory)["vm"]
         except KataError as error:
             problem = error.message
         try:
             size = sum(path.stat().st_blocks * 512 for path in directory.iterdir())
-            found.append(Listed(directory.name, machine, size, directory.stat().st_mtime, problem))
+            found.append(Listed(directory.name, vm, size, directory.stat().st_mtime, problem))
         except FileNotFoundError:
             continue  # removed meanwhile
     return sorted(found, key=lambda template: template.used, reverse=True)

@@ -21,20 +21,19 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from kata.errors import FailedPrecondition, NotFound
+from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VmPlan
-from kata.runtime.hypervisor.kvm import processor_flags
-from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, STATE_FD, command_line
 
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 
 #: Raised when the same key would no longer mean the same content.
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST_LIMIT = 64 * 1024
 _STATE_LIMIT = 64 * 1024 * 1024
 
@@ -44,7 +43,7 @@ class Template:
     """An open template. It stays usable until `close`, whatever becomes of its files' names.
 
     Attributes:
-        memory, state: descriptors for `QemuVm`.
+        memory, state: descriptors for `kata.runtime.hypervisor.factory.restore`.
         size: bytes that the memory takes on the disk.
     """
 
@@ -53,11 +52,6 @@ class Template:
     memory: int
     state: int
     size: int
-
-    @property
-    def files(self) -> dict[str, int]:
-        """The descriptors by QEMU's use of them."""
-        return {MEMORY_FD: self.memory, STATE_FD: self.state}
 
     def close(self) -> None:
         os.close(self.memory)
@@ -73,47 +67,25 @@ class Template:
 
 
 def description(plan: VmPlan) -> dict[str, Any]:
-    """All that a machine of this plan has in common with the machines that can go on from its template."""
-    anonymous = replace(
-        plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"), share_options=(), environment=()
-    )
-    names = (QMP_FD, CONSOLE_FD, MEMORY_FD, SHARE_FD, *plan.channels)
-    found: dict[str, Any] = {
-        "accelerator": plan.accelerator,
-        "vcpus": plan.vcpus,
-        "memory_mib": plan.memory_mib,
-        "command": command_line(anonymous, {name: number for number, name in enumerate(names)}),
-    }
-    for what, path in (("qemu", plan.qemu), ("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
-        if path is not None:
-            found[what] = _file_identity(path)
-    if plan.accelerator == "kvm":
-        # The processor shows through, and the host's kernel has a part in the state.
-        flags = " ".join(sorted(processor_flags(Path("/proc/cpuinfo"))))
-        found["host"] = [os.uname().release, hashlib.sha256(flags.encode()).hexdigest()]
-    return found
+    """What a VM of this plan has in common with every VM that can be restored from its template, as JSON has it.
+
+    Raises:
+        NotFound, InvalidArgument: as `kata.runtime.hypervisor.factory.identity`.
+    """
+    size = {"accelerator": plan.accelerator, "vcpus": plan.vcpus, "memory_mib": plan.memory_mib}
+    return size | factory.identity(plan)
 
 
-def key_of(machine: Mapping[str, Any]) -> str:
-    """The name of the template of a machine, from its `description`."""
-    return hashlib.sha256(json.dumps([_FORMAT, machine], sort_keys=True).encode()).hexdigest()[:24]
+def key_of(vm: Mapping[str, Any]) -> str:
+    """The name of the template of a VM, from its `description`."""
+    return hashlib.sha256(json.dumps([_FORMAT, vm], sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _file_identity(path: Path) -> list[object]:
-    """What changes when the file does; its content is never read here, which would cost more than a start may."""
-    try:
-        real = path.resolve(strict=True)
-        info = real.stat()
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}") from error
-    return [str(real), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]
-
-
-def write_manifest(directory: Path, machine: Mapping[str, Any]) -> None:
+def write_manifest(directory: Path, vm: Mapping[str, Any]) -> None:
     """Describe the finished files of a template. Raises OSError."""
     manifest = {
         "format": _FORMAT,
-        "machine": machine,
+        "vm": vm,
         "memory": _memory_identity(os.stat(directory / MEMORY)),
         "state": hashlib.sha256((directory / STATE).read_bytes()).hexdigest(),
     }
@@ -169,9 +141,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         data = file.read(_MANIFEST_LIMIT)
     try:
         manifest = json.loads(data)
-        if manifest["format"] != _FORMAT or not isinstance(manifest["machine"], dict):
+        if manifest["format"] != _FORMAT or not isinstance(manifest["vm"], dict):
             raise ValueError("made by another version")
-        return {name: manifest[name] for name in ("machine", "memory", "state")}
+        return {name: manifest[name] for name in ("vm", "memory", "state")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(f"template {directory.name} is broken: manifest: {error}") from None
 
