@@ -130,7 +130,7 @@ async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> N
         )
         await asyncio.gather(*(one.agent.check(10) for one in machines))
     assert len(keys(root)) == 1
-    assert [text for text in says if text.startswith("making")] == [says[0]], "one made it, and told"
+    assert [text for text in says if text.startswith("building")] == [says[0]], "one made it, and told"
     assert says[-1].startswith("the template takes ")
     assert [path.name for path in root.iterdir() if path.name != ".lock"] == keys(root)
 
@@ -270,8 +270,8 @@ async def test_a_changed_template_is_reported_and_made_anew(
     with caplog.at_level(logging.WARNING):
         async with started(config, "after", says) as one:
             await one.agent.check(10)
-    assert "its memory was changed after it was made; it is made anew" in caplog.text
-    assert says[0].startswith("making a template")
+    assert "its memory was changed after it was built; it is built again" in caplog.text
+    assert says[0].startswith("building a template")
     assert keys(root) == [key]
 
 
@@ -326,7 +326,7 @@ async def test_a_place_that_cannot_be_written_to_costs_a_boot(tmp_path: Path, ca
     with caplog.at_level(logging.WARNING):
         async with started(configured(tmp_path / "file/templates"), "nowhere") as one:
             await one.agent.check(10)
-    assert "there is no template, the machine is booted: templates cannot be kept in" in caplog.text
+    assert "there is no template, the machine is booted: cannot keep templates in" in caplog.text
 
 
 async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             with pytest.raises(ResourceExhausted, match="no space left on device"):
                 await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
             assert keys(directory) == []
-            with pytest.raises(FailedPrecondition, match=r"has just failed: .*no space left"):
+            with pytest.raises(FailedPrecondition, match=r"failed recently: .*no space left"):
                 await ensure_template(plan_of(config, ledger), config, ledger, lambda _: None)
         finally:
             assert ledger.release() == []

@@ -102,7 +102,7 @@ def test_env_is_toml_and_json_of_the_same(capsys: pytest.CaptureFixture[str], tm
     ]
     assert sections["Runtime"]["Version"]["Version"]["Semver"] == VERSION
     assert sections["Runtime"]["Config"]["Path"] == str(config)
-    assert sections["Hypervisor"]["Accelerator"] == {"Name": "tcg", "Reason": "asked for"}
+    assert sections["Hypervisor"]["Accelerator"] == {"Name": "tcg", "Reason": "configured"}
     assert sections["Kernel"]["Parameters"] == tomllib.loads(text)["Kernel"]["Parameters"] == 'a="b"'
     assert sections["Host"]["Memory"]["Total"] > 0
     assert sections["Host"]["Kernel"]

@@ -1,1 +1,1 @@
-"""Virtual machines: a plan says what one is (pure data), a virtual machine monitor makes it so."""
+"""VMs: a plan says what one is (pure data), a VMM runs it."""

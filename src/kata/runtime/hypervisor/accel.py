@@ -1,7 +1,7 @@
-"""KVM where it really runs the guest, the emulator elsewhere, and the reason in words.
+"""The accelerator of a VM: KVM where it runs the guest, emulation (TCG) elsewhere, and the reason in words.
 
-`/dev/kvm` opening proves little: the verdict rests on a boot of the real guest kernel. That boot is done once and
-remembered until the host, the VMM or the guest kernel changes (`kata.runtime.hypervisor.trial_boot`).
+That `/dev/kvm` opens proves little, so the guest kernel is booted once (`kata.runtime.hypervisor.trial_boot`). The
+outcome is cached until the host, the VMM or the guest kernel changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor import kvm
 
 CACHE = Path("/run/kata/accel.json")
-#: Seconds for which a failed boot is believed: the host may just have been busy.
+#: Seconds for which a failed boot counts: the host may just have been busy.
 _FAILURE_LIFETIME_S = 600.0
 _REQUESTS = ("auto", "kvm", "tcg")
 
@@ -29,7 +29,7 @@ class Accelerator:
 
     Attributes:
         name: "kvm" or "tcg".
-        reason: why, in one sentence for people.
+        reason: why, in one sentence for the user.
     """
 
     name: str
@@ -39,38 +39,40 @@ class Accelerator:
 def known(
     requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
 ) -> Accelerator | None:
-    """Decide which accelerator a machine gets; None if only a trial boot can tell, which `choose` does.
+    """Decide which accelerator a VM gets; None if that takes a trial boot, which `choose` does.
 
     Args:
-        requested: "kvm" insists, "tcg" does not even look, "auto" takes KVM where it works.
-        require_kvm: "auto" insists too.
-        cache: where the outcome of the trial boot is kept.
+        requested: "kvm" fails without KVM, "tcg" does not use it, "auto" uses it where it works.
+        require_kvm: whether "auto" fails without KVM, too.
+        vmm: the VMM's executable.
+        kernel, initrd: of the guest.
+        cache: the file with the outcome of the trial boot.
 
     Raises:
         InvalidArgument: `requested` is none of these, or contradicts `require_kvm`.
-        FailedPrecondition: KVM is insisted on and does not work here.
+        FailedPrecondition: KVM is required and does not work.
     """
     if requested not in _REQUESTS:
-        raise InvalidArgument(f"accelerator {requested!r} is not one of {', '.join(_REQUESTS)}")
+        raise InvalidArgument(f"invalid accelerator {requested!r} ({', '.join(_REQUESTS)})")
     if requested == "tcg":
         if require_kvm:
             raise InvalidArgument(
                 "accelerator tcg contradicts require_kvm", hint="set accelerator to auto, or require_kvm to false"
             )
-        return Accelerator("tcg", "asked for")
+        return Accelerator("tcg", "configured")
     obstacle = kvm.obstacle()
     if obstacle is None:
         obstacle = _recall(cache, _key("kvm", vmm, kernel, initrd))
         if obstacle is None:
             return None
-    return _verdict(obstacle, insisted=requested == "kvm" or require_kvm)
+    return _verdict(obstacle, required=requested == "kvm" or require_kvm)
 
 
-def _verdict(obstacle: str, *, insisted: bool) -> Accelerator:
-    """What an obstacle to KVM, or none (""), means."""
+def _verdict(obstacle: str, *, required: bool) -> Accelerator:
+    """The accelerator, given what prevents KVM; "" for nothing."""
     if not obstacle:
         return Accelerator("kvm", "the guest kernel boots under KVM")
-    if insisted:
+    if required:
         raise FailedPrecondition(
             f"KVM does not work here: {obstacle}",
             hint="enable virtualization on this host, or set accelerator to auto and require_kvm to false",
@@ -81,10 +83,14 @@ def _verdict(obstacle: str, *, insisted: bool) -> Accelerator:
 async def choose(
     requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
 ) -> Accelerator:
-    """Decide as `known` does, with a trial boot if there has been none.
+    """Decide as `known` does, with a trial boot if no outcome is cached.
+
+    Args:
+        requested, require_kvm, vmm, kernel, initrd, cache: as for `known`.
 
     Raises:
-        NotFound: VMM, kernel or initrd is not there.
+        InvalidArgument, FailedPrecondition: as `known`.
+        NotFound: VMM, kernel or initrd does not exist.
     """
     found = known(requested, require_kvm=require_kvm, vmm=vmm, kernel=kernel, initrd=initrd, cache=cache)
     if found is None:
@@ -93,17 +99,17 @@ async def choose(
 
         obstacle = await trial_boot.probe("kvm", vmm=vmm, kernel=kernel, initrd=initrd) or ""
         _remember(cache, _key("kvm", vmm, kernel, initrd), obstacle)
-        found = _verdict(obstacle, insisted=requested == "kvm" or require_kvm)
+        found = _verdict(obstacle, required=requested == "kvm" or require_kvm)
     return found
 
 
 def known_for(hypervisor: HypervisorConfig) -> Accelerator | None:
-    """Decide as the configuration asks; see `known`."""
+    """Decide by the configuration; raises as `known`."""
     return known(hypervisor.accelerator, **_arguments(hypervisor))
 
 
 async def choose_for(hypervisor: HypervisorConfig) -> Accelerator:
-    """Decide as the configuration asks; see `choose`."""
+    """Decide by the configuration; raises as `choose`."""
     return await choose(hypervisor.accelerator, **_arguments(hypervisor))
 
 
@@ -127,12 +133,12 @@ def _key(name: str, vmm: Path, kernel: Path, initrd: Path) -> dict[str, object]:
             info = path.stat()
             identity[what] = [str(path.resolve()), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]
         except OSError:
-            identity[what] = [str(path)]  # reported by whoever needs the file
+            identity[what] = [str(path)]  # whoever opens the file reports it
     return identity
 
 
 def _recall(cache: Path, key: dict[str, object]) -> str | None:
-    """ "" for a boot that worked, a sentence for one that did not, None if nothing (useful) is remembered."""
+    """The cached outcome: "" for a boot that worked, the reason for one that did not; None if there is none."""
     try:
         entry = json.loads(cache.read_bytes())
         obstacle, expires = entry["obstacle"], entry["expires"]
@@ -144,7 +150,7 @@ def _recall(cache: Path, key: dict[str, object]) -> str | None:
 
 
 def _remember(cache: Path, key: dict[str, object], obstacle: str) -> None:
-    """Write the outcome down. What cannot be written is found out again."""
+    """Cache the outcome. Without a cache, the next start boots again."""
     expires = time.clock_gettime(time.CLOCK_BOOTTIME) + _FAILURE_LIFETIME_S
     try:
         cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)

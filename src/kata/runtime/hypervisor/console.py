@@ -1,6 +1,6 @@
-"""What a guest or its monitor says, kept: bounded on disk, safe on a terminal.
+"""Logs of guest console and VMM output: bounded on disk, safe on a terminal.
 
-The guest is hostile: it may write for ever, and it may write what a terminal obeys. Not here: what lines mean.
+The guest is hostile: it may write endlessly, and it may write control sequences. Not here: what the lines mean.
 """
 
 from __future__ import annotations
@@ -11,30 +11,34 @@ import re
 from pathlib import Path
 
 #: Bytes kept of one log.
-DEFAULT_LIMIT = 256 * 1024
+MAX_LOG_BYTES = 256 * 1024
 _CHUNK = 64 * 1024
 #: Characters shown of one line.
-_LINE_LIMIT = 500
-#: ECMA-48 control sequences and strings, so that their printable remains do not stay as litter.
+_MAX_LINE = 500
+#: ECMA-48 control sequences and strings, removed whole, so that their printable part does not stay.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])")
 
 
 def printable(text: str) -> str:
-    """`text` without anything that a terminal would act on; lines stay lines."""
+    """`text` without anything that a terminal interprets, but for line feeds and tabs."""
     kept = (character for character in _ESCAPES.sub("", text) if character in "\n\t" or character.isprintable())
     return "".join(kept)
 
 
 class RingFile:
-    """A log of which the last `limit` bytes, at most, and the last half of that, at least, are kept.
+    """A log of bounded size: between half of `limit` and `limit` bytes of its end are kept.
 
-    Two files: `path` grows to half the limit, then becomes `path` + ".1", replacing the one before.
+    Two files: `path` grows to half the limit, is then renamed to `path` + ".1", and started again.
+
+    Args:
+        path: the log file; an existing one is overwritten.
+        limit: bytes.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
-    def __init__(self, path: Path, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, path: Path, limit: int = MAX_LOG_BYTES) -> None:
         self.path = path
         self._older = path.with_name(path.name + ".1")
         self._half = max(1, limit // 2)
@@ -46,19 +50,19 @@ class RingFile:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append. What the disk does not take is lost: a full disk must not stop a guest."""
+        """Append. What cannot be written is dropped: a full disk must not stop a guest."""
         try:
             view = memoryview(data)[-2 * self._half :]
             while view:
                 if self._size >= self._half:
-                    self._turn()
+                    self._rotate()
                 written = os.write(self._fd, view[: self._half - self._size])
                 self._size += written
                 view = view[written:]
         except OSError:
             return
 
-    def _turn(self) -> None:
+    def _rotate(self) -> None:
         os.replace(self.path, self._older)
         os.close(self._fd)
         self._fd = -1
@@ -72,7 +76,7 @@ class RingFile:
             self._fd = -1
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines, safe to show, each cut to a sane length; "" if there are none."""
+        """The last lines, safe to show, each truncated to 500 characters; "" if there are none."""
         data = b""
         for path in (self._older, self.path):
             try:
@@ -80,14 +84,19 @@ class RingFile:
             except OSError:
                 continue
         text = printable(data.decode(errors="replace"))
-        kept = [line[:_LINE_LIMIT] for line in text.split("\n") if line.strip()]
+        kept = [line[:_MAX_LINE] for line in text.split("\n") if line.strip()]
         return "\n".join(kept[-lines:])
 
 
 class Pump:
-    """Moves what a descriptor gives into a ring file, until its end.
+    """Copies a descriptor into a ring file, until its end.
 
-    Owns the descriptor, which has to be a pipe or a stream socket. Made in a running event loop.
+    Args:
+        fd: of a pipe or stream socket; owned from here on.
+        ring: stays the caller's.
+
+    Raises:
+        RuntimeError: no event loop runs.
     """
 
     def __init__(self, fd: int, ring: RingFile) -> None:
@@ -99,7 +108,7 @@ class Pump:
         self._loop.add_reader(fd, self._readable)
 
     def _readable(self) -> None:
-        # One chunk a turn: a guest that floods its console gets no more of this process than others do.
+        # One chunk for each iteration of the event loop: a guest that floods its console does not starve others.
         try:
             data = os.read(self._fd, _CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -112,7 +121,7 @@ class Pump:
             self.close()
 
     async def ended(self, timeout: float) -> None:
-        """Wait for the end of the data, or of the time."""
+        """Wait for the end of the data, for `timeout` seconds at most."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ended.wait()
@@ -120,7 +129,7 @@ class Pump:
             return
 
     def close(self) -> None:
-        """Stop and close the descriptor. Idempotent."""
+        """Stop copying and close the descriptor. Idempotent."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

@@ -1,7 +1,7 @@
-"""Deadlines for what a machine does, which leave out the time that the host did not give it.
+"""Deadlines for a VM that do not count its run delay, the time that its threads were ready and waited for a CPU.
 
-Sixty sandboxes that start at once on two processors take longer than any of them alone may, and none of them is broken:
-their threads wait for a processor, which the kernel counts. A machine that hangs waits for nothing.
+Sixty sandboxes that start at once on two CPUs take longer than any of them may, and none of them hangs: their threads
+wait for a CPU, which the kernel counts. A VM that hangs has no run delay.
 
 Reference: the kernel's Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
 """
@@ -18,12 +18,12 @@ from kata.errors import DeadlineExceeded
 
 _T = TypeVar("_T")
 
-#: Seconds that a deadline is put off by at most: a guest that spins on a busy host waits for ever.
-RUN_DELAY_MAX_S = 100.0
+#: Seconds by which a deadline is extended at most: the run delay of a guest that spins on a busy host never ends.
+MAX_RUN_DELAY_S = 100.0
 
 
 def run_delay(pid: int) -> float:
-    """Seconds that the threads of a process have waited for a processor; 0 if there is no such process or count."""
+    """The run delay of a process's threads together, in seconds; 0 if there is no such process, or no count."""
     total = 0
     try:
         threads = os.listdir(f"/proc/{pid}/task")
@@ -34,7 +34,7 @@ def run_delay(pid: int) -> float:
             with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
                 total += int(file.read().split()[1])
         except (OSError, IndexError):
-            continue  # it has ended, or the kernel does not count
+            continue  # the thread has ended, or the kernel does not count
     return total / 1e9
 
 
@@ -43,7 +43,12 @@ async def before_deadline(what: str, call: Coroutine[Any, Any, _T], timeout: flo
 
     Args:
         what: who is to answer, for the error.
-        timeout: seconds, less those that process `pid` waits for a processor, of which RUN_DELAY_MAX_S count.
+        call: the call.
+        timeout: seconds, to which the run delay of process `pid` is added, MAX_RUN_DELAY_S at most.
+        pid: the VMM's process.
+
+    Returns:
+        The call's result.
 
     Raises:
         DeadlineExceeded: it took longer.
@@ -52,10 +57,10 @@ async def before_deadline(what: str, call: Coroutine[Any, Any, _T], timeout: flo
     task = asyncio.ensure_future(call)
     try:
         while not task.done():
-            put_off = min(max(0.0, run_delay(pid) - before), RUN_DELAY_MAX_S)
-            left = begin + timeout + put_off - time.monotonic()
+            extension = min(max(0.0, run_delay(pid) - before), MAX_RUN_DELAY_S)
+            left = begin + timeout + extension - time.monotonic()
             if left <= 0:
-                waited = f", and {put_off:.0f} s of waiting for a processor" if put_off >= 1 else ""
+                waited = f" and a run delay of {extension:.0f} s" if extension >= 1 else ""
                 raise DeadlineExceeded(f"{what} did not answer within {timeout:.0f} s{waited}")
             await asyncio.wait({task}, timeout=left)
         return task.result()

@@ -1,8 +1,7 @@
-"""What can be plugged into a running machine: descriptions, pure data.
+"""Descriptions of devices that can be hot-plugged into a VM: pure data.
 
-Descriptors in them stay the caller's, who keeps them open until `VirtualMachine.plug` has returned. The caller has
-opened them where it may look (the sandbox's mount and network namespace, beneath the right root): the monitor opens
-nothing by name, but for a VFIO device.
+Descriptors in them stay the caller's, open until `VirtualMachine.plug` has returned. The caller has opened them in the
+right mount and network namespace: the VMM opens nothing by name but VFIO devices.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from dataclasses import dataclass
 from kata.errors import InvalidArgument
 from kata.linux import pci
 
-#: QEMU's rule for names (`id_wellformed`), and a length that leaves room for what is made of it.
+#: The strictest rule of a VMM (QEMU's `id_wellformed`), and a length that leaves room for a suffix.
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
-#: What fits into the answer of a virtio disk (VIRTIO_BLK_ID_BYTES).
+#: Virtio specification, 5.2.6: VIRTIO_BLK_ID_BYTES is 20.
 _SERIAL = re.compile(r"[!-~]{0,20}")
 #: Kata's names, which are also those of the setting `block_device_driver`.
 BLOCK_DRIVERS = ("virtio-blk", "virtio-scsi")
 AIO = ("threads", "native", "io_uring")
-_MAXIMUM_QUEUES = 256
+_MAX_QUEUES = 256
 _MTU = range(68, 65536)
 
 
@@ -30,13 +29,17 @@ class BlockDevice:
     """A disk: an image file or a block device of the host.
 
     Attributes:
-        id: its name, one of its own in the machine.
-        fd: what it is, open for reading, and for writing unless it is read-only.
-        driver: what the guest sees, one of BLOCK_DRIVERS.
+        id: unique in the VM.
+        fd: the disk, open for reading, and for writing unless `read_only`.
+        read_only: whether the guest cannot write to it.
+        driver: the device that the guest sees, one of BLOCK_DRIVERS.
         cache_direct: whether the host's page cache is bypassed (O_DIRECT).
         cache_no_flush: whether the guest's flushes are ignored.
-        aio: how the monitor reads and writes, one of AIO; "native" takes `cache_direct`.
-        serial: what the guest reads as the disk's serial number: at most 20 printable characters.
+        aio: how the VMM reads and writes, one of AIO; "native" needs `cache_direct`.
+        serial: the disk's serial number in the guest: at most 20 printable characters.
+
+    Raises:
+        InvalidArgument: a value that no disk can have.
     """
 
     id: str
@@ -52,9 +55,9 @@ class BlockDevice:
         _check(self.id, _ID, "device id")
         _check(self.serial, _SERIAL, f"serial number of disk {self.id}")
         if self.driver not in BLOCK_DRIVERS or self.aio not in AIO:
-            raise InvalidArgument(f"disk {self.id}: driver {self.driver!r} with aio {self.aio!r} is not known")
+            raise InvalidArgument(f"disk {self.id}: unknown driver {self.driver!r} or aio {self.aio!r}")
         if self.aio == "native" and not self.cache_direct:
-            raise InvalidArgument(f"disk {self.id}: aio native works only with the page cache bypassed")
+            raise InvalidArgument(f"disk {self.id}: aio native needs the page cache to be bypassed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +65,14 @@ class NetworkDevice:
     """A network interface on a tap device.
 
     Attributes:
-        id: its name, one of its own in the machine.
+        id: unique in the VM.
         taps: the tap device, one descriptor for each pair of queues.
-        vhosts: /dev/vhost-net as often, or empty for none.
-        mac: hardware address, lower case; the guest's driver finds it.
-        mtu: what the guest's driver is told, or 0 for nothing.
+        vhosts: as many descriptors of /dev/vhost-net, or none.
+        mac: hardware address, lower case.
+        mtu: MTU that the guest's driver is told, or 0 for none.
+
+    Raises:
+        InvalidArgument: a value that no interface can have.
     """
 
     id: str
@@ -78,19 +84,24 @@ class NetworkDevice:
     def __post_init__(self) -> None:
         _check(self.id, _ID, "device id")
         _check(self.mac, _MAC, f"hardware address of network device {self.id}")
-        if not 1 <= len(self.taps) <= _MAXIMUM_QUEUES or len(self.vhosts) not in (0, len(self.taps)):
-            raise InvalidArgument(f"network device {self.id}: {len(self.taps)} queues, {len(self.vhosts)} for vhost")
+        if not 1 <= len(self.taps) <= _MAX_QUEUES or len(self.vhosts) not in (0, len(self.taps)):
+            raise InvalidArgument(
+                f"network device {self.id}: {len(self.taps)} queues with {len(self.vhosts)} for vhost"
+            )
         if self.mtu and self.mtu not in _MTU:
-            raise InvalidArgument(f"network device {self.id}: an MTU of {self.mtu} is impossible")
+            raise InvalidArgument(f"network device {self.id}: invalid MTU {self.mtu} ({_MTU.start} to {_MTU.stop - 1})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VfioDevice:
-    """A PCI device of the host, bound to vfio-pci.
+    """A VFIO-bound PCI device of the host.
 
     Attributes:
-        id: its name, one of its own in the machine.
+        id: unique in the VM.
         host: its address on the host, such as "0000:3b:00.0".
+
+    Raises:
+        InvalidArgument: id or address is malformed.
     """
 
     id: str
@@ -106,4 +117,4 @@ Device = BlockDevice | NetworkDevice | VfioDevice
 
 def _check(text: str, pattern: re.Pattern[str], what: str) -> None:
     if not pattern.fullmatch(text):
-        raise InvalidArgument(f"{what} {text!r} is not well formed")
+        raise InvalidArgument(f"invalid {what} {text!r}")

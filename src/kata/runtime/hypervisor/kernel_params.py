@@ -1,7 +1,9 @@
-"""The kernel command line of a guest: what makes it boot fast and fail loudly.
+"""The kernel command line of a guest, for a fast boot and a visible failure.
 
-Parameters of the agent are the sandbox's, not set here. Nor is anything that weakens the guest (mitigations=off,
-nokaslr): measured under emulation, it gains nothing. Reference: the kernel's admin-guide/kernel-parameters.
+The agent's parameters come with the plan. Nothing weakens the guest (mitigations=off, nokaslr): measured under
+emulation, it gains nothing.
+
+Reference: the kernel's Documentation/admin-guide/kernel-parameters.rst.
 """
 
 from __future__ import annotations
@@ -9,34 +11,34 @@ from __future__ import annotations
 from kata.errors import InvalidArgument
 from kata.runtime.hypervisor.base import VmPlan
 
-#: x86's COMMAND_LINE_SIZE (2048) less the final zero byte: the kernel cuts off the rest without a word.
+#: x86's COMMAND_LINE_SIZE (2048) less the final zero byte: the kernel silently truncates the rest.
 MAX_LENGTH = 2047
 
 _ALWAYS = (
     "console=ttyS0",
-    # A panic ends the machine at once: QEMU runs with -no-reboot.
+    # A panic ends the VM at once: the VMM exits instead of rebooting.
     "panic=-1",
-    # The self-tests of the crypto drivers are the one big known cost of a boot under emulation.
+    # The self-tests of the crypto drivers are the largest avoidable cost of a boot under emulation.
     "cryptomgr.notests",
     # There is one serial port; probing for others is slow.
     "8250.nr_uarts=1",
-    # Time comes from the host, whose timers need no second opinion.
+    # The host's timers work; checking them takes time.
     "no_timer_check",
     "tsc=reliable",
-    # Patching locks in and out when CPUs come and go costs more than it gains.
+    # Patching locks when CPUs come and go costs more than it gains.
     "noreplace-smp",
 )
 
 
 def kernel_command_line(plan: VmPlan) -> str:
-    """The whole command line; the plan's own parameters come last and win.
+    """The complete command line; the plan's own parameters come last and win.
 
     Raises:
-        InvalidArgument: it is longer than the kernel takes.
+        InvalidArgument: it is too long.
     """
     parts = [
         *_ALWAYS,
-        # Pass-through: the guest's own drivers need no mapping, and only what a program drives by VFIO is confined.
+        # Pass-through: the guest's own drivers need no mapping; only what a program drives by VFIO is confined.
         *(("intel_iommu=on", "iommu=pt") if plan.iommu else ()),
         "debug" if plan.debug else "quiet",
         *plan.kernel_params,
@@ -44,7 +46,7 @@ def kernel_command_line(plan: VmPlan) -> str:
     line = " ".join(parts)
     if len(line) > MAX_LENGTH:
         raise InvalidArgument(
-            f"kernel command line has {len(line)} characters, the kernel takes {MAX_LENGTH}",
+            f"kernel command line is {len(line)} characters long; the maximum is {MAX_LENGTH}",
             hint="shorten kernel_params in the configuration",
         )
     return line

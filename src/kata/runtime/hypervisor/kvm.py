@@ -1,7 +1,7 @@
-"""Whether /dev/kvm is what it seems: hardware virtualization that can run a stock guest.
+"""Whether /dev/kvm offers hardware virtualization that can run an unmodified guest. A look at the host.
 
-Looks, and creates no virtual machine: some hosts offer a KVM that only runs guests made for it, and trying another one
-may harm the host. What passes here is still to be proved by a boot (`kata.runtime.hypervisor.accel`).
+No VM is created: some hosts offer a KVM that runs only guests made for it, and another guest may harm the host. What
+passes here is still to be proved by a boot (`kata.runtime.hypervisor.accel`).
 
 Reference: the kernel's Documentation/virt/kvm/api.rst, sections 4.1 and 4.46.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 _API_VERSION = 12
 _GET_API_VERSION = 0xAE00
 _GET_SUPPORTED_CPUID = 0xC008AE05
-#: Leaves asked for; kernels know fewer than 100.
+#: CPUID leaves requested; kernels know fewer than 100.
 _CPUID_LEAVES = 256
 _CPUID_HEADER = struct.Struct("=II")
 #: function, index, flags, eax, ebx, ecx, edx, and three words of padding.
 _CPUID_ENTRY = struct.Struct("=7I12x")
 
-#: Features of every x86-64 processor with hardware virtualization: (leaf, register, bit).
+#: Features of every x86-64 CPU with hardware virtualization: (leaf, register, bit).
 _BASELINE = {
     "pae": (0x1, "edx", 6),
     "apic": (0x1, "edx", 9),
@@ -34,7 +34,12 @@ _BASELINE = {
 
 
 def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Why KVM cannot run a guest here; None if nothing speaks against trying."""
+    """Why KVM cannot run a guest on this host; None if nothing is known to prevent it.
+
+    Args:
+        device: the KVM device.
+        cpuinfo: /proc/cpuinfo, or another file for tests.
+    """
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -42,25 +47,25 @@ def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinf
     try:
         version = fcntl.ioctl(fd, _GET_API_VERSION, 0)
         if version != _API_VERSION:
-            return f"{device} speaks version {version} of its interface, not {_API_VERSION}"
+            return f"{device} has API version {version}, not {_API_VERSION}"
         flags = cpu_flags(cpuinfo)
         if not flags & {"vmx", "svm"}:
-            return f"{device} opens, but the processor offers no hardware virtualization (neither vmx nor svm)"
+            return f"{device} opens, but the CPU has no hardware virtualization (neither vmx nor svm)"
         leaves = bytearray(_CPUID_HEADER.size + _CPUID_LEAVES * _CPUID_ENTRY.size)
         _CPUID_HEADER.pack_into(leaves, 0, _CPUID_LEAVES, 0)
         fcntl.ioctl(fd, _GET_SUPPORTED_CPUID, leaves)
         missing = missing_features(bytes(leaves))
     except OSError as error:
-        return f"{device} opens, but does not answer as KVM: {error.strerror}"
+        return f"{device} opens, but does not answer like KVM: {error.strerror}"
     finally:
         os.close(fd)
     if missing:
-        return f"{device} opens, but would give a guest a processor without {', '.join(missing)}"
+        return f"{device} opens, but would give a guest a CPU without {', '.join(missing)}"
     return None
 
 
 def cpu_flags(cpuinfo: Path) -> set[str]:
-    """The feature flags of the first processor.
+    """The feature flags of the first CPU in /proc/cpuinfo.
 
     Raises:
         OSError: the file cannot be read.
@@ -74,7 +79,7 @@ def cpu_flags(cpuinfo: Path) -> set[str]:
 
 
 def missing_features(cpuid: bytes) -> list[str]:
-    """Names of the baseline features that a `struct kvm_cpuid2` lacks: all of them if it is empty."""
+    """Names of the baseline features that a `struct kvm_cpuid2` lacks; all of them if it has no entries."""
     count = min(_CPUID_HEADER.unpack_from(cpuid)[0], (len(cpuid) - _CPUID_HEADER.size) // _CPUID_ENTRY.size)
     registers: dict[tuple[int, str], int] = {}
     for number in range(count):

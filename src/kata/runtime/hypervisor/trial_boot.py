@@ -1,4 +1,4 @@
-"""A boot of the real guest kernel under an accelerator, to see it live: no other proof is good enough."""
+"""A boot of the guest kernel under an accelerator: the only proof that it works."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from kata.errors import KataError, NotFound
 from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 
-#: On the kernel command line: the guest's init says PROBE_ANSWER on the console and powers off.
+#: Kernel parameter: the guest's init prints PROBE_ANSWER on the console and powers off.
 PROBE_PARAMETER = "kata.probe"
 PROBE_ANSWER = "kata-probe-ok"
-#: Seconds for a probe under KVM, where the boot takes under one.
+#: Seconds for the boot, which takes less than one under KVM.
 PROBE_TIMEOUT_S = 15.0
 
 
 async def probe(name: str, *, vmm: Path, kernel: Path, initrd: Path, timeout: float = PROBE_TIMEOUT_S) -> str | None:
-    """Boot the guest kernel under an accelerator to see it live.
+    """Boot the guest kernel under an accelerator.
+
+    Args:
+        name: "kvm" or "tcg".
+        vmm: the VMM's executable.
+        kernel, initrd: of the guest.
+        timeout: seconds.
 
     Returns:
-        None if the guest said PROBE_ANSWER and powered off, else what went wrong, in one sentence.
+        None if the guest printed PROBE_ANSWER and powered off, else what went wrong, in one sentence.
 
     Raises:
-        NotFound: VMM, kernel or initrd is not there.
+        NotFound: VMM, kernel or initrd does not exist.
     """
     with tempfile.TemporaryDirectory(prefix="kata-probe-") as directory:
         plan = VmPlan(
@@ -56,4 +62,4 @@ async def probe(name: str, *, vmm: Path, kernel: Path, initrd: Path, timeout: fl
 
 def _last(vm: VirtualMachine) -> str:
     line = vm.console_tail(1)
-    return f", its last line: {line}" if line else ", it said nothing"
+    return f", its last line: {line}" if line else ", without any output"

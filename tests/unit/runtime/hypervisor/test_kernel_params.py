@@ -33,5 +33,5 @@ def test_nothing_weakens_the_guest(make_plan: Callable[..., VmPlan], accelerator
 def test_a_line_that_the_kernel_would_cut_off_is_refused(make_plan: Callable[..., VmPlan]) -> None:
     room = MAX_LENGTH - len(kernel_command_line(make_plan())) - 1
     kernel_command_line(make_plan(kernel_params=("x" * room,)))
-    with pytest.raises(InvalidArgument, match=f"{MAX_LENGTH + 1} characters"):
+    with pytest.raises(InvalidArgument, match=f"is {MAX_LENGTH + 1} characters long"):
         kernel_command_line(make_plan(kernel_params=("x" * (room + 1),)))

@@ -46,7 +46,7 @@ def test_no_device(tmp_path: Path) -> None:
 
 def test_a_file_is_no_kvm(tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
-    assert "does not answer as KVM: Inappropriate ioctl" in (obstacle(tmp_path / "kvm") or "")
+    assert "does not answer like KVM: Inappropriate ioctl" in (obstacle(tmp_path / "kvm") or "")
 
 
 def test_a_processor_without_virtualization(tmp_path: Path) -> None:

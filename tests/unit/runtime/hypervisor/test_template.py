@@ -103,7 +103,7 @@ class TestOpen:
             os.fstat(found.memory)
 
     def test_none(self, root: Path) -> None:
-        with pytest.raises(NotFound, match="no template k"):
+        with pytest.raises(NotFound, match="template k does not exist"):
             template.open_template(root, "k")
         with pytest.raises(NotFound):
             template.open_template(root / "nowhere", "k")

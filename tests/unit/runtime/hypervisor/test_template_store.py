@@ -33,7 +33,7 @@ class TestRemove:
         assert list(root.iterdir()) == []
 
     def test_where_nothing_can_be_removed(self, root: Path) -> None:
-        with pytest.raises(FailedPrecondition, match="cannot be removed"):
+        with pytest.raises(FailedPrecondition, match="cannot remove template"):
             store.discard(root / "nowhere", "k")
 
     def test_the_most_recently_used_stay(self, root: Path) -> None:
@@ -88,7 +88,7 @@ class TestFailures:
 class TestLock:
     async def test_excludes_and_has_a_deadline(self, root: Path) -> None:
         async with store.locked(root, 1.0):
-            with pytest.raises(DeadlineExceeded, match="has been busy in"):
+            with pytest.raises(DeadlineExceeded, match="has held the lock of"):
                 async with store.locked(root, 0.1):
                     pass
         async with store.locked(root, 0.1):
@@ -101,7 +101,7 @@ class TestLock:
 
     async def test_a_place_that_cannot_be_written_to(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(KataError, match="templates cannot be kept in") as caught:
+        with pytest.raises(KataError, match="cannot keep templates in") as caught:
             async with store.locked(tmp_path / "file/templates", 1.0):
                 pass
         assert caught.value.hint is not None
@@ -109,5 +109,5 @@ class TestLock:
 
 def test_room_on_the_disk(root: Path) -> None:
     store.require_room(root, 1)
-    with pytest.raises(ResourceExhausted, match="MiB left, a template may need"):
+    with pytest.raises(ResourceExhausted, match="MiB left; a template may need"):
         store.require_room(root, 1 << 62)

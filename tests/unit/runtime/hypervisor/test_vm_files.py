@@ -66,5 +66,5 @@ async def test_a_machine_that_does_not_run(host: Callable[..., VmPlan]) -> None:
     machine.kill()
     with pytest.raises(FailedPrecondition, match="does not run"):
         await machine.wait()
-    with pytest.raises(FailedPrecondition, match=r"no channel kata\.rpc"):
+    with pytest.raises(FailedPrecondition, match=r"channel kata\.rpc of abc is unknown"):
         machine.channel("kata.rpc")

@@ -1,1 +1,1 @@
-"""QEMU: its command line (pure), its confinement, its process."""
+"""QEMU: its command line (pure), its process and confinement, QMP, hot-plug. Only the factory imports it."""

@@ -1,6 +1,6 @@
-"""QEMU's command line, made from a plan without touching anything.
+"""QEMU's command line as a pure function of the plan.
 
-Every device has a fixed PCI address, so that two machines of one plan are alike, and one can be the other's template:
+Every device has a fixed PCI address, so that VMs of equal plans are alike and one can be the other's template:
 
     0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
     0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
@@ -19,35 +19,36 @@ from kata.runtime.hypervisor.base import MAX_CHANNELS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.kernel_params import kernel_command_line
 from kata.runtime.hypervisor.qemu import slots
 
-#: Keys of `fds` besides the names of the plan's channels, which cannot contain a colon.
+#: Keys of `fds` besides the names of channels, which cannot contain a colon.
 QMP_FD = ":qmp"
 CONSOLE_FD = ":console"
-#: A file that is the guest's memory; without it the memory is QEMU's own.
+#: A file that is the guest's memory; without it, the memory is anonymous.
 MEMORY_FD = ":memory"
-#: The state of a saved machine, to go on from; the memory is then that machine's, and what this one writes is private.
+#: The state of a saved VM, to be restored; MEMORY_FD is then that VM's memory, which this one maps privately.
 STATE_FD = ":state"
-#: A second QMP monitor, on which the state is asked for before anybody has connected to the first.
+#: A second QMP monitor, on which the restore is requested before a client has connected to the first.
 RESTORE_FD = ":restore"
+#: The connection to the program that serves the shared tree; without it, QEMU serves 9p by itself.
 SHARE_FD = ":share"
 #: QEMU's name of the connection to the daemon that serves virtio-fs.
 SHARE_CHARDEV = "share"
 
 #: The only machine type for which the addresses above are free.
 _MACHINE = "q35"
-#: Bytes of translated code that the emulator keeps, in MiB. QEMU's own default is 1 GiB, which a busy guest fills.
+#: MiB of translated code that TCG caches. QEMU's default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
-#: All that the emulator can do, but for what it does slowly: with these two a kernel copies memory by `rep movsb`,
-#: which the emulator runs byte by byte (creating a container took 40 % longer).
+#: All features that TCG emulates but two: with them, a kernel copies memory by `rep movsb`, which TCG runs byte by byte
+#: (creating a container took 40 % longer).
 _TCG_CPU = "max,-erms,-fsrm"
 
 
 def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
-    """The arguments that start `plan`'s machine.
+    """The arguments that run the plan's VM.
 
     Args:
-        plan: the machine.
+        plan: the VM.
         fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
-            channel, and SHARE_FD if the plan has a helper for the share; files for MEMORY_FD (to save the machine
+            channel, and for SHARE_FD if another program serves the shared tree; files for MEMORY_FD (to save the VM
             later, or to share its memory) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
 
     Raises:
@@ -61,13 +62,13 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         ("-no-reboot",),
         ("-display", "none"),
         ("-machine", _MACHINE + (",memory-backend=memory" if MEMORY_FD in fds else "")),
-        *_processor(plan),
+        *_cpu(plan),
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
         ("-m", _memory_size(plan)),
         *_memory(plan, fds),
         ("-rtc", "base=utc,clock=host"),
-        *_beginning(plan, fds),
+        *_origin(plan, fds),
         ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
         ("-mon", "chardev=qmp,mode=control"),
         ("-chardev", f"socket,id=console,fd={fds[CONSOLE_FD]}"),
@@ -78,7 +79,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         *_devices(plan),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
-        # Tells a guest that it has been cloned, so that it draws new random numbers.
+        # Tells the guest's kernel that it was cloned, so that it reseeds its random number generator.
         ("-device", "vmgenid,id=vmgenid,guid=auto"),
         *_share(plan, fds),
     ]
@@ -102,10 +103,10 @@ def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={share}")]
 
 
-def _beginning(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """Where the machine starts from: a kernel, or the state that another machine was saved in."""
+def _origin(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """What the VM starts from: a kernel, or the state of a saved VM."""
     if STATE_FD in fds:
-        # Deferred, because what the state leaves out has to be said first, and only QMP can say it.
+        # Deferred, because the capability x-ignore-shared has to be set first, by QMP.
         return [
             ("-incoming", "defer"),
             ("-chardev", f"socket,id=restore,fd={fds[RESTORE_FD]}"),
@@ -114,14 +115,14 @@ def _beginning(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     return [("-kernel", str(plan.kernel)), ("-initrd", str(plan.initrd)), ("-append", kernel_command_line(plan))]
 
 
-def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
+def _cpu(plan: VmPlan) -> list[tuple[str, ...]]:
     features = f",{plan.cpu_features}" if plan.cpu_features else ""
     if plan.accelerator == "kvm":
         return [
-            # The IOMMU can remap interrupts only of a controller that QEMU has.
+            # Interrupt remapping needs the I/O APIC in QEMU, not in the kernel.
             ("-accel", f"kvm,kernel-irqchip={'split' if plan.iommu else 'on'}"),
             ("-cpu", f"host{features}"),
-            # Linux does not count on timer ticks that were missed while the machine did not run.
+            # Linux does not need the timer ticks that it missed while the VM was paused.
             ("-global", "kvm-pit.lost_tick_policy=discard"),
         ]
     return [
@@ -131,7 +132,7 @@ def _processor(plan: VmPlan) -> list[tuple[str, ...]]:
 
 
 def _iommu(plan: VmPlan) -> list[tuple[str, ...]]:
-    # caching-mode: the guest tells of each mapping, and QEMU maps it for the devices of the host's behind it.
+    # caching-mode: the guest reports each mapping, which QEMU applies to the VFIO devices behind the IOMMU.
     return [("-device", "intel-iommu,intremap=on,caching-mode=on")] if plan.iommu else []
 
 
@@ -165,12 +166,12 @@ def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     if plan.share_dir is None:
         return []
     if plan.share_fs == SHARE_VIRTIO_FS:
-        # Its device cannot be saved, so it is plugged in when the machine runs.
+        # Its device cannot be saved, so it is hot-plugged when the VM runs.
         return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
     if SHARE_FD in fds:
         server = f"proxy,id=share,sock_fd={fds[SHARE_FD]}"
     else:
-        # multidevs: the tree is made of many file systems, whose inode numbers must not collide in the guest.
+        # multidevs: the tree spans many file systems, whose inode numbers must not collide in the guest.
         server = f"local,id=share,path={_escape(str(plan.share_dir))},security_model=none,multidevs=remap"
     return [
         ("-fsdev", server),
@@ -186,5 +187,5 @@ def _devices(plan: VmPlan) -> list[tuple[str, ...]]:
 
 
 def _escape(value: str) -> str:
-    """A comma ends a value in QEMU's option syntax, two stand for one."""
+    """In QEMU's option syntax a comma ends a value; two commas stand for one."""
     return value.replace(",", ",,")

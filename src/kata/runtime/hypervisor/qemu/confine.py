@@ -1,7 +1,9 @@
-"""QEMU's process from the outside: no new privileges, few capabilities, dead when its parent is.
+"""Confinement of a process: no new privileges, few capabilities, killed when its parent dies.
 
-`setpriv` (util-linux) sets it up, which takes under 1 ms and runs no Python between fork and exec. QEMU's own seccomp
-filter (`-sandbox`) comes on top. Not here: namespaces and cgroups, which are the sandbox's.
+`setpriv` (util-linux) sets it up, which takes less than 1 ms and runs no Python between fork and exec. QEMU's own
+seccomp filter (`-sandbox`) comes on top. Not here: namespaces and cgroups, which are the sandbox's.
+
+References: setpriv(1), capabilities(7), prctl(2) on PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations
@@ -17,19 +19,23 @@ from kata.errors import NotFound
 log = logging.getLogger(__name__)
 
 _SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
-#: What the 9p server needs to do for root in a container what root in a container may do to files: the capabilities
-#: over files that engines give a container by default. Not DAC_READ_SEARCH, which opens files by handle, outside of
-#: any tree. Not MKNOD, so that no guest makes a device of the host's.
+#: What a 9p server needs to act for root in a container: the file capabilities that container engines grant by default.
+#: Not DAC_READ_SEARCH, which opens files by handle, outside of any tree. Not MKNOD, so that no guest creates a device
+#: node of the host.
 SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "setfcap")
-#: Each file that a guest has open on the shared tree takes a file descriptor.
-_OPEN_FILES = 65536
+#: Each file that the guest has open in the shared tree takes a descriptor.
+_MAX_OPEN_FILES = 65536
 
 
 def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
-    """`argv` in the wrapper that confines it: a pure function but for the search for `setpriv`.
+    """`argv` in the wrapper that confines it. Looks at the host: where `setpriv` is.
+
+    Args:
+        argv: the command.
+        capabilities: those that it keeps, in lower case and without "cap_".
 
     Raises:
-        NotFound: there is no setpriv.
+        NotFound: setpriv is not installed.
     """
     setpriv = next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
     if setpriv is None:
@@ -49,13 +55,13 @@ def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
 def spawn(
     argv: Sequence[str], *, fds: Sequence[int], output: int, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Run `argv` in a session of its own, with nothing but `fds` and `environment`.
+    """Run `argv` in a new session, with nothing but `fds` and `environment`.
 
-    The kernel kills the child when the *thread* that calls this ends, so call it from one that lives as long as the
-    machine should.
+    The kernel kills the child when the *thread* that calls this ends, so call it from one that lives as long as the VM
+    should.
 
     Args:
-        argv: the command, as `confined` makes it.
+        argv: the command, from `confined`.
         fds: descriptors that the child inherits under the same numbers.
         output: descriptor for standard output and standard error.
         environment: all of the child's variables.
@@ -77,10 +83,10 @@ def spawn(
         # No core file: it would hold the guest's memory.
         resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        files = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
         resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (files, files))
     except ProcessLookupError:
-        pass  # dead already: whoever waits for it learns why
+        pass  # it has ended already: whoever waits for it learns why
     except BaseException:
         child.kill()
         child.wait()
@@ -89,11 +95,11 @@ def spawn(
 
 
 def allow_locked_memory(pid: int) -> None:
-    """Let QEMU lock all memory of a guest with a device of the host, which writes there by DMA: it has no capability.
+    """Let QEMU, which has no capability, lock a guest's memory for DMA by a VFIO device.
 
-    That it cannot be done is only logged: the limit may do.
+    A failure is only logged: the limit may be high enough.
     """
     try:
         resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (ProcessLookupError, PermissionError, ValueError) as error:
-        log.warning("the limit of locked memory of the virtual machine cannot be raised: %s", error)
+        log.warning("cannot raise the limit of locked memory of process %d: %s", pid, error)

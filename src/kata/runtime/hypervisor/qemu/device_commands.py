@@ -1,4 +1,4 @@
-"""The QMP commands that plug a device, and those that take it back: pure functions of its description.
+"""The QMP commands that plug a device, and those that undo them: functions of its description.
 
 References: qemu-qmp-ref(7): add-fd, getfd, blockdev-add, netdev_add, device_add.
 """
@@ -14,13 +14,13 @@ from kata.runtime.hypervisor.devices import BlockDevice, NetworkDevice, VfioDevi
 from kata.runtime.hypervisor.qemu.slots import Slot
 
 SCSI_CONTROLLER = "scsi0"
-#: Disks on one controller: Kata numbers them in this way, 256 logical units on each of 256 targets.
+#: Kata's numbering of disks on one controller: 256 logical units on each of 256 targets.
 _SCSI_UNITS = 256
 
 
 @dataclass(frozen=True)
 class Command:
-    """One QMP command; `fd` goes along with it."""
+    """One QMP command; the descriptor `fd` is passed with it."""
 
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
@@ -29,10 +29,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Step:
-    """What is done, and what undoes it.
+    """A command and its inverse.
 
     Attributes:
-        passing: the next step takes over what this one made, so it is undone only if that one fails.
+        do: the command.
+        undo: its inverse.
+        passing: the next steps take over what this one made, so it is undone only if one of them fails.
     """
 
     do: Command
@@ -56,12 +58,13 @@ class FileSystemDevice:
 
 
 def disk(device: BlockDevice, number: int) -> list[Step]:
-    """The disk's content, ready for a device of the guest's.
+    """The backend of a disk. Looks at what is open: a block device or a file.
 
     Args:
-        number: one of its own in the machine; it names the set of descriptors and the block node.
+        device: the disk.
+        number: unique in the VM; it names the set of descriptors and the block node.
     """
-    # The driver that goes with what is open; "file" refuses a block device.
+    # The driver "file" refuses a block device.
     kind = "host_device" if stat.S_ISBLK(os.fstat(device.fd).st_mode) else "file"
     node = {
         "driver": "raw",
@@ -81,32 +84,33 @@ def disk(device: BlockDevice, number: int) -> list[Step]:
 
 
 def node_name(number: int) -> str:
-    """At most 31 characters are allowed, so it cannot be the device's id."""
+    """The block node of a disk. QEMU allows 31 characters, so it cannot be the device's id."""
     return f"disk{number}"
 
 
 def disk_in_slot(device: BlockDevice, number: int, slot: Slot) -> Step:
-    """A virtio-blk device of the guest's with the content that `disk` has prepared."""
+    """A virtio-blk device on the backend from `disk`."""
     return _virtio("blk", device.id, slot, drive=node_name(number), **_serial(device))
 
 
 def scsi_controller(slot: Slot) -> Step:
+    """The virtio-scsi controller, SCSI_CONTROLLER."""
     return _virtio("scsi", SCSI_CONTROLLER, slot)
 
 
 def disk_on_scsi(device: BlockDevice, number: int, unit: int) -> Step:
-    """A SCSI disk on the controller with the content that `disk` has prepared; its place is `unit`."""
+    """A SCSI disk on the controller and on the backend from `disk`; `unit` counts the controller's disks."""
     place = {"bus": f"{SCSI_CONTROLLER}.0", "channel": 0, "scsi-id": unit // _SCSI_UNITS, "lun": unit % _SCSI_UNITS}
     return _device("scsi-hd", device.id, drive=node_name(number), **place, **_serial(device))
 
 
 def scsi_address(unit: int) -> str:
-    """ "ID:LUN", as Kata's agent takes it."""
+    """The address of a disk on the controller in Kata's notation, "ID:LUN"."""
     return f"{unit // _SCSI_UNITS}:{unit % _SCSI_UNITS}"
 
 
 def network(device: NetworkDevice, slot: Slot) -> list[Step]:
-    """A network interface, tap device included."""
+    """A network interface with its tap device."""
     taps = [f"{device.id}-tap{index}" for index in range(len(device.taps))]
     vhosts = [f"{device.id}-vhost{index}" for index in range(len(device.vhosts))]
     queues = len(taps)
@@ -115,10 +119,10 @@ def network(device: NetworkDevice, slot: Slot) -> list[Step]:
     options |= {"fds": ":".join(taps)} if queues > 1 else {"fd": taps[0]}
     if vhosts:
         options |= {"vhostfds": ":".join(vhosts)} if queues > 1 else {"vhostfd": vhosts[0]}
-    # Nobody boots from it, so no ROM is read.
+    # The guest does not boot from it, so it needs no ROM.
     properties: dict[str, object] = {"netdev": backend, "mac": device.mac, "romfile": ""}
     if queues > 1:
-        # An interrupt for each queue, one for the control queue, one for changes of the configuration.
+        # An interrupt for each queue, one for the control queue, one for configuration changes.
         properties |= {"mq": True, "vectors": 2 * queues + 2}
     if device.mtu:
         properties["host_mtu"] = device.mtu
@@ -133,14 +137,14 @@ def network(device: NetworkDevice, slot: Slot) -> list[Step]:
 
 
 def file_system(device: FileSystemDevice, slot: Slot) -> list[Step]:
-    """A directory of the host over virtio-fs, with Kata's length of the queue."""
+    """The shared tree over virtio-fs, with Kata's queue size."""
     place = {"bus": slot.bus, "addr": slot.address}
     properties: dict[str, object] = {"chardev": device.chardev, "tag": device.tag, "queue-size": 1024}
     return [_device("vhost-user-fs-pci", device.id, **place, **properties)]
 
 
 def vfio(device: VfioDevice, slot: Slot) -> list[Step]:
-    """A PCI device of the host's."""
+    """A VFIO-bound PCI device."""
     return [_device("vfio-pci", device.id, host=device.host, bus=slot.bus, addr=slot.address)]
 
 
@@ -149,7 +153,7 @@ def _serial(device: BlockDevice) -> dict[str, object]:
 
 
 def _virtio(kind: str, device_id: str, slot: Slot, **properties: object) -> Step:
-    # Modern only: the old interface needs I/O space, of which there is enough for a few devices.
+    # Modern virtio only: the legacy interface needs I/O space, which suffices for a few devices.
     place = {"bus": slot.bus, "addr": slot.address, "disable-legacy": "on"}
     return _device(f"virtio-{kind}-pci", device_id, **place, **properties)
 

@@ -1,8 +1,10 @@
-"""Plugging devices into a running machine, and taking them back when the guest has let go of them.
+"""Hot-plug and unplug of a VM's devices.
 
-A plug is a list of QMP commands each of which knows its opposite: if one fails, those before it are undone. An unplug
-asks the guest, which may take its time or refuse: the wait is bounded, and what was the device's is released in the
-moment in which the guest does let go, even if nobody waits for it any more.
+A plug is a list of QMP commands each of which has an inverse: if one fails, those before it are undone. An unplug asks
+the guest, which may take its time or refuse: the wait is bounded, and the device's backend and slot are released when
+the guest releases the device, even if nobody waits for it any more.
+
+Reference: QEMU's docs/pcie.txt; qemu-qmp-ref(7): device_del, DEVICE_DELETED.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds the guest has to let go of a device that could not be made whole.
+#: Seconds for the guest to release a device that was plugged in part.
 _ROLLBACK_TIMEOUT_S = 10.0
-#: Seconds after which the guest is asked again: a request that comes before its kernel listens gets lost.
-_ASK_AGAIN_S = 1.0
+#: Seconds after which the guest is asked again: a request that comes before its kernel listens is lost.
+_RETRY_S = 1.0
 _DELETED = "DEVICE_DELETED"
 
 Execute = Callable[[Command], Awaitable[object]]
@@ -38,8 +40,11 @@ class _Plugged:
     """What one device holds.
 
     Attributes:
-        undo: what has been done for it, the device itself last.
-        gone: set when the guest has let go of it.
+        id: the device's.
+        slot: its PCI slot, or None.
+        unit: its number on the SCSI controller, or None.
+        undo: the inverses of what was done, that of the device itself last.
+        released: set when the guest has released it.
         awaited: whether an `unplug` waits for that.
     """
 
@@ -47,18 +52,18 @@ class _Plugged:
     slot: Slot | None = None
     unit: int | None = None
     undo: list[Command] = field(default_factory=list)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     awaited: bool = False
 
 
 class Hotplug:
-    """The devices that were plugged into one machine.
+    """The hot-plugged devices of one VM.
 
     Args:
-        name: of the machine, for messages.
-        slots: those that are free.
-        qmp: connected to it.
-        execute: runs a command over it, with a deadline, and raises this project's errors.
+        name: of the sandbox, for messages.
+        slots: the free ones.
+        qmp: connected to the VM's QEMU.
+        execute: runs a command, with a deadline, and raises `kata.errors`.
     """
 
     def __init__(self, name: str, slots: Slots, qmp: QMPClient, execute: Execute) -> None:
@@ -74,16 +79,14 @@ class Hotplug:
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def plug(self, device: Device | FileSystemDevice) -> str:
-        """Plug a device; what it took is given back if that fails.
+        """Hot-plug a device; if that fails, nothing is left of it.
 
         Returns:
-            Where the guest finds it: its PCI path, "ID:LUN" of a disk on the SCSI controller.
+            Where the guest finds it: its PCI path, or "ID:LUN" on the SCSI controller.
 
         Raises:
-            AlreadyExists: there is one of that id, or one that the guest has not let go of yet.
-            ResourceExhausted: all slots are in use.
-            FailedPrecondition: QEMU refuses it; the message has its reason.
-            DeadlineExceeded, Unavailable: as for any command.
+            AlreadyExists, ResourceExhausted, FailedPrecondition, DeadlineExceeded, Unavailable: as
+                `VirtualMachine.plug`.
         """
         entry = self._enter(device.id)
         try:
@@ -98,7 +101,7 @@ class Hotplug:
 
     def _enter(self, device_id: str) -> _Plugged:
         if device_id in self._plugged or device_id == commands.SCSI_CONTROLLER:
-            raise AlreadyExists(f"the virtual machine of {self._name} has a device {device_id} already")
+            raise AlreadyExists(f"device {device_id} of {self._name} already exists")
         self._listen()
         entry = self._plugged[device_id] = _Plugged(device_id)
         return entry
@@ -118,7 +121,7 @@ class Hotplug:
 
     async def _plug_scsi(self, device: BlockDevice, entry: _Plugged) -> str:
         async with self._controller:
-            # The controller comes with the first disk and stays.
+            # The controller is plugged with the first disk, and stays.
             if commands.SCSI_CONTROLLER not in self._plugged:
                 controller = _Plugged(commands.SCSI_CONTROLLER, self._slots.take())
                 assert controller.slot is not None
@@ -141,7 +144,7 @@ class Hotplug:
     async def _carry_out(self, entry: _Plugged, steps: list[Step]) -> None:
         passing: list[Command] = []
         for step in steps:
-            # Before it is done: who is cancelled, or gets no answer in time, cannot know whether it was.
+            # Noted before it is done: after a cancellation or a timeout it is unknown whether it was done.
             entry.undo.append(step.undo)
             try:
                 await self._execute(step.do)
@@ -154,78 +157,78 @@ class Hotplug:
                 entry.undo = [command for command in entry.undo if command not in passing]
 
     async def _roll_back(self, entry: _Plugged) -> None:
-        """Undo what was done for a device that did not come to be. What fails is logged: there is an error already."""
+        """Undo a plug that failed. Errors are logged: the caller has one already."""
         try:
             if entry.undo and entry.undo[-1].name == "device_del":
                 await self.unplug(entry.id, _ROLLBACK_TIMEOUT_S)
             else:
                 await self._release(entry)
         except KataError as error:
-            log.warning("taking device %s back: %s", entry.id, error)
+            log.warning("rolling back the plug of device %s: %s", entry.id, error)
 
     async def unplug(self, device_id: str, timeout: float) -> None:
-        """Have the guest let go of a device, and give back all that was the device's.
+        """Have the guest release a device, then release its backend and slot.
 
         Raises:
-            NotFound: there is no such device.
-            DeadlineExceeded: the guest does not let go. Its slot stays taken; the rest happens when it does.
-            FailedPrecondition: QEMU refuses, or a part of the device could not be given back.
+            NotFound: there is no device with this id.
+            DeadlineExceeded: the guest does not release it. Its slot stays taken until it does.
+            FailedPrecondition: QEMU refuses, or a part of the device could not be released.
         """
         entry = self._plugged.get(device_id)
         if entry is None or device_id == commands.SCSI_CONTROLLER:
-            raise NotFound(f"the virtual machine of {self._name} has no device {device_id}")
+            raise NotFound(f"device {device_id} of {self._name} does not exist")
         if entry.awaited:
-            raise FailedPrecondition(f"device {device_id} of {self._name} is being unplugged already")
+            raise FailedPrecondition(f"device {device_id} of {self._name} is already being unplugged")
         entry.awaited = True
         try:
             async with asyncio.timeout(timeout):
                 await self._ask(entry)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the guest of {self._name} does not let go of device {device_id} within {timeout:.0f} s"
+                f"the guest of {self._name} did not release device {device_id} within {timeout:.0f} s"
             ) from None
         except Unavailable:
-            log.debug("device %s of %s is gone with its machine", device_id, self._name)
+            log.debug("device %s of %s ended with its VM", device_id, self._name)
         finally:
             entry.awaited = False
         await asyncio.shield(asyncio.ensure_future(self._release(entry)))
 
     async def grow_disk(self, device_id: str, size: int) -> None:
-        """Tell the guest that a disk has another size in bytes. An image file is made that long.
+        """Set the size of a disk in bytes, and that of its image file.
 
         Raises:
-            NotFound: there is no such disk.
-            FailedPrecondition: QEMU refuses it, as it does if a block device is smaller.
+            NotFound: there is no disk with this id.
+            FailedPrecondition: QEMU refuses it, for example because the block device is smaller.
         """
         entry = self._plugged.get(device_id)
         nodes = [command.arguments for command in entry.undo if command.name == "blockdev-del"] if entry else []
         if not nodes:
-            raise NotFound(f"the virtual machine of {self._name} has no disk {device_id}")
+            raise NotFound(f"disk {device_id} of {self._name} does not exist")
         await self._execute(Command("block_resize", {**nodes[0], "size": size}))
 
     async def _ask(self, entry: _Plugged) -> None:
-        """Ask the guest, and again, until it has let go."""
+        """Ask the guest repeatedly until it has released the device."""
         request = entry.undo[-1]
         asked = vanished = False
-        while not entry.gone.is_set() and not vanished:
+        while not entry.released.is_set() and not vanished:
             try:
                 await self._execute(request)
                 asked = True
             except NotFound:
-                # It never was, or its name is gone and it itself is going: then the event is still to come.
+                # It was never there, or its name is gone and the event is still to come.
                 vanished = True
             except FailedPrecondition as error:
-                # It has been asked and takes its time.
+                # It was asked before, and takes its time.
                 if not asked and "process of unplug" not in error.message:
                     raise
             try:
-                async with asyncio.timeout(_ASK_AGAIN_S):
-                    await entry.gone.wait()
+                async with asyncio.timeout(_RETRY_S):
+                    await entry.released.wait()
             except TimeoutError:
                 continue
 
     async def _release(self, entry: _Plugged) -> None:
-        """Undo all steps but the device itself, of which the guest has let go; the slot is free then."""
+        """Undo all steps but that of the device itself, which the guest has released; the slot is free then."""
         problems: list[str] = []
         while entry.undo:
             command = entry.undo.pop()
@@ -252,16 +255,16 @@ class Hotplug:
             self._listening = asyncio.create_task(self._watch(self._listener), name=f"hot-plug of {self._name}")
 
     async def _watch(self, listener: EventListener) -> None:
-        """Note which devices the guest has let go of."""
+        """Note which devices the guest has released."""
         while True:
             event = await listener.get()
             data = event.get("data")
             entry = self._plugged.get(str(data.get("device"))) if isinstance(data, dict) else None
             if entry is None:
                 continue
-            entry.gone.set()
+            entry.released.set()
             if not entry.awaited:
-                log.info("the guest of %s has let go of device %s", self._name, entry.id)
+                log.info("the guest of %s has released device %s", self._name, entry.id)
                 task = asyncio.create_task(self._release_late(entry))
                 self._releasing.add(task)
                 task.add_done_callback(self._releasing.discard)
@@ -273,7 +276,7 @@ class Hotplug:
             log.warning("%s", error)
 
     def close(self) -> None:
-        """The machine has ended: stop listening. Idempotent."""
+        """Stop listening, as the VM has ended. Idempotent."""
         for task in (*self._releasing, *([self._listening] if self._listening else [])):
             task.cancel()
         self._listening = None

@@ -1,10 +1,12 @@
-"""QEMU's process and that of its helper, started and not yet watched: the part of a machine that needs no event loop.
+"""QEMU's process and its helper's, started and not yet watched: the part of a VM that needs no event loop.
 
-A shim starts QEMU before it has loaded what it speaks to it with (`kata.runtime.launch.prelaunch`). QMP, the guest's
-console and every channel run over socket pairs whose far ends QEMU inherits: no socket files, no races, nothing for
-others to connect to.
+A shim starts QEMU before it has loaded asyncio and the QMP client (`kata.runtime.launch.prelaunch`). QMP, the guest's
+console and every channel run over socket pairs whose other ends QEMU inherits: no socket files, no races, nothing that
+others can connect to.
 
-Not here: watching, commands, and what is in the plan.
+Not here: watching the process, and commands (`kata.runtime.hypervisor.qemu.vm`).
+
+Reference: QEMU's docs/devel/migration.rst, "x-ignore-shared".
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ _HELPER_FD = ":helper"
 
 
 def restore_commands(state: int) -> list[dict[str, object]]:
-    """The QMP commands by which a machine that waits for a state reads it from descriptor `state` and goes on.
+    """The QMP commands by which QEMU restores the state in its descriptor `state`, and resumes.
 
-    The memory is left out of it: what is in a file that machines share is in that file already.
+    The memory is not part of the state: it is in the template's memory file.
     """
     capability = {"capability": "x-ignore-shared", "state": True}
     return [
@@ -48,9 +50,17 @@ def restore_commands(state: int) -> list[dict[str, object]]:
 
 
 def memory_to_share(size_mib: int, saved: int | None) -> int:
-    """A new file in memory that can be a guest's memory and be shared: empty, or a copy of a saved machine's.
+    """A memfd for a guest's memory that other processes map, too: empty, or a copy of a saved VM's memory.
 
-    It is as large as the machine's memory, and takes as much as is in the copy.
+    Args:
+        size_mib: the guest's memory in MiB.
+        saved: descriptor of a saved VM's memory, or None. Its holes stay holes.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        OSError: there is not enough memory.
     """
     memory = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
     try:
@@ -74,7 +84,7 @@ def memory_to_share(size_mib: int, saved: int | None) -> int:
 
 
 class QemuProcess:
-    """QEMU, running. It ends by `kill`, or with the thread that made it.
+    """QEMU, running. It ends by `kill`, or with the thread that created it.
 
     Args:
         plan: the VM.
@@ -83,13 +93,14 @@ class QemuProcess:
 
     Attributes:
         popen, pidfd: the process.
-        channels: the host's ends of the plan's channels, and of QMP_FD; with a state, also of RESTORE_FD, a monitor
-            of its own on which the restore has been asked for already, so that QEMU reads the state when it can.
-        console, output: descriptors to read what the guest and what QEMU say; -1 once somebody has taken them.
-        helper: what serves the shared tree, if not QEMU itself.
+        argv: its command line.
+        channels: the host's ends of the plan's channels and of QMP_FD; with a state, also of RESTORE_FD, a monitor on
+            which the restore has been requested already, so that QEMU reads the state as soon as it can.
+        console, output: descriptors of the guest's console and of QEMU's output; -1 once they are taken over.
+        helper: the program that serves the shared tree, or None if QEMU does.
 
     Raises:
-        NotFound, OSError: it cannot be run; nothing is left.
+        NotFound, OSError: it cannot be run; nothing is left of it.
     """
 
     def __init__(self, plan: VmPlan, *, memory: int | None = None, state: int | None = None) -> None:
@@ -131,7 +142,7 @@ class QemuProcess:
             if plan.devices:
                 confine.allow_locked_memory(popen.pid)
             if server:
-                # After QEMU, which takes longer to come to the point where it needs its helper.
+                # After QEMU, which takes a while until it needs its helper.
                 self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()
@@ -156,7 +167,7 @@ class QemuProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended yet, whoever has noticed."""
+        """Whether the process has not ended yet, reaped or not."""
         if self.pidfd < 0:
             return False
         ended = select.poll()
@@ -164,13 +175,13 @@ class QemuProcess:
         return not ended.poll(0)
 
     def kill(self) -> None:
-        """End and reap it, and give everything back. Only for a process that nobody watches."""
+        """Kill and reap it, and release everything. Only for a process that nobody watches."""
         self.popen.kill()
         self.popen.wait()
         self.release()
 
     def release(self) -> None:
-        """Stop the helper and close what is open. Idempotent."""
+        """Stop the helper and close all descriptors. Idempotent."""
         if self.helper is not None:
             self.helper.stop()
         for end in self.channels.values():

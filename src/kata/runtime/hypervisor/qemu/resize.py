@@ -1,9 +1,10 @@
-"""More and fewer processors and memory in a running machine.
+"""Hot-plug and unplug of a VM's vCPUs and memory.
 
-Memory comes in DIMMs, one for each growth, that can be taken away again as a whole. What a guest has to let go of is
-asked for and waited for within bounds; the request itself stays, so that a slow guest's answer still counts later.
+Memory comes in DIMMs, one for each growth, that can be unplugged as a whole. The wait for a guest to release something
+is bounded; the request stays, so that a slow guest's release still counts later.
 
-References: qemu-qmp-ref(7): query-hotpluggable-cpus, device_add, object-add, query-memory-devices, query-cpus-fast.
+References: QEMU's docs/memory-hotplug.txt and docs/system/cpu-hotplug.rst; qemu-qmp-ref(7):
+query-hotpluggable-cpus, device_add, object-add, query-memory-devices, query-cpus-fast.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from kata.runtime.hypervisor.qemu.device_commands import Command
 
 log = logging.getLogger(__name__)
 
-#: What Linux can take in use at once on x86-64, in MiB.
+#: The unit in which Linux brings memory online on x86-64, in MiB.
 MEMORY_BLOCK_MIB = 128
-#: Seconds between two looks whether the guest has let go; asking is one round trip of half a millisecond.
+#: Seconds between two checks whether the guest has released something; one takes half a millisecond.
 _POLL_S = 0.02
 
 Execute = Callable[[Command], Awaitable[object]]
 
 
 class Resizer:
-    """The size of one machine.
+    """The size of one VM.
 
     Args:
-        execute: runs a command, with a deadline, and raises this project's errors.
+        plan: the VM.
+        execute: runs a command, with a deadline, and raises `kata.errors`.
     """
 
     def __init__(self, plan: VmPlan, execute: Execute) -> None:
@@ -41,7 +43,7 @@ class Resizer:
         self._number = 0
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float) -> Resized:
-        """Come as near to the size as the machine can; see `VirtualMachine.resize`."""
+        """Resize the VM within its plan's limits; arguments and errors as of `VirtualMachine.resize`."""
         async with self._lock:
             deadline = asyncio.get_running_loop().time() + timeout
             has_vcpus, new_vcpus = await self._resize_vcpus(vcpus, deadline)
@@ -56,7 +58,7 @@ class Resizer:
         plugged = [slot for slot in slots if _device_of(slot)]
         has = len(slots) - len(free)
         if self._plan.accelerator == "tcg":
-            # While QEMU 7.2 emulates, a guest was seen to hang after a processor had come, QEMU to die after one left.
+            # With TCG of QEMU 7.2, a guest hung after a vCPU was plugged, and QEMU crashed after one was unplugged.
             return has, 0
         added = free[: max(0, wanted - has)]
         for slot in added:
@@ -66,7 +68,7 @@ class Resizer:
             )
         if wanted < has:
             leaving = [_device_of(slot) for slot in plugged[: has - wanted]]
-            has -= await self._let_go(leaving, self._plugged_cpus, deadline)
+            has -= await self._unplug(leaving, self._plugged_cpus, deadline)
         return has + len(added), len(added)
 
     async def _cpu_slots(self) -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ class Resizer:
                 leaving.append(name)
                 has -= size
         if leaving:
-            gone = await self._let_go(leaving, self._plugged_dimms, deadline)
+            gone = await self._unplug(leaving, self._plugged_dimms, deadline)
             if gone < len(leaving):
                 has = self._plan.memory_mib + sum((await self._dimms()).values())
         return has, False
@@ -100,7 +102,7 @@ class Resizer:
     async def _plug_dimm(self, size: int, used: int) -> None:
         if used >= self._plan.memory_slots:
             raise ResourceExhausted(
-                f"the virtual machine of {self._plan.sandbox_id} has no slot left for {size} MiB of memory",
+                f"no memory slot of {self._plan.sandbox_id} is free for {size} MiB",
                 hint="raise memory_slots in the configuration",
             )
         self._number += 1
@@ -116,7 +118,7 @@ class Resizer:
             raise
 
     async def _dimms(self) -> dict[str, int]:
-        """The DIMMs that were plugged in, and their sizes in MiB."""
+        """The hot-plugged DIMMs, with their sizes in MiB."""
         return {
             device["data"]["id"]: device["data"]["size"] >> 20
             for device in await self._list("query-memory-devices")
@@ -126,36 +128,36 @@ class Resizer:
     async def _plugged_dimms(self) -> set[str]:
         return set(await self._dimms())
 
-    async def _let_go(self, leaving: list[str], present: Callable[[], Awaitable[set[str]]], deadline: float) -> int:
-        """Ask the guest to let go of devices, and wait; returns how many have gone."""
+    async def _unplug(self, leaving: list[str], present: Callable[[], Awaitable[set[str]]], deadline: float) -> int:
+        """Have the guest release devices, and wait; returns how many it has released."""
         for name in leaving:
             try:
                 await self._execute(Command("device_del", {"id": name}))
             except FailedPrecondition as error:
-                log.debug("%s", error)  # it has been asked before, and takes its time
+                log.debug("%s", error)  # it was asked before, and takes its time
         loop = asyncio.get_running_loop()
-        # QEMU tells of each by an event, but only once: who looks finds out about earlier ones, too.
+        # Polled, because an earlier release has had its event already.
         while (staying := await present() & set(leaving)) and loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
         if staying:
-            log.info("the guest of %s keeps %s", self._plan.sandbox_id, ", ".join(sorted(staying)))
+            log.info("the guest of %s has not released %s", self._plan.sandbox_id, ", ".join(sorted(staying)))
         for name in set(leaving) - staying:
             if name.startswith("dimm"):
                 await self._execute(Command("object-del", {"id": f"{name}-memory"}))
         return len(leaving) - len(staying)
 
     async def vcpu_threads(self) -> list[int]:
-        """The threads that run the processors; those of a machine that has ended are none."""
+        """Ids of the threads that run the vCPUs."""
         return [int(cpu["thread-id"]) for cpu in await self._list("query-cpus-fast")]
 
     async def _list(self, query: str) -> list[dict[str, Any]]:
         answer = await self._execute(Command(query))
         if not isinstance(answer, list):
-            raise FailedPrecondition(f"qemu of {self._plan.sandbox_id}: {query}: an answer that is no list")
+            raise FailedPrecondition(f"qemu of {self._plan.sandbox_id}: {query}: answer is not a list")
         return answer
 
 
 def _device_of(slot: dict[str, Any]) -> str:
-    """The id of the device in a processor's slot, "" if it is free or was there from the start."""
+    """The id of the device in a vCPU slot; "" if the slot is free or was filled at boot."""
     path = str(slot.get("qom-path", ""))
     return path.removeprefix("/machine/peripheral/") if path.startswith("/machine/peripheral/") else ""

@@ -1,12 +1,12 @@
-"""Who serves the shared tree: over 9p a helper of QEMU's, or QEMU itself; over virtio-fs virtiofsd.
+"""The server of the shared tree: over 9p QEMU's helper or QEMU itself, over virtio-fs virtiofsd.
 
-QEMU 7.2, Debian 12's, can itself not create FIFOs and device nodes there (a socket is made the same way): the fix of
-CVE-2023-2861 broke that, and a repair was posted upstream in December 2024. Its `virtfs-proxy-helper` can. Where there
-is no helper, QEMU serves the files itself; versions other than 7.2 have not been tried. With the helper, QEMU needs no
-capability at all, and what the guest reaches of the host's files is a process in a chroot.
+QEMU 7.2, Debian 12's, cannot create FIFOs, sockets and device nodes there by itself: the fix of CVE-2023-2861 broke
+that, and a repair was posted upstream in December 2024. Its `virtfs-proxy-helper` can. Where there is no helper, QEMU
+serves the files; versions other than 7.2 have not been tried. With the helper, QEMU needs no capability at all, and a
+guest that breaks out of 9p is in a process in a chroot.
 
-virtiofsd (the one that comes with QEMU 7.2) serves its side of virtio-fs on memory that it shares with the guest. It
-runs in a chroot as well: in a mount namespace of its own it would not see what is mounted into the tree later.
+virtiofsd (the one of QEMU 7.2) works on memory that it shares with the guest. It runs in a chroot, too: in a mount
+namespace of its own it would not see later mounts in the tree.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 _HELPERS = (Path("/usr/lib/qemu/virtfs-proxy-helper"), Path("/usr/libexec/virtfs-proxy-helper"))
-#: What it asks for at its start, and gives up but for those over files.
+#: What the helper needs at its start; it drops all but the file capabilities.
 _CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setgid", "setuid", "sys_chroot")
-#: virtiofsd is killed by its own filter of system calls if it cannot give up capabilities as it wants to.
+#: virtiofsd's seccomp filter kills it if it cannot drop capabilities in its own way.
 _VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "setfcap", "setpcap")
 
 
 def _find_helper() -> Path | None:
-    """The helper's executable, or None where QEMU has none."""
+    """The 9p helper's executable, or None if QEMU comes without."""
     return next((path for path in _HELPERS if os.access(path, os.X_OK)), None)
 
 
@@ -49,12 +49,12 @@ def server_of(plan: VmPlan) -> Path | None:
 
 
 def connection(plan: VmPlan) -> tuple[Socket, Socket]:
-    """QEMU's end and the helper's. virtiofsd's is one that listens, with QEMU's in its backlog."""
+    """QEMU's end and the server's; the caller closes both. virtiofsd's is a listener with QEMU's end in its backlog."""
     if plan.share_fs != SHARE_VIRTIO_FS:
         return socketpair(AF_UNIX, SOCK_STREAM)
     listener, ours = Socket(AF_UNIX, SOCK_STREAM), Socket(AF_UNIX, SOCK_STREAM)
     try:
-        # To a name that the kernel makes up, and one place in the backlog: nobody else comes in.
+        # An abstract name that the kernel chooses, and a backlog of one: nobody else can connect.
         listener.bind("")
         listener.listen(0)
         ours.connect(listener.getsockname())
@@ -77,19 +77,22 @@ def server_command(plan: VmPlan, program: Path, socket: int) -> list[str]:
         cache = {"never": "none"}.get(plan.virtiofsd_cache, plan.virtiofsd_cache)
         options = ("sandbox=chroot", "xattr", f"source={plan.share_dir}", f"cache={cache}")
         words = [word for option in options for word in ("-o", option)]
-        # Its default is a limit that only the host's administrator may set.
+        # Its default limit takes CAP_SYS_RESOURCE.
         return [str(program), "-f", f"--fd={socket}", "--rlimit-nofile=0", *words, *plan.virtiofsd_args]
     return [str(program), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)]
 
 
 class ShareHelper:
-    """The running helper of one machine: it ends with QEMU's end of the socket, with its parent, or by `stop`.
+    """The running server of one VM: it ends with QEMU's end of the socket, with its parent, or by `stop`.
 
     Args:
         plan: says which directory, and how it is served.
         program: from `server_of`.
         socket: its end of the socket, from `connection`; stays the caller's.
-        output: descriptor for what it says.
+        output: descriptor for its output.
+
+    Raises:
+        NotFound, OSError: it cannot be run; nothing is left of it.
     """
 
     def __init__(self, plan: VmPlan, program: Path, socket: int, *, output: int) -> None:
@@ -110,7 +113,7 @@ class ShareHelper:
             raise
 
     def watch(self, loop: AbstractEventLoop, died: Callable[[], None]) -> None:
-        """Have `died` called if it ends by itself; the guest's file system is gone then."""
+        """Have `died` called if it ends by itself; the guest has lost its shared tree then."""
         self._loop = loop
         loop.add_reader(self._pidfd, self._ended, died)
 

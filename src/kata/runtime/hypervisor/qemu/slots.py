@@ -1,8 +1,10 @@
-"""Where hot-plugged devices go: 62 slots of two PCI bridges, and PCIe root ports, usually four, for real PCIe devices.
+"""PCI slots for hot-plug: 62 behind two PCI bridges, and PCIe root ports, four by default, for devices of the host.
 
-Virtio devices do as well behind a conventional bridge as behind a root port of their own, and 62 slots there cost a
-restore nothing measurable, where 32 root ports cost it 100 ms. A device of the host's may need what only PCIe has.
-The firmware sets a bridge's windows aside before anything is plugged: with a conventional bridge it has to be told.
+Virtio devices are as fast behind a conventional bridge as behind a root port, and 62 slots there do not slow a restore
+measurably, while 32 root ports cost 100 ms. A device of the host may need what only PCIe has. The firmware reserves a
+bridge's windows before anything is plugged: for a conventional bridge it has to be told how much.
+
+Reference: QEMU's docs/pcie.txt and docs/pcie_pci_bridge.txt.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ from dataclasses import dataclass
 from kata.errors import ResourceExhausted
 from kata.runtime.hypervisor.base import ROOT_PORTS
 
-#: Slots of the root bus that can be root ports: the usual four, then what the machine's own devices leave.
+#: Slots of the root bus for root ports: the default four, then what the VM's own devices leave free.
 _ROOT_PORTS = (*range(0x4, 0x8), *range(0x11, 0x1F))
 _BRIDGES = range(0x9, 0xB)
-#: Slot 0 is where a bridge with a controller for hot-plug of its own would have that.
+#: Slot 0 is reserved for a bridge's own hot-plug controller (SHPC).
 _BRIDGE_SLOTS = range(0x1, 0x20)
 
 
 @dataclass(frozen=True, order=True)
 class Slot:
-    """A place for one device.
+    """A PCI slot for one device.
 
     Attributes:
         behind: the slot of the bridge or root port on the root bus.
@@ -41,21 +43,21 @@ class Slot:
 
     @property
     def address(self) -> str:
-        """On that bus."""
+        """The slot's number as QEMU writes it."""
         return f"{self.number:#x}"
 
     @property
     def path(self) -> str:
-        """The guest's PCI path, as Kata writes it: "09/1f"."""
+        """The PCI path in the guest in Kata's notation: "09/1f"."""
         return f"{self.behind:02x}/{self.number:02x}"
 
 
 def options(root_ports: int = ROOT_PORTS, mmio_window: int = 0) -> Iterator[tuple[str, str]]:
-    """What there has to be on QEMU's command line.
+    """The options of QEMU's command line for root ports and bridges.
 
     Args:
         root_ports: how many.
-        mmio_window: bytes that the firmware sets aside for 64-bit BARs behind each root port, 0 for its own choice.
+        mmio_window: bytes that the firmware reserves for 64-bit BARs behind each root port; 0 leaves it the choice.
     """
     reserve = f",pref64-reserve={mmio_window}" if mmio_window else ""
     for index, address in enumerate(_ROOT_PORTS[:root_ports]):
@@ -72,12 +74,17 @@ def options(root_ports: int = ROOT_PORTS, mmio_window: int = 0) -> Iterator[tupl
 
 
 def root_port(index: int) -> Slot:
-    """The slot behind the first root port, the second, …"""
+    """The slot behind root port number `index`, counted from 0."""
     return Slot(_ROOT_PORTS[index], 0)
 
 
 class Slots:
-    """Which slots of one machine, which has so many root ports, are free: all but the first `taken` root ports'."""
+    """The free slots of one VM.
+
+    Args:
+        root_ports: how many the VM has.
+        taken: how many of them, the first ones, have a device at boot.
+    """
 
     def __init__(self, root_ports: int = ROOT_PORTS, taken: int = 0) -> None:
         self._root_ports = root_ports
@@ -87,7 +94,7 @@ class Slots:
         }
 
     def take(self, *, express: bool = False) -> Slot:
-        """The first free slot of a bridge, or for a PCIe device (`express`) the first free root port.
+        """Take the first free slot behind a bridge, or for a PCIe device (`express`) behind a root port.
 
         Raises:
             ResourceExhausted: all are in use.
@@ -95,9 +102,10 @@ class Slots:
         slot = min((slot for slot in self._free if (slot.behind in _ROOT_PORTS) == express), default=None)
         if slot is None:
             kind = f"{self._root_ports} PCIe slots" if express else f"{len(_BRIDGES) * len(_BRIDGE_SLOTS)} slots"
-            raise ResourceExhausted(f"the virtual machine has {kind} for hot-plug, and all are in use")
+            raise ResourceExhausted(f"all {kind} for hot-plug are in use")
         self._free.remove(slot)
         return slot
 
     def give(self, slot: Slot) -> None:
+        """Make a slot free again."""
         self._free.add(slot)

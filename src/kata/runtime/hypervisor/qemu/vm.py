@@ -1,10 +1,11 @@
-"""One virtual machine run by QEMU: started or restored, watched, paused, saved, ended.
+"""One VM run by QEMU: booted or restored, watched, paused, saved, ended.
 
-One task waits for the end of the process, reaps it and releases all that the machine held; `wait` and `stop` wait for
+One task waits for the end of the process, reaps it and releases everything that the VM held; `wait` and `stop` wait for
 that task.
 
-Not here: what is in the plan, how the process is made (`kata.runtime.hypervisor.qemu.process`), and whether the guest's
-agent answers.
+Not here: how the process is started (`kata.runtime.hypervisor.qemu.process`), and whether the guest's agent answers.
+
+References: qemu-qmp-ref(7); QEMU's docs/devel/migration.rst.
 """
 
 from __future__ import annotations
@@ -48,34 +49,35 @@ log = logging.getLogger(__name__)
 CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"
 
-#: Seconds that QEMU may outlive its helper when it ends by itself.
+#: Seconds by which QEMU may outlive its helper when both end.
 _HELPER_GRACE_S = 0.2
-#: Seconds from QEMU's start to its readiness for commands.
+#: Seconds from QEMU's start until it takes commands.
 START_TIMEOUT_S = 20.0
-#: Seconds for a command that only changes the machine's state.
+#: Seconds for a command that QEMU answers at once.
 _QMP_TIMEOUT_S = 5.0
-#: Seconds to end a machine without force.
+#: Seconds to end QEMU before it is killed.
 STOP_TIMEOUT_S = 2.0
-#: Seconds the guest has to let go of a device; 0.2 is usual.
+#: Seconds for the guest to release a device; 0.2 is usual.
 UNPLUG_TIMEOUT_S = 10.0
-#: Seconds the guest has to let go of processors and memory that are taken away.
+#: Seconds for the guest to release vCPUs and memory.
 RESIZE_TIMEOUT_S = 5.0
-#: Seconds that the kernel has to end a process that got SIGKILL.
+#: Seconds for the kernel to end a process after SIGKILL.
 _KILL_TIMEOUT_S = 10.0
-#: Seconds for the last words to arrive after the process has ended: they are in a pipe already.
+#: Seconds to read the rest of the output after the process has ended: it is in a pipe already.
 _DRAIN_TIMEOUT_S = 1.0
-#: Seconds between two looks at a machine that is being saved or restored, which takes 10 to 50 ms.
+#: Seconds between two looks at the status of a save, which takes 10 to 50 ms.
 _STATUS_POLL_S = 0.005
 
 
 class QemuVm:
-    """A virtual machine run by QEMU. Implements `kata.runtime.hypervisor.base.VirtualMachine`.
+    """A VM run by QEMU. Implements `kata.runtime.hypervisor.base.VirtualMachine`.
 
     Args:
-        plan: what it is.
-        memory: descriptor of a file to be the guest's memory, for `save`; with `state`, of a saved machine's memory.
-        state: descriptor of what `save` wrote; the machine then goes on from there. Its memory file is only read.
-        process: the machine's process, where somebody has started it already, with the same plan and descriptors.
+        plan: the VM.
+        memory: descriptor of a file for the guest's memory, for `save`; with `state`, of a saved VM's memory, which is
+            only read.
+        state: descriptor of what `save` wrote, to restore the VM from.
+        process: the VM's process, if it was started already with the same plan and descriptors.
 
     The descriptors stay the caller's, who has to keep them open until `start` returns.
     """
@@ -112,20 +114,9 @@ class QemuVm:
         return self._pid
 
     async def start(self, timeout: float = START_TIMEOUT_S) -> None:
-        """Run QEMU and wait until it obeys. The guest boots meanwhile.
-
-        QEMU dies with the thread that calls this.
-
-        Args:
-            timeout: seconds, less those that QEMU waits for a processor.
-
-        Raises:
-            FailedPrecondition: the machine was started before.
-            NotFound: QEMU, kernel, initrd, image or share is not there.
-            VmLaunchError: QEMU ended, or does not answer.
-        """
+        """Run QEMU and wait until it takes commands; see `VirtualMachine.start`."""
         if self._end is not None or self._process is not None:
-            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} was started before")
+            raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} was started before")
         self._begin = time.monotonic()
         try:
             self._watch_process(self._prelaunch or self._spawn())
@@ -144,7 +135,7 @@ class QemuVm:
                 "qemu start",
                 reason,
                 elapsed=time.monotonic() - self._begin,
-                # The status of a kill from here says nothing.
+                # The status of our own kill says nothing.
                 exit_status=exit_.status if exit_ and not self._forced else None,
                 output=exit_.output if exit_ else "",
                 console=self.console_tail(),
@@ -166,7 +157,7 @@ class QemuVm:
         return QemuProcess(self.plan, memory=self._memory, state=self._state)
 
     def _watch_process(self, process: QemuProcess) -> None:
-        """From here on the end of QEMU is noticed, and everything it holds is released then."""
+        """Watch QEMU from here on: when it ends, everything is released."""
         log.debug("qemu command line: %s", process.argv)
         self._process = process
         self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
@@ -181,29 +172,28 @@ class QemuVm:
         self._end = asyncio.create_task(self._watch(process), name=f"qemu of {self.plan.sandbox_id}")
 
     def _lose_share(self) -> None:
-        """The helper has ended: for itself, or because QEMU has, whose end is then known in a moment."""
+        """The helper has ended: by itself, or because QEMU has, whose end is known in a moment then."""
         asyncio.get_running_loop().call_later(_HELPER_GRACE_S, self._end_without_share)
 
     def _end_without_share(self) -> None:
-        """The guest's files are gone: a machine without them is no use to anybody."""
+        """End the VM: without its shared tree it is of no use."""
         if self._end is not None and not self._end.done() and not self._expected:
-            log.error("the helper that serves the files of %s has ended, so its machine is ended", self.plan.sandbox_id)
+            log.error("the server of the shared tree of %s has ended, so its VM is ended", self.plan.sandbox_id)
             self._signal(signal.SIGKILL)
 
     async def _connect(self) -> None:
-        # Imported while QEMU starts by itself: the import takes time, which is free here.
+        # Imported here, while QEMU starts: the import takes time, which costs nothing here.
         from kata.runtime.hypervisor.qemu import qmp
 
-        # What goes wrong is told by exceptions. The client's own log lines repeat it, and call a QEMU that dies early
-        # a bug of the client.
+        # Exceptions say what goes wrong. The client's own log repeats it, and calls a QEMU that dies early a bug.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
         assert self._process is not None
         self._qmp = await qmp.connect(self.plan.sandbox_id, self._process.channels[QMP_FD])
 
     async def _restored(self) -> None:
-        """See that QEMU has begun to read the state; the machine goes on then, as the one that was saved did.
+        """Wait until QEMU reads the state; the VM resumes then.
 
-        QEMU ends if the state is no good, but has been seen to wait for ever: the guest's answer is the proof.
+        QEMU ends if the state is broken, but has been seen to hang: only the guest's answer proves a restore.
         """
         assert self._process is not None
         reader, writer = await asyncio.open_connection(sock=self._process.channels.pop(RESTORE_FD))
@@ -218,7 +208,7 @@ class QemuVm:
             writer.close()
 
     async def _status_after(self, query: str, *passing: str) -> object:
-        """Wait until a status is none of those that pass by themselves; what it is then."""
+        """Poll a status until it is none of `passing`; returns it."""
         while True:
             answer = await self._execute(query, _QMP_TIMEOUT_S)
             status = answer.get("status") if isinstance(answer, dict) else None
@@ -233,20 +223,20 @@ class QemuVm:
                 self._process.kill()
             self._release()
             return None
-        # If QEMU is on its way out by itself, its own status is worth more than that of a kill.
+        # If QEMU is ending by itself, its own status says more than that of a kill.
         await asyncio.wait({self._end}, timeout=0.2)
         self.kill()
         return await self.wait()
 
     async def _watch(self, process: QemuProcess) -> VmExit:
-        """Wait for QEMU's end, reap it, release everything. Cancelling it ends QEMU first."""
+        """Wait for QEMU's end, reap it, release everything. A cancellation ends QEMU first."""
         loop = asyncio.get_running_loop()
         dead = asyncio.Event()
         loop.add_reader(process.pidfd, dead.set)
         try:
             await dead.wait()
         except asyncio.CancelledError:
-            # The event loop is going away: a machine that nobody watches any more must end.
+            # The event loop ends: a VM that nobody watches must end, too.
             self.kill()
             await dead.wait()
         loop.remove_reader(process.pidfd)
@@ -268,7 +258,7 @@ class QemuVm:
         return exit_
 
     def _release(self) -> None:
-        """Close whatever is open. Idempotent; the logs stay readable."""
+        """Close everything. Idempotent; the logs stay readable."""
         for pump in self._pumps:
             pump.close()
         if self._process is not None:
@@ -279,42 +269,22 @@ class QemuVm:
         self._pid = 0
 
     def channel(self, name: str) -> socket.socket:
-        """Hand over the host end (connected, non-blocking) of a channel: from now on the caller closes it.
-
-        Raises:
-            FailedPrecondition: it is not in the plan, was handed over before, or the machine does not run.
-        """
+        """Hand over the host's end of a channel; see `VirtualMachine.channel`."""
         try:
             if self._process is None or name not in self.plan.channels:
                 raise KeyError(name)
             return self._process.channels.pop(name)
         except KeyError:
-            raise FailedPrecondition(
-                f"the virtual machine of {self.plan.sandbox_id} has no channel {name} to give"
-            ) from None
+            raise FailedPrecondition(f"channel {name} of {self.plan.sandbox_id} is unknown or already in use") from None
 
     async def wait(self) -> VmExit:
-        """Wait until QEMU has ended and everything is released.
-
-        Raises:
-            FailedPrecondition: the machine was never started.
-        """
+        """Wait until QEMU has ended and everything is released; see `VirtualMachine.wait`."""
         if self._end is None:
-            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+            raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} does not run")
         return await asyncio.shield(self._end)
 
     async def stop(self, timeout: float = STOP_TIMEOUT_S) -> VmExit | None:
-        """End the machine: a command, then SIGTERM, then SIGKILL. Idempotent; the guest is not asked.
-
-        Args:
-            timeout: seconds before SIGKILL.
-
-        Returns:
-            How it ended; None if it never ran.
-
-        Raises:
-            DeadlineExceeded: the kernel does not end the process even after SIGKILL.
-        """
+        """End the VM by a command, then SIGTERM, then SIGKILL; see `VirtualMachine.stop`."""
         if self._end is None:
             return None
         self._expected = True
@@ -340,7 +310,7 @@ class QemuVm:
         await asyncio.wait({self._end}, timeout=timeout)
 
     def kill(self) -> None:
-        """Send SIGKILL; `wait` tells when all is released. Idempotent."""
+        """Send SIGKILL; `wait` returns when everything is released. Idempotent."""
         self._expected = True
         self._forced = self._forced or (self._process is not None and self._process.alive)
         self._signal(signal.SIGKILL)
@@ -354,15 +324,15 @@ class QemuVm:
             pass
 
     async def pause(self) -> None:
-        """Stop the virtual CPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        """Stop the vCPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
         await self._execute("stop", _QMP_TIMEOUT_S)
 
     async def resume(self) -> None:
-        """Let the virtual CPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
+        """Let the vCPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
         await self._execute("cont", _QMP_TIMEOUT_S)
 
     def place(self, device_id: str) -> str:
-        """The PCI path in the guest of a device that it was booted with."""
+        """The PCI path in the guest of a device that was there at boot."""
         return slots.root_port([device.id for device in self.plan.devices].index(device_id)).path
 
     async def plug(self, device: Device) -> str:
@@ -372,19 +342,19 @@ class QemuVm:
         return await self._plugging().plug(device)
 
     async def unplug(self, device_id: str, timeout: float = UNPLUG_TIMEOUT_S) -> None:
-        """Take a device back; see `Hotplug.unplug`. A machine that has ended has given back everything."""
+        """Unplug a device; see `Hotplug.unplug`. A VM that has ended has released everything."""
         if self._end is None or not self._end.done():
             await self._plugging().unplug(device_id, timeout)
 
     async def grow_disk(self, device_id: str, size: int) -> None:
-        """Give a disk a new size; see `Hotplug.grow_disk`."""
+        """Set the size of a disk; see `Hotplug.grow_disk`."""
         await self._plugging().grow_disk(device_id, size)
 
     def _plugging(self) -> Hotplug:
         if self._qmp is None:
-            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+            raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} does not run")
         if self._hotplug is None:
-            # Most machines start without.
+            # Not needed to start most VMs.
             from kata.runtime.hypervisor.qemu.hotplug import Hotplug
 
             free = slots.Slots(self.plan.root_ports, len(self.plan.devices))
@@ -392,16 +362,16 @@ class QemuVm:
         return self._hotplug
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:
-        """Change the size of the running machine; see `Resizer.resize`."""
+        """Resize the running VM; see `Resizer.resize`."""
         return await self._resizing().resize(vcpus, memory_mib, timeout)
 
     async def vcpu_threads(self) -> list[int]:
-        """QEMU's threads that run the guest's processors."""
+        """Ids of QEMU's threads that run the vCPUs."""
         return await self._resizing().vcpu_threads()
 
     def _resizing(self) -> Resizer:
         if self._qmp is None:
-            raise FailedPrecondition(f"the virtual machine of {self.plan.sandbox_id} does not run")
+            raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} does not run")
         if self._resizer is None:
             from kata.runtime.hypervisor.qemu.resize import Resizer
 
@@ -409,17 +379,10 @@ class QemuVm:
         return self._resizer
 
     async def save(self, state: int, timeout: float) -> None:
-        """Write the machine's state, less its memory, to the file `state`; afterwards it does not run any more.
-
-        The memory is complete in the file that the machine was made with.
-
-        Raises:
-            FailedPrecondition: the machine has no such file, or a device that cannot be saved.
-            DeadlineExceeded, Unavailable: as for any command.
-        """
-        what = f"saving the machine of {self.plan.sandbox_id}"
+        """Write the VM's state, without its memory, to the file `state`; see `VirtualMachine.save`."""
+        what = f"saving the VM of {self.plan.sandbox_id}"
         if not self._to_be_saved or self._qmp is None:
-            raise FailedPrecondition(f"{what}: its memory is in no file")
+            raise FailedPrecondition(f"{what}: its memory is not a file")
         capability = {"capability": "x-ignore-shared", "state": True}
         await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
         await self._execute("getfd", _QMP_TIMEOUT_S, state, fdname="state")
@@ -433,16 +396,16 @@ class QemuVm:
             raise FailedPrecondition(f"{what} ended as {status}")
 
     async def _run(self, command: Command) -> object:
-        """Run a QMP command along with its descriptor. Raises as `_execute`."""
-        # One after the other: QEMU gives a descriptor to the next command that wants one.
+        """Run a QMP command with its descriptor. Raises as `_execute`."""
+        # One at a time: QEMU hands a descriptor to the next command that takes one.
         async with self._one_by_one:
             return await self._execute(command.name, _QMP_TIMEOUT_S, command.fd, **command.arguments)
 
     async def _execute(self, command: str, timeout: float, passed: int | None = None, /, **arguments: object) -> object:
-        """Run a QMP command; the descriptor `passed` goes along with it.
+        """Run a QMP command; the descriptor `passed` is sent with it.
 
         Raises:
-            Unavailable: there is no connection (any more).
+            Unavailable: there is no connection.
             DeadlineExceeded: no answer in time.
             FailedPrecondition, NotFound: QEMU refuses.
         """
@@ -470,10 +433,10 @@ class QemuVm:
 
 
 def check_files(plan: VmPlan) -> None:
-    """Find out what is missing before anything is started.
+    """Check that the plan's files and directories exist, before anything is started.
 
     Raises:
-        NotFound: a file or directory is not there, is no such thing, or cannot be read.
+        NotFound: one does not exist, is of the wrong kind, or cannot be read.
     """
     if not plan.vmm.is_file() or not os.access(plan.vmm, os.X_OK):
         raise NotFound(f"qemu: {plan.vmm} is not an executable file", hint="install the package qemu-system-x86")

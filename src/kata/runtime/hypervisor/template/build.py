@@ -1,7 +1,7 @@
-"""How a template is made: boot a machine whose memory is a file, wait until its guest is ready, save it.
+"""Building a template: boot a VM whose memory is a file, wait until its guest is ready, save it.
 
-The guest's memory is anonymous while it boots, so that a full disk is an error of a write and not the death of QEMU,
-and no page is written to the disk that ends up unused. What is kept is what is not zero.
+The guest's memory is anonymous while it boots, so that a full disk is a failed write and not a SIGBUS in the VMM. Only
+pages that are not zero are written to the disk.
 """
 
 from __future__ import annotations
@@ -26,40 +26,44 @@ from kata.runtime.hypervisor.template.template import Template
 
 log = logging.getLogger(__name__)
 
-#: Templates that stay, the most recently used: one for each size of machine and each configuration in use.
-KEEP = 8
+#: The most recently used templates, which `prune` keeps: one for each VM size and configuration in use.
+MAX_TEMPLATES = 8
 _SAVE_TIMEOUT_S = 30.0
-#: Seconds from which on a failed attempt costs a start too much to be repeated at each.
+#: A failed attempt that took longer than this many seconds is not repeated by every start.
 _COSTLY_S = 1.0
-#: Bytes that a template may take on the disk: a guest's kernel and agent, and the kernel's 64 bytes for each page.
+#: Bytes that a template may take on disk: a guest's kernel and agent, and the kernel's 64 bytes for each page.
 _ROOM = 256 << 20
 _ROOM_PER_PAGE = 64
 _PAGE = 4096
 _CHUNK = 1 << 20
 
-#: Waits until the guest is ready to be saved, and lets go of the machine's channels.
+#: Waits until the guest is ready to be saved, and closes the VM's channels.
 MakeReady = Callable[[VirtualMachine], Awaitable[None]]
 Progress = Callable[[str], None]
 
 
 def building(root: Path, sandbox_id: str) -> Path:
-    """Where a template is made for a sandbox; only a kill can leave it there when `ensure` has returned."""
+    """The directory in which a template is built for a sandbox. `ensure` leaves it only if its process is killed."""
     return root / f"{store.BUILDING}{sandbox_id}"
 
 
 async def ensure(
     plan: VmPlan, root: Path, *, make_ready: MakeReady, progress: Progress, lock_timeout: float
 ) -> Template:
-    """The template for machines of `plan`, made if there is none; the caller closes it.
+    """Open the template for VMs of `plan`, and build it if there is none; the caller closes it.
 
     Args:
-        plan: the kernel parameters are those of the template's boot; its run directory is used for it.
-        root: where templates are kept.
-        progress: told in one sentence each what takes time.
-        lock_timeout: seconds to wait for others who are making a template.
+        plan: with the kernel parameters of the template's boot, and the run directory to use for it.
+        root: the directory of templates.
+        make_ready: waits until the guest can be saved.
+        progress: called with a sentence about each step that takes time.
+        lock_timeout: seconds to wait for others that build a template.
 
     Raises:
-        KataError: there is none and none could be made.
+        FailedPrecondition: an attempt has failed recently, or the template cannot be written.
+        DeadlineExceeded: others have held the lock too long.
+        ResourceExhausted: the disk has no room.
+        KataError: the VM does not boot, or `make_ready` fails.
     """
     vm = template.description(plan)
     key = template.key_of(vm)
@@ -69,7 +73,7 @@ async def ensure(
         pass
     if reason := store.recent_failure(root, key):
         raise FailedPrecondition(
-            f"making a template has just failed: {reason}", hint="`kata factory destroy` forgets the failure"
+            f"building a template failed recently: {reason}", hint="`kata factory destroy` clears the failure"
         )
     async with store.locked(root, lock_timeout):
         try:
@@ -83,24 +87,24 @@ async def ensure(
             if time.monotonic() - begin > _COSTLY_S:
                 store.remember_failure(root, key, error.message)
             raise
-        for removed in store.prune(root, KEEP):
+        for removed in store.prune(root, MAX_TEMPLATES):
             log.info("removed template %s: others were used more recently", removed)
         return template.open_template(root, key)
 
 
 def _open(root: Path, key: str) -> Template:
-    """Open a template; one that is broken is as good as none, and is reported."""
+    """Open a template; a broken one is logged and counts as none."""
     try:
         return template.open_template(root, key)
     except FailedPrecondition as error:
-        log.warning("%s; it is made anew", error.message)
+        log.warning("%s; it is built again", error.message)
         raise NotFound(error.message) from error
 
 
 async def _make(
     plan: VmPlan, root: Path, key: str, vm: Mapping[str, Any], make_ready: MakeReady, progress: Progress
 ) -> None:
-    """Put the template in its place, in whose way nothing is afterwards. Hold the lock."""
+    """Build the template and move it into place. Hold the lock."""
     try:
         store.sweep(root)
         store.discard(root, key)
@@ -108,7 +112,9 @@ async def _make(
         directory = building(root, plan.sandbox_id)
         directory.mkdir(mode=0o700)
         try:
-            progress(f"making a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it")
+            progress(
+                f"building a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it"
+            )
             await _boot_and_save(plan, directory, make_ready, progress)
             template.write_manifest(directory, vm)
             os.rename(directory, root / key)
@@ -117,11 +123,11 @@ async def _make(
         sync_directory(root)
     except OSError as error:
         kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else FailedPrecondition
-        raise kind(f"a template cannot be written to {root}: {(error.strerror or str(error)).lower()}") from error
+        raise kind(f"cannot write a template to {root}: {(error.strerror or str(error)).lower()}") from error
 
 
 async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, progress: Progress) -> None:
-    """Boot, save, and write the files `memory` and `state`."""
+    """Boot and save a VM, and write the files `memory` and `state`."""
     memory = os.memfd_create("template-memory", os.MFD_CLOEXEC)
     state = os.memfd_create("template-state", os.MFD_CLOEXEC)
     try:
@@ -147,7 +153,7 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
 
 
 def _copy(source: int, target: Path) -> int:
-    """Write all pages of a file that are not zero to a new one, durably; returns their size in bytes."""
+    """Copy the pages of a file that are not zero to a new file, and sync it; returns their size in bytes."""
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     written = 0
     try:
@@ -175,7 +181,7 @@ def _copy(source: int, target: Path) -> int:
 
 
 def _runs(data: bytes) -> list[tuple[int, memoryview]]:
-    """The parts of `data` that are not zero, in whole pages: (offset, bytes)."""
+    """The runs of pages in `data` that are not zero: (offset, bytes)."""
     zero = bytes(_PAGE)
     view = memoryview(data)
     runs: list[tuple[int, memoryview]] = []

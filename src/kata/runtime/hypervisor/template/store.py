@@ -1,6 +1,6 @@
-"""The directory of all templates: listing and removing them, failures remembered, the lock of who makes or removes.
+"""The directory of all templates: listing and removing them, recorded failures, the lock of builders and removers.
 
-The layout is described in `kata.runtime.hypervisor.template.template`.
+Its layout is described in `kata.runtime.hypervisor.template.template`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMOVED = ".removed-"
 _FAILED = ".failed-"
 _LOCK = ".lock"
 _LOCK_POLL_S = 0.05
-#: Seconds for which a failed attempt is not repeated: each would double the time of a start.
+#: Seconds for which a failed attempt is not repeated: it would double the time of each start.
 _FAILURE_LIFETIME_S = 600.0
 
 
@@ -35,9 +35,10 @@ class Listed:
     """A template as `kata factory status` shows it.
 
     Attributes:
-        vm: what it is of, see `description`; empty if it is broken.
-        size: bytes that its files take on the disk.
-        used: when a machine last started from it, seconds since 1970.
+        key: its name.
+        vm: the VM's `description`; empty if the template is broken.
+        size: bytes that its files take on disk.
+        used: when a VM was last restored from it, in seconds since 1970.
         problem: why it cannot be used, or "".
     """
 
@@ -49,7 +50,12 @@ class Listed:
 
 
 def discard(root: Path, key: str, memory: int | None = None) -> None:
-    """Remove a template; machines that started from it run on. With `memory`, only if it still is that one.
+    """Remove a template; VMs that were restored from it run on.
+
+    Args:
+        root: the directory of templates.
+        key: the template's name.
+        memory: descriptor of the memory of the template that is meant: another one with this key stays.
 
     Raises:
         FailedPrecondition: it cannot be removed.
@@ -61,17 +67,17 @@ def discard(root: Path, key: str, memory: int | None = None) -> None:
     except FileNotFoundError:
         pass  # a part of it is missing, or all of it
     try:
-        # Out of sight by one rename first: nobody finds half a template.
+        # Renamed first, so that nobody finds half a template.
         doomed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=root))
         if directory.exists():
             directory.rename(doomed / key)
         shutil.rmtree(doomed, ignore_errors=True)
     except OSError as error:
-        raise FailedPrecondition(f"template {key} cannot be removed: {error.strerror}") from error
+        raise FailedPrecondition(f"cannot remove template {key}: {error.strerror}") from error
 
 
 def list_templates(root: Path) -> list[Listed]:
-    """What is there, the most recently used first; broken ones too."""
+    """All templates, the most recently used first, broken ones included."""
     found = []
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.name.startswith(".") or not directory.is_dir():
@@ -92,7 +98,11 @@ def list_templates(root: Path) -> list[Listed]:
 
 
 def prune(root: Path, keep: int) -> list[str]:
-    """Remove all but the `keep` most recently used templates, and broken ones; returns the keys. Hold the lock."""
+    """Remove broken templates and all but the `keep` most recently used; returns their keys. Hold the lock.
+
+    Raises:
+        FailedPrecondition: one cannot be removed.
+    """
     listed = list_templates(root)
     usable = [template.key for template in listed if not template.problem]
     removed = [template.key for template in listed if template.key not in usable[:keep]]
@@ -102,7 +112,7 @@ def prune(root: Path, keep: int) -> list[str]:
 
 
 def sweep(root: Path) -> None:
-    """Remove what builders left that died. Hold the lock."""
+    """Remove what builders and removers that died have left, and old failures. Hold the lock."""
     for path in root.iterdir():
         if path.name.startswith((BUILDING, _REMOVED)):
             shutil.rmtree(path, ignore_errors=True)
@@ -111,7 +121,11 @@ def sweep(root: Path) -> None:
 
 
 def destroy(root: Path) -> list[str]:
-    """Remove every template, and what was left of others; returns the keys. Hold the lock."""
+    """Remove all templates, remains and recorded failures; returns the templates' keys. Hold the lock.
+
+    Raises:
+        FailedPrecondition: one cannot be removed.
+    """
     removed = prune(root, 0)
     sweep(root)
     for path in _failures(root):
@@ -120,7 +134,7 @@ def destroy(root: Path) -> list[str]:
 
 
 def remember_failure(root: Path, key: str, reason: str) -> None:
-    """Have the next starts not try again for a while. What cannot be written is tried again."""
+    """Record a failed attempt, so that the next starts do not repeat it. Best effort."""
     try:
         (root / f"{_FAILED}{key}").write_text(reason, encoding="utf-8")
     except OSError:
@@ -128,7 +142,7 @@ def remember_failure(root: Path, key: str, reason: str) -> None:
 
 
 def recent_failure(root: Path, key: str) -> str | None:
-    """Why an attempt a while ago failed; None if there was none."""
+    """Why a recent attempt failed; None if none did."""
     path = root / f"{_FAILED}{key}"
     try:
         return path.read_text(encoding="utf-8") if _age(path) < _FAILURE_LIFETIME_S else None
@@ -146,16 +160,20 @@ def _age(path: Path) -> float:
 
 @asynccontextmanager
 async def locked(root: Path, timeout: float) -> AsyncIterator[None]:
-    """Hold the one right to make and to remove templates.
+    """Hold the lock of those that build and remove templates.
+
+    Args:
+        root: the directory of templates; created if it does not exist.
+        timeout: seconds.
 
     Raises:
-        DeadlineExceeded: somebody else held it for `timeout` seconds.
-        FailedPrecondition: the directory cannot be made, or not be written to.
+        DeadlineExceeded: another process held it for `timeout` seconds.
+        FailedPrecondition: the directory cannot be created or written.
     """
     deadline = time.monotonic() + timeout
     while (fd := _try_lock(root)) is None:
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"another process has been busy in {root} for {timeout:.0f} s")
+            raise DeadlineExceeded(f"another process has held the lock of {root} for {timeout:.0f} s")
         await asyncio.sleep(_LOCK_POLL_S)
     try:
         yield
@@ -169,19 +187,19 @@ def _try_lock(root: Path) -> int | None:
         return lock.acquire(root / _LOCK)
     except OSError as error:
         raise FailedPrecondition(
-            f"templates cannot be kept in {root}: {error.strerror}", hint="set template_path in the configuration"
+            f"cannot keep templates in {root}: {error.strerror}", hint="set template_path in the configuration"
         ) from error
 
 
 def require_room(root: Path, size: int) -> None:
-    """See that the disk has `size` bytes left.
+    """Check that the disk has `size` bytes left.
 
     Raises:
-        ResourceExhausted: it has not.
+        ResourceExhausted: it has fewer.
     """
     info = os.statvfs(root)
     if info.f_bavail * info.f_frsize < size:
         raise ResourceExhausted(
-            f"{root} has {info.f_bavail * info.f_frsize >> 20} MiB left, a template may need {size >> 20} MiB",
-            hint="make room, or set template_path in the configuration",
+            f"{root} has {info.f_bavail * info.f_frsize >> 20} MiB left; a template may need {size >> 20} MiB",
+            hint="free some space, or set template_path in the configuration",
         )

@@ -1,17 +1,17 @@
-"""Templates: machines that were booted once and saved, from which others go on in a tenth of a second.
+"""Templates: VMs that were booted once and saved, and are restored in a tenth of a second.
 
-    <root>/<key>/memory          the guest's memory, sparse; each machine maps it privately, shares what it only reads
-    <root>/<key>/state           the devices' and processors' state, as QEMU writes it
-    <root>/<key>/manifest.json   what the template is of, and how its files are known to be unchanged
-    <root>/.building-*           being made, by whoever has the lock, or left by one who died
-    <root>/.failed-<key>         why the last attempt to make it failed
+    <root>/<key>/memory          the guest's memory, sparse; each VM maps it privately and shares what it only reads
+    <root>/<key>/state           the state of devices and vCPUs, as the VMM writes it
+    <root>/<key>/manifest.json   the VM's description, and how to tell that the files are unchanged
+    <root>/.building-*           being built by the holder of the lock, or left by one that died
+    <root>/.failed-<key>         why the last attempt to build it failed
     <root>/.lock
 
-The key is a digest over all that matters to the machine, so a changed kernel, image, QEMU, configuration or host
-processor means another template, and several can be in use side by side. Templates appear and vanish by a rename;
-who has one open keeps it.
+The key is a digest of everything that matters to the VM, so that a changed kernel, image, VMM, configuration or host
+CPU means another template, and several can be in use at once. Templates appear and vanish by a rename; who has one
+open keeps it.
 
-Not here: how a template is made (`kata.runtime.hypervisor.template.build`), and the directory of all
+Not here: how a template is built (`kata.runtime.hypervisor.template.build`), and the directory of all templates
 (`kata.runtime.hypervisor.template.store`).
 """
 
@@ -32,19 +32,21 @@ from kata.runtime.hypervisor.base import VmPlan
 
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 
-#: Raised when the same key would no longer mean the same content.
+#: Incremented when the same key no longer means the same content.
 _FORMAT = 2
-_MANIFEST_LIMIT = 64 * 1024
-_STATE_LIMIT = 64 * 1024 * 1024
+_MAX_MANIFEST = 64 * 1024
+_MAX_STATE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Template:
-    """An open template. It stays usable until `close`, whatever becomes of its files' names.
+    """An open template: usable until `close`, even if it is removed meanwhile.
 
     Attributes:
+        key: its name.
+        directory: where it was found.
         memory, state: descriptors for `kata.runtime.hypervisor.factory.restore`.
-        size: bytes that the memory takes on the disk.
+        size: bytes that the memory takes on disk.
     """
 
     key: str
@@ -82,7 +84,15 @@ def key_of(vm: Mapping[str, Any]) -> str:
 
 
 def write_manifest(directory: Path, vm: Mapping[str, Any]) -> None:
-    """Describe the finished files of a template. Raises OSError."""
+    """Write the manifest of a template whose other files are complete.
+
+    Args:
+        directory: the template's.
+        vm: from `description`.
+
+    Raises:
+        OSError: a file is missing or cannot be written.
+    """
     manifest = {
         "format": _FORMAT,
         "vm": vm,
@@ -97,35 +107,35 @@ def write_manifest(directory: Path, vm: Mapping[str, Any]) -> None:
 
 
 def _memory_identity(info: os.stat_result) -> dict[str, int]:
-    # Any write, by whatever way, moves the change time, which nobody can set.
+    # Every write changes the change time, which nobody can set.
     return {"inode": info.st_ino, "size": info.st_size, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}
 
 
 def open_template(root: Path, key: str) -> Template:
-    """Open a template and see that it is whole.
+    """Open a template and check that it is complete and unchanged.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no template with this key.
         FailedPrecondition: it is broken or was changed.
     """
     directory = root / key
     fds: list[int] = []
     try:
         manifest = read_manifest(directory)
-        # For writing, because QEMU opens the memory so, though it maps it privately and writes nothing.
+        # For writing, because the VMM opens the memory so, although it maps it privately and never writes.
         fds.append(os.open(directory / MEMORY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
         fds.append(os.open(directory / STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         info = os.fstat(fds[0])
         if _memory_identity(info) != manifest["memory"]:
-            raise FailedPrecondition(f"template {key} is broken: its memory was changed after it was made")
-        content = os.pread(fds[1], _STATE_LIMIT, 0)
+            raise FailedPrecondition(f"template {key} is broken: its memory was changed after it was built")
+        content = os.pread(fds[1], _MAX_STATE, 0)
         if hashlib.sha256(content).hexdigest() != manifest["state"]:
             raise FailedPrecondition(f"template {key} is broken: its state is not what was saved")
         template = Template(key, directory, fds[0], fds[1], info.st_blocks * 512)
         fds.clear()
     except (FileNotFoundError, NotADirectoryError) as error:
         if not directory.is_dir():
-            raise NotFound(f"there is no template {key}") from error
+            raise NotFound(f"template {key} does not exist") from error
         raise FailedPrecondition(f"template {key} is broken: {error.filename} is missing") from error
     except OSError as error:
         raise FailedPrecondition(f"template {key} cannot be opened: {error.strerror}") from error
@@ -136,20 +146,28 @@ def open_template(root: Path, key: str) -> Template:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """A manifest of which all that is used is there."""
+    """Read a manifest and check it.
+
+    Returns:
+        "vm": the VM's `description`; "memory", "state": how to tell that the files are unchanged.
+
+    Raises:
+        FailedPrecondition: it is malformed or of another version.
+        OSError: it cannot be read.
+    """
     with (directory / MANIFEST).open("rb") as file:
-        data = file.read(_MANIFEST_LIMIT)
+        data = file.read(_MAX_MANIFEST)
     try:
         manifest = json.loads(data)
         if manifest["format"] != _FORMAT or not isinstance(manifest["vm"], dict):
-            raise ValueError("made by another version")
+            raise ValueError("written by another version")
         return {name: manifest[name] for name in ("vm", "memory", "state")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(f"template {directory.name} is broken: manifest: {error}") from None
 
 
 def mark_used(template: Template) -> None:
-    """Remember that a machine started from it just now: what is used stays. Nothing depends on it."""
+    """Note that a VM is being restored from it, so that `prune` keeps it. Best effort."""
     try:
         os.utime(template.directory)
     except OSError:
