@@ -1,4 +1,4 @@
-"""What the documents name exists: modules, imports, files, links and their anchors, commands."""
+"""What the documents name exists: modules, imports, files, links and their anchors, commands and make targets."""
 
 from __future__ import annotations
 
@@ -108,6 +108,13 @@ def test_links(document: Path) -> None:
         target = Path(os.path.normpath(document.parent / path)) if path else document
         assert target.exists(), link
         assert not anchor or anchor in anchors_of(text_of(target)), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_targets(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for code in code_of(text_of(document)) for name in re.findall(r"^make ([a-z-]+)", code)}
+    assert named - targets == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
