@@ -85,7 +85,7 @@ def as_spans(sandbox_id: str, start: Start) -> dict[str, Any]:
     trace = hashlib.sha256(f"{sandbox_id} {start.began}".encode()).hexdigest()
 
     def span(number: int, name: str, begin_ms: float, end_ms: float, subject: str = "") -> dict[str, Any]:
-        attributes = {"kata.runtime.sandbox.id": sandbox_id, **({"container.id": subject} if subject else {})}
+        attributes = {"kata.sandbox.id": sandbox_id, **({"container.id": subject} if subject else {})}
         return {
             "traceId": trace[:32],
             "spanId": f"{trace[32:44]}{number:04x}",

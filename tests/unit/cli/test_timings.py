@@ -76,6 +76,7 @@ def test_spans_of_a_start() -> None:
     assert len({one["spanId"] for one in (start, plan, qemu, output)}) == 4
     assert (len(start["traceId"]), len(start["spanId"])) == (32, 16)
     assert (qemu["startTimeUnixNano"], qemu["endTimeUnixNano"]) == ("1000000000510000000", "1000000000590000000")
+    assert start["attributes"] == [{"key": "kata.sandbox.id", "value": {"stringValue": "box"}}]
     assert {"key": "container.id", "value": {"stringValue": "box"}} in output["attributes"]
 
 
