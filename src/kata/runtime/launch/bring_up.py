@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #: In the agent's log if its warm-up failed.
 _COLD = '"warm-up: '
 #: Seconds from the VMM's start to the first answer of a restored VM; 0.1 s is usual.
-RESTORE_TIMEOUT_S = 20.0
+_RESTORE_TIMEOUT_S = 20.0
 #: Seconds that the agent's warm-up may take on top of a boot.
 _WARM_UP_TIMEOUT_S = 45.0
 #: Seconds to wait for others who make templates, before the VM is booted without one.
@@ -157,13 +157,13 @@ async def _restore(
     template.mark_used(found)
     begin = prelaunch.begun if prelaunch else time.monotonic()
     try:
-        await vm.start(RESTORE_TIMEOUT_S)
+        await vm.start(_RESTORE_TIMEOUT_S)
         timings.add("qemu", begin)
         with timings.phase("first answer"):
             channel = vm.channel(AGENT_CHANNEL)
             first_calls = prelaunch.first_calls if prelaunch else send_first_calls(channel)
             agent = await AgentClient.after_first_calls(channel, first_calls)
-            await _first_answer(vm, agent, agent.made_unique(first_calls), RESTORE_TIMEOUT_S, "restore")
+            await _first_answer(vm, agent, agent.made_unique(first_calls), _RESTORE_TIMEOUT_S, "restore")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(vm.stop(0)))
         raise
