@@ -35,6 +35,7 @@ from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import TREE
+from kata.runtime.storage.host_paths import look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
 
 
@@ -139,7 +140,14 @@ def _variables(image: ImageConfig) -> Mapping[str, str]:
 
 def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
     """Warn about mounts that will not happen; with `debug`, show spec and mounts. The machine's plan is in the log."""
-    files = plan_container(sandbox_id, spec["mounts"], rootfs=(), rootfs_dir=spec["root"]["path"])
+    files = plan_container(
+        sandbox_id,
+        spec["mounts"],
+        look_at_paths(spec),
+        rootfs=(),
+        rootfs_dir=spec["root"]["path"],
+        token=random_token,
+    )
     for reason in files.skipped:
         warn(reason)
     if debug:

@@ -26,7 +26,7 @@ from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.states import State
-from kata.runtime.storage.shared_tree import RootfsMount
+from kata.runtime.storage.host_paths import RootfsMount
 from kata.shim.config import load_config
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics

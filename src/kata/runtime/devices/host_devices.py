@@ -17,13 +17,22 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached, Disks
 from kata.runtime.devices.iommu import Iommu
-from kata.runtime.devices.vfio import AttachedGroup, IommuGroups, Ports, VfioPlan, cold_devices, plan_vfio, ports
+from kata.runtime.devices.vfio import (
+    AttachedGroup,
+    IommuGroups,
+    Ports,
+    VfioPlan,
+    cold_devices,
+    groups_of,
+    plan_vfio,
+    ports,
+)
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PCI
 from kata.runtime.storage.disk import DiskPlan, plan_disks
-from kata.runtime.storage.shared_tree import RootfsMount
+from kata.runtime.storage.host_paths import HostView, RootfsMount, random_token
 
 if TYPE_CHECKING:
     from kata.linux.rtnetlink import Link
@@ -114,26 +123,32 @@ class HostDevices:
             raise FailedPrecondition(f"sandbox {self._id} has no virtual machine yet")
         return self._begun
 
-    def plan(self, container_id: str, spec: Spec, rootfs: Sequence[RootfsMount], machine_mib: int) -> Wanted:
-        """Decide what a container gets.
+    def plan(
+        self, container_id: str, spec: Spec, rootfs: Sequence[RootfsMount], host: HostView, memory_mib: int
+    ) -> Wanted:
+        """Plan what a container gets.
 
         Args:
-            machine_mib: the machine's memory.
+            container_id: the container's.
+            spec: its OCI spec.
+            rootfs: mounts of its rootfs, from containerd.
+            host: what the paths and disks of both are.
+            memory_mib: the VM's memory.
 
         Raises:
-            KataError: the spec wants what cannot be.
+            NotFound, InvalidArgument, FailedPrecondition: as `plan_disks` and `swap.wanted`.
         """
         enabled = not self._config.hypervisor.disable_block_device_use
-        disks = plan_disks(container_id, spec, rootfs, enabled=enabled)
-        vfio = plan_vfio(disks.spec, self._config.runtime.vfio_mode, self._iommu)
-        return Wanted(disks, vfio, self._wanted_swap(spec, machine_mib))
+        disks = plan_disks(container_id, spec, rootfs, host, token=random_token, enabled=enabled)
+        vfio = plan_vfio(disks.spec, self._config.runtime.vfio_mode, groups_of(spec, self._iommu))
+        return Wanted(disks, vfio, self._wanted_swap(spec, memory_mib))
 
-    def _wanted_swap(self, spec: Spec, machine_mib: int) -> int:
+    def _wanted_swap(self, spec: Spec, memory_mib: int) -> int:
         if not self._config.hypervisor.enable_guest_swap or not spec.get("annotations"):
             return 0
         from kata.runtime.devices import swap
 
-        return swap.wanted(spec, machine_mib)
+        return swap.wanted(spec, memory_mib)
 
     async def give(self, container_id: str, wanted: Wanted) -> Given:
         """Plug in what a container is to have. After an error `take_back` is the caller's.

@@ -81,41 +81,65 @@ class AttachedGroup:
     options: tuple[str, ...]
 
 
-def plan_vfio(spec: Spec, mode: str, iommu: Iommu) -> VfioPlan:
-    """Decide what becomes of the VFIO devices of a spec, which is not changed."""
+def groups_of(spec: Spec, iommu: Iommu) -> dict[tuple[int, int], int]:
+    """A look at the host: the IOMMU groups whose device nodes a spec names, by major and minor number."""
+    numbers = {number for device in _devices(spec) if (number := _number(device))}
+    return {number: group for number in numbers if (group := iommu.group_of_node(*number)) is not None}
+
+
+def plan_vfio(spec: Spec, mode: str, groups: Mapping[tuple[int, int], int]) -> VfioPlan:
+    """Plan the VFIO devices of a container.
+
+    Args:
+        spec: the container's, which is not changed.
+        mode: the setting `vfio_mode`.
+        groups: IOMMU groups by the number of their device node, from `groups_of`.
+    """
     linux: Mapping[str, Any] = spec.get("linux") or {}
-    devices: Sequence[Mapping[str, Any]] = linux.get("devices") or ()
+    devices = _devices(spec)
     rules: Sequence[Mapping[str, Any]] = (linux.get("resources") or {}).get("devices") or ()
     # A privileged container is given every device that the host has; it gets the guest's, and none of these.
     privileged = allows_everything(rules)
     kept: list[Mapping[str, Any]] = []
-    groups: list[WantedGroup] = []
+    wanted: list[WantedGroup] = []
     skipped: list[str] = []
     for device in devices:
         path = str(device.get("path"))
-        group = _group(device, iommu)
+        group = _group(device, groups)
         if group is None and path != _CONTROL:
             kept.append(device)
         elif privileged:
             skipped.append(f"device {path}: a privileged container gets no device of the host")
         else:
             if group is not None:
-                groups.append(WantedGroup(group, path))
+                wanted.append(WantedGroup(group, path))
             if mode != GUEST_KERNEL:
                 kept.append(device)
-    if len(kept) == len(devices) and not groups:
+    if len(kept) == len(devices) and not wanted:
         return VfioPlan((), spec)
     edited: Any = {**spec, "linux": {**linux, "devices": kept}}
-    return VfioPlan(tuple(groups), edited, tuple(skipped))
+    return VfioPlan(tuple(wanted), edited, tuple(skipped))
 
 
-def _group(device: Mapping[str, Any], iommu: Iommu) -> int | None:
-    """The group that a device of a spec is, by its number: its path is the container's, and may be any."""
+def _devices(spec: Spec) -> Sequence[Mapping[str, Any]]:
+    linux: Mapping[str, Any] = spec.get("linux") or {}
+    return linux.get("devices") or ()
+
+
+def _number(device: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Major and minor number of a character device."""
     if device.get("type") not in ("c", "u"):
         return None
-    group = iommu.group_of_node(int(device.get("major", -1)), int(device.get("minor", -1)))
-    if group is not None:
-        return group
+    return int(device.get("major", -1)), int(device.get("minor", -1))
+
+
+def _group(device: Mapping[str, Any], groups: Mapping[tuple[int, int], int]) -> int | None:
+    """The IOMMU group that a device of a spec is, by its number: its path is the container's, and may be any."""
+    number = _number(device)
+    if number is None:
+        return None
+    if number in groups:
+        return groups[number]
     name = str(device.get("path")).removeprefix(_DIRECTORY)
     if str(device.get("path")).startswith(_DIRECTORY) and name.isdecimal():
         # Of this path, but not of this host: the error that follows says what is missing.
@@ -142,7 +166,7 @@ def ports(spec: Spec, iommu: Iommu) -> Ports:
     Known when the machine is planned; a group that is not there or not ready is the container's to complain about.
     """
     count = largest = 0
-    for wanted in plan_vfio(spec, GUEST_KERNEL, iommu).groups:
+    for wanted in plan_vfio(spec, GUEST_KERNEL, groups_of(spec, iommu)).groups:
         try:
             devices = [device for device in iommu.devices(wanted.group) if not device.is_bridge]
         except KataError:
@@ -160,7 +184,7 @@ def cold_devices(spec: Spec, config: Config, iommu: Iommu) -> dict[int, list[Vfi
     """
     if config.hypervisor.cold_plug_vfio == "no-port":
         return {}
-    wanted = plan_vfio(spec, config.runtime.vfio_mode, iommu).groups
+    wanted = plan_vfio(spec, config.runtime.vfio_mode, groups_of(spec, iommu)).groups
     return {one.group: [_device(device) for device in iommu.assignable(one.group)] for one in wanted}
 
 

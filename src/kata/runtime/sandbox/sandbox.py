@@ -26,7 +26,8 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
-from kata.runtime.storage.shared_tree import RootfsMount, plan_container
+from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
+from kata.runtime.storage.shared_tree import plan_container
 
 if TYPE_CHECKING:
     from kata.runtime.network.sandbox_network import SandboxNetwork
@@ -123,12 +124,15 @@ class Sandbox(Lifecycle):
         request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         requests.refuse_host_network(request.id, spec)
-        wanted = self._devices.plan(request.id, spec, request.rootfs, self._resources.size.memory_mib)
+        host = look_at_paths(spec, request.rootfs)
+        wanted = self._devices.plan(request.id, spec, request.rootfs, host, self._resources.size.memory_mib)
         files = plan_container(
             request.id,
             spec.get("mounts") or (),
+            host,
             rootfs=request.rootfs,
             rootfs_dir=str(request.bundle.rootfs),
+            token=random_token,
             disk_root=wanted.disks.root,
             on_disk=wanted.disks.mounted,
             pod_root=self._pod_root if request.id != self.id else "",

@@ -6,13 +6,12 @@
     a bind of a direct volume        the same (`kata.runtime.storage.direct_volume`)
     a rootfs on a block device       a disk, mounted in the guest: the container's root
 
-An image file counts where its mount has the option "loop", as for mount(8). The decisions are made here, by looking at
-the host without changing anything; a disk is opened and plugged by `kata.runtime.devices.block`.
+An image file counts if its mount has the option "loop", as for mount(8). The plan is a pure function of the spec and of
+what its paths lead to (`kata.runtime.storage.host_paths`); `kata.runtime.devices.block` opens and plugs the disks.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +22,9 @@ from kata.oci.device_rules import allows_disk, allows_everything
 from kata.oci.spec import Spec
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
-from kata.runtime.storage.shared_tree import RootfsMount
+from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind
 
-_SYS_BLOCK = "/sys/dev/block"
+#: Major numbers (the kernel's Documentation/admin-guide/devices.txt).
 _FLOPPY, _CDROM = 2, 11
 
 
@@ -70,26 +69,27 @@ def plan_disks(
     container_id: str,
     spec: Spec,
     rootfs: Sequence[RootfsMount],
+    host: HostView,
     *,
+    token: Callable[[], str],
     enabled: bool = True,
-    token: Callable[[], str] = lambda: os.urandom(8).hex(),
-    node_of: Callable[[int, int], str | None] | None = None,
-    volumes: str = direct_volume.ROOT,
 ) -> DiskPlan:
-    """Decide which disks a container needs.
+    """Plan the disks of a container.
 
     Args:
-        rootfs: what containerd hands over.
-        enabled: whether disks may be plugged (`disable_block_device_use`); without, there are none.
-        token: source of the 16 hexadecimal digits that keep mount points apart.
-        node_of: the host's node of a device number; None for this host's.
-        volumes: where direct volumes are recorded.
+        container_id: the container's.
+        spec: its OCI spec, which is not changed.
+        rootfs: mounts of its rootfs, from containerd.
+        host: what the paths and devices of both are, from `look_at_paths`.
+        token: makes hexadecimal digits that keep mount points apart, usually `random_token`.
+        enabled: whether disks may be plugged at all (not `disable_block_device_use`).
 
     Raises:
-        NotFound: a device is not there.
-        InvalidArgument: it is not a disk that a guest can have.
+        NotFound: a device does not exist.
+        InvalidArgument: a device is no disk that a guest can have.
+        FailedPrecondition: a direct volume needs a disk, and none may be plugged.
     """
-    planner = _Planner(container_id, spec, enabled, token, node_of or find_node, volumes)
+    planner = _Planner(container_id, spec, host, token, enabled)
     planner.add_root(rootfs)
     planner.add_mounts()
     planner.add_devices()
@@ -101,18 +101,16 @@ class _Planner:
         self,
         container_id: str,
         spec: Spec,
-        enabled: bool,
+        host: HostView,
         token: Callable[[], str],
-        node_of: Callable[[int, int], str | None],
-        volumes: str,
+        enabled: bool,
     ) -> None:
         self._what = f"container {container_id}"
         self._id = container_id
         self._spec = spec
-        self._enabled = enabled
+        self._host = host
         self._token = token
-        self._node_of = node_of
-        self._records = volumes
+        self._enabled = enabled
         self._volumes: dict[str, str] = {}
         self._disks: list[Disk] = []
         self._root = ""
@@ -141,22 +139,24 @@ class _Planner:
         for mount in self._spec.get("mounts") or ():
             destination, source = str(mount.get("destination", "")), str(mount.get("source", ""))
             options = tuple(map(str, mount.get("options") or ()))
-            bound = mount.get("type") == "bind" or "bind" in options or "rbind" in options
-            if bound and (volume := direct_volume.find(source, self._records)):
+            bound = is_bind(mount)
+            if bound and (volume := self._host.volumes.get(source)):
                 self._mounted[destination] = self._mount_volume(source, volume)
             elif not self._enabled:
                 continue
-            elif bound and (device := _block_device(source)):
-                self._add_node(source, destination, device, read_only="ro" in options)
+            elif bound and (found := self._host.paths.get(source)) and found.block:
+                self._add_node(source, destination, found, found.block, read_only="ro" in options)
             elif not bound and self._is_disk(str(mount.get("type")), source, options):
                 self._mounted[destination] = self._mount(source, str(mount.get("type")), options)
 
-    def _add_node(self, source: str, destination: str, device: tuple[int, int], *, read_only: bool) -> None:
-        """A bind of a device node makes it the container's device, as it does with runc."""
-        self._disks.append(Disk(source, read_only or _is_read_only(*device), container_path=destination))
-        number = {"type": "b", "major": device[0], "minor": device[1]}
-        self._devices.append({"path": destination, **number, "fileMode": stat.S_IMODE(os.stat(source).st_mode)})
-        self._rules.append({"allow": True, **number, "access": "r" if read_only else "rw"})
+    def _add_node(
+        self, source: str, destination: str, found: HostPath, number: tuple[int, int], *, read_only: bool
+    ) -> None:
+        """A bind of a device node makes it a device of the container, as it does with runc."""
+        self._disks.append(Disk(source, read_only or self._is_read_only(number), container_path=destination))
+        device = {"type": "b", "major": number[0], "minor": number[1]}
+        self._devices.append({"path": destination, **device, "fileMode": stat.S_IMODE(found.mode)})
+        self._rules.append({"allow": True, **device, "access": "r" if read_only else "rw"})
         self._mounted[destination] = ""
 
     def add_devices(self) -> None:
@@ -173,20 +173,24 @@ class _Planner:
                 # A privileged container is given every disk that the host has; it gets the guest's, and none of these.
                 self._skipped.append(f"device {path}: the guest has its own disks")
                 continue
-            node = self._node_of(*number)
+            node = self._host.disks.get(number)
             if node is None:
                 raise NotFound(f"{self._what}: device {path} ({number[0]}:{number[1]}) does not exist on this host")
             if number[0] in (_FLOPPY, _CDROM):
                 raise InvalidArgument(f"{self._what}: device {path} is a drive with removable media, which has no disk")
             access = "".join(str(rule.get("access", "")) for rule in rules if allows_disk(rule, number))
-            read_only = _is_read_only(*number) or (bool(access) and "w" not in access)
-            self._disks.append(Disk(node, read_only, container_path=path))
+            read_only = node.read_only or (bool(access) and "w" not in access)
+            self._disks.append(Disk(node.path, read_only, container_path=path))
             self._devices.append(device)
 
     def _is_disk(self, fstype: str, source: str, options: Sequence[str]) -> bool:
         if fstype not in DISK_TYPES or not source.startswith("/"):
             return False
-        return _block_device(source) is not None or ("loop" in options and os.path.isfile(source))
+        found = self._host.paths.get(source)
+        return found is not None and (found.block is not None or ("loop" in options and found.is_file))
+
+    def _is_read_only(self, number: tuple[int, int]) -> bool:
+        return number in self._host.disks and self._host.disks[number].read_only
 
     def _mount(self, source: str, fstype: str, options: Sequence[str]) -> str:
         """Have the guest mount it; the path in the guest."""
@@ -204,8 +208,8 @@ class _Planner:
 
     def _add_mount(self, source: str, mount: DiskMount) -> str:
         kept = [option for option in mount.options if option != "loop"]
-        device = _block_device(source)
-        read_only = "ro" in kept or bool(device and _is_read_only(*device))
+        found = self._host.paths.get(source)
+        read_only = "ro" in kept or bool(found and found.block and self._is_read_only(found.block))
         if read_only and "ro" not in kept:
             kept.append("ro")
         if mount.fstype == "xfs" and "nouuid" not in kept:
@@ -213,30 +217,3 @@ class _Planner:
             kept.append("nouuid")
         self._disks.append(Disk(source, read_only, replace(mount, options=tuple(kept))))
         return mount.point
-
-
-def find_node(major: int, minor: int) -> str | None:
-    """The host's node of a block device by what the kernel calls it, or None if there is no such device."""
-    try:
-        with open(f"{_SYS_BLOCK}/{major}:{minor}/uevent", encoding="utf-8") as file:
-            name = next(line[8:].strip() for line in file if line.startswith("DEVNAME="))
-    except (OSError, StopIteration):
-        return None
-    return f"/dev/{name}"
-
-
-def _block_device(path: str) -> tuple[int, int] | None:
-    """Major and minor number, or None if the path leads to no block device."""
-    try:
-        info = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return (os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None
-
-
-def _is_read_only(major: int, minor: int) -> bool:
-    try:
-        with open(f"{_SYS_BLOCK}/{major}:{minor}/ro", encoding="ascii") as file:
-            return file.read().strip() == "1"
-    except OSError:
-        return False

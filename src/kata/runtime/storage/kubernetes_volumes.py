@@ -1,44 +1,63 @@
-"""Volumes that Kubernetes makes, told by the paths of kubelet's: <pod>/volumes/<plugin>/<volume name>.
+"""Kubernetes' volumes, recognized by kubelet's paths: <pod>/volumes/<plugin>/<volume name>. Pure.
 
-    kubernetes.io~empty-dir, a tmpfs            memory of the guest, as much as the host's has
-    kubernetes.io~empty-dir, huge pages         huge pages of the guest, as many as the container is limited to
+    kubernetes.io~empty-dir on a tmpfs          memory of the guest, as much as the host's tmpfs has
+    kubernetes.io~empty-dir on huge pages       huge pages of the guest, up to the container's limit
     kubernetes.io~empty-dir, anything else      shared, or a directory beside the pod's root (`disable_guest_empty_dir`)
     kubernetes.io~configmap, ~secret,           shared, and copied in the guest, where inotify sees the updates,
-    ~projected, ~downward-api                   if it is small
+    ~projected, ~downward-api                   if it has few files
     everything else                             shared
 
-Decided by looking at the host without changing anything.
+What the paths lead to is found by `kata.runtime.storage.host_paths`.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata.errors import InvalidArgument
-from kata.linux import mountinfo
 
-#: Where the guest keeps volumes in its memory (Kata's path), and copies of what inotify has to work on.
+#: Where the guest keeps volumes in memory, and copies of volumes that containers watch (Kata's paths).
 GUEST_EPHEMERAL = "/run/kata-containers/sandbox/ephemeral"
 GUEST_WATCHABLE = "/run/kata-containers/sandbox/watchable"
 
-#: More files than that and the guest sees the shared directory itself (Kata's limit; symbolic links count).
-WATCHABLE_FILES_MAX = 8
+#: A volume with more files is not copied (Kata's limit; symbolic links count).
+MAX_WATCHABLE_FILES = 8
 
-_EMPTY_DIR = "kubernetes.io~empty-dir"
-_WATCHABLE = frozenset(
+EMPTY_DIR = "kubernetes.io~empty-dir"
+#: Plugins whose volumes kubelet updates in place.
+WATCHABLE = frozenset(
     f"kubernetes.io~{plugin}" for plugin in ("configmap", "secret", "projected", "downward-api")
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class GuestStorage:
-    """What the agent has to mount before a container sees it: the fields of its `Storage` message.
+class EmptyDir:
+    """An emptyDir on the host.
 
     Attributes:
-        point: where, in the guest.
+        fstype: of the file system that is mounted there; "" if none is.
+        size: bytes of the file system that it lies on.
+        page_size: of a hugetlbfs, as its mount option has it ("2M").
+        mode: permissions.
+        gid: group.
+    """
+
+    fstype: str = ""
+    size: int = 0
+    page_size: str = ""
+    mode: int = 0o777
+    gid: int = 0
+
+
+@dataclass(frozen=True)
+class GuestStorage:
+    """What the agent mounts before a container sees it: the fields of its `Storage` message.
+
+    Attributes:
+        driver, source, fstype, options: as in Kata's agent protocol.
+        point: path in the guest.
         shared: whether it lives as long as the sandbox, not as long as its containers.
     """
 
@@ -50,56 +69,42 @@ class GuestStorage:
     shared: bool = False
 
 
-def empty_dir(source: str, pod_root: str, hugepages: Mapping[str, int], *, in_guest: bool) -> GuestStorage | None:
-    """What the guest has instead of an emptyDir; None if `source` is none, or one to be shared.
+def plugin_of(path: str) -> str:
+    """The name of the directory of a volume's plugin, if `path` is a volume's; else the name of another directory."""
+    return os.path.basename(os.path.dirname(os.path.normpath(path)))
+
+
+def in_guest(
+    source: str, found: EmptyDir, pod_root: str, hugepages: Mapping[str, int], *, on_disk: bool
+) -> GuestStorage | None:
+    """What the guest has instead of an emptyDir of the host; None if that is shared.
 
     Args:
-        pod_root: the pod's root in the guest, for one on disk.
-        hugepages: bytes of huge pages that the container may have, by size of the page ("2MB").
-        in_guest: whether one on disk is the guest's own directory.
+        source: its path on the host.
+        found: what is there.
+        pod_root: the pod's root in the guest.
+        hugepages: bytes of huge pages that the container may use, by page size ("2MB").
+        on_disk: whether an emptyDir on disk becomes a directory of the guest.
 
     Raises:
-        InvalidArgument: huge pages without a limit, which says how many.
+        InvalidArgument: it is of huge pages, and the container has no limit of these.
     """
-    parent, name = os.path.split(os.path.normpath(source))
-    if os.path.basename(parent) != _EMPTY_DIR:
-        return None
-    try:
-        info = os.stat(source)
-    except OSError:
-        return None  # reported as missing where it is shared
-    group = (f"fsgid={info.st_gid}",) if info.st_gid else ()
-    mode = f"mode={stat.S_IMODE(info.st_mode):04o}"
-    mounted = mountinfo.mounted_at(source)
-    fstype = mounted.fstype if mounted else ""
+    name = os.path.basename(os.path.normpath(source))
+    group = (f"fsgid={found.gid}",) if found.gid else ()
+    mode = f"mode={found.mode:04o}"
     point = f"{GUEST_EPHEMERAL}/{name}"
-    if fstype == "tmpfs":
-        space = os.statvfs(source)
-        options = (f"size={space.f_blocks * space.f_frsize}", mode, *group)
-        return GuestStorage("ephemeral", "tmpfs", "tmpfs", options, point, shared=True)
-    if mounted and fstype == "hugetlbfs":
-        page = mounted.options.get("pagesize", "2M")
+    if found.fstype == "tmpfs":
+        return GuestStorage("ephemeral", "tmpfs", "tmpfs", (f"size={found.size}", mode, *group), point, shared=True)
+    if found.fstype == "hugetlbfs":
+        page = found.page_size
         size = next((limit for size, limit in hugepages.items() if size.removesuffix("B") == page), 0)
         if not size:
             raise InvalidArgument(
-                f"volume {name} is of huge pages of {page}, and its container has no limit of them",
+                f"volume {name} needs huge pages of {page}, of which its container has no limit",
                 hint=f"give the container a limit of hugepages-{page}i",
             )
         options = (f"pagesize={page}", f"size={size}", mode, *group)
         return GuestStorage("ephemeral", "nodev", "hugetlbfs", options, point, shared=True)
-    if in_guest:
+    if on_disk:
         return GuestStorage("local", "local", "local", (mode, *group), f"{pod_root}/local/{name}", shared=True)
     return None
-
-
-def is_watchable(source: str) -> bool:
-    """Whether it is a volume that kubelet updates in place, small enough to be copied in the guest."""
-    if os.path.basename(os.path.dirname(os.path.normpath(source))) not in _WATCHABLE or not os.path.isdir(source):
-        return False
-    files = 0
-    for _, directories, names in os.walk(source):
-        # os.walk counts links to directories, such as "..data", among the directories.
-        files += len(names) + sum(1 for name in directories if name == "..data")
-        if files > WATCHABLE_FILES_MAX:
-            return False
-    return True

@@ -3,9 +3,9 @@
     host   <state>/shared/<container>/rootfs            guest  /run/kata-containers/shared/containers/<container>/rootfs
            <state>/shared/<container>-<hex>-<name>             …/<container>-<hex>-<name>
 
-`plan_container` decides, without touching anything, which mounts that takes and what the container's spec says
-afterwards (Kata's table of mounts); `SharedTree` carries a plan out and takes it back. The mounts are made in the
-sandbox's own mount namespace, so that none of them can outlive it.
+`plan_container` is a pure function: the mounts that this takes, and what the container's spec says afterwards (Kata's
+table of mounts). `SharedTree` carries a plan out and undoes it. The mounts are made in the sandbox's own mount
+namespace, so that none of them can outlive it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
 from kata.oci.spec import Mount
 from kata.runtime.storage import kubernetes_volumes as kubernetes
+from kata.runtime.storage.host_paths import HostView, RootfsMount, is_bind
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.overlay import compact
 
@@ -39,15 +40,6 @@ _READ_ONLY = frozenset({"ro", "rro"})
 _GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
 #: Host trees that describe the host: the guest has its own.
 _GUEST_OWN = ("/proc", "/sys")
-
-
-@dataclass(frozen=True)
-class RootfsMount:
-    """One mount of a rootfs as containerd asks for it: `containerd.types.Mount`."""
-
-    type: str
-    source: str
-    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,32 +93,35 @@ class ContainerPlan:
 def plan_container(
     container_id: str,
     mounts: Sequence[Mount],
+    host: HostView,
     *,
     rootfs: Sequence[RootfsMount],
     rootfs_dir: str,
+    token: Callable[[], str],
     disk_root: str = "",
     on_disk: Mapping[str, str] | None = None,
     pod_root: str = "",
     hugepages: Mapping[str, int] | None = None,
     guest_empty_dir: bool = False,
-    token: Callable[[], str] = lambda: os.urandom(8).hex(),
 ) -> ContainerPlan:
-    """Decide what becomes of a container's rootfs and of each of its mounts.
+    """Plan a container's rootfs and each of its mounts.
 
     Args:
-        mounts: the `mounts` of the OCI spec.
-        rootfs: what containerd hands over; may be empty.
+        container_id: the container's.
+        mounts: the `mounts` of its OCI spec.
+        host: what their sources lead to, from `look_at_paths`.
+        rootfs: mounts of the rootfs, from containerd; may be empty.
         rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
-        disk_root: where the guest mounts the root, if it is a disk.
+        token: makes hexadecimal digits that keep names apart, usually `random_token`.
+        disk_root: where the guest mounts the rootfs, if it is a disk.
         on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
-        pod_root: the pod's root in the guest; the container's own if it is not given.
-        hugepages: bytes of huge pages that the container may have, by size of the page ("2MB").
-        guest_empty_dir: whether an emptyDir on disk is a directory of the guest's, beside the pod's root.
-        token: source of the 16 hexadecimal digits that keep names apart.
+        pod_root: the pod's rootfs in the guest; "" for the container's own.
+        hugepages: bytes of huge pages that the container may use, by page size ("2MB").
+        guest_empty_dir: whether an emptyDir on disk becomes a directory of the guest, beside the pod's rootfs.
 
     Raises:
-        NotFound: a bind's source is not there.
-        InvalidArgument: a bind without a source, or with a relative one.
+        NotFound: a bind's source does not exist.
+        InvalidArgument: a bind's source is missing or relative, or a volume of huge pages has no limit.
     """
     volumes: list[Bind] = []
     edited: list[Mount] = []
@@ -137,7 +132,7 @@ def plan_container(
         destination = str(mount.get("destination", ""))
         source = str(mount.get("source", ""))
         options = [str(option) for option in mount.get("options", ())]
-        is_bind = mount.get("type") == "bind" or "bind" in options or "rbind" in options
+        found = host.paths.get(source)
         if on_disk and destination in on_disk:
             if on_disk[destination]:
                 flags = [option for option in options if option in _READ_ONLY]
@@ -145,26 +140,28 @@ def plan_container(
         elif os.path.normpath(destination) == "/dev/shm":
             flags = [option for option in options if option in _SHM_FLAGS]
             edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
-        elif not is_bind:
+        elif not is_bind(mount):
             if mount.get("type") in _GUEST_TYPES:
                 edited.append(mount)
             else:
                 skipped.append(f"mount on {destination}: the guest does not mount type {mount.get('type')!r} by itself")
         elif _is_beneath(source, _GUEST_OWN):
             skipped.append(f"mount of {source} on {destination}: the guest has its own")
-        elif _is_beneath(destination, ("/dev",)) and not _is_plain(source):
+        elif found and _is_beneath(destination, ("/dev",)) and not found.is_shareable:
             skipped.append(f"mount of {source} on {destination}: the guest has its own devices")
         else:
             if not source.startswith("/"):
                 raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
-            if instead := kubernetes.empty_dir(source, pod_root, hugepages or {}, in_guest=guest_empty_dir):
+            if found is None:
+                raise NotFound(f"mount on {destination}: source {source} does not exist")
+            if found.empty_dir and (
+                instead := kubernetes.in_guest(
+                    source, found.empty_dir, pod_root, hugepages or {}, on_disk=guest_empty_dir
+                )
+            ):
                 storages.append(instead)
                 edited.append({**mount, "type": "bind", "source": instead.point})
                 continue
-            try:
-                info = os.stat(source)
-            except (OSError, ValueError):
-                raise NotFound(f"mount on {destination}: source {source} does not exist") from None
             base = os.path.basename(os.path.normpath(destination)) or "root"
             name = f"{container_id}-{token()}-{base}"
             volumes.append(
@@ -173,11 +170,11 @@ def plan_container(
                     name,
                     readonly=any(option in _READ_ONLY for option in options),
                     recursive="rbind" in options,
-                    identity=(info.st_dev, info.st_ino),
+                    identity=found.identity,
                 )
             )
             shared = f"{GUEST_SHARED}/{name}"
-            if kubernetes.is_watchable(source):
+            if found.watchable:
                 point = f"{kubernetes.GUEST_WATCHABLE}/{name}"
                 storages.append(GuestStorage("watchable-bind", shared, "bind", ("bind",), point))
                 shared = point
@@ -215,15 +212,6 @@ def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
 def _is_beneath(path: str, roots: Sequence[str]) -> bool:
     normal = os.path.normpath(path)
     return any(normal == root or normal.startswith(root + "/") for root in roots)
-
-
-def _is_plain(path: str) -> bool:
-    """Whether the path is a regular file or a directory, which can be shared; a device or a FIFO cannot."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return True  # reported as missing where it is bound
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 class SharedTree:

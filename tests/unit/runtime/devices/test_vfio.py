@@ -11,7 +11,16 @@ import pytest
 
 from kata.errors import FailedPrecondition
 from kata.runtime.config.settings import Config
-from kata.runtime.devices.vfio import IommuGroups, Ports, WantedGroup, cold_devices, plan_vfio, ports
+from kata.runtime.devices.vfio import (
+    IommuGroups,
+    Ports,
+    VfioPlan,
+    WantedGroup,
+    cold_devices,
+    groups_of,
+    plan_vfio,
+    ports,
+)
 from kata.runtime.hypervisor.devices import VfioDevice
 
 from .madehost import Host
@@ -34,10 +43,14 @@ def spec(*devices: dict[str, Any], rules: Any = ()) -> Any:
     return {"linux": {"devices": list(devices), "resources": {"devices": list(rules)}}}
 
 
+def planned(given: Any, mode: str, host: Host) -> VfioPlan:
+    return plan_vfio(given, mode, groups_of(given, host.iommu))
+
+
 def test_the_guests_kernel_leaves_no_node(host: Host) -> None:
     host.node(7, (240, 1))
     before = spec(NULL, CONTROL, group(7, 1))
-    plan = plan_vfio(before, "guest-kernel", host.iommu)
+    plan = planned(before, "guest-kernel", host)
     assert plan.groups == (WantedGroup(7, "/dev/vfio/7"),)
     assert plan.spec == spec(NULL)
     assert before == spec(NULL, CONTROL, group(7, 1))
@@ -45,25 +58,25 @@ def test_the_guests_kernel_leaves_no_node(host: Host) -> None:
 
 def test_a_container_that_drives_devices_keeps_the_nodes(host: Host) -> None:
     host.node(7, (240, 1))
-    plan = plan_vfio(spec(NULL, CONTROL, group(7, 1)), "vfio", host.iommu)
+    plan = planned(spec(NULL, CONTROL, group(7, 1)), "vfio", host)
     assert plan.groups == (WantedGroup(7, "/dev/vfio/7"),)
     assert plan.spec == spec(NULL, CONTROL, group(7, 1))
 
 
 def test_the_number_says_which_group_it_is_and_not_the_path(host: Host) -> None:
     host.node(7, (240, 1))
-    plan = plan_vfio(spec(group(0, 1, "/dev/my-device")), "vfio", host.iommu)
+    plan = planned(spec(group(0, 1, "/dev/my-device")), "vfio", host)
     assert plan.groups == (WantedGroup(7, "/dev/my-device"),)
 
 
 def test_a_path_that_this_host_does_not_know_is_not_passed_over(host: Host) -> None:
-    assert plan_vfio(spec(group(9, 5)), "vfio", host.iommu).groups == (WantedGroup(9, "/dev/vfio/9"),)
+    assert planned(spec(group(9, 5)), "vfio", host).groups == (WantedGroup(9, "/dev/vfio/9"),)
 
 
 @pytest.mark.parametrize("mode", ["guest-kernel", "vfio"])
 def test_a_privileged_container_gets_none(host: Host, mode: str) -> None:
     host.node(7, (240, 1))
-    plan = plan_vfio(spec(NULL, CONTROL, group(7, 1), rules=[{"allow": True, "access": "rwm"}]), mode, host.iommu)
+    plan = planned(spec(NULL, CONTROL, group(7, 1), rules=[{"allow": True, "access": "rwm"}]), mode, host)
     assert plan.groups == ()
     assert plan.spec["linux"]["devices"] == [NULL]
     assert len(plan.skipped) == 2
@@ -72,7 +85,7 @@ def test_a_privileged_container_gets_none(host: Host, mode: str) -> None:
 def test_specs_without_vfio_stay_themselves(host: Host) -> None:
     plain: list[Any] = [{}, spec(), spec(NULL, {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0})]
     for before in plain:
-        assert plan_vfio(before, "vfio", host.iommu).spec is before
+        assert planned(before, "vfio", host).spec is before
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1 << 20, 0), (2 << 20, 0), (3 << 20, 4 << 20), (16 << 30, 16 << 30)])

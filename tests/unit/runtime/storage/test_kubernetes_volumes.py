@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from kata.errors import InvalidArgument
 from kata.linux import mount as linux
 from kata.linux import mountinfo
+from kata.runtime.storage.host_paths import HostPath, HostView, look_at_paths
+from kata.runtime.storage.kubernetes_volumes import EmptyDir
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container, plan_sandbox_mounts
 
 POD = "var/lib/kubelet/pods/0000/volumes"
@@ -24,14 +27,15 @@ def volume(root: Path, plugin: str, name: str = "data", files: int = 0) -> Path:
     return path
 
 
-def plan(source: Path, **options: Any) -> ContainerPlan:
+def make_plan(source: Path, **options: Any) -> ContainerPlan:
     mount: Any = {"destination": "/data", "type": "bind", "source": str(source), "options": ["rbind", "rprivate", "ro"]}
     options.setdefault("token", lambda: "0123456789abcdef")
+    options.setdefault("host", look_at_paths({"mounts": [mount]}))
     return plan_container("box", [mount], rootfs=(), rootfs_dir="/rootfs", **options)
 
 
 def test_an_empty_dir_on_disk_is_shared(tmp_path: Path) -> None:
-    planned = plan(volume(tmp_path, "empty-dir"))
+    planned = make_plan(volume(tmp_path, "empty-dir"))
     assert len(planned.volumes) == 1
     assert planned.storages == ()
 
@@ -39,7 +43,7 @@ def test_an_empty_dir_on_disk_is_shared(tmp_path: Path) -> None:
 def test_or_the_guests_own_beside_the_pods_root(tmp_path: Path) -> None:
     source = volume(tmp_path, "empty-dir")
     source.chmod(0o2777)
-    planned = plan(source, guest_empty_dir=True, pod_root=f"{GUEST_SHARED}/pod/rootfs")
+    planned = make_plan(source, guest_empty_dir=True, pod_root=f"{GUEST_SHARED}/pod/rootfs")
     (storage,) = planned.storages
     assert (storage.driver, storage.shared) == ("local", True)
     assert storage.point == f"{GUEST_SHARED}/pod/rootfs/local/data"
@@ -56,7 +60,7 @@ def test_an_empty_dir_in_memory_is_the_guests_memory(tmp_path: Path) -> None:
     try:
         os.chown(source, -1, 4711)
         assert mountinfo.mounted_at(str(source)) is not None
-        (storage,) = plan(source).storages
+        (storage,) = make_plan(source).storages
     finally:
         linux.umount(str(source))
     assert storage.driver == "ephemeral"
@@ -66,15 +70,15 @@ def test_an_empty_dir_in_memory_is_the_guests_memory(tmp_path: Path) -> None:
     assert storage.shared, "it outlives a container that is restarted"
 
 
-def test_huge_pages_need_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = volume(tmp_path, "empty-dir")
-    hugetlbfs = mountinfo.Mount(f"60 25 0:50 / {source} rw - hugetlbfs nodev rw,pagesize=2M")
-    monkeypatch.setattr(mountinfo, "mounted_at", lambda _: hugetlbfs)
-    (storage,) = plan(source, hugepages={"1GB": 5 << 30, "2MB": 4 << 20}).storages
+def test_huge_pages_need_a_limit() -> None:
+    source = Path("/", POD, "kubernetes.io~empty-dir/data")
+    hugetlbfs = HostPath((1, 2), 0o40777, empty_dir=EmptyDir("hugetlbfs", page_size="2M"))
+    plan = partial(make_plan, source, host=HostView({str(source): hugetlbfs}))
+    (storage,) = plan(hugepages={"1GB": 5 << 30, "2MB": 4 << 20}).storages
     assert (storage.driver, storage.fstype) == ("ephemeral", "hugetlbfs")
     assert storage.options[:2] == ("pagesize=2M", f"size={4 << 20}")
-    with pytest.raises(InvalidArgument, match="huge pages of 2M") as caught:
-        plan(source, hugepages={"1GB": 5 << 30})
+    with pytest.raises(InvalidArgument, match="needs huge pages of 2M") as caught:
+        plan(hugepages={"1GB": 5 << 30})
     assert "hugepages-2Mi" in str(caught.value.hint)
 
 
@@ -83,7 +87,7 @@ def test_huge_pages_need_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_kubelet_updates_is_copied_in_the_guest_if_it_is_small(
     tmp_path: Path, plugin: str, files: int, copied: bool
 ) -> None:
-    planned = plan(volume(tmp_path, plugin, files=files))
+    planned = make_plan(volume(tmp_path, plugin, files=files))
     name = "box-0123456789abcdef-data"
     assert [bind.name for bind in planned.volumes] == [name]
     assert [storage.driver for storage in planned.storages] == ["watchable-bind"] * copied
@@ -95,10 +99,10 @@ def test_a_part_of_a_volume_is_a_plain_share(tmp_path: Path) -> None:
     """subPath: kubelet binds the part to a directory of its own, and never updates it."""
     part = tmp_path / "var/lib/kubelet/pods/0000/volume-subpaths/config/box/0"
     part.mkdir(parents=True)
-    planned = plan(part)
+    planned = make_plan(part)
     assert len(planned.volumes) == 1
     assert planned.storages == ()
-    assert plan(volume(tmp_path, "configmap", files=1) / "0").storages == (), "and so is a single file"
+    assert make_plan(volume(tmp_path, "configmap", files=1) / "0").storages == (), "and so is a single file"
 
 
 def test_sandbox_mounts() -> None:

@@ -12,7 +12,8 @@ import pytest
 from kata.errors import InvalidArgument, KataError, NotFound
 from kata.linux import mountinfo
 from kata.oci.spec import Mount
-from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, Bind, ContainerPlan, RootfsMount, plan_container
+from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
+from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, Bind, ContainerPlan, plan_container
 
 
 def mount(destination: str, kind: str = "", source: str = "", *options: str) -> Mount:
@@ -20,7 +21,9 @@ def mount(destination: str, kind: str = "", source: str = "", *options: str) -> 
 
 
 def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = ()) -> ContainerPlan:
-    return plan_container("box", mounts, rootfs=rootfs, rootfs_dir="/bundle/rootfs", token=lambda: "0123456789abcdef")
+    host = look_at_paths({"mounts": list(mounts)})
+    token = lambda: "0123456789abcdef"  # noqa: E731
+    return plan_container("box", mounts, host, rootfs=rootfs, rootfs_dir="/bundle/rootfs", token=token)
 
 
 class TestPlan:
@@ -83,7 +86,8 @@ class TestPlan:
 
     def test_names_differ(self, tmp_path: Path) -> None:
         entry = mount("/a/x", "bind", str(tmp_path))
-        planned = plan_container("box", [entry, entry], rootfs=(), rootfs_dir="/r")
+        host = look_at_paths({"mounts": [entry]})
+        planned = plan_container("box", [entry, entry], host, rootfs=(), rootfs_dir="/r", token=random_token)
         assert len({volume.name for volume in planned.volumes}) == 2
 
     def test_a_type_that_only_the_host_knows_is_left_out(self) -> None:
@@ -117,6 +121,7 @@ from pathlib import Path
 from kata.errors import KataError
 from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.storage.host_paths import *
 from kata.runtime.storage.shared_tree import *
 scratch = Path(sys.argv[1])
 shared = scratch / "state" / "shared"

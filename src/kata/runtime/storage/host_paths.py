@@ -1,0 +1,188 @@
+"""A look at the host: what the paths and devices that a container's spec names lead to.
+
+The plans of disks (`kata.runtime.storage.disk`) and of the shared tree (`kata.runtime.storage.shared_tree`) are
+functions of what is found here. Nothing is changed and nothing stays open, so a path may lead elsewhere later: who acts
+on a plan compares `HostPath.identity`, or opens the disk exclusively.
+
+Reference: the kernel's Documentation/ABI/testing/sysfs-block.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kata.linux import mountinfo
+from kata.oci.spec import Mount, Spec
+from kata.runtime.storage import direct_volume
+from kata.runtime.storage.kubernetes_volumes import (
+    EMPTY_DIR,
+    MAX_WATCHABLE_FILES,
+    WATCHABLE,
+    EmptyDir,
+    plugin_of,
+)
+
+_SYS_BLOCK = "/sys/dev/block"
+
+
+@dataclass(frozen=True)
+class RootfsMount:
+    """One mount of a rootfs as containerd requests it: `containerd.types.Mount`."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HostPath:
+    """What a path leads to, links followed.
+
+    Attributes:
+        identity: device and inode.
+        mode: type and permissions, as stat(2) has them.
+        block: major and minor number, if it is a block device.
+        empty_dir: what is there, if it is an emptyDir of Kubernetes.
+        watchable: whether it is a volume that kubelet updates in place, with at most MAX_WATCHABLE_FILES files.
+    """
+
+    identity: tuple[int, int]
+    mode: int
+    block: tuple[int, int] | None = None
+    empty_dir: EmptyDir | None = None
+    watchable: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether it can be in the shared tree: a device or a FIFO cannot."""
+        return stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode)
+
+
+@dataclass(frozen=True)
+class BlockNode:
+    """A block device of the host.
+
+    Attributes:
+        path: its device node.
+        read_only: whether the kernel refuses writes to it.
+    """
+
+    path: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class HostView:
+    """What one container's spec and rootfs name on the host, at one moment.
+
+    Attributes:
+        paths: by source of a mount or device of a direct volume; without those that do not exist.
+        disks: block devices by major and minor number.
+        volumes: direct volumes by source of a bind.
+    """
+
+    paths: Mapping[str, HostPath] = field(default_factory=dict)
+    disks: Mapping[tuple[int, int], BlockNode] = field(default_factory=dict)
+    volumes: Mapping[str, direct_volume.DirectVolume] = field(default_factory=dict)
+
+
+def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str = direct_volume.ROOT) -> HostView:
+    """Look at everything that a spec and a rootfs name.
+
+    Args:
+        spec: the container's.
+        rootfs: its mounts, from containerd.
+        records: the directory of direct volumes.
+
+    Raises:
+        InvalidArgument: the record of a direct volume is broken.
+    """
+    mounts: Iterable[Mount] = spec.get("mounts") or ()
+    volumes = {}
+    for mount in mounts:
+        source = str(mount.get("source", ""))
+        if is_bind(mount) and (volume := direct_volume.find(source, records)):
+            volumes[source] = volume
+    sources = [mount.source for mount in rootfs]
+    sources += [str(mount.get("source", "")) for mount in mounts]
+    sources += [volume.device for volume in volumes.values()]
+    paths = {source: found for source in sources if source.startswith("/") and (found := _look_at(source))}
+    numbers = {path.block for path in paths.values() if path.block} | set(_block_devices(spec))
+    disks = {number: node for number in numbers if (node := _node(*number))}
+    return HostView(paths, disks, volumes)
+
+
+def random_token() -> str:
+    """16 hexadecimal digits that nothing else on this host has."""
+    return os.urandom(8).hex()
+
+
+def is_bind(mount: Mount) -> bool:
+    """Whether a mount of a spec is a bind, by its type or its options (runtime-spec, config.md, "Mounts")."""
+    options = mount.get("options") or ()
+    return mount.get("type") == "bind" or "bind" in options or "rbind" in options
+
+
+def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:
+    linux: Mapping[str, Any] = spec.get("linux") or {}
+    for device in linux.get("devices") or ():
+        if device.get("type") == "b":
+            yield int(device.get("major", 0)), int(device.get("minor", 0))
+
+
+def _look_at(path: str) -> HostPath | None:
+    plugin = plugin_of(path)
+    try:
+        info = os.stat(path)
+        return HostPath(
+            identity=(info.st_dev, info.st_ino),
+            mode=info.st_mode,
+            block=(os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None,
+            empty_dir=_empty_dir(path, info) if plugin == EMPTY_DIR else None,
+            watchable=plugin in WATCHABLE and stat.S_ISDIR(info.st_mode) and _has_few_files(path),
+        )
+    except (OSError, ValueError):
+        return None  # it does not exist, as far as this process can see
+
+
+def _empty_dir(path: str, info: os.stat_result) -> EmptyDir:
+    mounted = mountinfo.mounted_at(path)
+    space = os.statvfs(path)
+    return EmptyDir(
+        fstype=mounted.fstype if mounted else "",
+        size=space.f_blocks * space.f_frsize,
+        page_size=mounted.options.get("pagesize", "2M") if mounted else "",
+        mode=stat.S_IMODE(info.st_mode),
+        gid=info.st_gid,
+    )
+
+
+def _has_few_files(path: str) -> bool:
+    files = 0
+    for _, directories, names in os.walk(path):
+        # os.walk counts links to directories, such as "..data", among the directories.
+        files += len(names) + sum(1 for name in directories if name == "..data")
+        if files > MAX_WATCHABLE_FILES:
+            return False
+    return True
+
+
+def _node(major: int, minor: int) -> BlockNode | None:
+    """A block device as the kernel names it; None if it does not exist."""
+    directory = f"{_SYS_BLOCK}/{major}:{minor}"
+    try:
+        with open(f"{directory}/uevent", encoding="utf-8") as file:
+            name = next(line[8:].strip() for line in file if line.startswith("DEVNAME="))
+        with open(f"{directory}/ro", encoding="ascii") as file:
+            return BlockNode(f"/dev/{name}", read_only=file.read().strip() == "1")
+    except (OSError, StopIteration):
+        return None
