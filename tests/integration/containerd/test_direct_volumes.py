@@ -167,6 +167,6 @@ def test_a_broken_record_and_a_missing_disk_are_told(
         assert f"disk {tmp_path}/nowhere does not exist" in done.stderr
         Path(direct_volume.user_file(str(volume), "mountInfo.json")).write_text("nonsense")
         done = containerd.ctr(*start, unique_id(TEST_PREFIX), "true", check=False)
-        assert "direct volume: mount info is no JSON" in done.stderr
+        assert "direct volume: mount info is not JSON" in done.stderr
     bad = kata("add", "--volume-path", str(volume), "--mount-info", '{"volume-type": "spdkvol"}', check=False)
     assert (bad.returncode, "volume-type 'spdkvol' is not supported" in bad.stderr) == (1, True)

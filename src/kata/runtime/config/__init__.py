@@ -1,5 +1,6 @@
 """Settings: one table for TOML keys, annotations, defaults and documentation.
 
-`settings` holds the table and the frozen `Config`, `loader` reads files, `annotations` applies a pod's wishes,
-`reference` writes the documentation. Not here: settings of the agent inside the guest (it has the kernel command line).
+`settings` has the table and the frozen `Config`, `loader` reads files, `annotations` applies a pod's annotations,
+`reference` writes the documentation. Not here: settings of the agent in the guest, which come on the kernel command
+line.
 """

@@ -1,8 +1,8 @@
-"""What a pod may change: `io.katacontainers.config.{hypervisor,runtime,agent}.*` laid over the configuration.
+"""Settings from a pod's annotations, `io.katacontainers.config.{hypervisor,runtime,agent}.*`.
 
-A pod's author is not the host's administrator. Nothing may be changed that `enable_annotations` does not allow, a path
-must be one that the administrator listed, and what cannot be honoured is refused instead of ignored. Other annotations
-are left alone.
+A pod's author is not the host's administrator. A setting can be changed only if `enable_annotations` allows it, and a
+path must match the administrator's list; what cannot be done is refused instead of ignored. Other annotations are
+ignored.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from kata.runtime.config.settings import ANNOTATION_PREFIX, SECTIONS, Config, Se
 
 
 def apply_annotations(config: Config, annotations: Mapping[str, str]) -> Config:
-    """`config` with a pod's wishes laid over it.
+    """`config` with the settings of a pod's annotations. Looks at the host: whether a path exists, and what it is.
+
+    Args:
+        config: the administrator's.
+        annotations: all of the pod's.
 
     Raises:
-        PermissionDenied: `enable_annotations` does not allow it, or a path matches none of the listed globs.
-        InvalidArgument: no such setting, or a wrong value.
-        Unimplemented: Kata knows the annotation and it has no effect here.
+        PermissionDenied: `enable_annotations` does not allow one, or a path matches none of the listed globs.
+        InvalidArgument: there is no such setting, or the value is wrong.
+        Unimplemented: an annotation of Kata has no effect here.
     """
     sections = {section.attribute: section for section in SECTIONS}
     allowed = config.hypervisor.enable_annotations
     result = config
-    # Sorted, so that of several mistakes the same one is reported every time.
+    # Sorted, so that of several errors always the same is reported.
     for name in sorted(annotations):
         attribute, _, short = name.removeprefix(ANNOTATION_PREFIX).partition(".")
         if not name.startswith(ANNOTATION_PREFIX) or attribute not in sections:
@@ -53,7 +57,7 @@ def _setting(section: Section, short: str, name: str) -> Setting:
         return by_annotation[short]
     name = name[:200]
     if short in known.ANNOTATIONS[section.attribute]:
-        raise Unimplemented(f"annotation {name} is known to Kata and has no effect here", hint="remove the annotation")
+        raise Unimplemented(f"annotation {name} of Kata has no effect here", hint="remove the annotation")
     if short in section.settings:
         raise PermissionDenied(
             f"annotation {name}: {short} can be set in the configuration file only",
@@ -71,7 +75,7 @@ def _value(config: Config, setting: Setting, name: str, text: str) -> object:
         return value
     assert isinstance(value, Path)
     real = Path(os.path.realpath(value))
-    # Before any look at the file: the answer must not tell a pod's author what exists on the host.
+    # Before looking at the file: a pod's author must not learn what exists on the host.
     if not any(_matches(real, glob) for glob in getattr(config.hypervisor, setting.valid)):
         raise PermissionDenied(
             f"annotation {name} = {shown(text)}: the path matches nothing in {setting.valid}",
@@ -79,7 +83,7 @@ def _value(config: Config, setting: Setting, name: str, text: str) -> object:
         )
     if not real.is_file():
         raise InvalidArgument(f"annotation {name} = {shown(text)}: no such file")
-    # The resolved path is what was checked; a link that changes afterwards makes no difference.
+    # The path that was checked: a link that changes later makes no difference.
     return real
 
 

@@ -1,9 +1,9 @@
-"""The kinds of value that a setting can have: how each is checked, read from an annotation, described and written.
+"""The kinds of values of settings: how each is checked, parsed from an annotation, described and written.
 
-A kind knows nothing of the setting that uses it. `check` and `parse` raise a plain ValueError; who calls them knows the
-file, the section and the key, and puts `expected` into the sentence that the user reads.
+A kind does not know the setting that uses it. `check` and `parse` raise a plain ValueError; the caller knows file,
+section and key, and puts `expected` into the message.
 
-No method is generated that nobody calls (eq=False, repr=False): this is imported while a sandbox is being started.
+Unused dataclass methods are not generated (eq=False, repr=False): this is imported during the start of a sandbox.
 """
 
 from __future__ import annotations
@@ -17,32 +17,40 @@ from typing import Protocol
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
-_PATH_MAX = 4096
+_MAX_PATH = 4096
 
 
 class Kind(Protocol):
-    """What a setting's value may be."""
+    """The values that a setting may have."""
 
     @property
     def name(self) -> str:
-        """One word for tables: integer, path, ..."""
+        """One word, such as "integer"."""
 
     @property
     def expected(self) -> str:
-        """What goes after "expected" in an error message."""
+        """What follows "expected" in an error message."""
 
     def check(self, value: object) -> object:
-        """The typed value of what TOML gave; ValueError if it is not of this kind."""
+        """The typed value of a TOML value.
+
+        Raises:
+            ValueError: it is not of this kind.
+        """
 
     def parse(self, text: str) -> object:
-        """The typed value of an annotation's text; ValueError if it is not of this kind."""
+        """The typed value of an annotation.
+
+        Raises:
+            ValueError: it is not of this kind.
+        """
 
     def toml(self, value: object) -> str:
         """The value as TOML writes it."""
 
 
 class Flag:
-    """true or false."""
+    """A boolean."""
 
     name: str = "boolean"
     expected: str = "true or false"
@@ -53,7 +61,7 @@ class Flag:
         return value
 
     def parse(self, text: str) -> bool:
-        # What Go's strconv.ParseBool takes, because that is what pods are written for.
+        # The values of Go's strconv.ParseBool, for which pods are written.
         if text in ("1", "t", "T", "true", "TRUE", "True"):
             return True
         if text in ("0", "f", "F", "false", "FALSE", "False"):
@@ -66,7 +74,7 @@ class Flag:
 
 @dataclass(eq=False, repr=False)
 class Integer:
-    """A whole number in a range; `round_up` also takes a fraction and makes it whole (vCPUs in Kata's files)."""
+    """An integer from `minimum` to `maximum`; with `round_up`, a fraction is rounded up (Kata's vCPUs)."""
 
     minimum: int
     maximum: int
@@ -100,7 +108,7 @@ class Integer:
 
 @dataclass(eq=False, repr=False)
 class Text:
-    """One line of text: one of `choices`, or matching `pattern` (fully), or anything."""
+    """One line of text: one of `choices`, or a full match of `pattern`, or anything."""
 
     choices: tuple[str, ...] = ()
     pattern: str = ""
@@ -132,7 +140,7 @@ class Text:
 
 @dataclass(eq=False, repr=False)
 class FilePath:
-    """An absolute path without `..`; `glob` says that it may hold wildcards."""
+    """An absolute path without `..`; with `glob`, it may have wildcards."""
 
     glob: bool = False
 
@@ -145,7 +153,7 @@ class FilePath:
         return f'an absolute {self.name} without ".."'
 
     def check(self, value: object) -> Path:
-        if not isinstance(value, str) or not value.startswith("/") or len(value) > _PATH_MAX or _CONTROL.search(value):
+        if not isinstance(value, str) or not value.startswith("/") or len(value) > _MAX_PATH or _CONTROL.search(value):
             raise ValueError
         path = Path(value)
         if ".." in path.parts:
@@ -183,7 +191,7 @@ class Regex:
 
 @dataclass(eq=False, repr=False)
 class ListOf:
-    """A list whose items are all of one kind; an annotation separates them by `;`, as Kata's do."""
+    """A list of items of one kind; an annotation separates them by `;`, as Kata's do."""
 
     item: Kind
     plural: str
@@ -210,5 +218,5 @@ class ListOf:
 
 
 def quoted(text: str) -> str:
-    """`text` as a TOML basic string (`check` keeps control characters out of what comes here)."""
+    """`text`, which has no control characters, as a TOML basic string."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,6 +1,6 @@
-"""What Kata Containers knows and this project does not act on (yet): keys, sections and annotations.
+"""Keys, sections and annotations of Kata Containers that have no effect here.
 
-Files and pods written for Kata keep working; who uses one of these names is told that it has no effect.
+Files written for Kata keep working, with a warning for each of these names; an annotation among them is refused.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Find the configuration, read it, check it: TOML files in, one frozen `Config` out.
+"""Find, read and check the configuration: TOML files in, one frozen `Config` out.
 
 The file is the first of: the path that the caller names (containerd's ConfigPath), the environment's KATA_CONF_FILE,
 /etc/kata-containers/configuration.toml, /usr/share/defaults/kata-containers/configuration.toml. Without any, the
-built-in defaults hold. `config.d/*.toml` beside the file (symbolic links resolved) is laid over it in the order of
-names, key by key. This is Kata's lookup; the annotation io.katacontainers.config_path is not honoured, because a pod
-must not choose a file of the host.
+built-in defaults apply. `config.d/*.toml` beside the file (symbolic links resolved) override it in the order of their
+names, key by key. This is Kata's lookup, but for the annotation io.katacontainers.config_path: a pod must not choose a
+file of the host.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ MAX_SIZE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration and where it came from.
+    """A configuration and its sources.
 
     Attributes:
-        sources: the real paths of the files that were read, the last wins; empty for built-in defaults or a body.
-        warnings: one sentence each, about names that have no effect.
+        config: the settings.
+        sources: real paths of the files, of which the last wins; empty for built-in defaults or a body.
+        warnings: one sentence each about names that have no effect.
     """
 
     config: Config
@@ -50,13 +51,15 @@ def load(
     """Read the configuration.
 
     Args:
-        path: the file to use, whatever the environment says.
-        body: the content itself (containerd's ConfigBody), used if there is no path; it has no drop-ins.
-        environ: KATA_CONF_FILE names the file, KATA_IMAGES moves the default guest image.
+        path: the file, whatever the environment says.
+        body: the content (containerd's ConfigBody), used if there is no path; it has no drop-ins.
+        environ: KATA_CONF_FILE names the file, KATA_IMAGES the directory of guest images.
+        system_paths: files to look for otherwise.
 
     Raises:
-        NotFound, PermissionDenied: the file that was asked for cannot be read.
-        InvalidArgument: not a file, not TOML, or a wrong value; names file, section, key, value and what is expected.
+        NotFound, PermissionDenied: the file cannot be read.
+        InvalidArgument: it is not a file, not TOML, or has a wrong value; the message names file, section, key, value
+            and what is expected.
     """
     config = _defaults(environ)
     warnings: list[str] = []
@@ -98,7 +101,7 @@ def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Pat
     if path is None and environ.get("KATA_CONF_FILE"):
         path = Path(environ["KATA_CONF_FILE"])
     if path is None:
-        # lexists: a link that leads nowhere is a mistake to report, not a file to pass over.
+        # lexists: a dangling link is an error to report, not a missing file.
         path = next((candidate for candidate in system_paths if os.path.lexists(candidate)), None)
     if path is None:
         return ()
@@ -134,7 +137,7 @@ def _read(path: Path) -> bytes:
 
 
 def _open(path: str, flags: int) -> int:
-    # O_NONBLOCK: opening a FIFO would wait for its writer.
+    # O_NONBLOCK: opening a FIFO would wait for a writer.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -148,7 +151,7 @@ def _unreadable(path: Path, error: OSError) -> KataError:
 
 
 def _overlay(config: Config, content: bytes, origin: str, warnings: list[str]) -> Config:
-    """`config` with what one file sets laid over it."""
+    """`config` with the settings of one file."""
     tables = _sections(_parse(content, origin), origin)
     for section in SECTIONS:
         table = tables.pop(section.name, {})
@@ -188,12 +191,12 @@ def _parse(content: bytes, origin: str) -> dict[str, object]:
         raise InvalidArgument(f"{origin}: {place}: broken TOML: {reason}") from error
     except RecursionError as error:
         raise InvalidArgument(f"{origin}: broken TOML: nested too deeply") from error
-    except ValueError as error:  # Python's own refusal of a number of thousands of digits
+    except ValueError as error:  # Python refuses integers of thousands of digits
         raise InvalidArgument(f"{origin}: broken TOML: a number has too many digits") from error
 
 
 def _position(text: str) -> tuple[int, int]:
-    """Line and column, from 1, of what comes after `text`."""
+    """Line and column, from 1, of the position after `text`."""
     return text.count("\n") + 1, len(text) - (text.rfind("\n") + 1) + 1
 
 
@@ -251,7 +254,7 @@ def _nearest(name: str, names: tuple[str, ...]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value for an error message: on one line and of bounded length."""
+    """A value for an error message: one line of bounded length."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and abs(value) >= 10**40:

@@ -1,4 +1,4 @@
-"""The settings table, written out: the reference page and the configuration file that is shipped."""
+"""The documentation of the settings: the reference page and the configuration file that is shipped."""
 
 from __future__ import annotations
 
@@ -15,39 +15,38 @@ _INTRODUCTION = """\
 
 <!-- {generated} -->
 
-Without a configuration file the defaults below hold. The file is the first of
+Without a configuration file, the defaults below apply. The file is the first of
 
-1. what the caller names: containerd's `ConfigPath` for the runtime (or `ConfigBody`, the content itself)
+1. the one that the caller names: containerd's `ConfigPath` for the runtime (or `ConfigBody`, the content itself)
 2. the environment's `KATA_CONF_FILE`
 3. `/etc/kata-containers/configuration.toml`
 4. `/usr/share/defaults/kata-containers/configuration.toml`
 
-Symbolic links are resolved. Files in `config.d/*.toml` beside it are laid over it in the order of their names, key by
-key. `python3 -m kata.runtime.config default` prints a file with every setting and its default.
+Symbolic links are resolved. Files in `config.d/*.toml` beside it override it in the order of their names, key by key.
+`python3 -m kata.runtime.config default` prints a file with every setting and its default.
 
-Sections, keys and meanings are Kata Containers'. A wrong value is an error that names the file, the section, the key
-and what is expected. An unknown key is a warning. A key that Kata knows and that has no effect here is a warning too;
-[the list](#known-to-kata-without-effect-here) is below.
+Sections, keys and meanings are Kata Containers'. A wrong value is an error that names file, section, key and what is
+expected. An unknown key is a warning, and so is a key of Kata that has no effect here: see
+[the list](#known-to-kata-without-effect-here).
 
 ## Annotations
 
-A pod or container may change the settings that show an annotation below, if an entry of `enable_annotations` matches
-the annotation's short name from end to end. Nothing is allowed by default:
+A pod or container may change the settings with an annotation below, if an entry of `enable_annotations` matches the
+whole short name of the annotation. Nothing is allowed by default:
 
 ```toml
 [hypervisor.qemu]
 enable_annotations = ["default_vcpus", "default_memory"]
 ```
 
-A path must also match one of the globs in the setting named beside it, after symbolic links were resolved; `*` does not
-match a slash. An annotation that is not allowed, not known or has no effect here stops the sandbox from being
-created: a wish that is ignored silently is worse than one that is refused.
+A path must also match one of the globs in the setting that is named beside it, after symbolic links are resolved; `*`
+does not match a slash. The sandbox is not created if an annotation is not allowed, is unknown or has no effect here.
 """
 
 _KNOWN = """
 ## Known to Kata, without effect here
 
-A warning tells who uses one of these.
+Each use of one of these is a warning.
 """
 
 
@@ -57,7 +56,7 @@ def markdown() -> str:
 
 
 def default_toml() -> str:
-    """A configuration file with every setting commented out, so that defaults stay those of the installed version."""
+    """A configuration file with every setting commented out, so that the installed version's defaults apply."""
     head = "# Configuration of kata. Each line that starts with #key shows the default.\n"
     return head + f"# {_GENERATED.format('default').replace('`', '')}\n" + "".join(map(_table, SECTIONS))
 

@@ -1,7 +1,8 @@
-"""The settings, once: the fields of these classes are the TOML keys, with type, default, check and documentation.
+"""The table of settings: the fields of these classes are the TOML keys, with type, default, check and documentation.
 
-Names, sections and meanings are Kata Containers'; a setting of our own says so. A default that differs from Kata's says
-why. Everything else about settings (reading, annotations, documentation, the shipped file) is derived from this table.
+Names, sections and meanings are Kata Containers'; a setting that Kata does not have says so. A default that differs
+from Kata's says why. Everything else about settings (reading, annotations, documentation, the shipped file) is derived
+from this table.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ ANNOTATION_PREFIX = "io.katacontainers.config."
 _DAY = 86400
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MAX_RATE = 1 << 50
-#: The room on the root bus.
+#: The free slots of the root bus.
 _MAX_ROOT_PORTS = 18
-_MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, the interrupt controller's default is 255.
+_MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, an xAPIC has 255 ids.
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class Setting:
 
     Attributes:
         key: the TOML key and the name of the field.
-        annotation: the short name by which a pod may set it, or None.
-        valid: the key of the list of globs that a path from an annotation must match, or None.
+        kind: checks and describes values.
+        default: its value when it is not configured.
+        doc: for the user, in Markdown.
+        annotation: the short name of the annotation that sets it, or None.
+        valid: the key of the list of globs of which a path in an annotation must match one, or None.
     """
 
     key: str
@@ -48,13 +52,13 @@ def _row(kind: Kind, doc: str, *, annotation: str | None = None, valid: str | No
 
 @dataclass(frozen=True)
 class HypervisorConfig:
-    """[hypervisor.qemu]: the virtual machine."""
+    """[hypervisor.qemu]: the VM."""
 
     path: Path = field(
         default=Path("/usr/bin/qemu-system-x86_64"),
         metadata=_row(
             FilePath(),
-            "The QEMU to run.",
+            "The QEMU executable.",
             annotation="path",
             valid="valid_hypervisor_paths",
         ),
@@ -63,14 +67,14 @@ class HypervisorConfig:
         default=(Path("/usr/bin/qemu-system-x86_64"),),
         metadata=_row(
             ListOf(FilePath(glob=True), "globs"),
-            "What the annotation `path` may name.",
+            "Values that the annotation `path` may have.",
         ),
     )
     kernel: Path = field(
         default=IMAGES / "current/vmlinux",
         metadata=_row(
             FilePath(),
-            "The guest kernel, an uncompressed ELF file: unpacking a compressed one costs seconds without KVM.",
+            "The guest kernel, an uncompressed ELF file (vmlinux): decompression takes seconds without KVM.",
             annotation="kernel",
             valid="valid_guest_paths",
         ),
@@ -79,8 +83,8 @@ class HypervisorConfig:
         default=IMAGES / "current/initrd",
         metadata=_row(
             FilePath(),
-            "The initial file system that loads modules and switches to `image`. Unlike in Kata it comes with an "
-            "image, not in place of one.",
+            "The initial RAM file system that loads modules and switches to `image`. Unlike in Kata, it is used "
+            "together with an image, not instead of one.",
             annotation="initrd",
             valid="valid_guest_paths",
         ),
@@ -98,14 +102,14 @@ class HypervisorConfig:
         default=(IMAGES / "*/*",),
         metadata=_row(
             ListOf(FilePath(glob=True), "globs"),
-            "What the annotations `kernel`, `initrd` and `image` may name. (Not in Kata.)",
+            "Values that the annotations `kernel`, `initrd` and `image` may have. (Not in Kata.)",
         ),
     )
     machine_type: str = field(
         default="q35",
         metadata=_row(
             Text(choices=("q35",)),
-            "The machine that QEMU emulates.",
+            "QEMU's machine type.",
             annotation="machine_type",
         ),
     )
@@ -113,8 +117,8 @@ class HypervisorConfig:
         default="auto",
         metadata=_row(
             Text(choices=("auto", "kvm", "tcg")),
-            "How the guest's instructions run: `kvm` uses the processor, `tcg` emulates it, `auto` takes KVM where it "
-            "really runs a guest. Emulation is slow and, by QEMU's own security policy, no security boundary. "
+            "How the guest's code is executed: `kvm` by hardware virtualization, `tcg` by emulation, `auto` by KVM "
+            "where it runs a guest. Emulation is slow and, by QEMU's own security policy, no security boundary. "
             "(Not in Kata.)",
         ),
     )
@@ -122,15 +126,14 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Refuse to start a sandbox without KVM. Set it where the virtual machine has to keep tenants apart. "
-            "(Not in Kata.)",
+            "Refuse to start a sandbox without KVM. Set it where VMs have to isolate tenants. (Not in Kata.)",
         ),
     )
     kernel_params: str = field(
         default="",
         metadata=_row(
             Text(),
-            "Added to the guest's kernel command line, last, so that it wins.",
+            "Appended to the guest's kernel command line, so that it wins.",
             annotation="kernel_params",
         ),
     )
@@ -138,8 +141,8 @@ class HypervisorConfig:
         default=1,
         metadata=_row(
             Integer(-1, _MAX_VCPUS, round_up=True),
-            "Virtual CPUs of a sandbox before its containers' limits are added; 0 means 1, -1 means as many as the "
-            "host has. More than the host has is cut to that.",
+            "vCPUs of a sandbox before its containers' limits are added; 0 means 1, -1 means as many as the host has "
+            "CPUs, which is also the most.",
             annotation="default_vcpus",
         ),
     )
@@ -147,7 +150,7 @@ class HypervisorConfig:
         default=0,
         metadata=_row(
             Integer(0, _MAX_VCPUS),
-            "The most virtual CPUs that a sandbox may get; 0 means as many as the host has.",
+            "The maximum of vCPUs of a sandbox; 0 means as many as the host has CPUs.",
             annotation="default_max_vcpus",
         ),
     )
@@ -155,8 +158,8 @@ class HypervisorConfig:
         default=2048,
         metadata=_row(
             Integer(128, 16 * 1024 * 1024, unit="MiB"),
-            "Memory of a sandbox before its containers' limits are added. The host gives a page when the guest first "
-            "touches it, so a large value costs little until it is used: 2048 takes 26 MB more than 512 to boot.",
+            "Memory of a sandbox before its containers' limits are added. The host allocates a page when the guest "
+            "first touches it, so a large value costs little until it is used: 2048 takes 26 MB more than 512 to boot.",
             annotation="default_memory",
         ),
     )
@@ -164,14 +167,14 @@ class HypervisorConfig:
         default=0,
         metadata=_row(
             Integer(0, 16 * 1024 * 1024, unit="MiB"),
-            "The most memory that a sandbox may get; 0 means as much as the host has.",
+            "The maximum of memory of a sandbox; 0 means as much as the host has.",
         ),
     )
     memory_slots: int = field(
         default=10,
         metadata=_row(
             Integer(0, 255),
-            "How many times memory can be added to a running sandbox. Taken away again it frees its slot.",
+            "How many times memory can be hot-plugged into a sandbox. Unplugging frees the slot.",
             annotation="memory_slots",
         ),
     )
@@ -182,7 +185,7 @@ class HypervisorConfig:
                 pattern=r"([+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?(,[+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?)*)?",
                 description='CPU features separated by commas, such as "pmu=off,-avx512f"',
             ),
-            "Added to the CPU model on QEMU's command line.",
+            "Appended to the CPU model on QEMU's command line.",
             annotation="cpu_features",
         ),
     )
@@ -190,9 +193,9 @@ class HypervisorConfig:
         default="virtio-9p",
         metadata=_row(
             Text(choices=("virtio-9p", "virtio-fs")),
-            "How the sandbox's directory on the host is shared with the guest. Kata's default is virtio-fs, which "
-            "looks at small files faster, is slower with large ones without KVM, and costs each sandbox a copy of the "
-            "template's memory, about 100 MB.",
+            "How the shared tree of a sandbox is shared with the guest. Kata's default is virtio-fs, which is faster "
+            "with small files, slower with large ones without KVM, and costs each sandbox a copy of the template's "
+            "memory, about 100 MB.",
             annotation="shared_fs",
         ),
     )
@@ -200,15 +203,15 @@ class HypervisorConfig:
         default=Path("/usr/lib/qemu/virtiofsd"),
         metadata=_row(
             FilePath(),
-            "The daemon that serves virtio-fs: the one that comes with QEMU 7.2. Later ones take other arguments.",
+            "virtiofsd, which serves virtio-fs: the one of QEMU 7.2. Later ones take other arguments.",
         ),
     )
     virtio_fs_cache: str = field(
         default="auto",
         metadata=_row(
             Text(choices=("auto", "always", "never", "none")),
-            "What the guest may remember of files over virtio-fs: `auto` for a second, `always`, or `never`, which "
-            "makes large files fast and small ones slow without KVM. (`none` is Kata's old name for `never`.)",
+            "How long the guest caches files over virtio-fs: `auto` for a second, `always`, or `never`, which makes "
+            "large files fast and small ones slow without KVM. (`none` is Kata's old name for `never`.)",
             annotation="virtio_fs_cache",
         ),
     )
@@ -216,7 +219,7 @@ class HypervisorConfig:
         default=(),
         metadata=_row(
             ListOf(Text(), "arguments"),
-            "Further arguments of the daemon.",
+            "Further arguments of virtiofsd.",
         ),
     )
     msize_9p: int = field(
@@ -224,7 +227,7 @@ class HypervisorConfig:
         default=512000,
         metadata=_row(
             Integer(4096, 512000, unit="bytes"),
-            "The largest 9p message. Kata's default is 8192; the largest that the guest kernel takes is faster.",
+            "The maximum size of a 9p message. Kata's default is 8192; the maximum of the guest kernel is faster.",
             annotation="msize_9p",
         ),
     )
@@ -232,8 +235,8 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Plug no disk of the host's into a sandbox: a container's block devices are left out, and volumes and root "
-            "file systems on disks come by the shared directory.",
+            "Plug no disk of the host into a sandbox: block devices of containers are left out, and volumes and rootfs "
+            "on disks are in the shared tree.",
             annotation="disable_block_device_use",
         ),
     )
@@ -242,7 +245,8 @@ class HypervisorConfig:
         metadata=_row(
             Text(pattern=r"(/.*)?", description="an absolute path"),
             "A directory of the guest image with hooks: every executable file in its `prestart`, `poststart` and "
-            "`poststop` is run in the guest around each container's life. Its arguments are its path and that word.",
+            "`poststop` runs in the guest at that point of each container's life. Its arguments are its path and the "
+            "name of the point.",
             annotation="guest_hook_path",
         ),
     )
@@ -250,8 +254,8 @@ class HypervisorConfig:
         default="virtio-blk",
         metadata=_row(
             Text(choices=("virtio-blk", "virtio-scsi")),
-            "What the guest sees of a disk. Kata's default is virtio-scsi, with more disks than the 62 that virtio-blk "
-            "has slots for, and more to do for each read and write.",
+            "The device that the guest sees for a disk. Kata's default is virtio-scsi, which allows more disks than "
+            "the 62 for which virtio-blk has slots, and takes longer for each read and write.",
             annotation="block_device_driver",
         ),
     )
@@ -268,7 +272,7 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Whether `block_device_cache_direct` and `block_device_cache_noflush` count.",
+            "Whether `block_device_cache_direct` and `block_device_cache_noflush` have an effect.",
             annotation="block_device_cache_set",
         ),
     )
@@ -276,7 +280,7 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Bypass the host's page cache (O_DIRECT) where the guest has one of its own.",
+            "Bypass the host's page cache (O_DIRECT): the guest has its own.",
             annotation="block_device_cache_direct",
         ),
     )
@@ -284,7 +288,7 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Ignore the guest's flushes: faster, and a crash of the host may destroy the file system on the disk.",
+            "Ignore the guest's flushes: faster, but a crash of the host may destroy the file system on the disk.",
             annotation="block_device_cache_noflush",
         ),
     )
@@ -292,8 +296,8 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            'Give the guest an IOMMU, behind which its programs can drive devices by VFIO. With `vfio_mode = "vfio"` '
-            "it has one without being asked.",
+            'Give the guest an IOMMU, so that its programs can drive devices by VFIO. With `vfio_mode = "vfio"` it '
+            "always has one.",
             annotation="enable_iommu",
         ),
     )
@@ -301,9 +305,9 @@ class HypervisorConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Give the guest swap for containers whose annotations ask for it: "
-            "`io.katacontainers.container.resource.swappiness` above 0, and in `….swap_in_bytes` how much memory and "
-            "swap they may use together.",
+            "Give the guest swap for containers whose annotations request it: "
+            "`io.katacontainers.container.resource.swappiness` above 0, and in `….swap_in_bytes` the limit of memory "
+            "and swap together.",
             annotation="enable_guest_swap",
         ),
     )
@@ -311,31 +315,32 @@ class HypervisorConfig:
         default=Path("/var/lib/kata/swap"),
         metadata=_row(
             FilePath(),
-            "The directory for that swap, in files without a name. It should be on a disk; Kata's default is in /run.",
+            "The directory for that swap, in unnamed files (O_TMPFILE). It should be on a disk; Kata's default is in "
+            "/run.",
         ),
     )
     pcie_root_port: int = field(
         default=0,
         metadata=_row(
             Integer(0, _MAX_ROOT_PORTS),
-            "PCIe root ports for devices of the host, each of which takes one. There are four at least, and as many as "
-            "the first container of a sandbox has devices; a pod that gives several to a later container needs this.",
+            "PCIe root ports for devices of the host, one for each. There are at least four, and as many as the first "
+            "container of a sandbox has devices; a pod in which a later container has several needs more.",
             annotation="pcie_root_port",
         ),
     )
     rx_rate_limiter_max_rate: int = field(
         default=0,
         metadata=_row(
-            Integer(0, _MAX_RATE, unit="bits a second"),
-            "How fast each network interface of a sandbox may receive; 0 for as fast as it can.",
+            Integer(0, _MAX_RATE, unit="bits per second"),
+            "The maximum rate at which each network interface of a sandbox receives; 0 for no limit.",
             annotation="rx_rate_limiter_max_rate",
         ),
     )
     tx_rate_limiter_max_rate: int = field(
         default=0,
         metadata=_row(
-            Integer(0, _MAX_RATE, unit="bits a second"),
-            "How fast each network interface of a sandbox may send; 0 for as fast as it can.",
+            Integer(0, _MAX_RATE, unit="bits per second"),
+            "The maximum rate at which each network interface of a sandbox sends; 0 for no limit.",
             annotation="tx_rate_limiter_max_rate",
         ),
     )
@@ -343,8 +348,8 @@ class HypervisorConfig:
         default="root-port",
         metadata=_row(
             Text(choices=("root-port", "no-port")),
-            "Where the host's devices are plugged into the running machine: PCIe root ports, or nowhere, "
-            "so that a container with one is refused. Kata's default is no-port.",
+            "Where devices of the host are hot-plugged: into PCIe root ports, or nowhere, so that a container with one "
+            "is refused. Kata's default is no-port.",
             annotation="hot_plug_vfio",
         ),
     )
@@ -352,9 +357,9 @@ class HypervisorConfig:
         default="no-port",
         metadata=_row(
             Text(choices=("no-port", "root-port")),
-            "Whether the devices of a sandbox's first container, or of a pod whose annotations name some "
-            "(`cdi_spec_dirs`), are there when its machine is booted, in PCIe root ports: for devices that do not bear "
-            "to be plugged in later. Such a machine is booted, and not restored from a template.",
+            "Whether the VM boots with the devices of the sandbox's first container, or of a pod whose annotations "
+            "name some (`cdi_spec_dirs`), in PCIe root ports: for devices that cannot be hot-plugged. Such a VM is "
+            "booted, not restored from a template.",
             annotation="cold_plug_vfio",
         ),
     )
@@ -362,38 +367,38 @@ class HypervisorConfig:
         default=_SECCOMP,
         metadata=_row(
             Text(choices=(_SECCOMP, "")),
-            "The system calls that QEMU may not make, as QEMU's option `-sandbox` takes it; empty allows all. Kata's "
-            "default is empty; QEMU is where a hostile guest attacks first, so it is on here, as strict as it gets.",
+            "QEMU's system call filter, in the syntax of its option `-sandbox`; empty for none. Kata's default is "
+            "empty; QEMU is what a hostile guest attacks first, so the strictest filter is on here.",
         ),
     )
     enable_annotations: tuple[str, ...] = field(
         default=(),
         metadata=_row(
             ListOf(Regex(), "regular expressions"),
-            "Which settings a pod may change by annotation: each entry must match the annotation's short name (what "
-            "follows `io.katacontainers.config.hypervisor.`, `.runtime.` or `.agent.`) from end to end. Kata matches "
-            "any part of the name and does not ask for `.runtime.` and `.agent.`.",
+            "The settings that a pod may change by annotation: an entry must match the whole short name of the "
+            "annotation (what follows `io.katacontainers.config.hypervisor.`, `.runtime.` or `.agent.`). Kata matches "
+            "any part of the name, and does not check `.runtime.` and `.agent.`.",
         ),
     )
     enable_debug: bool = field(
         default=False,
         metadata=_row(
             Flag(),
-            "The guest kernel and QEMU say more.",
+            "Verbose logs of guest kernel and QEMU.",
         ),
     )
 
     def vcpus(self, host_cpus: int) -> int:
-        """The virtual CPUs to start with on a host of `host_cpus`, at least 1."""
+        """vCPUs at the start on a host with `host_cpus` CPUs, at least 1."""
         wanted = host_cpus if self.default_vcpus < 0 else max(self.default_vcpus, 1)
         return min(wanted, self.max_vcpus(host_cpus))
 
     def max_vcpus(self, host_cpus: int) -> int:
-        """The most virtual CPUs on a host of `host_cpus`, at least 1."""
+        """The maximum of vCPUs on a host with `host_cpus` CPUs, at least 1."""
         return max(1, min(self.default_maxvcpus or host_cpus, host_cpus, _MAX_VCPUS))
 
     def max_memory(self, host_mib: int) -> int:
-        """The most memory, in MiB, on a host that has `host_mib`; never less than a sandbox begins with."""
+        """The maximum of memory on a host with `host_mib` MiB, in MiB; at least `default_memory`."""
         return max(self.default_memory, min(self.default_maxmemory or host_mib, host_mib))
 
 
@@ -405,14 +410,15 @@ class AgentConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "The agent says more.",
+            "Verbose log of the agent.",
         ),
     )
     debug_console_enabled: bool = field(
         default=False,
         metadata=_row(
             Flag(),
-            "Offer a shell in the guest. Whoever may use the sandbox's sockets on the host can then enter the guest.",
+            "Offer a shell in the guest. Everybody with access to the sandbox's sockets on the host can then enter the "
+            "guest.",
         ),
     )
     kernel_modules: tuple[str, ...] = field(
@@ -431,15 +437,16 @@ class AgentConfig:
         default=45,
         metadata=_row(
             Integer(1, _DAY, unit="seconds"),
-            "How long a new virtual machine's agent may take to answer, less the time that it waits for a processor.",
+            "How long the agent of a booting VM may take to answer, not counting the VM's run delay (time for which "
+            "its threads wait for a CPU).",
         ),
     )
     container_pipe_size: int = field(
         default=0,
         metadata=_row(
             Integer(0, 2**30, unit="bytes"),
-            "The size of the pipes that carry a container's stdin, stdout and stderr in the guest; 0 leaves it to the "
-            "guest's kernel.",
+            "The size of the pipes of a container's stdin, stdout and stderr in the guest; 0 for the guest kernel's "
+            "default.",
             annotation="container_pipe_size",
         ),
     )
@@ -447,13 +454,13 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """[runtime]: what runs on the host."""
+    """[runtime]: the runtime on the host."""
 
     enable_debug: bool = field(
         default=False,
         metadata=_row(
             Flag(),
-            "The runtime says more.",
+            "Verbose log of the runtime.",
         ),
     )
     create_container_timeout: int = field(
@@ -468,9 +475,9 @@ class RuntimeConfig:
         default="tcfilter",
         metadata=_row(
             Text(choices=("tcfilter", "macvtap", "none")),
-            'How a pod\'s network interfaces get into the virtual machine: "tcfilter" joins each to a tap device by '
-            'traffic control; "macvtap" has a macvtap interface take each over; "none" leaves them where they are, and '
-            "containers have the loopback device only.",
+            'How a pod\'s network interfaces are connected to the VM: "tcfilter" redirects between each and a tap '
+            'device by traffic control; "macvtap" puts a macvtap interface on each; "none" leaves them alone, and '
+            "containers have only the loopback interface.",
             annotation="internetworking_model",
         ),
     )
@@ -478,9 +485,9 @@ class RuntimeConfig:
         default="guest-kernel",
         metadata=_row(
             Text(choices=("guest-kernel", "vfio")),
-            "What a container gets of a host's device (`/dev/vfio/<group>`): `guest-kernel` has the guest's driver "
-            "take it and gives the container the nodes that come of that, `vfio` gives it the group, under the number "
-            "that it has in the guest, to drive by itself.",
+            "What a container gets of a device of the host (`/dev/vfio/<group>`): with `guest-kernel`, a driver of the "
+            "guest binds it and the container gets the resulting device nodes; with `vfio`, the container gets the "
+            "IOMMU group, under its number in the guest, and drives the device itself.",
             annotation="vfio_mode",
         ),
     )
@@ -488,9 +495,9 @@ class RuntimeConfig:
         default=True,
         metadata=_row(
             Flag(),
-            "Everything of a sandbox (shim, QEMU, helpers) runs in the control group that the container manager has "
-            "chosen, so that the pod's accounting and limits hold for all of it. False, the default of Kata's Go "
-            "runtime: only the virtual CPUs do, the rest is in /kata_overhead without limits.",
+            "Run everything of a sandbox (shim, QEMU, helpers) in the cgroup that the container engine has chosen, so "
+            "that the pod's accounting and limits cover all of it. False, the default of Kata's Go runtime: only the "
+            "vCPUs run there, the rest is in /kata_overhead without limits.",
             annotation="sandbox_cgroup_only",
         ),
     )
@@ -498,8 +505,8 @@ class RuntimeConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Give a sandbox the size that its first limits, or CRI's sums for the pod, ask for, and never change it. "
-            "False: processors and memory are added and taken away as containers come, change and go.",
+            "Size a sandbox by its first limits, or by CRI's sums for the pod, and never resize it. False: vCPUs and "
+            "memory are hot-plugged and unplugged as containers come, change and go.",
         ),
     )
     disable_guest_empty_dir: bool = field(
@@ -507,16 +514,16 @@ class RuntimeConfig:
         metadata=_row(
             Flag(),
             "Share a pod's emptyDir volumes on disk with the host, where kubelet measures them and mounts parts of "
-            "them (subPath). Kata's default is false, which has them as directories of the guest beside the pod's "
-            "root; its newer `emptydir_mode` shares them, too.",
+            "them (subPath). Kata's default is false, which makes them directories of the guest beside the pod's "
+            "rootfs; its newer `emptydir_mode` shares them, too.",
             annotation="disable_guest_empty_dir",
         ),
     )
     sandbox_bind_mounts: tuple[Path, ...] = field(
         default=(),
         metadata=_row(
-            ListOf(FilePath(), "paths, with `:rw` or `:ro` behind"),
-            "Files and directories of the host that every sandbox's guest has in "
+            ListOf(FilePath(), "paths, optionally followed by `:rw` or `:ro`"),
+            "Files and directories of the host that every guest has in "
             "/run/kata-containers/shared/containers/sandbox-mounts, read-only unless `:rw` follows the path.",
         ),
     )
@@ -524,18 +531,18 @@ class RuntimeConfig:
         default=(),
         metadata=_row(
             ListOf(FilePath(), "paths"),
-            "Directories of the host with specifications of devices (CDI), usually /etc/cdi and /var/run/cdi: a "
-            "container whose annotations `cdi.k8s.io/…` name one of these gets it. Without, only the container engine "
-            "knows devices of the host by name, as containerd 1.7 does, and such annotations are for the guest. Not "
-            "Kata's.",
+            "Directories of the host with device specifications (CDI), usually /etc/cdi and /var/run/cdi: a container "
+            "whose annotations `cdi.k8s.io/…` name one of these devices gets it. Without directories, only the "
+            "container engine resolves devices of the host, as containerd 1.7 does, and such annotations are for the "
+            "guest. (Not in Kata.)",
         ),
     )
     disable_guest_seccomp: bool = field(
         default=False,
         metadata=_row(
             Flag(),
-            "Leave the containers' seccomp profiles out. Kata's default is true; here they are applied in the guest, "
-            "where they keep a container from the guest's kernel and so from its neighbours in the pod.",
+            "Do not apply the containers' seccomp profiles. Kata's default is true; here they are applied in the "
+            "guest, where they protect the guest's kernel, and so the other containers of the pod.",
             annotation="disable_guest_seccomp",
         ),
     )
@@ -543,38 +550,37 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class FactoryConfig:
-    """[factory]: how virtual machines come to be."""
+    """[factory]: how VMs are created."""
 
     enable_template: bool = field(
         default=True,
         metadata=_row(
             Flag(),
-            "Start virtual machines from a template: one of each size is booted once and saved, and every sandbox goes "
-            "on from there. Kata's default is false; without it every start waits for a boot, and sandboxes share no "
-            "memory.",
+            "Restore VMs from a template: one VM of each size is booted once and saved, and every sandbox is restored "
+            "from it. Kata's default is false; then every start waits for a boot, and sandboxes share no memory.",
         ),
     )
     template_path: Path = field(
         default=TEMPLATES,
         metadata=_row(
             FilePath(),
-            "Where templates are kept, about 100 MB each. Kata's default, a tmpfs in /run/vc/vm/template, takes that "
-            "much memory whether or not it is in use, and has to be made anew after each start of the host.",
+            "The directory of templates, about 100 MB each. Kata's default, a tmpfs in /run/vc/vm/template, takes that "
+            "much memory whether it is in use or not, and has to be filled again after each boot of the host.",
         ),
     )
     vm_cache_number: int = field(
         default=1,
         metadata=_row(
             Integer(0, 1000),
-            "How many virtual machines `kata factory serve` keeps in standby, each for one sandbox. Kata's default is "
-            "0; here nothing is kept unless that command runs.",
+            "How many VMs `kata factory serve` keeps in standby, each for one sandbox. Kata's default is 0; here, no "
+            "VM is kept unless that command runs.",
         ),
     )
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that can be configured. `Config()` is the built-in defaults."""
+    """All settings. `Config()` has the built-in defaults."""
 
     hypervisor: HypervisorConfig = field(default_factory=HypervisorConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -589,6 +595,7 @@ class Section:
     Attributes:
         name: as TOML writes it, without brackets.
         attribute: the field of `Config`, and what follows `io.katacontainers.config.` in annotations.
+        title: its heading in the documentation.
         settings: its rows by key, in the order of the documentation.
     """
 

@@ -1,1 +1,1 @@
-"""Rootfs and volumes: what of the host a container sees, and how it gets into the virtual machine."""
+"""Rootfs and volumes: what a container sees of the host, and how the guest gets it."""

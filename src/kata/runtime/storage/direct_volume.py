@@ -1,7 +1,7 @@
-"""Direct volumes: a volume on a disk of which the host mounts nothing, because the guest does.
+"""Direct volumes: volumes on a disk that the guest mounts, not the host.
 
-A storage driver (CSI) leaves a record of the volume instead of a mount; a container that binds the volume's path gets
-the disk, mounted in the guest. Records are Kata's, so its drivers work unchanged: the file
+A storage driver (CSI) writes a record of the volume instead of mounting it; a container that binds the volume's path
+gets the disk, mounted in the guest. The records are Kata's, so that its drivers work unchanged: the file
 
     /run/kata-containers/shared/direct-volumes/<base64url of the volume's path>/mountInfo.json
 
@@ -27,21 +27,21 @@ from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 ROOT = "/run/kata-containers/shared/direct-volumes"
 
 _RECORD = "mountInfo.json"
-_RECORD_MAX = 64 << 10
-_NAME_MAX = 255
+_MAX_RECORD = 64 << 10
+_MAX_NAME = 255
 _TYPES = ("block", "directvol")
 _POLICIES = {"": False, "Always": False, "OnRootMismatch": True}
 _METADATA = frozenset({"fsGroup", "fsGroupChangePolicy"})
-_GROUP_MAX = (1 << 32) - 2
+_MAX_GROUP = (1 << 32) - 2
 
 
 @dataclass(frozen=True)
 class DirectVolume:
-    """What a record says.
+    """A record.
 
     Attributes:
         device: block device or image file on the host.
-        mount: in the guest, at one place for all containers of a pod.
+        mount: how the guest mounts it, at one place for all containers of a pod.
     """
 
     device: str
@@ -49,32 +49,36 @@ class DirectVolume:
 
 
 def parse(volume_path: str, text: str | bytes) -> DirectVolume:
-    """A volume's record: volume-type, device, fstype, options, and in metadata fsGroup and fsGroupChangePolicy.
+    """Parse a record: volume-type, device, fstype, options, and in metadata fsGroup and fsGroupChangePolicy.
+
+    Args:
+        volume_path: of the volume on the host.
+        text: JSON.
 
     Raises:
-        InvalidArgument: it is none, or asks for what there is not, such as encryption.
+        InvalidArgument: it is malformed, or has what is not supported, such as encryption.
     """
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise InvalidArgument(f"direct volume: mount info is no JSON: {error}") from None
+        raise InvalidArgument(f"direct volume: mount info is not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise InvalidArgument("direct volume: mount info is no JSON object")
+        raise InvalidArgument("direct volume: mount info is not a JSON object")
     kind, device, fstype = (str(record.get(name) or "") for name in ("volume-type", "device", "fstype"))
     if kind not in _TYPES:
         raise InvalidArgument(f"direct volume: volume-type {kind!r} is not supported", hint='use "block"')
     if not device.startswith("/") or "\0" in device:
         raise InvalidArgument(f"direct volume: device {device!r} is not an absolute path")
     if fstype not in DISK_TYPES:
-        raise InvalidArgument(f"direct volume: the guest does not know the file system {fstype!r}")
+        raise InvalidArgument(f"direct volume: file system {fstype!r} is not supported by the guest")
     options = record.get("options") or []
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise InvalidArgument("direct volume: options are no list of strings")
+        raise InvalidArgument("direct volume: options are not a list of strings")
     metadata = record.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise InvalidArgument("direct volume: metadata is no JSON object")
+        raise InvalidArgument("direct volume: metadata is not a JSON object")
     if unknown := sorted(map(str, set(metadata) - _METADATA)):
-        # What is left out silently may be the encryption that somebody relies on.
+        # Ignored metadata may be the encryption that somebody relies on.
         raise InvalidArgument(f"direct volume: metadata {', '.join(unknown)} is not supported")
     return DirectVolume(device, DiskMount(guest_point(volume_path), fstype, tuple(options), *_group(metadata)))
 
@@ -82,39 +86,48 @@ def parse(volume_path: str, text: str | bytes) -> DirectVolume:
 def _group(metadata: Mapping[str, Any]) -> tuple[int | None, bool]:
     policy = str(metadata.get("fsGroupChangePolicy") or "")
     if policy not in _POLICIES:
-        raise InvalidArgument(f"direct volume: fsGroupChangePolicy {policy!r} is neither Always nor OnRootMismatch")
+        raise InvalidArgument(f"direct volume: invalid fsGroupChangePolicy {policy!r} (Always or OnRootMismatch)")
     text = str(metadata.get("fsGroup") or "")
     if not text:
         return None, False
-    if not text.isdecimal() or int(text) > _GROUP_MAX:
-        raise InvalidArgument(f"direct volume: fsGroup {text!r} is no group id")
+    if not text.isdecimal() or int(text) > _MAX_GROUP:
+        raise InvalidArgument(f"direct volume: invalid fsGroup {text!r}")
     return int(text), _POLICIES[policy]
 
 
 def name_of(volume_path: str) -> str:
-    """What a volume is called: its path in base64url.
+    """The name of a volume: its path in base64url.
 
     Raises:
-        InvalidArgument: the path is not absolute, or so long that no file can have the name.
+        InvalidArgument: the path is not absolute, or too long for a file name.
     """
     if not volume_path.startswith("/") or "\0" in volume_path:
         raise InvalidArgument(f"volume path {volume_path!r} is not an absolute path")
     name = base64.urlsafe_b64encode(os.fsencode(os.path.normpath(volume_path))).decode()
-    if len(name) > _NAME_MAX:
-        raise InvalidArgument(f"volume path {volume_path!r} has more than {_NAME_MAX * 3 // 4} bytes")
+    if len(name) > _MAX_NAME:
+        raise InvalidArgument(f"volume path {volume_path!r} is longer than {_MAX_NAME * 3 // 4} bytes")
     return name
 
 
 def guest_point(volume_path: str) -> str:
-    """Where the guest mounts a volume. Raises as `name_of`."""
+    """Where the guest mounts a volume.
+
+    Raises:
+        InvalidArgument: as `name_of`.
+    """
     return f"{GUEST_STORAGE}/{name_of(volume_path)}"
 
 
 def add(volume_path: str, record: str, root: str = ROOT) -> None:
-    """Write a volume's record, in the place of one that is there.
+    """Write a volume's record, or replace it.
+
+    Args:
+        volume_path: of the volume on the host.
+        record: JSON, see `parse`.
+        root: the directory of records.
 
     Raises:
-        InvalidArgument: as of `parse` and `name_of`.
+        InvalidArgument: as `parse` and `name_of`.
         FailedPrecondition: it cannot be written.
     """
     parse(volume_path, record)
@@ -131,10 +144,10 @@ def remove(volume_path: str, root: str = ROOT) -> None:
     """Remove a volume's record. Sandboxes that have the volume keep it.
 
     Raises:
-        NotFound: there is none.
-        InvalidArgument: as of `name_of`.
+        NotFound: there is no record.
+        InvalidArgument: as `name_of`.
     """
-    # Imported here: a shim, which reads records, does without what it brings along.
+    # Imported here: a shim, which only reads records, does not need it.
     import shutil
 
     try:
@@ -144,38 +157,42 @@ def remove(volume_path: str, root: str = ROOT) -> None:
 
 
 def find(volume_path: str, root: str = ROOT) -> DirectVolume | None:
-    """The volume that is recorded for a path; None if none is.
+    """Read the record of the volume at a path; None if there is none.
 
     Raises:
-        InvalidArgument: the record is broken.
+        InvalidArgument: the record cannot be read or is malformed.
     """
     try:
         path = os.path.join(root, name_of(volume_path), _RECORD)
     except InvalidArgument:
-        return None  # no record can have that name
+        return None  # no record can have this name
     try:
         with open(path, "rb") as file:
-            content = file.read(_RECORD_MAX + 1)
+            content = file.read(_MAX_RECORD + 1)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise InvalidArgument(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > _RECORD_MAX:
-        raise InvalidArgument(f"{path} has more than {_RECORD_MAX} bytes")
+    if len(content) > _MAX_RECORD:
+        raise InvalidArgument(f"{path} is larger than {_MAX_RECORD} bytes")
     return parse(volume_path, content)
 
 
 def user_file(volume_path: str, sandbox_id: str, root: str = ROOT) -> str:
-    """The file that says that a sandbox has the volume."""
+    """The file that marks a volume as used by a sandbox.
+
+    Raises:
+        InvalidArgument: as `name_of` and `validate_id`.
+    """
     return os.path.join(root, name_of(volume_path), validate_id(sandbox_id))
 
 
 def users(volume_path: str, root: str = ROOT) -> list[str]:
-    """Ids of the sandboxes that said they have the volume; some may have ended.
+    """Ids of the sandboxes that are marked as users of the volume; some may have ended.
 
     Raises:
-        NotFound: no volume is recorded for the path.
-        InvalidArgument: as of `name_of`.
+        NotFound: there is no record.
+        InvalidArgument: as `name_of`.
     """
     directory = os.path.join(root, name_of(volume_path))
     try:

@@ -1,4 +1,4 @@
-"""Disks: what of a container lies on a block device or in a disk image, which the guest gets as a disk of its own.
+"""Disks of a container: block devices and disk images that the guest gets as disks of its own.
 
     linux.devices of type b          a disk, and the container's device node
     a bind of a block device         the same, at the bind's destination
@@ -30,13 +30,13 @@ _FLOPPY, _CDROM = 2, 11
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a container: mounted in the guest, or a device of the container's.
+    """One disk of a container: mounted in the guest, or a device of the container.
 
     Attributes:
         source: block device or image file on the host.
-        read_only: whether the guest can write to it.
+        read_only: whether the guest cannot write to it.
         mount: how the guest mounts it, or None.
-        container_path: of its device node, if it is not mounted.
+        container_path: path of its device node in the container, if it is not mounted.
     """
 
     source: str
@@ -47,14 +47,15 @@ class Disk:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """What of a container is on disks.
+    """The disks of a container.
 
     Attributes:
-        spec: the container's, with devices that the guest can have.
-        root: where the guest mounts the container's root, or "" if that is no disk.
-        mounted: destinations of mounts that are on disks, with the path in the guest.
-        volumes: paths of direct volumes, with the disk that each is on.
-        skipped: what was left out, with the reason, for the log.
+        disks: in the order in which they are plugged.
+        spec: the container's, with the devices that the guest can have.
+        root: where the guest mounts the container's rootfs, or "" if that is not on a disk.
+        mounted: destinations of mounts that are on disks, with their path in the guest.
+        volumes: paths of direct volumes, with the disk of each.
+        skipped: devices that are left out, with the reason, for the log.
     """
 
     disks: tuple[Disk, ...]
@@ -170,14 +171,14 @@ class _Planner:
             number = int(device.get("major", 0)), int(device.get("minor", 0))
             path = str(device.get("path"))
             if not self._enabled or privileged:
-                # A privileged container is given every disk that the host has; it gets the guest's, and none of these.
+                # A privileged container has every disk of the host in its spec. It gets the guest's, and none of these.
                 self._skipped.append(f"device {path}: the guest has its own disks")
                 continue
             node = self._host.disks.get(number)
             if node is None:
                 raise NotFound(f"{self._what}: device {path} ({number[0]}:{number[1]}) does not exist on this host")
             if number[0] in (_FLOPPY, _CDROM):
-                raise InvalidArgument(f"{self._what}: device {path} is a drive with removable media, which has no disk")
+                raise InvalidArgument(f"{self._what}: device {path} has removable media, which is not supported")
             access = "".join(str(rule.get("access", "")) for rule in rules if allows_disk(rule, number))
             read_only = node.read_only or (bool(access) and "w" not in access)
             self._disks.append(Disk(node.path, read_only, container_path=path))
@@ -193,15 +194,16 @@ class _Planner:
         return number in self._host.disks and self._host.disks[number].read_only
 
     def _mount(self, source: str, fstype: str, options: Sequence[str]) -> str:
-        """Have the guest mount it; the path in the guest."""
+        """Have the guest mount a disk; returns the path in the guest."""
         point = f"{GUEST_STORAGE}/{self._id}-{self._token()}"
         return self._add_mount(source, DiskMount(point, fstype, tuple(options)))
 
     def _mount_volume(self, path: str, volume: direct_volume.DirectVolume) -> str:
-        """The same for a direct volume, which all containers of a pod have at one point."""
+        """The same for a direct volume, which all containers of a pod share."""
         if not self._enabled:
             raise FailedPrecondition(
-                f"{self._what}: {path} is a direct volume", hint="disable_block_device_use keeps it from the guest"
+                f"{self._what}: cannot plug the disk of direct volume {path}",
+                hint="set disable_block_device_use to false in the configuration",
             )
         self._volumes[path] = volume.device
         return self._add_mount(volume.device, volume.mount)
@@ -213,7 +215,7 @@ class _Planner:
         if read_only and "ro" not in kept:
             kept.append("ro")
         if mount.fstype == "xfs" and "nouuid" not in kept:
-            # Snapshots have the UUID of what they are of, and xfs refuses the second.
+            # A snapshot has the UUID of its origin, and xfs refuses a second file system with the same UUID.
             kept.append("nouuid")
         self._disks.append(Disk(source, read_only, replace(mount, options=tuple(kept))))
         return mount.point

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 #: Where the guest mounts disks (Kata's path).
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
-#: File systems on a disk that the guest's kernel knows.
+#: File systems on disks that the guest's kernel supports.
 DISK_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "erofs", "squashfs", "iso9660", "vfat"})
 
 
@@ -16,8 +16,9 @@ class DiskMount:
 
     Attributes:
         point: path in the guest.
-        group: the group that its files are given to (Kubernetes' fsGroup), or None.
-        on_root_mismatch: only if the root does not have that group already.
+        fstype, options: as for mount(8).
+        group: the group that its files get (Kubernetes' fsGroup), or None.
+        on_root_mismatch: whether they get it only if the root directory does not have it.
     """
 
     point: str

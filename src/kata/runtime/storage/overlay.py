@@ -1,15 +1,16 @@
-"""Overlay options that fit: mount(2) takes one page of them, and an image of many layers names more than that.
+"""Overlay options of bounded size: mount(2) takes one page of data, and an image of many layers needs more.
 
-As containerd does: the lower directories lie side by side, so they are named relative to their common parent, and the
-mount is made from there.
+As in containerd, the lower directories are named relative to their common parent, and the mount is made from there.
+
+Reference: mount(2), "data".
 """
 
 from __future__ import annotations
 
 import os
 
-#: Bytes of mount data that the kernel copies, less the final zero byte (one page).
-MOUNT_DATA_MAX = 4095
+#: Bytes of data that mount(2) copies, one page less the final zero byte.
+MAX_MOUNT_DATA = 4095
 
 _LOWER = "lowerdir="
 
@@ -18,9 +19,9 @@ def compact(data: str) -> tuple[str, str]:
     """Shorten overlay options if they are too long.
 
     Returns:
-        (directory, data): the directory that the mount has to be made from, "" for any, and the options.
+        (directory, data): the working directory for the mount, "" for any, and the options.
     """
-    if len(os.fsencode(data)) <= MOUNT_DATA_MAX:
+    if len(os.fsencode(data)) <= MAX_MOUNT_DATA:
         return "", data
     options = data.split(",")
     for index, option in enumerate(options):

@@ -1,4 +1,4 @@
-"""The shared tree: one host directory that the guest sees, into which rootfs and volumes are mounted.
+"""The shared tree: the host directory that the guest mounts, with rootfs and volumes mounted into it.
 
     host   <state>/shared/<container>/rootfs            guest  /run/kata-containers/shared/containers/<container>/rootfs
            <state>/shared/<container>-<hex>-<name>             …/<container>-<hex>-<name>
@@ -30,28 +30,28 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 #: The sandbox's one /dev/shm in the guest.
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
-#: Directory in the shared tree for what every sandbox is given (Kata's name).
+#: Directory in the shared tree for `sandbox_bind_mounts` (Kata's name).
 _SANDBOX_MOUNTS = "sandbox-mounts"
-#: Options of /dev/shm that a bind of the sandbox's takes over; its size and mode are the sandbox's.
+#: Options of /dev/shm that the bind of the sandbox's keeps; size and mode are the sandbox's.
 _SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
-#: Either makes a mount read-only, the second with what is mounted beneath it.
+#: Options that make a mount read-only, the second including the mounts beneath it.
 _READ_ONLY = frozenset({"ro", "rro"})
-#: File systems that the guest mounts by itself, from its own kernel.
+#: File systems that the guest's kernel provides.
 _GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
-#: Host trees that describe the host: the guest has its own.
+#: Trees of the host's kernel: the guest has its own.
 _GUEST_OWN = ("/proc", "/sys")
 
 
 @dataclass(frozen=True)
 class Bind:
-    """A host path that has to appear in the shared tree.
+    """A host path that is bind-mounted into the shared tree.
 
     Attributes:
         source: absolute path on the host.
-        name: the entry below the shared tree.
-        readonly: whether the host already refuses writes from the guest.
-        recursive: whether mounts beneath the source come along.
-        identity: device and inode of what was looked at when this was planned; None for whatever is there.
+        name: path in the shared tree.
+        readonly: whether the host refuses writes of the guest.
+        recursive: whether mounts beneath the source are included.
+        identity: device and inode when this was planned; None for any.
     """
 
     source: str
@@ -63,17 +63,17 @@ class Bind:
 
 @dataclass(frozen=True)
 class ContainerPlan:
-    """What one container's files take.
+    """The files of one container.
 
     Attributes:
-        container_id: whose they are.
-        rootfs: mounts that make the rootfs, in order; empty if `rootfs_dir` is bound instead.
-        rootfs_dir: a directory that already is a rootfs, or "".
+        container_id: the container's.
+        rootfs: mounts of the rootfs, in order; empty if `rootfs_dir` is bound instead.
+        rootfs_dir: a directory that is a rootfs already, or "".
         volumes: host paths to bind into the shared tree.
-        mounts: the spec's mounts with guest sources, ready for the agent.
-        storages: what the guest has to mount first.
-        skipped: mounts left out, with the reason, for the log.
-        disk_root: where the guest has the rootfs, if that is a disk; there is nothing to share of it then.
+        mounts: the spec's mounts with sources in the guest, for the agent.
+        storages: what the guest mounts first.
+        skipped: mounts that are left out, with the reason, for the log.
+        disk_root: where the guest mounts the rootfs, if that is a disk; nothing of it is shared then.
     """
 
     container_id: str
@@ -87,6 +87,7 @@ class ContainerPlan:
 
     @property
     def guest_rootfs(self) -> str:
+        """The path of the rootfs in the guest."""
         return self.disk_root or f"{GUEST_SHARED}/{self.container_id}/rootfs"
 
 
@@ -144,7 +145,7 @@ def plan_container(
             if mount.get("type") in _GUEST_TYPES:
                 edited.append(mount)
             else:
-                skipped.append(f"mount on {destination}: the guest does not mount type {mount.get('type')!r} by itself")
+                skipped.append(f"mount on {destination}: type {mount.get('type')!r} is not supported by the guest")
         elif _is_beneath(source, _GUEST_OWN):
             skipped.append(f"mount of {source} on {destination}: the guest has its own")
         elif found and _is_beneath(destination, ("/dev",)) and not found.is_shareable:
@@ -195,7 +196,7 @@ def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
     """The binds of `sandbox_bind_mounts`: "/path", "/path:ro" or "/path:rw".
 
     Raises:
-        InvalidArgument: two have one name, or one has none.
+        InvalidArgument: two have the same name, or one has none.
     """
     binds: dict[str, Bind] = {}
     for path in paths:
@@ -204,7 +205,7 @@ def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
             source, mode = path, "ro"
         name = f"{_SANDBOX_MOUNTS}/{os.path.basename(source.rstrip('/'))}"
         if name in binds or name.endswith("/"):
-            raise InvalidArgument(f"sandbox_bind_mounts: {source} has no name of its own")
+            raise InvalidArgument(f"sandbox_bind_mounts: the name of {source} is empty or already in use")
         binds[name] = Bind(source, name, readonly=mode == "ro")
     return tuple(binds.values())
 
@@ -218,7 +219,7 @@ class SharedTree:
     """The shared tree of one sandbox, in a mount namespace of its own.
 
     Args:
-        directory: the host directory that the virtual machine exports; made if it is not there.
+        directory: the host directory; created if it does not exist.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -228,10 +229,11 @@ class SharedTree:
         self._points: dict[str, list[str]] = {}
 
     def add(self, plan: ContainerPlan) -> None:
-        """Mount what the plan says. Either all of it is there afterwards or nothing.
+        """Mount a container's files; after an error, nothing is mounted.
 
         Raises:
-            FailedPrecondition: a mount failed; the message names it and the kernel's reason.
+            NotFound: a path does not exist any more.
+            FailedPrecondition: a mount failed, or a path was replaced since it was planned.
         """
         try:
             self._add_rootfs(plan)
@@ -242,11 +244,11 @@ class SharedTree:
             raise
 
     def add_sandbox_mounts(self, paths: Sequence[str]) -> None:
-        """Share what the configuration gives to every sandbox (`sandbox_bind_mounts`); for as long as the tree is.
+        """Mount the `sandbox_bind_mounts` of the configuration, for as long as the tree exists.
 
         Raises:
-            NotFound, FailedPrecondition: one is not there, or cannot be mounted.
-            InvalidArgument: two have one name.
+            NotFound, FailedPrecondition: one does not exist, or cannot be mounted.
+            InvalidArgument: two have the same name.
         """
         binds = plan_sandbox_mounts(paths)
         for bind in binds:
@@ -267,7 +269,7 @@ class SharedTree:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
 
     def _bind(self, container_id: str, bind: Bind) -> None:
-        """Bind what the path leads to at one moment: what kind it is and what is mounted cannot differ."""
+        """Bind-mount a path through a descriptor, so that what is checked is what is mounted."""
         target = self.directory / bind.name
         try:
             fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
@@ -277,8 +279,8 @@ class SharedTree:
             info = os.fstat(fd)
             if bind.identity not in (None, (info.st_dev, info.st_ino)):
                 raise FailedPrecondition(
-                    f"container {container_id}: {bind.source} was replaced while the container was being made",
-                    hint="nothing of it was shared; try again when it is left alone",
+                    f"container {container_id}: {bind.source} was replaced while the container was being created",
+                    hint="nothing of it was shared; create the container again",
                 )
             target.parent.mkdir(mode=0o755, exist_ok=True)
             self._points.setdefault(container_id, []).append(str(target))
@@ -317,7 +319,7 @@ class SharedTree:
             ) from error
 
     def remove(self, container_id: str) -> None:
-        """Unmount what belongs to a container and remove its mount points. Idempotent."""
+        """Unmount a container's files and remove their mount points. Idempotent."""
         for target in reversed(self._mounted.pop(container_id, [])):
             linux.umount(target)
         rootfs = self.directory / container_id / "rootfs"

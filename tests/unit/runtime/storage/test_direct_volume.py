@@ -59,19 +59,19 @@ def test_who_uses_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no JSON"),
-        ("[]", "no JSON object"),
+        ("", "not JSON"),
+        ("[]", "not a JSON object"),
         ("{}", "volume-type '' is not supported"),
         (record(device="sdx"), "device 'sdx' is not an absolute path"),
         (record(device="/dev/\0"), "is not an absolute path"),
-        (record(fstype="ntfs"), "does not know the file system 'ntfs'"),
-        (record(options="ro"), "options are no list"),
-        (record(options=[1]), "options are no list"),
-        (record(metadata="x"), "metadata is no JSON object"),
+        (record(fstype="ntfs"), "file system 'ntfs' is not supported"),
+        (record(options="ro"), "options are not a list"),
+        (record(options=[1]), "options are not a list"),
+        (record(metadata="x"), "metadata is not a JSON object"),
         (record(metadata={"encryptionKey": "k"}), "metadata encryptionKey is not supported"),
-        (record(metadata={"fsGroup": "-1"}), "fsGroup '-1' is no group id"),
-        (record(metadata={"fsGroup": "4294967295"}), "is no group id"),
-        (record(metadata={"fsGroup": "1", "fsGroupChangePolicy": "Never"}), "neither Always nor OnRootMismatch"),
+        (record(metadata={"fsGroup": "-1"}), "invalid fsGroup '-1'"),
+        (record(metadata={"fsGroup": "4294967295"}), "invalid fsGroup"),
+        (record(metadata={"fsGroup": "1", "fsGroupChangePolicy": "Never"}), "invalid fsGroupChangePolicy"),
     ],
 )
 def test_a_bad_record_is_refused_and_changes_nothing(tmp_path: Path, text: str, message: str) -> None:
@@ -93,8 +93,8 @@ def test_a_broken_record_is_an_error_not_a_shared_directory(tmp_path: Path) -> N
     direct_volume.add("/data", record(), str(tmp_path))
     (path,) = tmp_path.glob("*/mountInfo.json")
     path.write_text("{")
-    with pytest.raises(InvalidArgument, match="no JSON"):
+    with pytest.raises(InvalidArgument, match="not JSON"):
         direct_volume.find("/data", str(tmp_path))
     path.write_bytes(b" " * 70_000)
-    with pytest.raises(InvalidArgument, match="more than 65536 bytes"):
+    with pytest.raises(InvalidArgument, match="larger than 65536 bytes"):
         direct_volume.find("/data", str(tmp_path))

@@ -159,5 +159,5 @@ def test_a_direct_volume_is_mounted_in_the_guest_at_a_place_of_its_own() -> None
     assert found.mounted == {"/0": point, "/1": point}
     assert set(found.volumes.values()) == {IMAGE}
     assert [mount["options"] for mount in files_of(spec["mounts"], found).mounts] == [["rbind", "ro"]] * 2
-    with pytest.raises(FailedPrecondition, match="/volume is a direct volume"):
+    with pytest.raises(FailedPrecondition, match="cannot plug the disk of direct volume /volume"):
         plan(spec, enabled=False, host=host)

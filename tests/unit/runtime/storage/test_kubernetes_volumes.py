@@ -114,5 +114,5 @@ def test_sandbox_mounts() -> None:
 
 @pytest.mark.parametrize("paths", [["/"], ["/a/x", "/b/x:rw"]])
 def test_sandbox_mounts_without_names_of_their_own(paths: list[str]) -> None:
-    with pytest.raises(InvalidArgument, match="no name of its own"):
+    with pytest.raises(InvalidArgument, match="empty or already in use"):
         plan_sandbox_mounts(paths)

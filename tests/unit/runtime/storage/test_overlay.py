@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kata.runtime.storage.overlay import MOUNT_DATA_MAX, compact
+from kata.runtime.storage.overlay import MAX_MOUNT_DATA, compact
 
 SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
 
@@ -21,7 +21,7 @@ def test_what_fits_is_left_alone() -> None:
 def test_many_layers_are_named_relative_to_their_parent() -> None:
     directory, data = compact(options(120))
     assert directory == SNAPSHOTS
-    assert len(data) <= MOUNT_DATA_MAX
+    assert len(data) <= MAX_MOUNT_DATA
     lower = data.partition("lowerdir=")[2].split(":")
     assert [os.path.join(directory, path) for path in lower] == [f"{SNAPSHOTS}/{number}/fs" for number in range(120)]
     assert f"upperdir={SNAPSHOTS}/999/fs" in data

@@ -93,7 +93,7 @@ class TestPlan:
     def test_a_type_that_only_the_host_knows_is_left_out(self) -> None:
         planned = plan(mount("/x", "nfs", "server:/export"))
         assert planned.mounts == ()
-        assert planned.skipped == ("mount on /x: the guest does not mount type 'nfs' by itself",)
+        assert planned.skipped == ("mount on /x: type 'nfs' is not supported by the guest",)
 
     @pytest.mark.parametrize(
         ("source", "kind", "said"),
