@@ -2,7 +2,7 @@
 
 Numbers in a file would not do: they are reused, and a crash can come between fork and write.
 
-References: proc_pid_environ(5), pidfd_open(2), pidfd_send_signal(2).
+References: proc_pid_environ(5), proc_pid_stat(5), pidfd_open(2), pidfd_send_signal(2), do_exit() in kernel/exit.c.
 """
 
 from __future__ import annotations
@@ -21,45 +21,102 @@ if TYPE_CHECKING:
 MARKER = "KATA_SANDBOX_DIR"
 
 _KILL_TIMEOUT_S = 5.0
-_POLL_S = 0.002
+#: For processes that were ending already and may be the sandbox's: containerd gives `delete` five seconds in all.
+_EXITING_TIMEOUT_S = 2.0
+#: Flags of a process (linux/sched.h).
+_PF_EXITING, _PF_KTHREAD = 0x4, 0x200000
 
 
 def processes_of(directory: str) -> Iterator[int]:
-    """The ids of the processes that carry the sandbox's MARKER, this one excepted."""
-    wanted = f"{MARKER}={directory}".encode()
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                environment = file.read()
-        except OSError:
-            continue
-        if wanted in environment.split(b"\0"):
-            yield int(name)
+    """The ids of the processes that carry the sandbox's MARKER, this one and those that are exiting excepted."""
+    mark = f"{MARKER}={directory}".encode()
+    return (pid for pid in _others() if mark in _environment(pid))
 
 
 def kill_processes(directory: str) -> None:
-    """Kill the processes that carry the sandbox's MARKER, this one excepted, and see them gone.
+    """Kill the processes that carry the sandbox's MARKER, this one excepted, and see that their files are closed.
+
+    A process that exits loses its memory first, and the mark with it, and its files only then; freeing a guest's memory
+    takes a while. The VMM of a shim that was killed may be at that point, and nothing tells any more whose it is: so
+    whatever is exiting now is waited for.
 
     Raises:
         OSError: EBUSY: some survive SIGKILL.
     """
-    deadline = time.monotonic() + _KILL_TIMEOUT_S
-    while pids := list(processes_of(directory)):
-        for pid in pids:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                # Looked up once more through a stable handle: the number may have been given to somebody else.
-                if pid in processes_of(directory):
-                    _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            finally:
+    mark = f"{MARKER}={directory}".encode()
+    begin = time.monotonic()
+    while True:
+        killed: dict[int, int] = {}
+        exiting: dict[int, int] = {}
+        try:
+            for pid in _others():
+                try:
+                    # First, since the number may be given to somebody else: what is seen then is this one, or it ended.
+                    pidfd = os.pidfd_open(pid)
+                except OSError:
+                    continue
+                if mark in _environment(pid):
+                    killed[pid] = pidfd
+                    _kill(pidfd)
+                elif _is_exiting(pid):
+                    exiting[pid] = pidfd
+                else:
+                    os.close(pidfd)
+            _await_end(exiting, begin + _EXITING_TIMEOUT_S)
+            if survivors := _await_end(killed, begin + _KILL_TIMEOUT_S):
+                raise OSError(errno.EBUSY, f"processes {survivors} survive SIGKILL")
+        finally:
+            for pidfd in (*killed.values(), *exiting.values()):
                 os.close(pidfd)
-        if time.monotonic() > deadline:
-            raise OSError(errno.EBUSY, f"processes {pids} survive SIGKILL")
-        time.sleep(_POLL_S)
+        if not killed:
+            return
+        # Once more: what was killed may have forked just before.
+
+
+def _others() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def _is_exiting(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # After the name, which may hold anything: state, parent, group, session, terminal, its group, flags.
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except OSError:
+        return False
+    return bool(flags & _PF_EXITING) and not flags & _PF_KTHREAD
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _await_end(processes: dict[int, int], deadline: float) -> list[int]:
+    """Wait until the last thread of each process has ended, and see which have not until `time.monotonic()` says so.
+
+    Args:
+        processes: process id → pidfd.
+    """
+    # Not among the imports: most sandboxes have no process left to wait for.
+    import select
+
+    waiting = {pidfd: pid for pid, pidfd in processes.items()}
+    poller = select.poll()
+    for pidfd in waiting:
+        poller.register(pidfd, select.POLLIN)
+    while waiting and (ended := poller.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        for pidfd, _ in ended:
+            poller.unregister(pidfd)
+            del waiting[pidfd]
+    return sorted(waiting.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -19,6 +20,17 @@ from kata.runtime.ledger.journal import Ledger, Locked, claim
 from kata.runtime.ledger.kinds import FILE, PROCESS, RELEASERS, TREE
 from kata.runtime.ledger.processes import MARKER, processes_of
 from tests.support.mounts import in_mount_namespace
+from tests.support.waiting import eventually
+
+#: Holds a file and much memory.
+HOLDER = """
+import fcntl, mmap, sys, time
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+memory = mmap.mmap(-1, 512 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -135,6 +147,21 @@ class TestRelease:
             assert marked.wait(5) == -9
             assert stranger.poll() is None, "a sandbox of a similar name is left alone"
             stranger.kill()
+
+    def test_what_is_exiting_already_has_its_files_closed(self, state: Path, tmp_path: Path) -> None:
+        """A VMM that died with its shim: the kernel frees its memory first, and closes its disks after that."""
+        disk = tmp_path / "disk"
+        disk.touch()
+        with subprocess.Popen([sys.executable, "-c", HOLDER, disk], env={MARKER: str(state)}, stdout=-1) as vmm:
+            assert vmm.stdout is not None
+            assert vmm.stdout.readline() == b"up\n"
+            ledger = Ledger(str(state))
+            ledger.hold(PROCESS, str(state))
+            vmm.kill()
+            eventually(lambda: list(processes_of(str(state))), "the mark is gone", lambda seen: not seen, poll_s=0)
+            assert ledger.release() == []
+            with disk.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def test_does_not_kill_itself(self, state: Path) -> None:
         script = (
