@@ -24,8 +24,8 @@ from kata.shim.start import SOCKET_DIR
 #: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
 TEST_PREFIX = f"t{os.getpid()}"
 
-#: What ended a moment ago may still be on its way out.
-_SETTLE_S = 5.0
+#: What ended a moment ago may still be on its way out, on a busy host for a while.
+_SETTLE_S = 30.0
 _POLL_S = 0.05
 _CGROUPS = "/sys/fs/cgroup"
 _NAMESPACES = Path("/run/netns")

@@ -26,7 +26,7 @@ from kata.ttrpc.typed import Stub
 from tests.support.containerd import unique_id
 from tests.support.images import busybox_rootfs
 
-_BINARY_S = 20.0
+_BINARY_S = 60.0
 
 
 class RawShim:

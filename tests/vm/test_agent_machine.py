@@ -14,6 +14,7 @@ from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
 from kata.ttrpc import StatusError
+from tests.support.waiting import eventually_async
 from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
@@ -146,7 +147,7 @@ async def test_the_agent_rests_while_no_host_is_connected(guest: Guest) -> None:
         await waiting
     await asyncio.sleep(3)
     async with guest.connect() as agent:
-        assert await processor_time(agent) - before < 1.0
+        assert await processor_time(agent) - before < 1.5
 
 
 async def processor_time(agent: Agent) -> float:
@@ -174,7 +175,7 @@ async def test_destroying_the_sandbox_switches_the_machine_off() -> None:
             make_rootfs(guest.share, "c")
             await agent.run("c", container_spec(f"{SHARED}/c/rootfs", "sleep", "1000"))
             await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
-            assert await asyncio.to_thread(guest.wait_off, 20) == 0
+            assert await asyncio.to_thread(guest.wait_off, 60) == 0
 
 
 def test_an_agent_that_cannot_start_says_why_and_switches_the_machine_off() -> None:
@@ -194,13 +195,20 @@ async def test_the_debug_console_is_a_root_shell_on_a_terminal() -> None:
         async with guest.connect():
             assert "unknown kernel parameters: agent.nonsense" in guest.console
             for _ in range(2):
-                reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/debug")
-                writer.write(b"tty; echo $((6 * 7)); exit\n")
-                text = b""
-                async with asyncio.timeout(30):
-                    while b"\n42" not in text:
-                        text += await reader.read(1000)
-                assert b"/dev/pts/" in text
-                writer.close()
-                await writer.wait_closed()
-                await asyncio.sleep(0.5)
+                # The next shell comes when the last one's caller is seen to have left: who is not answered comes again.
+                said = await eventually_async(lambda: typed(guest, b"tty; echo $((6 * 7)); exit\n"), "a shell")
+                assert b"/dev/pts/" in said
+
+
+async def typed(guest: Guest, line: bytes) -> bytes:
+    """What the debug console answers to a line up to "42"; b"" if it does not."""
+    reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/debug")
+    try:
+        writer.write(line)
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"\n42")
+    except (TimeoutError, asyncio.IncompleteReadError):
+        return b""
+    finally:
+        writer.close()
+        await writer.wait_closed()

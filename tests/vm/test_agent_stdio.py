@@ -87,8 +87,8 @@ async def test_a_child_that_holds_the_pipe_does_not_hold_the_end(agent: Agent) -
     await agent.exec(container_id, "e1", "sh", "-c", "sleep 1000 & echo done")
     assert await agent.wait(container_id, "e1") == 0
     start = time.monotonic()
-    assert await agent.read_all(container_id, "e1") == b"done\n"
-    assert 0.3 < time.monotonic() - start < 5
+    assert await asyncio.wait_for(agent.read_all(container_id, "e1"), 60) == b"done\n"
+    assert time.monotonic() - start > 0.3
     await agent.remove(container_id)
 
 

@@ -33,6 +33,7 @@ from kata.runtime.storage.shared_tree import GUEST_SHARED
 from tests.support import leaks
 from tests.support.descriptors import open_files
 from tests.support.images import busybox_rootfs
+from tests.support.waiting import eventually_async
 
 pytestmark = [
     pytest.mark.vm,
@@ -72,10 +73,7 @@ class Running:
 
     async def until(self, count: int) -> dict[str, int]:
         """The disks, as soon as there are so many."""
-        async with asyncio.timeout(20):
-            while len(found := await self.disks()) != count:
-                await asyncio.sleep(0.05)
-        return found
+        return await eventually_async(self.disks, f"{count} disks", lambda found: len(found) == count)
 
     def held(self) -> set[str]:
         """Files below the tests' directories that QEMU has open."""
@@ -231,9 +229,7 @@ async def test_a_guest_that_keeps_a_device_is_not_waited_for(running: Running, t
         await running.vm.plug(BlockDevice(id="b", fd=fd))
     await running.vm.resume()
     # It has been asked, and lets go now, with nobody waiting.
-    async with asyncio.timeout(20):
-        while "a.img" in running.held():
-            await asyncio.sleep(0.05)
+    await eventually_async(running.held, "it lets go", lambda held: "a.img" not in held)
     await running.until(1)
     with pytest.raises(NotFound):
         await running.vm.unplug("a")

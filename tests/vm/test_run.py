@@ -294,7 +294,7 @@ def test_a_reader_that_leaves_ends_it(start: Start, rootfs: Path, name: str) -> 
     assert read_line(process) == b"y\n"
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(30) == 141
+    assert process.wait(TIMEOUT_S) == 141
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -352,7 +352,7 @@ def test_a_new_window_size_reaches_the_command(start: Start, rootfs: Path, name:
         process.send_signal(signal.SIGWINCH)
         while b"17 71" not in said:
             said += os.read(main, 1000)
-        assert process.wait(30) == 5
+        assert process.wait(TIMEOUT_S) == 5
     finally:
         os.close(main)
         os.close(terminal)
@@ -365,7 +365,7 @@ def test_signals_are_the_commands(start: Start, rootfs: Path, name: str) -> None
     process.send_signal(signal.SIGUSR1)
     assert read_line(process) == b"usr1\n"
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, output, errors) == (9, b"bye\n", b"")
 
 
@@ -373,7 +373,7 @@ def test_a_signal_while_it_starts_ends_it(start: Start, rootfs: Path, name: str)
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "true")
     eventually(lambda: machines(name), "a machine", within_s=60)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signal.SIGTERM
     assert errors == b""
 
@@ -386,7 +386,7 @@ def test_who_insists_ends_what_ignores_signals(start: Start, rootfs: Path, name:
         process.send_signal(signal.SIGTERM)
         assert read_line(process) == b"no\n"
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, errors) == (137, b"")
 
 
@@ -400,7 +400,7 @@ def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> N
     assert read_line(process) == b"ready\n"
     for pid in machines(name):
         os.kill(pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
     assert b"kata: the virtual machine ended while the command ran" in errors
 
@@ -421,7 +421,7 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
 
     process.kill()
     process.communicate(timeout=10)
-    eventually(lambda: not machines(name), "the machine dies with its owner", within_s=5)
+    eventually(lambda: not machines(name), "the machine dies with its owner")
     rows = json.loads(kata("check", "--json").stdout)["checks"]
     leftovers = next(row for row in rows if row["name"] == "leftovers")
     assert leftovers["status"] == "warning"
@@ -435,7 +435,7 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
 def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
     RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = f"mount -t tmpfs -o size=200k none {RUN_ROOT} && exec {KATA} run --name {name} {image}"
-    result = subprocess.run(in_mount_namespace("sh", "-c", script), capture_output=True, timeout=30, check=False)
+    result = subprocess.run(in_mount_namespace("sh", "-c", script), capture_output=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 125
     assert b"kata: " in result.stderr
     assert b"no space left" in result.stderr.lower()
@@ -483,6 +483,6 @@ def test_without_root_it_says_so(rootfs: Path, name: str) -> None:
     if subprocess.run([*nobody, "test", "-r", KATA], check=False).returncode:
         pytest.skip("this checkout is in a directory that only root can read")
     argv = [*nobody, KATA, "run", "--rootfs", str(rootfs), "true"]
-    result = subprocess.run(argv, capture_output=True, timeout=30, check=False, cwd="/")
+    result = subprocess.run(argv, capture_output=True, timeout=TIMEOUT_S, check=False, cwd="/")
     assert result.returncode == 125
     assert b"needs root" in result.stderr

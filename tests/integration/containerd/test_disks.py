@@ -33,7 +33,7 @@ SIZE = 32 << 20
 MAXIMUM = 62
 #: Rounds of each kill at random moments.
 ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 60.0
 #: Prints "ef53" of a disk with an ext2, ext3 or ext4 file system.
 MAGIC = "dd if={} bs=2 skip=540 count=1 2>/dev/null | od -An -tx2"
 
@@ -276,9 +276,7 @@ async def test_a_killed_shim_gives_the_disk_back(raw: RawShim, formatted: Loop) 
         raw.kill(container_id)
         await asyncio.gather(creating, return_exceptions=True)
         raw.binary(container_id, "delete")
-        async with asyncio.timeout(10):
-            while not formatted.is_free:
-                await asyncio.sleep(0.05)
+        assert formatted.is_free
 
 
 @pytest.mark.timeout(60 + 15 * ROUNDS)
@@ -298,9 +296,7 @@ async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop,
         await asyncio.gather(busy, return_exceptions=True)
         raw.kill(sandbox_id)
         raw.binary(sandbox_id, "delete")
-        async with asyncio.timeout(10):
-            while not formatted.is_free:
-                await asyncio.sleep(0.05)
+        assert formatted.is_free
         host("e2fsck", "-p", formatted.device)
 
 

@@ -171,8 +171,7 @@ def test_pause_and_resume(task: Task) -> None:
     finally:
         ctr("tasks", "resume", task.id)
     assert task.status() == "RUNNING"
-    time.sleep(0.2)
-    assert cpu_usage(task) > before
+    eventually(lambda: cpu_usage(task), "it runs again", lambda usage: usage > before)
     ctr("tasks", "kill", "--exec-id", busy, "--signal", "KILL", task.id)
     assert task.exec("true").returncode == 0
 
@@ -224,7 +223,14 @@ class Events:
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        time.sleep(0.5)  # it says nothing when it has subscribed
+        # It says nothing when it has subscribed: an event that it is to see is made until it does.
+        label = containerd.ctr_command("images", "label", BUSYBOX, "kata-test=x")
+
+        def seen() -> list[str]:
+            subprocess.run(label, env=containerd.environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
+            return self._lines
+
+        eventually(seen, "the subscription", poll_s=0.2)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

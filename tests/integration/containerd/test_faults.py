@@ -44,7 +44,7 @@ def running(
     try:
         yield container_id, process
         try:
-            process.wait(30)
+            process.wait(90)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"ctr still waits for {container_id}") from None
     finally:
@@ -62,7 +62,7 @@ def forgotten(containerd: PrivateContainerd, container_id: str) -> None:
         shims = [f"shim {pid}" for pid, name in containerd.shims().items() if name == container_id]
         return tasks + shims + [f"process {pid}" for pid in processes_of(f"{STATE_ROOT}/{container_id}")]
 
-    eventually(left, "all is forgotten", lambda seen: not seen, within_s=5)
+    eventually(left, "all is forgotten", lambda seen: not seen)
 
 
 @VICTIMS

@@ -350,7 +350,7 @@ def test_a_rate_is_not_exceeded(containerd: PrivateContainerd, bridge: Bridge, t
             peering = pool.submit(exchange)
             flags = ("--rm", "--with-ns", f"network:{pod.netns}", *options)
             containerd.ctr("run", *flags, BUSYBOX, name, "sh", "-c", script)
-            peering.result(30)
+            peering.result(60)
         # What may come at once, and what waits in buffers when the sender is done, is not in it.
         assert seconds[0] > (size - 1_000_000) * 8 / rate
 
@@ -364,7 +364,7 @@ def test_interfaces_come_change_and_go_while_a_container_runs(containerd: Privat
 
         def until(script: str) -> None:
             """Wait until a script is content in the container."""
-            loop = f"i=0; until {script}; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done"
+            loop = f"i=0; until {script}; do i=$((i+1)); [ $i -lt 300 ] || exit 1; sleep 0.1; done"
             containerd.ctr("task", "exec", "--exec-id", unique_id("e"), container, "sh", "-c", loop)
 
         try:

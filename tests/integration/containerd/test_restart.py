@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
 
@@ -50,9 +49,10 @@ def test_a_container_survives_restarts_of_containerd(containerd: PrivateContaine
 
 
 def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None:
-    container_id = detached(containerd, "sh", "-c", "sleep 2; exit 17")
+    container_id = detached(containerd, "sh", "-c", "sleep 1; touch /last-words; exit 17")
     containerd.stop(signal.SIGKILL)
-    time.sleep(3.5)
+    upper = "root/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/last-words"
+    eventually(lambda: list(containerd.directory.glob(upper)), "the container's last words")
     containerd.start()
     ended(containerd, container_id)
     assert "non-zero exit code 17" in containerd.ctr("tasks", "delete", container_id).stderr

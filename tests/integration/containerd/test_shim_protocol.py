@@ -28,6 +28,7 @@ from kata.ttrpc.typed import Stub
 from kata.version import VERSION
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
+from tests.support.waiting import eventually_async, has_ended
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -62,9 +63,8 @@ async def refused(call: object, code: Code, *said: str) -> None:
 
 async def ended(raw: RawShim, container_id: str) -> None:
     """Wait for the end of the daemon."""
-    async with asyncio.timeout(15):
-        while Path(f"/proc/{raw.pid(container_id)}").exists():
-            await asyncio.sleep(0.05)
+    pid = raw.pid(container_id)
+    await eventually_async(lambda: has_ended(pid), "the daemon's end")
 
 
 class TestWithoutAMachine:
@@ -94,7 +94,7 @@ class TestWithoutAMachine:
             )
         finally:
             os.close(writing)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             said, _ = await process.communicate()
             assert said.startswith(b"unix:///")
             await asyncio.to_thread(os.read, reading, 1)  # the end, once the daemon has closed its copy
@@ -161,7 +161,7 @@ class TestWithoutAMachine:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(data)
         writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -465,9 +465,7 @@ class TestForgotten:
         await task.Create(raw.create_request(container_id), timeout=60)
         await client.close()
         shutil.rmtree(raw.path(container_id))
-        async with asyncio.timeout(15):
-            while Path(f"/proc/{pid}").exists():
-                await asyncio.sleep(0.05)
+        await eventually_async(lambda: has_ended(pid), "the daemon's end")
         raw.path(container_id).mkdir()  # where its `delete` is run
 
     async def test_a_container_whose_manager_is_away_lives_on(self, raw: RawShim) -> None:

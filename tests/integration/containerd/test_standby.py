@@ -17,7 +17,7 @@ from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
-from tests.support.pool import children, pool, ready, standbys, wait_ready
+from tests.support.pool import children, pool, standbys, wait_ready
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
@@ -89,10 +89,10 @@ def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(
 
 def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd, configuration: Path) -> None:
     with pool("--config", str(configuration)):
-        wait_ready()
+        directory = wait_ready()
         sandbox = unique_id(TEST_PREFIX)
         containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
-        (directory,) = [path for path in standbys() if path not in ready()]
+        assert "standby" in phases(sandbox)
         machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
         os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
         held = (Path(STATE_ROOT) / sandbox, directory)

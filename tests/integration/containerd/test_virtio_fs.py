@@ -14,6 +14,7 @@ from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.config.settings import HypervisorConfig
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
+from tests.support.waiting import eventually_async, has_ended
 
 pytestmark = [
     pytest.mark.containerd,
@@ -93,9 +94,7 @@ async def test_the_end_of_the_daemon_is_the_end_of_the_sandbox(raw: RawShim) -> 
     assert len(daemons) == 1
     os.kill(daemons[0], signal.SIGKILL)
     assert (await waiting).exit_status == 137
-    async with asyncio.timeout(10):
-        while Path(f"/proc/{created.pid}").exists():
-            await asyncio.sleep(0.02)
+    await eventually_async(lambda: has_ended(created.pid), "the virtual machine's end")
 
 
 def _name(entry: Path) -> str:

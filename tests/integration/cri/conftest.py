@@ -69,7 +69,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("pod")
     before = snapshot()
     yield
-    assert_nothing_left(before, within_s=20.0)
+    assert_nothing_left(before)
 
 
 @pytest.fixture(autouse=True)

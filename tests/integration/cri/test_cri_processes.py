@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -104,16 +104,17 @@ def test_logs_are_complete(pod: Pod) -> None:
 
 
 def test_graceful_termination(pod: Pod) -> None:
-    container = pod.run("sh", "-c", "trap 'echo asked; exit 5' TERM; while :; do sleep 0.1; done")
-    time.sleep(1)
-    container.stop(timeout=20)
+    container = pod.run("sh", "-c", "trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done")
+    container.wait_log("up")
+    container.stop(timeout=60)
     status = container.status
-    assert (status.exit_code, container.log()) == (5, "asked\n")
+    assert (status.exit_code, container.log()) == (5, "up\nasked\n")
     container.remove()
 
 
 def test_termination_by_force(pod: Pod) -> None:
     container = pod.run("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done")
+    container.wait_log("up")
     container.stop(timeout=1)
     assert container.status.exit_code == 137
     container.remove()
@@ -122,6 +123,7 @@ def test_termination_by_force(pod: Pod) -> None:
 def test_kill_all_processes(pod: Pod) -> None:
     """With a container's first process all others end."""
     container = pod.run("sh", "-c", "sleep 1001 & sleep 1002 & echo up; wait")
+    container.wait_log("up")
     container.stop()
     container.remove()
     other = pod.run()
@@ -172,11 +174,13 @@ def test_removing_a_running_pod(cri: Cri) -> None:
         cri.call("PodSandboxStatus", pod_sandbox_id=pod.id)
 
 
+def has_run(stats: Any) -> bool:
+    return bool(stats.cpu.usage_core_nano_seconds.value > 50_000_000)
+
+
 def test_stats(pod: Pod) -> None:
     container = pod.run("sh", "-c", "while :; do :; done")
-    time.sleep(1)
-    stats = container.stats()
-    assert stats.cpu.usage_core_nano_seconds.value > 50_000_000
+    stats = eventually(container.stats, "it has run", has_run)
     assert 0 < stats.memory.working_set_bytes.value < 1 << 30
     container.remove()
 
@@ -195,10 +199,10 @@ def test_stats_of_a_pod(cri: Cri, parent: str) -> None:
     """Those of the pod's control group on the host: with Kata all of the virtual machine."""
     with cri.pod("pod-stats", linux=pb.LinuxPodSandboxConfig(cgroup_parent=parent)) as pod:
         container = pod.run("sh", "-c", "while :; do :; done")
-        time.sleep(1)
-        stats = cri.call("PodSandboxStats", pod_sandbox_id=pod.id).stats.linux
+        stats = eventually(
+            lambda: cri.call("PodSandboxStats", pod_sandbox_id=pod.id).stats.linux, "it has run", has_run
+        )
         of_container = container.stats()
-        assert stats.cpu.usage_core_nano_seconds.value > 50_000_000
         assert stats.memory.working_set_bytes.value >= of_container.memory.working_set_bytes.value
         listed = cri.call("ListContainerStats").stats
         assert container.id in [one.attributes.id for one in listed]

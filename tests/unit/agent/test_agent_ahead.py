@@ -6,7 +6,6 @@ tests/vm/test_agent_ahead.py has the real one.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from kata.agent.oom import OomWatcher
 from kata.agent.paths import Paths
 from kata.agent.reaper import Reaper
 from kata.agent.runtime import Crun
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -62,8 +62,8 @@ def bundle(tmp_path: Path, content: bytes) -> Path:
 async def waiting(tmp_path: Path) -> Path:
     """The directory of the only creation begun ahead, as soon as it waits."""
     directory = tmp_path / "ahead" / "_ahead-1"
-    while not ((directory / "pid").exists() and (directory / "pid").read_text()):
-        await asyncio.sleep(0.01)
+    pid = directory / "pid"
+    await eventually_async(lambda: pid.exists() and pid.read_text(), "a creation begun ahead")
     return directory
 
 
@@ -99,13 +99,11 @@ async def test_one_that_cannot_go_on_is_replaced(crun: Crun, tmp_path: Path, rea
     pid = int((directory / "pid").read_text())
     if reason == "killed":
         os.killpg(pid, signal.SIGKILL)
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.01)
+        await eventually_async(lambda: not Path(f"/proc/{pid}").exists(), "its end")
     assert await crun.create("c1", str(made), streams) == 42
     assert (made / "first").read_bytes() == content
     assert not directory.exists()
-    while Path(f"/proc/{pid}").exists():
-        await asyncio.sleep(0.01)
+    await eventually_async(lambda: not Path(f"/proc/{pid}").exists(), "its end")
 
 
 async def test_streams_that_nothing_was_begun_with(crun: Crun, tmp_path: Path) -> None:

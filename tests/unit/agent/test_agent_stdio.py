@@ -37,7 +37,7 @@ async def test_silence_after_the_process_is_the_end_although_the_pipe_is_held() 
     output.process_ended()
     start = time.monotonic()
     assert [await read, await output.read(10)] == [b"last", b""]
-    assert 0.4 < time.monotonic() - start < 2
+    assert time.monotonic() - start > 0.4
     os.close(theirs)
 
 
@@ -47,7 +47,7 @@ async def test_the_end_of_the_process_reaches_a_read_in_progress() -> None:
     read = asyncio.create_task(output.read(100))
     await asyncio.sleep(0.01)
     output.process_ended()
-    assert await asyncio.wait_for(read, 2) == b""
+    assert await asyncio.wait_for(read, 30) == b""
     os.close(theirs)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from kata.agent import virtio_serial
 from kata.agent.virtio_serial import VirtioSerialPort, find_port
 from kata.errors import NotFound
 from kata.ttrpc.frames import REQUEST, encode
+from tests.support.waiting import eventually_async
 
 
 def frame(stream: int, payload: bytes) -> bytes:
@@ -91,7 +93,10 @@ async def test_much_output_waits_for_a_slow_host(pair: tuple[int, str]) -> None:
         port.close()
 
 
-async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(pair: tuple[int, str]) -> None:
+async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(
+    pair: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtio_serial, "_SILENCE", 0.5)
     host, path = pair
     seen: list[bytes] = []
 
@@ -101,11 +106,11 @@ async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(pair
     port = VirtioSerialPort(path, serve)
     try:
         os.write(host, frame(1, b"a"))
-        await asyncio.sleep(0.05)
+        await eventually_async(lambda: seen, "the end by the guest")
         os.write(host, frame(3, b"late"))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         os.write(host, frame(1, b"b"))
-        await asyncio.sleep(0.05)
+        await eventually_async(lambda: seen, "the next beginning", lambda seen: len(seen) > 1)
         assert seen == [frame(1, b"a"), frame(1, b"b")]
     finally:
         port.close()
@@ -170,8 +175,7 @@ async def test_a_host_that_speaks_before_the_driver_knows_of_it_is_heard(pair: t
         # It leaves, which is the end of what it has begun.
         port.announced = False
         port.pump()
-        await asyncio.sleep(0.01)
-        assert ended
+        await eventually_async(lambda: ended, "the end of what it has begun")
     finally:
         port.close()
 
@@ -189,7 +193,7 @@ async def test_what_an_unannounced_host_has_begun_ends_with_the_next_one(pair: t
         await asyncio.sleep(0.05)
         assert not ended
         os.write(host, frame(1, b"is here"))
-        await asyncio.sleep(0.05)
+        await eventually_async(lambda: ended, "the end of what was begun")
         assert ended == [frame(1, b"was here")]
     finally:
         port.close()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from kata.cli import gc
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import Ledger, claim
 from kata.runtime.ledger.kinds import FILE, TREE
+from tests.support.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,7 @@ def test_who_waited_for_a_lock_does_not_get_that_of_a_removed_file(tmp_path: Pat
     first = claim(str(tmp_path / "s"))
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(Ledger, str(tmp_path / "s"), wait_s=10.0)
-        eventually_open = time.monotonic() + 5
-        while len(openers(tmp_path / "s/ledger")) < 2:
-            assert time.monotonic() < eventually_open
+        eventually(lambda: openers(tmp_path / "s/ledger"), "two openers", lambda fds: len(fds) == 2)
         first.release()
         second = waiting.result(10)
     assert os.stat(tmp_path / "s/ledger").st_ino == os.fstat(second.fileno()).st_ino

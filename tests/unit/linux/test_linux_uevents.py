@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.linux.uevents import appears
+from tests.support.waiting import eventually_async
 
 
 async def test_what_is_there_already_is_found_at_once() -> None:
@@ -27,10 +28,11 @@ async def test_a_message_is_a_reason_to_look_again() -> None:
     if trigger is None:
         pytest.skip("needs a device whose messages can be asked for")
     answers: Iterator[str | None] = iter([None, None, None, "there"])
-    waiting = asyncio.create_task(appears(lambda: next(answers), 5))
-    for _ in range(20):
-        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(appears(lambda: next(answers), 3600))
+
+    def asked_for() -> bool:
         trigger.write_text("change")
-        if waiting.done():
-            break
+        return waiting.done()
+
+    await eventually_async(asked_for, "the fourth look", poll_s=0.01)
     assert await waiting == "there"

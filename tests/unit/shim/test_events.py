@@ -15,8 +15,9 @@ from kata.protocols.containerd import events_pb2, events_service_pb2
 from kata.shim import events as module
 from kata.shim.events import Publisher, pack, timestamp
 from kata.ttrpc.typed import handlers
+from tests.support.waiting import eventually_async
 
-LIMIT_S = 10
+LIMIT_S = 60
 
 
 class Containerd:
@@ -26,11 +27,13 @@ class Containerd:
         self.path = path
         self.envelopes: list[events_service_pb2.Envelope] = []
         self.refuse = False
+        self.refused = 0
         self._server: ttrpc.Server | None = None
         self._came = asyncio.Event()
 
     async def forward(self, request: events_service_pb2.ForwardRequest, ctx: object) -> empty_pb2.Empty:
         if self.refuse:
+            self.refused += 1
             raise ttrpc.StatusError(ttrpc.Code.INVALID_ARGUMENT, "no")
         self.envelopes.append(request.envelope)
         self._came.set()
@@ -144,7 +147,7 @@ async def test_an_event_that_is_refused_is_not_sent_for_ever(containerd: Contain
     await containerd.start()
     containerd.refuse = True
     publish(publisher, "bad")
-    await asyncio.sleep(0.1)
+    await eventually_async(lambda: containerd.refused, "the refusal")
     containerd.refuse = False
     publish(publisher, "good")
     assert await containerd.ids(1) == ["good"]
@@ -154,19 +157,21 @@ async def test_a_containerd_that_hangs_is_connected_to_again(
     containerd: Containerd, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    connected = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take what comes and say nothing, until the other side has had enough."""
+        connected.set()
+        await reader.read()
+        writer.close()
+
     silent = await asyncio.start_unix_server(hang, containerd.path)
     publish(publisher, "a")
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(connected.wait(), LIMIT_S)
     silent.close()
     Path(containerd.path).unlink(missing_ok=True)  # since Python 3.13 asyncio does it
     await containerd.start()
     assert await containerd.ids(1) == ["a"]
-
-
-async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Take what comes and say nothing, until the other side has had enough."""
-    await reader.read()
-    writer.close()
 
 
 async def test_the_newest_events_survive_a_long_absence(
@@ -174,7 +179,7 @@ async def test_the_newest_events_survive_a_long_absence(
 ) -> None:
     monkeypatch.setattr(module, "_MAX_QUEUE", 3)
     publish(publisher, "taken")
-    await asyncio.sleep(0.05)  # the first one is being sent already
+    await eventually_async(publisher._queue.empty, "the first one is being sent")
     publish(publisher, "a", "b", "c", "d", "e")
     await containerd.start()
     assert await containerd.ids(4) == ["taken", "c", "d", "e"]
@@ -199,4 +204,4 @@ async def test_the_end_does_not_wait_for_a_containerd_that_is_away(publisher: Pu
 async def test_without_an_address_there_is_nobody_to_tell() -> None:
     publisher = Publisher("", "n")
     publish(publisher, "a")
-    await asyncio.wait_for(publisher.close(LIMIT_S), 1)
+    await asyncio.wait_for(publisher.close(1000), LIMIT_S)

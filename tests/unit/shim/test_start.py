@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.ledger.journal import Ledger, claim
 from kata.shim.start import SOCKET_DIR, socket_path
 from kata.ttrpc.typed import Stub
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, has_ended
 
 PATH = [str(Path(__file__).resolve().parents[3] / "src"), sysconfig.get_path("purelib")]
 
@@ -104,12 +103,9 @@ class Shim:
             pidfd = os.pidfd_open(pid)
         except (FileNotFoundError, ProcessLookupError):
             return
-        deadline = time.monotonic() + 10
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         try:
-            while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-                assert time.monotonic() < deadline, "the daemon does not end"
-                time.sleep(0.01)
+            eventually(lambda: has_ended(pid), "the daemon's end")
         finally:
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -55,7 +55,7 @@ class Peer:
 
     async def receive(self, size: int) -> bytes:
         data = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(data) < size and (chunk := await self._loop.sock_recv(self.sock, size - len(data))):
                 data += chunk
         return data

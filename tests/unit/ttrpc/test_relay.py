@@ -11,6 +11,7 @@ import pytest
 
 from kata.ttrpc import CallContext, Client, Code, RemoteProtocolError, Server, StatusError, Stream, StreamHandler
 from kata.ttrpc.relay import WINDOW, relay
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -101,6 +102,7 @@ async def test_an_end_that_reads_nothing_holds_up_its_sender_and_no_other() -> N
                 sent += 1 << 16
 
         flooding = asyncio.create_task(flood())
+        await eventually_async(lambda: sent, "a full window", lambda sent: sent >= WINDOW)
         before = -1
         while before != sent:
             before = sent

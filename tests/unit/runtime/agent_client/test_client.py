@@ -17,7 +17,7 @@ from kata.runtime.agent_client import client as module
 from kata.runtime.agent_client.client import AgentClient
 from kata.ttrpc.typed import handlers
 
-LIMIT_S = 10
+LIMIT_S = 60
 
 
 class Guest:

@@ -50,13 +50,15 @@ def test_what_the_child_sees() -> None:
     read_end, write_end = os.pipe()
     passed, kept = os.pipe()
     os.set_inheritable(kept, True)
+    capabilities = ("chown", "fowner")
     child = confine.spawn(
-        # A moment, for the limits that are set from outside.
-        confine.confined([sys.executable, "-IS", "-c", "import time; time.sleep(0.2)" + REPORT], ("chown", "fowner")),
+        # It looks when the limits have been set from outside.
+        confine.confined([sys.executable, "-IS", "-c", f"import os; os.read({passed}, 1)" + REPORT], capabilities),
         fds=(passed,),
         output=write_end,
         environment={"NAME": "value"},
     )
+    os.write(kept, b".")
     os.close(write_end)
     with os.fdopen(read_end) as output:
         lines = dict(line.rstrip().split(" ", 1) for line in output)

@@ -16,6 +16,7 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.network import port_forward as sandbox_forward
 from kata.runtime.network.port_forward import PortForward
 from kata.ttrpc import Client, Server, StreamHandler
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -111,8 +112,7 @@ async def test_closing_cuts_connections_off(forwarding: Steered) -> None:
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         forwarding.port = server.sockets[0].getsockname()[1]
         async with dialled(forwarding) as (reader, _):
-            while not forwarding._connections:
-                await asyncio.sleep(0.01)
+            await eventually_async(lambda: forwarding._connections, "a connection")
             await forwarding.close()
             with pytest.raises(ConnectionResetError):
                 await reader.readexactly(1)

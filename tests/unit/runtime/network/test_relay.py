@@ -11,6 +11,7 @@ import pytest
 
 from kata.errors import Unavailable
 from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, relay_output, widen
+from tests.support.waiting import eventually_async
 
 
 class Output:
@@ -65,9 +66,11 @@ async def test_output_is_complete_and_in_order() -> None:
 async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
     output, consumer = Output(100), Consumer()
     relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
+    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
     await asyncio.sleep(0.02)
     assert output.asked == 2
     consumer.allowed.release()
+    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 3)
     await asyncio.sleep(0.02)
     assert (output.asked, consumer.taken) == (3, b"1 ")
     relay.cancel()
@@ -79,7 +82,7 @@ async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
 async def test_what_came_before_an_error_is_delivered() -> None:
     output, consumer = Output(2, Unavailable("gone")), Consumer()
     relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
-    await asyncio.sleep(0.02)
+    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
     consumer.allowed.release()
     consumer.allowed.release()
     with pytest.raises(Unavailable):
@@ -88,7 +91,9 @@ async def test_what_came_before_an_error_is_delivered() -> None:
 
 
 async def test_an_error_behind_a_consumer_that_is_given_up_is_no_loose_end(caplog: pytest.LogCaptureFixture) -> None:
-    relay = asyncio.create_task(relay_output(Output(1, Unavailable("gone")).read, Consumer(), lambda: None))
+    output = Output(1, Unavailable("gone"))
+    relay = asyncio.create_task(relay_output(output.read, Consumer(), lambda: None))
+    await eventually_async(lambda: output.asked, "the error is read", lambda asked: asked == 2)
     await asyncio.sleep(0.02)
     relay.cancel()
     with pytest.raises(asyncio.CancelledError):

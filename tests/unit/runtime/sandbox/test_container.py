@@ -25,8 +25,9 @@ from kata.runtime.sandbox.states import State
 from kata.runtime.sandbox.stdio import FdSink, FdSource, Stdio
 from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
 from kata.ttrpc.typed import handlers
+from tests.support.waiting import eventually_async
 
-LIMIT_S = 10
+LIMIT_S = 60
 _EMPTY = empty_pb2.Empty()
 SPEC: ProcessSpec = {"args": ["true"], "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}}
 
@@ -263,9 +264,7 @@ class TestStreams:
         container = await here.running(Stdio(stdin=FdSource(reading)))
         os.write(writing, b"words")
         os.close(writing)
-        async with asyncio.timeout(LIMIT_S):
-            while "close stdin" not in here.guest.calls:
-                await asyncio.sleep(0.01)
+        await eventually_async(lambda: here.guest.calls, "the end of input", lambda calls: "close stdin" in calls)
         assert here.guest.input == b"words"
         here.end()
         await within(container.wait())
@@ -273,9 +272,7 @@ class TestStreams:
 
     async def test_no_input_is_an_end_at_once(self, here: Setting) -> None:
         container = await here.running()
-        async with asyncio.timeout(LIMIT_S):
-            while "close stdin" not in here.guest.calls:
-                await asyncio.sleep(0.01)
+        await eventually_async(lambda: here.guest.calls, "the end of input", lambda calls: "close stdin" in calls)
         here.end()
         await within(container.wait())
         await container.delete()

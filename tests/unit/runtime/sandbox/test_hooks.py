@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -15,6 +14,7 @@ from kata.oci.spec import Bundle
 from kata.runtime.ledger.processes import processes_of
 from kata.runtime.network.namespace import PodNetwork
 from kata.runtime.sandbox.hooks import HostHooks
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -70,9 +70,8 @@ async def test_one_that_takes_too_long_is_killed_with_its_children(tmp_path: Pat
     wanted = hooks(tmp_path, prestart=[shell("sleep 1000 & sleep 1000", timeout=1)])
     with pytest.raises(DeadlineExceeded, match="did not end within 1 s"):
         await wanted.run("prestart", status="creating", pid=7)
-    async with asyncio.timeout(10):
-        while list(processes_of(wanted.directory)):  # killed, and on its way out
-            await asyncio.sleep(0.01)
+    # Killed, and on its way out.
+    await eventually_async(lambda: list(processes_of(wanted.directory)), "its children's end", lambda left: not left)
 
 
 async def test_a_hook_that_reads_nothing_and_leaves_a_child(tmp_path: Path) -> None:
