@@ -50,7 +50,8 @@ class RawShim:
         self.address = str(self.directory / "c.sock")
         self._prefix = prefix
         self._wrapper = wrapper
-        self.environment = {"PATH": os.defpath, **(environment or {})}
+        images = {"KATA_IMAGES": os.environ["KATA_IMAGES"]} if "KATA_IMAGES" in os.environ else {}
+        self.environment = {"PATH": os.defpath, **images, **(environment or {})}
         self._clients: list[ttrpc.Client] = []
         self._bundles: dict[str, Path] = {}
         write_launcher(self.directory / "bin")
