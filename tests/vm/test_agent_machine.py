@@ -185,7 +185,7 @@ def test_an_agent_that_cannot_start_says_why_and_switches_the_machine_off() -> N
         assert guest.wait_off(60) == 0
         record = guest.records[-1]
         assert record["level"] == "CRITICAL"
-        assert "no virtio-serial port is called nonsense (there are: kata.rpc, kata.console)" in record["msg"]
+        assert "virtio-serial port nonsense not found (ports: kata.rpc, kata.console)" in record["msg"]
 
 
 async def test_the_debug_console_is_a_root_shell_on_a_terminal() -> None:

@@ -287,7 +287,7 @@ async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config, shar
         assert one.plan.share_dir is not None
         assert not list(one.plan.share_dir.iterdir())
         await one.agent.create_sandbox(create_sandbox_request("practice", {}, config))
-        with pytest.raises(FailedPrecondition, match="sandbox practice is running already"):
+        with pytest.raises(FailedPrecondition, match="sandbox practice is already running"):
             await one.agent.warm_up()
 
 

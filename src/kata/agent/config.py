@@ -1,7 +1,7 @@
 """The agent's settings, from the kernel command line and the environment.
 
 Names, forms and defaults are Kata's (`agent.*` on the kernel command line; KATA_AGENT_* in the environment, which
-wins). What is not known is returned rather than refused: a newer host must be able to start an older guest.
+wins). Unknown parameters are returned rather than refused: a newer host must be able to start an older guest.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class AgentConfig:
         log_level: name of a level of `logging`.
         server_addr: where to listen, e.g. "vsock://-1:1024" (see kata.agent.transports).
         container_pipe_size: bytes of the pipes of a container's stdio; 0 leaves the choice to the agent.
-        hotplug_timeout: seconds that what the host plugs in may take to appear.
+        hotplug_timeout: seconds that hot-plugged devices may take to appear.
         debug_console: whether to offer a shell to the host.
         debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
-        emulated: whether the processor is, so that what has been executed before is faster at the same addresses.
-        warm_up: whether to go through a container's life before listening, to be saved as a template afterwards.
-        unknown: parameters that began with "agent." and mean nothing here.
+        emulated: whether the vCPUs are emulated: code that was executed before is faster at the same addresses.
+        warm_up: whether to run a container before listening, to be saved in a template afterwards.
+        unknown: names of parameters that begin with "agent." and are not known here.
     """
 
     log_level: str = "INFO"
@@ -103,7 +103,7 @@ def parse(command_line: str, environment: Mapping[str, str] | None = None) -> Ag
     """The settings in a kernel command line; the last of two equal parameters wins, the environment over both.
 
     Raises:
-        InvalidArgument: a known parameter with a value that is none.
+        InvalidArgument: a known parameter has an invalid value.
     """
     words = [word.partition("=") for word in command_line.split() if word.startswith("agent.")]
     parameters = [(name, value) for name, _, value in words]
@@ -118,5 +118,5 @@ def parse(command_line: str, environment: Mapping[str, str] | None = None) -> Ag
         try:
             known[attribute] = convert(value)
         except ValueError as error:
-            raise InvalidArgument(f"kernel parameter {name} has the bad value {value!r}") from error
+            raise InvalidArgument(f"invalid value {value!r} of kernel parameter {name}") from error
     return replace(AgentConfig(), **known, unknown=tuple(unknown))

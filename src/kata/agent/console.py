@@ -1,4 +1,4 @@
-"""The debug console: a root shell in the guest, for whoever holds the other end of its channel.
+"""The debug console: a root shell in the guest, for whoever connects to its channel.
 
 Off unless the kernel command line says `agent.debug_console`. The channel is a raw byte stream to a terminal: the vsock
 port of `agent.debug_console_vport` as in Kata, or the virtio-serial port "kata.console" without one.
@@ -25,7 +25,11 @@ def address(vport: int) -> str:
 
 
 async def serve(reaper: Reaper, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Run a shell for one connection; whichever ends first takes the other along."""
+    """Run a shell for one connection; the end of either ends the other.
+
+    Raises:
+        OSError: the shell cannot be executed.
+    """
     shell = _find_shell()
     master, slave = os.openpty()
     output, keyboard = Output(os.dup(master)), Input(master)

@@ -1,4 +1,4 @@
-"""One container: made all or nothing, run, watched, and taken apart again.
+"""One container: created all or nothing, run, watched and removed.
 
 What a container holds is pushed on a stack as it is acquired; a failed creation and a removal both unwind it.
 """
@@ -18,14 +18,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from kata.agent import guestspec
-from kata.agent.config import AgentConfig
+from kata.agent.context import AgentContext
 from kata.agent.devices import environment
-from kata.agent.devices.find import Finder
-from kata.agent.oom import OomWatcher
-from kata.agent.paths import Paths
 from kata.agent.process import Process
-from kata.agent.reaper import Reaper
-from kata.agent.runtime import Runtime
 from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
@@ -34,23 +29,21 @@ from kata.linux import cgroup, mount, mountinfo
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# A process that has ended and been waited for keeps its unread output this long; seconds.
-_LINGER = 60.0
-_FREEZE_TIMEOUT = 10.0
-_CGROUP_TIMEOUT = 5.0
-_POLL = 0.01
-# A pod's own container and the first one in it.
-_AHEAD = 2
-# Between the end of a process and the beginning of the next one; seconds.
-_NEXT_PAUSE = 0.02
-# Kata's protocol has 0 for "wait for ever"; a process that survives this after SIGKILL will not go.
-_REMOVE_TIMEOUT = 60.0
+#: A process that has ended and been waited for keeps its unread output this long.
+_LINGER_S = 60.0
+_FREEZE_TIMEOUT_S = 10.0
+_CGROUP_TIMEOUT_S = 5.0
+_POLL_S = 0.01
+#: Between the end of a process and pre-spawning the next one: first whoever waits for the exit.
+_PRESPAWN_DELAY_S = 0.02
+#: For a timeout of 0, Kata's "wait for ever": a process that survives SIGKILL for this long hangs in the kernel.
+_REMOVE_TIMEOUT_S = 60.0
 
 
 class State(Enum):
-    """Where a container is in its life."""
+    """The life cycle of a container (runtime-spec, runtime.md, "State", and Kata's PAUSED)."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -58,62 +51,14 @@ class State(Enum):
     STOPPED = "stopped"
 
 
-class Machinery:
-    """What all containers of an agent use."""
-
-    def __init__(
-        self,
-        paths: Paths,
-        reaper: Reaper,
-        runtime: Runtime,
-        oom: OomWatcher,
-        config: AgentConfig,
-        devices: Finder | None = None,
-    ) -> None:
-        self.paths = paths
-        self.reaper = reaper
-        self.runtime = runtime
-        self.oom = oom
-        self.config = config
-        self.devices = devices or Finder(config.hotplug_timeout)
-        self._consoles = 0
-        self._ahead: list[Stdio] = []
-
-    def start_ahead(self) -> None:
-        """Begin with the next few containers, whatever they will be. Where that fails, they begin when they come."""
-        try:
-            while len(self._ahead) < _AHEAD:
-                self._ahead.append(self.begin(""))
-        except OSError as error:
-            _log.warning("no container is begun ahead: %s", error)
-
-    def begin(self, container_id: str) -> Stdio:
-        """Begin with a container, or with a process in the one that is named; the streams that it will have."""
-        stdio = Stdio.open_pipes(self.config.container_pipe_size)
-        try:
-            self.runtime.start_ahead(stdio.streams, container_id)
-        except BaseException:
-            stdio.close()
-            raise
-        return stdio
-
-    def open_stdio(self, process: Mapping[str, Any], *, ahead: bool = False) -> Stdio:
-        """Streams as the OCI `process` wants them; `ahead`: those of a start ahead will do."""
-        if not process.get("terminal"):
-            return self._ahead.pop() if ahead and self._ahead else Stdio.open_pipes(self.config.container_pipe_size)
-        self._consoles += 1
-        os.makedirs(self.paths.run, mode=0o700, exist_ok=True)
-        return Stdio.open_terminal(f"{self.paths.run}/console-{self._consoles}")
-
-
 class Container:
     """A container; made by `create`. Calls that change it are serialised."""
 
-    def __init__(self, container_id: str, machinery: Machinery, addresses: Mapping[str, str]) -> None:
+    def __init__(self, container_id: str, agent: AgentContext, addresses: Mapping[str, str]) -> None:
         self.id = container_id
-        self.bundle = f"{machinery.paths.base}/{container_id}"
-        self.cgroup = f"{machinery.paths.cgroup}/{container_id}"
-        self._machinery = machinery
+        self.bundle = f"{agent.paths.base}/{container_id}"
+        self.cgroup = f"{agent.paths.cgroup}/{container_id}"
+        self._agent = agent
         self._addresses = addresses
         self._processes: dict[str, Process] = {}
         self._lock = asyncio.Lock()
@@ -121,7 +66,7 @@ class Container:
         self._started = False
         self._paused = False
         self._has_poststart = False
-        #: The streams of a next process, which is begun when a container is seen to get more than one.
+        #: The streams of a pre-spawned process, which a container has once it had an exec.
         self._next: Stdio | None = None
 
     @classmethod
@@ -131,20 +76,26 @@ class Container:
         spec: Mapping[str, Any],
         storages: tuple[Storages, list[agent_pb2.Storage]],
         namespaces: guestspec.Namespaces,
-        machinery: Machinery,
+        agent: AgentContext,
         addresses: Mapping[str, str],
     ) -> Container:
-        """Make a container whose first process waits to be started.
+        """Create a container whose init process waits to be started. A failed creation leaves nothing behind.
 
         Args:
+            container_id: a valid id.
             spec: OCI spec; `root.path` is a directory that is there when the storages are mounted.
-            storages: the sandbox's storages, and what this container wants of them.
-            addresses: of PCI devices that it was given, host to guest.
+            storages: the sandbox's storages, and those of them that this container asks for.
+            namespaces: those of the sandbox that it joins.
+            agent: what it uses.
+            addresses: of the PCI devices that it was given, host to guest.
 
         Raises:
-            AlreadyExists, InvalidArgument, FailedPrecondition, NotFound…: nothing is left behind.
+            AlreadyExists: the id is taken.
+            InvalidArgument: the spec or a storage is invalid.
+            FailedPrecondition: a mount or crun failed.
+            NotFound: the program does not exist in the container.
         """
-        self = cls(container_id, machinery, addresses)
+        self = cls(container_id, agent, addresses)
         try:
             await self._create(spec, storages, namespaces)
         except BaseException:
@@ -158,11 +109,11 @@ class Container:
         storages: tuple[Storages, list[agent_pb2.Storage]],
         namespaces: guestspec.Namespaces,
     ) -> None:
-        machinery = self._machinery
+        agent = self._agent
         try:
             os.mkdir(self.bundle, 0o711)
         except FileExistsError:
-            raise AlreadyExists(f"container {self.id} exists already, or its name is taken") from None
+            raise AlreadyExists(f"container {self.id} already exists, or its id is reserved") from None
         self._held.callback(_remove_tree, self.bundle)
         self._held.callback(storages[0].release, storages[0].acquire(storages[1], self.id))
         rootfs = self._mount_rootfs(str((spec.get("root") or {}).get("path") or ""))
@@ -177,41 +128,41 @@ class Container:
             finished["process"] = self._translated(finished["process"])
         self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
-        # A hook sees the bundle's path, and what is started ahead has one of its own.
-        stdio = machinery.open_stdio(finished.get("process") or {}, ahead=not finished.get("hooks"))
+        # Hooks are told the bundle's path, and a pre-spawned container has another one.
+        stdio = agent.open_stdio(finished.get("process") or {}, prespawned=not finished.get("hooks"))
         self._held.callback(stdio.close)
-        with machinery.reaper.adopting():
+        with agent.reaper.adopting():
             self._held.push_async_callback(self._remove_cgroup)
-            self._held.push_async_callback(machinery.runtime.delete, self.id)
-            pid = await machinery.runtime.create(self.id, self.bundle, stdio.streams)
+            self._held.push_async_callback(agent.runtime.delete, self.id)
+            pid = await agent.runtime.create(self.id, self.bundle, stdio.streams)
             self._adopt("", pid, stdio)
         await stdio.handed_over()
-        machinery.oom.watch(self.id, self.cgroup)
-        self._held.callback(machinery.oom.forget, self.id)
+        agent.oom.watch(self.id, self.cgroup)
+        self._held.callback(agent.oom.forget, self.id)
 
     def _translated(self, process: Mapping[str, Any]) -> dict[str, Any]:
-        """An OCI process whose environment names PCI devices by their addresses here."""
+        """An OCI process whose environment names PCI devices by their addresses in this guest."""
         return {**process, "env": environment.translate(process.get("env") or (), self._addresses)}
 
     async def _remove_cgroup(self) -> None:
-        """Remove what a runtime that was killed half-way has left; usually it is gone by now."""
+        """Remove the cgroup if a killed runtime has left it; usually it is gone by now."""
         self.kill_all()
-        deadline = time.monotonic() + _CGROUP_TIMEOUT
+        deadline = time.monotonic() + _CGROUP_TIMEOUT_S
         while True:
             try:
                 os.rmdir(self.cgroup)
             except FileNotFoundError:
                 return
             except OSError:
-                # Killed processes leave the group only when they have been waited for.
+                # Killed processes leave the cgroup only when they have been waited for.
                 if time.monotonic() > deadline:
                     raise
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_S)
 
     def _mount_rootfs(self, source: str) -> str:
-        """Bind the root directory into the bundle, where the host cannot take it away any more."""
+        """Bind-mount the root directory into the bundle, out of the host's reach."""
         if not source.startswith("/") or not os.path.isdir(source):
-            raise InvalidArgument(f"container {self.id}: root path {source!r} is no directory in the guest")
+            raise InvalidArgument(f"container {self.id}: root path {source!r} is not a directory in the guest")
         target = f"{self.bundle}/rootfs"
         os.mkdir(target, 0o755)
         try:
@@ -222,17 +173,18 @@ class Container:
         return target
 
     def _adopt(self, exec_id: str, pid: int, stdio: Stdio) -> Process:
-        """Take charge of a process that the runtime has just left behind."""
+        """Take over a process that the runtime has just started."""
         name = f"process {exec_id} of container {self.id}" if exec_id else f"container {self.id}"
-        exited = self._machinery.reaper.watch(pid)
+        exited = self._agent.reaper.watch(pid)
         if exec_id:
-            exited.add_done_callback(self._begin_next_soon)
-        process = Process(name, pid, exited, stdio, lambda: self._machinery.oom.check(self.id))
+            exited.add_done_callback(self._prespawn_soon)
+        process = Process(name, pid, exited, stdio, lambda: self._agent.oom.check(self.id))
         self._processes[exec_id] = process
         return process
 
     @property
     def state(self) -> State:
+        """Where it is in its life cycle."""
         if not self.process("").running:
             return State.STOPPED
         if self._paused:
@@ -244,7 +196,7 @@ class Container:
             raise FailedPrecondition(f"container {self.id} is {self.state.value}")
 
     def process(self, exec_id: str) -> Process:
-        """The process `exec_id`; "" or the container's own id is the first one.
+        """The process `exec_id`; "" or the container's own id is the init process.
 
         Raises:
             NotFound: there is none.
@@ -255,25 +207,39 @@ class Container:
         return process
 
     async def start(self) -> None:
-        """Let the first process run."""
+        """Let the init process run its program.
+
+        Raises:
+            FailedPrecondition: it was started before, or has ended.
+        """
         async with self._lock:
             self._require(State.CREATED)
-            await self._machinery.runtime.start(self.id, hooks=self._has_poststart)
+            await self._agent.runtime.start(self.id, hooks=self._has_poststart)
             self._started = True
 
     async def exec(self, exec_id: str, spec: Mapping[str, Any]) -> None:
-        """Run one more process."""
+        """Run one more process.
+
+        Args:
+            exec_id: its id, valid.
+            spec: the OCI `process`.
+
+        Raises:
+            AlreadyExists: a running process has the id.
+            FailedPrecondition: the container is stopped or paused.
+            NotFound, PermissionDenied: the program cannot be executed.
+        """
         async with self._lock:
             former = self._processes.get(exec_id)
             if former and not former.running and exec_id:
-                self._forget(exec_id, former)  # who asks for the id again is done with what had it
+                self._forget(exec_id, former)  # the id is asked for again: nobody will read its output
             if exec_id in self._processes or exec_id == self.id:
-                raise AlreadyExists(f"container {self.id} has a process {exec_id} already")
+                raise AlreadyExists(f"process {exec_id} already exists in container {self.id}")
             self._require(State.CREATED, State.RUNNING)
-            stdio = self._take_next(spec) or self._machinery.open_stdio(spec)
+            stdio = self._take_next(spec) or self._agent.open_stdio(spec)
             try:
-                with self._machinery.reaper.adopting():
-                    pid = await self._machinery.runtime.exec(self.id, self._translated(spec), stdio.streams)
+                with self._agent.reaper.adopting():
+                    pid = await self._agent.runtime.exec(self.id, self._translated(spec), stdio.streams)
                     process = self._adopt(exec_id, pid, stdio)
                 try:
                     await stdio.handed_over()
@@ -292,30 +258,43 @@ class Container:
         taken, self._next = self._next, None
         return taken
 
-    def _begin_next_soon(self, _: asyncio.Future[int]) -> None:
-        """A process has ended, as a probe's does: the next one will come. First whoever waits for this one."""
-        asyncio.get_running_loop().call_later(_NEXT_PAUSE, self._begin_next)
+    def _prespawn_soon(self, _: asyncio.Future[int]) -> None:
+        """An exec has ended, as a probe's does: the next one will come."""
+        asyncio.get_running_loop().call_later(_PRESPAWN_DELAY_S, self._prespawn)
 
-    def _begin_next(self) -> None:
+    def _prespawn(self) -> None:
         if self._next is None and self.state is State.RUNNING and not self._lock.locked():
-            self._next = self._machinery.begin(self.id)
+            self._next = self._agent.prespawn(self.id)
 
     def _drop_next(self) -> None:
         if self._next is not None:
-            self._machinery.runtime.stop_ahead(self._next.streams)
+            self._agent.runtime.discard(self._next.streams)
             self._next.close()
             self._next = None
 
     async def wait(self, exec_id: str) -> int:
-        """The exit code of a process; a process other than the first is forgotten some time after."""
+        """The exit code of a process, 128 + n for signal n. An exec is forgotten some time after.
+
+        Raises:
+            NotFound: there is no such process.
+        """
         process = self.process(exec_id)
         code = await process.wait()
         if process is not self._processes.get(""):
-            asyncio.get_running_loop().call_later(_LINGER, self._forget, exec_id, process)
+            asyncio.get_running_loop().call_later(_LINGER_S, self._forget, exec_id, process)
         return code
 
     async def read(self, exec_id: str, stream: str, limit: int) -> bytes:
-        """Up to `limit` bytes of "stdout" or "stderr"; b"" at the end. A terminal has no standard error."""
+        """Read output of a process; b"" at its end. A terminal has no standard error.
+
+        Args:
+            exec_id: see `process`.
+            stream: "stdout" or "stderr".
+            limit: bytes at most.
+
+        Raises:
+            NotFound: there is no such process.
+        """
         process = self.process(exec_id)
         output = process.stdio.stdout if stream == "stdout" else process.stdio.stderr
         return await output.read(limit) if output else b""
@@ -326,7 +305,12 @@ class Container:
             process.stdio.close()
 
     def signal(self, exec_id: str, number: int) -> None:
-        """Send a signal; SIGKILL to the container as a whole reaches every process in it at once."""
+        """Send a signal; SIGKILL to the init process reaches every process of the container at once.
+
+        Raises:
+            InvalidArgument: no such signal.
+            NotFound: no such process, or it has ended.
+        """
         process = self.process(exec_id)
         if number == signal.SIGTERM and not exec_id:
             process.terminate()
@@ -336,20 +320,30 @@ class Container:
             self.kill_all()
 
     def kill_all(self) -> None:
-        """SIGKILL to everything in the container's cgroup, frozen or not."""
+        """Kill everything in the container's cgroup, frozen or not."""
         try:
             cgroup.kill(self.cgroup)
         except FileNotFoundError:
             pass
 
     async def pause(self) -> None:
-        """Freeze every process."""
+        """Freeze every process.
+
+        Raises:
+            FailedPrecondition: it is not running.
+            DeadlineExceeded: a process does not stop; all go on running.
+        """
         async with self._lock:
             self._require(State.RUNNING)
             await self._freeze(True)
 
     async def resume(self) -> None:
-        """Let a paused container run again."""
+        """Thaw a paused container.
+
+        Raises:
+            FailedPrecondition: it is not paused.
+            DeadlineExceeded: a process does not thaw.
+        """
         async with self._lock:
             self._require(State.PAUSED)
             await self._freeze(False)
@@ -357,29 +351,36 @@ class Container:
     async def _freeze(self, frozen: bool) -> None:
         cgroup.set_frozen(self.cgroup, frozen)
         try:
-            async with asyncio.timeout(_FREEZE_TIMEOUT):
+            async with asyncio.timeout(_FREEZE_TIMEOUT_S):
                 # The change is announced by inotify only, which is more machinery than a few polls are worth.
                 while cgroup.is_frozen(self.cgroup) != frozen and self.process("").running:  # noqa: ASYNC110
-                    await asyncio.sleep(_POLL)
+                    await asyncio.sleep(_POLL_S)
         except BaseException as error:
             cgroup.set_frozen(self.cgroup, not frozen)
             if isinstance(error, TimeoutError):
-                verb = "stop" if frozen else "go on"
-                raise DeadlineExceeded(f"container {self.id} did not {verb} within {_FREEZE_TIMEOUT:g} s") from None
+                verb = "freeze" if frozen else "thaw"
+                raise DeadlineExceeded(f"container {self.id} did not {verb} within {_FREEZE_TIMEOUT_S:g} s") from None
             raise
         self._paused = frozen
 
     async def update(self, resources: Mapping[str, Any]) -> None:
-        """Change the limits to OCI `linux.resources`."""
-        async with self._lock:
-            self._require(State.CREATED, State.RUNNING, State.PAUSED)
-            await self._machinery.runtime.update(self.id, resources)
-
-    async def remove(self, timeout: float = 0) -> None:
-        """Kill what runs and give everything back. `timeout` in seconds; 0 means Kata's "for ever", within reason.
+        """Change the limits to OCI `linux.resources`.
 
         Raises:
-            DeadlineExceeded: a process cannot be killed; the container stays.
+            FailedPrecondition: it is stopped, or crun refuses.
+        """
+        async with self._lock:
+            self._require(State.CREATED, State.RUNNING, State.PAUSED)
+            await self._agent.runtime.update(self.id, resources)
+
+    async def remove(self, timeout: float = 0) -> None:
+        """Kill all processes and give everything back.
+
+        Args:
+            timeout: seconds that the init process may take to end; 0 means Kata's "for ever", within reason.
+
+        Raises:
+            DeadlineExceeded: the init process survives SIGKILL; the container stays.
         """
         async with self._lock:
             self._drop_next()
@@ -388,10 +389,10 @@ class Container:
             if process.running:
                 process.signal(signal.SIGKILL)
             try:
-                await asyncio.wait_for(process.wait(), timeout or _REMOVE_TIMEOUT)
+                await asyncio.wait_for(process.wait(), timeout or _REMOVE_TIMEOUT_S)
             except TimeoutError:
                 raise DeadlineExceeded(
-                    f"container {self.id} did not end within {timeout or _REMOVE_TIMEOUT:g} s"
+                    f"container {self.id} did not end within {timeout or _REMOVE_TIMEOUT_S:g} s"
                 ) from None
             for exec_id, other in list(self._processes.items()):
                 if exec_id:

@@ -1,9 +1,8 @@
-"""One run of crun: its command line, its files, and its errors as ours.
+"""One run of crun: its command line, its files, and its errors translated to `kata.errors`.
 
-crun gives its own standard streams to what it starts, so they are the container's here, and its messages come through a
-log file instead. Only what goes wrong at the very last, when the program is executed, is said on the container's
-standard error, where there is nobody else left to tell: in plain text, which is why the log is plain text as well. The
-status is 1 then, as with runc.
+crun passes its own standard streams on to the container's process, so its messages go to a log file. Only a failure to
+execute the program is reported on the container's standard error, as no other process is left to report it: in plain
+text, which is why the log is plain text as well. The exit status is 1 then, as with runc.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from typing import NamedTuple
 from kata.agent.reaper import Reaper
 from kata.errors import FailedPrecondition, Internal, KataError, NotFound, PermissionDenied
 
-# Emulated guests are slow, but no call takes a tenth of this.
-_TIMEOUT = 60.0
+#: Emulated guests are slow, but no call takes a tenth of this.
+_TIMEOUT_S = 60.0
 _MAX_TEXT = 64 * 1024
 _MISSING = re.compile("executable file `(.*)` not found", re.DOTALL | re.IGNORECASE)
 
 
 class Streams(NamedTuple):
-    """What a new process gets: three descriptors, or a console socket's path for a terminal."""
+    """Streams of a new process: three descriptors, or a console socket's path for a terminal."""
 
     stdin: int | None = None
     stdout: int | None = None
@@ -33,11 +32,19 @@ class Streams(NamedTuple):
 
 
 class Call:
-    """crun, running.
+    """A running crun.
 
     Args:
-        files: options that name files which crun reads and writes, and what is in them; they are memory of the agent,
+        reaper: starts it.
+        root: crun's state directory.
+        verb: its command, such as "create".
+        options: the arguments of the command.
+        files: options that name files which crun reads and writes, with their content; they are memory of the agent,
             so nothing is left on disk.
+        streams: its standard streams, which it passes on.
+
+    Raises:
+        OSError: it cannot be executed.
     """
 
     def __init__(
@@ -68,16 +75,18 @@ class Call:
 
     @property
     def ended(self) -> bool:
+        """Whether it has exited."""
         return self._exited.done()
 
     async def finish(self) -> str:
-        """What it has written to the last of the files, when it has ended.
+        """Wait for its end; returns what it has written to the last of the files.
 
         Raises:
-            KataError: it failed, or was killed because it did not end in time.
+            DeadlineExceeded: it did not end in time, and was killed.
+            NotFound, PermissionDenied, FailedPrecondition, Internal: it failed; see `explain`.
         """
         try:
-            status = await self._reaper.finish(self._pid, self._exited, f"crun {self._verb}", _TIMEOUT)
+            status = await self._reaper.finish(self._pid, self._exited, f"crun {self._verb}", _TIMEOUT_S)
             if status:
                 raise explain(self._verb, status, _text(self._memory["--log"]))
             return _text(list(self._memory.values())[-1])
@@ -85,7 +94,7 @@ class Call:
             self._close()
 
     def kill(self) -> None:
-        """End it; the reaper takes its exit."""
+        """Kill it. Idempotent; the reaper collects its exit."""
         if not self._exited.done():
             os.killpg(self._pid, signal.SIGKILL)
         self._close()
@@ -97,8 +106,14 @@ class Call:
 
 
 def explain(verb: str, status: int, log: str) -> KataError:
-    """The error that crun's log stands for. The texts that container engines look for are runc's, hence the quotes."""
-    message = log.strip().rpartition("\n")[2]  # what comes before are warnings
+    """The error that crun's log means. Container engines look for runc's texts, hence the quotes in one.
+
+    Args:
+        verb: crun's command.
+        status: its exit status.
+        log: the text of its log file.
+    """
+    message = log.strip().rpartition("\n")[2]  # earlier lines are warnings
     lower = message.lower()
     # The name is the container's, and may contain anything.
     if missing := _MISSING.search(log):

@@ -1,7 +1,7 @@
 """CopyFile: files, directories and symbolic links from the host, confined to the shared directory.
 
 A file comes in chunks, one call each, and has its name only when it is complete. No symbolic link is followed on the
-way to it, as containers can make some in the same tree.
+way to it, because containers can create some in the same tree.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MAX_NAME = 255 - len(_PREFIX)
 def copy(request: agent_pb2.CopyFileRequest, root: str) -> None:
     """Carry out one CopyFile request below the directory `root`.
 
-    The kind is in the type bits of `file_mode`; none means a regular file. A symbolic link's target is `data`.
+    The type is in `file_mode` (inode(7)); none means a regular file. A symbolic link's target is `data`.
 
     Raises:
-        InvalidArgument: a path outside of `root`, a chunk outside of its file, an unknown kind.
-        FailedPrecondition: the file system says no.
+        InvalidArgument: a path outside of `root`, a chunk outside of its file, an unknown type of file.
+        FailedPrecondition: the file system refuses.
     """
     parts = _parts(request.path, root)
     try:
@@ -51,9 +51,10 @@ def _parts(path: str, root: str) -> list[str]:
     except ValueError as error:
         raise InvalidArgument(f"cannot copy: {error}") from error
     if not path.startswith("/") or parts[: len(below)] != below or len(parts) == len(below):
-        raise InvalidArgument(f"cannot copy to {path!r}, which is not below {root}")
+        raise InvalidArgument(f"cannot copy to {path!r}: it is not below {root}")
     if len(parts[-1].encode()) > _MAX_NAME:
-        raise InvalidArgument(f"name of {path[:100]!r}… is longer than {_MAX_NAME} bytes")
+        length = len(parts[-1].encode())
+        raise InvalidArgument(f"name of {path[:100]!r}… is {length} bytes long; the maximum is {_MAX_NAME}")
     return parts[len(below) :]
 
 
@@ -70,7 +71,7 @@ def _place(request: agent_pb2.CopyFileRequest, parent: int, name: str) -> None:
     elif kind in (0, stat.S_IFREG):
         _place_chunk(request, parent, name)
     else:
-        raise InvalidArgument(f"{request.path} is neither a file nor a directory nor a symbolic link")
+        raise InvalidArgument(f"cannot copy {request.path}: it is neither a file nor a directory nor a symbolic link")
 
 
 def _place_directory(request: agent_pb2.CopyFileRequest, parent: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The guest machine itself: what it is, its randomness, its clock, processors and memory added while it runs."""
+"""The guest as a whole: its details, its entropy, its clock, and bringing hot-plugged vCPUs and memory online."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _MAX_SEED = 4096
 
-_ONLINE_PAUSE = 0.05
+_POLL_S = 0.05
 
-# What a request of the host's may take on its way.
+# How long a request may take from the host to here.
 _MAX_DELAY_NS = 250_000_000
 
 
 def details(
     request: agent_pb2.GuestDetailsRequest, storage_handlers: Iterable[str], init_daemon: bool
 ) -> agent_pb2.GuestDetailsResponse:
-    """What this guest is and can do; memory block size and probing only if asked for."""
+    """Answer GetGuestDetails.
+
+    Args:
+        request: says whether to include memory block size and probing.
+        storage_handlers: names of the storage drivers.
+        init_daemon: whether the agent is PID 1.
+    """
     response = agent_pb2.GuestDetailsResponse()
     if request.mem_block_size and os.path.exists(f"{_MEMORY}/block_size_bytes"):
         with open(f"{_MEMORY}/block_size_bytes", encoding="ascii") as file:
@@ -48,13 +54,14 @@ def details(
 
 
 def reseed(data: bytes) -> None:
-    """Make this machine's randomness its own, after it was copied from a template: the kernel's and Python's.
+    """Reseed the random generators of kernel and Python, which a restored guest shares with its template (random(4)).
 
     Raises:
         InvalidArgument: no data, or more than 4 KiB.
+        OSError: the kernel refuses.
     """
     if not 0 < len(data) <= _MAX_SEED:
-        raise InvalidArgument(f"reseeding needs 1 to {_MAX_SEED} bytes, not {len(data)}")
+        raise InvalidArgument(f"seed is {len(data)} bytes long; 1 to {_MAX_SEED} are accepted")
     fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
@@ -65,38 +72,44 @@ def reseed(data: bytes) -> None:
 
 
 def set_time(seconds: int, microseconds: int) -> None:
-    """Set the clock to what the host's showed when it asked.
+    """Set the clock to the host's time of the request.
 
-    A clock that is just a little ahead of that stays: the request has been on its way, and the one that set the clock
-    was quicker. So a host that sets the time again and again gets the best of its tries, and no step backwards.
+    A clock that is ahead of that by less than the delay of a request stays: an earlier request that set it was quicker.
+    So a host that sets the time repeatedly gets the best of its attempts, and no step backwards.
+
+    Args:
+        seconds: since 1970.
+        microseconds: of the second.
 
     Raises:
         InvalidArgument: no time of day.
+        OSError: the kernel refuses.
     """
     if seconds < 0 or not 0 <= microseconds < 1_000_000:
-        raise InvalidArgument(f"{seconds} s and {microseconds} µs are no time")
+        raise InvalidArgument(f"invalid time: {seconds} s, {microseconds} µs")
     told = seconds * 10**9 + microseconds * 1000
     if not 0 <= time.time_ns() - told < _MAX_DELAY_NS:
         time.clock_settime_ns(time.CLOCK_REALTIME, told)
 
 
 async def online(cpus: int, memory: bool, timeout: float) -> None:
-    """Put processors and memory that the host has plugged in to use.
+    """Bring hot-plugged vCPUs and memory online (Documentation/core-api/cpu_hotplug.rst, memory-hotplug.rst).
 
     Args:
-        cpus: how many more processors are to come online.
-        memory: whether to take all new memory, too; without processors it is what is waited for.
-        timeout: seconds that they may still need to appear; 0 takes what memory there is, be it none.
+        cpus: how many vCPUs to bring online.
+        memory: whether to take all new memory, too; without vCPUs it is what is waited for.
+        timeout: seconds that they may still take to appear; with 0 it is no error if there is no new memory.
 
     Raises:
-        DeadlineExceeded: fewer processors, or no memory, appeared in time.
+        DeadlineExceeded: fewer vCPUs, or no memory, appeared in time.
+        OSError: the kernel refuses.
     """
     deadline = time.monotonic() + timeout
     missing = cpus - _online_cpus(cpus)
     while missing:
         if time.monotonic() >= deadline:
-            raise DeadlineExceeded(f"{missing} of {cpus} new processors did not appear within {timeout:g} s")
-        await asyncio.sleep(_ONLINE_PAUSE)
+            raise DeadlineExceeded(f"{missing} of {cpus} new vCPUs did not appear within {timeout:g} s")
+        await asyncio.sleep(_POLL_S)
         missing -= _online_cpus(missing)
     taken = 0
     while memory:
@@ -107,7 +120,7 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
         taken += new
         if not taken and time.monotonic() >= deadline:
             raise DeadlineExceeded(f"no new memory appeared within {timeout:g} s")
-        await asyncio.sleep(_ONLINE_PAUSE)
+        await asyncio.sleep(_POLL_S)
 
 
 def _online_cpus(wanted: int) -> int:
@@ -126,7 +139,7 @@ def _online_memory() -> int:
     for path in glob.glob(f"{_MEMORY}/memory[0-9]*/state"):
         if _read(path) == "offline":
             try:
-                # Movable, so that it can be taken away again.
+                # Movable, so that it can be unplugged again.
                 _write(path, "online_movable")
             except OSError:
                 _write(path, "online")

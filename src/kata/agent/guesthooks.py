@@ -1,4 +1,4 @@
-"""Hooks that the guest image brings along: programs run around each container's life, in the agent's namespaces."""
+"""Hooks of the guest image: programs that run around each container's life, in the agent's namespaces."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ KINDS = ("prestart", "poststart", "poststop")
 
 
 def find(directory: str) -> dict[str, list[dict[str, Any]]]:
-    """The hooks of a directory, by kind: every executable file in the directory of that name, in the order of names.
+    """The hooks below a directory, by kind: the executable files in the directory of that name, in the order of names.
+
+    Args:
+        directory: absolute path, which need not exist; "" for none.
 
     Raises:
-        InvalidArgument: the path is not absolute. That nothing is there is none of the agent's business.
+        InvalidArgument: the path is not absolute.
     """
     if not directory:
         return {}

@@ -1,4 +1,4 @@
-"""The last edits of a container's spec, with what only the guest knows: its namespaces, its cgroup, its root disk.
+"""The last edits of a container's spec, with facts that only the guest knows: namespaces, cgroup, root disk.
 
 Pure functions on the OCI spec as data; the host has done its own edits before.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Decided here, whatever the host sent. Time namespaces are not carried by the protocol.
+# Decided here, whatever the host sent. The protocol does not carry time namespaces.
 _OURS = frozenset(("ipc", "uts", "pid", "network", "cgroup", "time"))
 
 
@@ -32,9 +32,10 @@ def finish(
     """The spec for the runtime; the argument is not changed.
 
     Args:
+        spec: the container's, as the host sent it.
         rootfs: the root directory as the agent has mounted it.
         cgroup: path within the cgroup file system. The host's own path would mean nothing here.
-        namespaces: what is shared. The cgroup namespace is always new: it costs nothing, and hides the siblings.
+        namespaces: those of the sandbox. The cgroup namespace is always new: it hides the other containers.
         root_device: major and minor of the guest's root disk, which containers must not open even if they may make
             device nodes; None if it is not a disk.
     """

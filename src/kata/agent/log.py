@@ -1,4 +1,4 @@
-"""The agent's log: one JSON object a line on standard error, which is the console in a virtual machine.
+"""The agent's log: one JSON object a line on standard error, which is the console of the VM.
 
 The keys are those that Kata's log tools expect: msg, level, ts, subsystem, version, pid, source, name.
 """
@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 
 from kata.version import VERSION
 
-# The console is an emulated serial line, where each byte costs an exit from the guest: one runaway text must not
-# stop the agent for seconds.
+#: Characters of one message. The console is an emulated serial line, where each byte is a VM exit: one very long text
+#: must not stop the agent for seconds.
 MAX_MESSAGE = 4096
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON. `extra={"fields": {...}}` adds keys of the caller's."""
+    """A record as one line of JSON. `extra={"fields": {...}}` adds keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -38,11 +38,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry | getattr(record, "fields", {}))
 
 
-def set_up(level: str) -> None:
+def set_up_logging(level: str) -> None:
     """Send every logger's records of at least `level` to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # asyncio reports selector choice and slow callbacks at debug, which says nothing about a sandbox.
+    # asyncio logs its choice of selector and slow callbacks at debug level, which says nothing about a sandbox.
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,7 +1,7 @@
-"""The agent's process: PID 1 of a virtual machine, or an ordinary process for tests and tools.
+"""The agent's process: PID 1 of the guest, or an ordinary process for tests and tools.
 
-As PID 1 it never returns and never raises: whatever happens ends in a line of JSON on the console and in the machine
-being switched off, because a kernel panic would tell the host nothing.
+As PID 1 it never returns and never raises: whatever happens ends in a line of JSON on the console and a powered-off VM,
+because a kernel panic would tell the host nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kata.agent import config, log, system
+from kata.agent import config, init
+from kata.agent.log import set_up_logging
 from kata.agent.paths import Paths
 from kata.errors import KataError
 from kata.linux.process import set_child_subreaper
@@ -24,19 +25,30 @@ from kata.version import VERSION
 if TYPE_CHECKING:
     from kata.agent.reaper import Reaper
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _USAGE = "usage: kata-agent [--version] [--server-addr ADDRESS] [--state-dir DIRECTORY]"
 
 _VSOCK_DRIVER = "vmw_vsock_virtio_transport"
 
-# How long answers may take to leave the machine before it is switched off; seconds.
-_LAST_WORDS = 0.2
+#: How long answers may take to leave the VM before it powers off.
+_FLUSH_TIMEOUT_S = 0.2
 
 
-async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) -> None:
-    """Serve the host until the sandbox is destroyed, or, outside of a virtual machine, a signal ends it."""
-    from kata.agent.container import Machinery
+async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> None:
+    """Serve the host until the sandbox is destroyed or, outside of a VM, a signal ends it.
+
+    Args:
+        settings: of this agent.
+        paths: where it keeps things.
+        is_init: whether it is PID 1, so that kernel modules, network, clock and /etc are its to change.
+
+    Raises:
+        InvalidArgument: the address to listen on is invalid.
+        NotFound: there is no such virtio-serial port.
+        OSError: the socket cannot be bound.
+    """
+    from kata.agent.context import AgentContext
     from kata.agent.devices.find import Finder, no_driver
     from kata.agent.forward import connect
     from kata.agent.oom import OomWatcher
@@ -51,40 +63,40 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
 
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    # An emulator finds what it has translated by its address: at another one it translates all of crun anew.
+    # QEMU's emulator finds translated code by its address: at another one it translates all of crun anew.
     reaper = Reaper(fixed_addresses=settings.emulated)
     reaper.start()
     oom = OomWatcher()
-    if owns_machine:
-        complaint = await system.load_modules(reaper)
+    if is_init:
+        complaint = await init.load_modules(reaper)
         if complaint:
-            _log.warning("kernel modules: %s", complaint)
+            log.warning("kernel modules: %s", complaint)
         if settings.server_addr.startswith("vsock:"):
-            # The kernel loads sockets of that kind with the first one, but nothing that carries them.
-            await system.load_driver(reaper, _VSOCK_DRIVER)
+            # The kernel loads the socket family with the first socket, but not its transport.
+            await init.load_driver(reaper, _VSOCK_DRIVER)
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-    devices = Finder(settings.hotplug_timeout, partial(system.load_driver, reaper) if owns_machine else no_driver)
-    machinery = Machinery(paths, reaper, Crun(reaper, paths.crun, f"{paths.run}/ahead"), oom, settings, devices)
-    sandbox = Sandbox(machinery, owns_machine)
-    service = AgentService(sandbox, machinery, owns_machine, stopped)
+    devices = Finder(settings.hotplug_timeout, partial(init.load_driver, reaper) if is_init else no_driver)
+    agent = AgentContext(paths, reaper, Crun(reaper, paths.crun, f"{paths.run}/prespawned"), oom, settings, devices)
+    sandbox = Sandbox(agent, is_init)
+    service = AgentService(sandbox, agent, is_init, stopped)
     calls = all_handlers(service)
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
     server = Server(calls, to_status=to_status)
-    if owns_machine:
-        calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, machinery)
+    if is_init:
+        calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, agent)
     if settings.debug_console:
         await _open_console(reaper, settings.debug_console_vport)
-    if settings.warm_up and owns_machine:
-        await warm_up(server, sandbox, machinery)
+    if settings.warm_up and is_init:
+        await warm_up(server, sandbox, agent)
     stop_listening = await listen(settings.server_addr, server.serve_connection)
-    _log.info("listening on %s", settings.server_addr)
+    log.info("listening on %s", settings.server_addr)
     try:
         await stopped.wait()
-        await asyncio.sleep(_LAST_WORDS)
+        await asyncio.sleep(_FLUSH_TIMEOUT_S)
     finally:
-        await server.close(grace=_LAST_WORDS)
+        await server.close(grace=_FLUSH_TIMEOUT_S)
         stop_listening()
         if sandbox.running:
             await sandbox.destroy()
@@ -93,37 +105,44 @@ async def serve(settings: config.AgentConfig, paths: Paths, owns_machine: bool) 
 
 
 async def _open_console(reaper: Reaper, vport: int) -> None:
-    """Offer the debug console. It listens as long as the machine runs; without a channel there is none."""
+    """Offer the debug console for as long as the guest runs; without a channel there is none."""
     from kata.agent import console
     from kata.agent.transports import listen
 
     try:
         await listen(console.address(vport), partial(console.serve, reaper), framed=False)
     except (KataError, OSError) as error:
-        _log.warning("no debug console: %s", error)
+        log.warning("no debug console: %s", error)
 
 
-def run_machine() -> None:
-    """PID 1's way."""
+def run_as_init() -> None:
+    """Be the guest's PID 1; ends in power-off."""
     try:
-        system.prepare()
+        init.prepare()
         with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
             settings = config.parse(file.read(), os.environ)
-        log.set_up(settings.log_level)
-        _log.info("kata-agent %s", VERSION)
+        set_up_logging(settings.log_level)
+        log.info("kata-agent %s", VERSION)
         if settings.unknown:
-            _log.warning("unknown kernel parameters: %s", " ".join(settings.unknown))
-        asyncio.run(serve(settings, Paths(), owns_machine=True))
+            log.warning("unknown kernel parameters: %s", " ".join(settings.unknown))
+        asyncio.run(serve(settings, Paths(), is_init=True))
     except BaseException as error:
         if not logging.getLogger().handlers:
-            log.set_up("INFO")
-        _log.critical("the agent cannot go on", exc_info=error)
+            set_up_logging("INFO")
+        log.critical("the agent failed", exc_info=error)
     finally:
         power_off()
 
 
-def run_process(arguments: list[str]) -> int:
-    """An ordinary process's way; returns the exit status."""
+def run_as_process(arguments: list[str]) -> int:
+    """Be an ordinary process.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 2 for a wrong command line.
+    """
     options = {"--server-addr": "", "--state-dir": ""}
     words = iter(arguments)
     for word in words:
@@ -140,10 +159,10 @@ def run_process(arguments: list[str]) -> int:
         environment["KATA_AGENT_SERVER_ADDR"] = options["--server-addr"]
     try:
         settings = config.parse("", environment)
-        log.set_up(settings.log_level)
+        set_up_logging(settings.log_level)
         set_child_subreaper()
         paths = Paths.under(options["--state-dir"]) if options["--state-dir"] else Paths()
-        asyncio.run(serve(settings, paths, owns_machine=False))
+        asyncio.run(serve(settings, paths, is_init=False))
     except KataError as error:
         sys.stderr.write(f"kata-agent: {error}\n" + (f"{error.hint}\n" if error.hint else ""))
         return 1
@@ -153,6 +172,6 @@ def run_process(arguments: list[str]) -> int:
 def main() -> None:
     """Entry point of /usr/bin/kata-agent."""
     if os.getpid() == 1:
-        run_machine()
+        run_as_init()
     else:
-        sys.exit(run_process(sys.argv[1:]))
+        sys.exit(run_as_process(sys.argv[1:]))

@@ -23,7 +23,7 @@ Sample = tuple[Mapping[str, str], float]
 
 
 class Metrics:
-    """Counts how often it was asked, and renders everything else afresh each time."""
+    """Counts scrapes, and reads everything else anew for each."""
 
     def __init__(self) -> None:
         self._scrapes = 0
@@ -51,7 +51,7 @@ def _families(scrapes: int) -> Iterator[tuple[str, str, str, list[Sample]]]:
     stat = _process_stat()
     yield "kata_agent_scrape_count", "counter", "How often the metrics were asked for.", [({}, scrapes)]
     yield "kata_agent_threads", "gauge", "Threads of the agent.", [({}, stat["num_threads"])]
-    yield "kata_agent_total_time", "gauge", "Processor time of the agent in seconds.", [
+    yield "kata_agent_total_time", "gauge", "CPU time of the agent in seconds.", [
         ({}, (stat["utime"] + stat["stime"]) / _TICKS)
     ]  # fmt: skip
     yield "kata_agent_total_vm", "gauge", "Virtual memory of the agent in bytes.", [({}, stat["vsize"])]
@@ -61,7 +61,7 @@ def _families(scrapes: int) -> Iterator[tuple[str, str, str, list[Sample]]]:
     yield "kata_agent_io_stat", "gauge", "The agent in /proc/PID/io.", _items(_colon_file("/proc/self/io"))
     yield "kata_guest_load", "gauge", "Load averages of the guest.", _items(_load())
     yield "kata_guest_tasks", "gauge", "Tasks of the guest.", _items(_tasks())
-    yield "kata_guest_cpu_time", "gauge", "Processor time of the guest in clock ticks.", list(_cpu_time())
+    yield "kata_guest_cpu_time", "gauge", "CPU time of the guest in clock ticks.", list(_cpu_time())
     yield (
         "kata_guest_vm_stat",
         "gauge",

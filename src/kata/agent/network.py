@@ -1,7 +1,8 @@
 """The guest's network interfaces, set up as the host says.
 
-The machine has one network namespace, which all its containers share. An interface is one that the host has plugged
-in: known by its hardware address, and given the name, addresses and routes that the pod's interface has on the host.
+The guest has one network namespace, which all its containers share. An interface is a device that the host has plugged
+in: identified by its hardware address, and given the name, addresses and routes that the pod's interface has on the
+host.
 """
 
 from __future__ import annotations
@@ -21,25 +22,33 @@ from kata.protocols.interface import PHYSICAL
 
 _NAME = re.compile(r"[^\s/:.%\0][^\s/:%\0]{0,14}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-#: What a container may see for a moment of an interface whose name another one is to have.
-_AWAY = "kata-moved{}"
+#: The name for a moment of an interface whose name another one is to get.
+_TEMPORARY_NAME = "kata-moved{}"
 
 
 async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> types_pb2.Interface:
-    """Set an interface up, and wait for it if it is not there yet.
+    """Set up an interface, and wait for it if it is not there yet.
 
-    It is found by its hardware address; a network card, which may have had another one on the host, by its place.
+    It is found by its hardware address; a physical NIC, whose address may have been another on the host, by its PCI
+    path.
+
+    Args:
+        wanted: name, addresses, MTU and flags.
+        devices: finds the NIC; its timeout is that for the interface.
+
+    Returns:
+        The interface as it is now.
 
     Raises:
-        InvalidArgument: a name, hardware or IP address is none.
+        InvalidArgument: the name, or a hardware or IP address, is invalid.
         DeadlineExceeded: no such interface appears.
         FailedPrecondition: the kernel refuses; the interface is down then.
     """
     if not _NAME.fullmatch(wanted.name):
-        raise InvalidArgument(f"interface name {wanted.name!r} is none")
+        raise InvalidArgument(f"invalid interface name {wanted.name!r}")
     mac = wanted.hwAddr.lower()
     if not _MAC.fullmatch(mac):
-        raise InvalidArgument(f"interface {wanted.name}: hardware address {wanted.hwAddr!r} is none")
+        raise InvalidArgument(f"interface {wanted.name}: invalid hardware address {wanted.hwAddr!r}")
     addresses = [_address(one, 0) for one in wanted.IPAddresses]
     if wanted.type == PHYSICAL and wanted.devicePath:
         name = await devices.interface(wanted.devicePath)
@@ -64,7 +73,7 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
         for other in rtnetlink.links(netlink):
             if other.name == wanted.name:
                 rtnetlink.change_link(netlink, other.index, up=False)
-                rtnetlink.change_link(netlink, other.index, name=_AWAY.format(other.index))
+                rtnetlink.change_link(netlink, other.index, name=_TEMPORARY_NAME.format(other.index))
         rtnetlink.change_link(netlink, link.index, name=wanted.name)
     arp = not wanted.raw_flags & IFF_NOARP
     rtnetlink.change_link(netlink, link.index, mtu=wanted.mtu, arp=arp, up=True)
@@ -73,19 +82,19 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
 
 
 async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) -> Link:
-    """The interface that is the one, now or when the kernel tells of it."""
+    """The interface for which `is_it` holds, now or when the kernel announces it."""
     with Netlink(rtnetlink.GROUP_LINK) as events, Netlink() as netlink:
         loop = asyncio.get_running_loop()
-        news = asyncio.Event()
-        loop.add_reader(events.fileno(), news.set)
+        changed = asyncio.Event()
+        loop.add_reader(events.fileno(), changed.set)
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     for link in rtnetlink.links(netlink):
                         if is_it(link):
                             return link
-                    await news.wait()
-                    news.clear()
+                    await changed.wait()
+                    changed.clear()
                     events.events()
         except TimeoutError:
             raise DeadlineExceeded(f"interface {missing} appeared within {timeout:g} s") from None
@@ -94,10 +103,10 @@ async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) 
 
 
 def update_routes(wanted: agent_pb2.Routes) -> agent_pb2.Routes:
-    """Replace all routes but the kernel's own; answers with those that there are then.
+    """Replace all routes but those that the kernel made; returns those that there are then.
 
     Raises:
-        InvalidArgument: a route names no address, or an interface that there is none of.
+        InvalidArgument: a route has an invalid address or prefix, or names an interface that does not exist.
         FailedPrecondition: the kernel refuses.
     """
     with Netlink() as netlink:
@@ -118,10 +127,10 @@ def update_routes(wanted: agent_pb2.Routes) -> agent_pb2.Routes:
 
 
 def add_neighbours(wanted: agent_pb2.ARPNeighbors) -> None:
-    """Enter neighbours, for good unless they say otherwise.
+    """Add neighbours, permanent unless their state says otherwise.
 
     Raises:
-        InvalidArgument: an entry names no address, or an interface that there is none of.
+        InvalidArgument: an entry has an invalid address, or names an interface that does not exist.
         FailedPrecondition: the kernel refuses.
     """
     with Netlink() as netlink:
@@ -129,7 +138,7 @@ def add_neighbours(wanted: agent_pb2.ARPNeighbors) -> None:
         for one in wanted.ARPNeighbors:
             link = _link(by_name, one.device)
             if one.lladdr and not _MAC.fullmatch(one.lladdr):
-                raise InvalidArgument(f"neighbour {one.toIPAddress.address}: {one.lladdr!r} is no hardware address")
+                raise InvalidArgument(f"neighbour {one.toIPAddress.address}: invalid hardware address {one.lladdr!r}")
             address = _ip(one.toIPAddress.address, one.toIPAddress.family)
             state = one.state or rtnetlink.NUD_PERMANENT
             family = _family(one.toIPAddress.family)
@@ -195,17 +204,17 @@ def _family(family: int) -> int:
 
 
 def _ip(text: str, family: int) -> str:
-    """An address in its usual form. Raises InvalidArgument."""
+    """An address in its canonical form. Raises InvalidArgument."""
     try:
         return socket.inet_ntop(_family(family), socket.inet_pton(_family(family), text))
     except (OSError, ValueError):
-        raise InvalidArgument(f"{text!r} is no address of its family") from None
+        raise InvalidArgument(f"invalid {'IPv6' if family == types_pb2.v6 else 'IPv4'} address {text!r}") from None
 
 
 def _prefix(text: str, family: int) -> int:
-    most = 128 if family == types_pb2.v6 else 32
-    if not (text.isascii() and text.isdigit() and int(text[:4]) <= most):
-        raise InvalidArgument(f"{text!r} is no length of a prefix of at most {most}")
+    maximum = 128 if family == types_pb2.v6 else 32
+    if not (text.isascii() and text.isdigit() and int(text[:4]) <= maximum):
+        raise InvalidArgument(f"invalid prefix length {text!r} (0 to {maximum})")
     return int(text[:4])
 
 
@@ -235,7 +244,7 @@ def _link(links: dict[str, Link], name: str) -> Link:
     try:
         return links[name]
     except KeyError:
-        raise InvalidArgument(f"there is no interface {name!r}") from None
+        raise InvalidArgument(f"interface {name!r} does not exist") from None
 
 
 def _reason(error: OSError) -> str:

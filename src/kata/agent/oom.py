@@ -1,4 +1,4 @@
-"""Out-of-memory kills: noticed through each cgroup's memory.events, told in order.
+"""Out-of-memory kills: noticed through each cgroup's memory.events, reported in order.
 
 The kernel announces a change of the file by EPOLLPRI (Documentation/admin-guide/cgroup-v2.rst), which asyncio's loop
 does not watch for, so the files sit in an epoll of their own that the loop watches.
@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 
-# A pod whose containers are killed in a loop while nobody asks must not fill memory; the oldest news is dropped.
+#: A pod whose containers are killed in a loop while nobody asks must not fill memory; the oldest event is dropped.
 _MAX_EVENTS = 256
 
 
@@ -26,13 +26,22 @@ class OomWatcher:
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_event)
 
     def close(self) -> None:
+        """Stop watching everything."""
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
         for container_id in list(self._files):
             self.forget(container_id)
         self._epoll.close()
 
     def watch(self, container_id: str, cgroup: str) -> None:
-        """Report kills in `cgroup` as the container's. Without a memory controller there is nothing to watch."""
+        """Report kills in a cgroup as the container's; without a memory controller there are none.
+
+        Args:
+            container_id: names the container in events.
+            cgroup: the cgroup's directory, absolute.
+
+        Raises:
+            OSError: its memory.events cannot be opened.
+        """
         try:
             fd = os.open(f"{cgroup}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -51,7 +60,7 @@ class OomWatcher:
             os.close(fd)
 
     def check(self, container_id: str) -> None:
-        """Look now: called when a process has ended, so that the news of a kill comes before that of the exit."""
+        """Look now: called when a process has ended, so that a kill is reported before the exit."""
         fd = self._files.get(container_id)
         if fd is None:
             return

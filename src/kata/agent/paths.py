@@ -1,4 +1,4 @@
-"""Where the agent keeps things. The names below /run/kata-containers are Kata's, and the host relies on them."""
+"""Where the agent keeps things. Names below /run/kata-containers are Kata's, and the host relies on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Paths:
 
     Attributes:
         base: bundles (`<base>/<container id>`) and everything that the host may name in a request.
-        run: the agent's own files that live as long as a call: console sockets.
+        run: short-lived files of the agent: console sockets, FIFOs of pre-spawned containers.
         namespaces: the sandbox's pinned namespaces.
         crun: crun's state.
         cgroup: the parent of the containers' cgroups.
@@ -30,12 +30,12 @@ class Paths:
 
     @property
     def sandbox(self) -> str:
-        """What belongs to the sandbox and to no container: shm, ephemeral volumes, resolv.conf."""
+        """Files of the sandbox as a whole: shm, ephemeral volumes, resolv.conf."""
         return f"{self.base}/sandbox"
 
     @classmethod
     def under(cls, directory: str) -> Paths:
-        """Everything below one directory: for an agent that runs as an ordinary process."""
+        """All directories below one, for an agent that runs as an ordinary process."""
         return cls(
             base=f"{directory}/kata-containers",
             run=f"{directory}/agent",

@@ -42,34 +42,38 @@ class Process:
 
     @property
     def running(self) -> bool:
-        # By the reaper's word, not by that to the waiters: from its moment on the number may be another process's.
+        """Whether its exit has not been collected yet."""
+        # As the reaper knows it, before the waiters do: from then on the pid may be another process's.
         return not self._exited.done()
 
     async def wait(self) -> int:
-        """The exit code, when it has ended: 128 + n for signal n. Any number of callers may wait."""
+        """Wait for its end; returns the exit code, 128 + n for signal n. Any number of callers may wait."""
         return await asyncio.shield(self._exit)
 
     def signal(self, number: int) -> None:
-        """Send a signal. As long as the exit has not been collected the number cannot belong to another process.
+        """Send a signal. As long as the exit has not been collected the pid cannot belong to another process.
 
         Raises:
             InvalidArgument: no such signal.
             NotFound: it has ended.
         """
         if not 0 <= number <= _MAX_SIGNAL:
-            raise InvalidArgument(f"there is no signal {number}")
+            raise InvalidArgument(f"invalid signal {number} (0 to {_MAX_SIGNAL})")
         if not self.running:
             raise NotFound(f"{self.name} has already finished")
         os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """SIGTERM, or SIGKILL where that would do nothing.
+        """Send SIGTERM, or SIGKILL where the kernel would ignore that.
 
-        The first process of a pid namespace is deaf to signals without a handler, so an engine that stops a container
-        would wait its whole grace period for nothing. Kata sends SIGKILL then, and so does this.
+        The init process of a pid namespace gets no signal that it has no handler for (pid_namespaces(7)), so a
+        container engine would wait its whole grace period for nothing. Kata sends SIGKILL then, and so does this.
+
+        Raises:
+            NotFound: it has ended.
         """
-        deaf = self._is_namespace_init() and not self._catches(signal.SIGTERM)
-        self.signal(signal.SIGKILL if deaf else signal.SIGTERM)
+        ignored = self._is_namespace_init() and not self._catches(signal.SIGTERM)
+        self.signal(signal.SIGKILL if ignored else signal.SIGTERM)
 
     def _is_namespace_init(self) -> bool:
         return self._status("NSpid").split()[-1:] == ["1"]
@@ -78,7 +82,7 @@ class Process:
         return bool(int(self._status("SigCgt") or "0", 16) >> (number - 1) & 1)
 
     def _status(self, key: str) -> str:
-        """A field of /proc/PID/status (proc(5)); "" if the process has gone."""
+        """A field of /proc/PID/status (proc(5)); "" if the process is gone."""
         try:
             with open(f"/proc/{self.pid}/status", encoding="utf-8", errors="replace") as file:
                 for line in file:

@@ -1,7 +1,7 @@
 """Children: started, waited for, and never left as zombies.
 
-The agent is PID 1 (or a subreaper), so every orphan of the machine becomes its child, and a container's first process
-is such an orphan: crun starts it and leaves. All exits therefore come through one waitpid(-1) here, and nothing else
+The agent is PID 1 (or a subreaper), so every orphan of the guest becomes its child, and a container's init process
+is such an orphan: crun starts it and exits. All exits therefore come through one waitpid(-1) here, and nothing else
 in the agent may wait for a process (no subprocess module).
 """
 
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from kata.errors import DeadlineExceeded
 from kata.linux import process
 
-# What every program that the agent starts finds in its environment.
+#: The environment of every program that the agent starts.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 # Python ignores these, and an ignored signal stays ignored across exec: `yes | head` would never end in a container.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
-# After SIGKILL a process can only linger in the kernel; this long, then it is somebody else's problem.
-_KILL_GRACE = 5.0
+#: After SIGKILL a process can only hang in the kernel; it is not waited for any longer than this.
+_KILL_TIMEOUT_S = 5.0
 
 _MAX_OUTPUT = 64 * 1024
 
@@ -44,7 +44,7 @@ def exit_code(wait_status: int) -> int:
 
 
 class Reaper:
-    """Collects the exits of all children on SIGCHLD and hands each to whoever watches that process.
+    """Collects the exits of all children on SIGCHLD and gives each to whoever watches that process.
 
     One per process. `start` before the first child, `stop` at the end, both within the running event loop.
 
@@ -59,13 +59,15 @@ class Reaper:
         self._adopting = 0
 
     def start(self) -> None:
+        """Begin to collect."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
     def stop(self) -> None:
+        """Collect no more."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def reap(self) -> None:
-        """Collect every exit that there is. Exits of strangers are forgotten, unless somebody is adopting."""
+        """Collect all pending exits. Those of unknown processes are dropped, unless somebody is adopting."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -84,8 +86,8 @@ class Reaper:
     def adopting(self) -> Iterator[None]:
         """Within it, exits of unknown processes are kept for a later `watch`.
 
-        A process that crun started may have ended before the agent has read its number. Outside of such a window
-        nothing is kept, so that a number which the kernel uses again cannot be given an old exit.
+        A process that crun started may have ended before the agent has read its pid. Outside of such a window nothing
+        is kept, so that a pid which the kernel reuses cannot be given an old exit.
         """
         self._adopting += 1
         try:
@@ -98,7 +100,7 @@ class Reaper:
     def watch(self, pid: int) -> asyncio.Future[int]:
         """A future of the exit code of `pid`, which must be a child or have been adopted.
 
-        Cancelling one waiter must not cost the others the answer: await it through asyncio.shield.
+        Several may wait for it: await it through asyncio.shield, so that cancelling one does not cancel it for all.
         """
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if pid in self._early:
@@ -117,9 +119,16 @@ class Reaper:
         terminal: str | None = None,
         env: Mapping[str, str] = ENVIRONMENT,
     ) -> tuple[int, asyncio.Future[int]]:
-        """Start a program in a session of its own; streams that are not given are /dev/null. Returns pid and exit.
+        """Start a program in a new session.
 
-        With `terminal`, a path, that is all three streams, and what the session is controlled by.
+        Args:
+            argv: the program, looked up in $PATH, and its arguments.
+            stdin, stdout, stderr: descriptors; /dev/null for None.
+            terminal: path of a terminal, which is all three streams and controls the session.
+            env: its environment.
+
+        Returns:
+            Its pid and a future of its exit code.
 
         Raises:
             OSError: the program cannot be executed.
@@ -141,6 +150,12 @@ class Reaper:
     ) -> Result:
         """Run a helper to its end, with its output in a file: a pipe might be held open by its children.
 
+        Args:
+            argv: the program and its arguments.
+            timeout: seconds.
+            stdin: a descriptor; /dev/null for None.
+            env: its environment.
+
         Raises:
             DeadlineExceeded: it did not end in `timeout` seconds, and was killed.
             OSError: it cannot be executed.
@@ -154,7 +169,12 @@ class Reaper:
             os.close(output)
 
     async def finish(self, pid: int, exited: asyncio.Future[int], name: str, timeout: float) -> int:
-        """Wait for a spawned helper; at the deadline or when cancelled, kill its whole session's group.
+        """Wait for a spawned helper; at the deadline or when cancelled, kill its process group.
+
+        Args:
+            pid, exited: as `spawn` returned them.
+            name: names it in the error.
+            timeout: seconds.
 
         Raises:
             DeadlineExceeded: it did not end in time.
@@ -166,4 +186,4 @@ class Reaper:
         finally:
             if not exited.done():
                 os.killpg(pid, signal.SIGKILL)
-                await asyncio.wait([exited], timeout=_KILL_GRACE)
+                await asyncio.wait([exited], timeout=_KILL_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The container runtime, crun: what is asked of it. A call is one process, and none where a few system calls do."""
+"""The container runtime: crun. A call is one process, and none where a few system calls do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from kata.agent.ahead import Waiting
 from kata.agent.crun import Call, Streams
+from kata.agent.prespawn import PreSpawned
 from kata.agent.reaper import Reaper
 from kata.errors import FailedPrecondition
 
-#: The kernel's own (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
+#: The kernel's default (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
 _DEFAULT_PERIOD_US = 100_000
 
 _NO_STREAMS = Streams()
@@ -24,26 +24,26 @@ _NO_STREAMS = Streams()
 class Runtime(Protocol):
     """What the agent needs of a container runtime. Every method may raise KataError; none leaves a helper behind."""
 
-    def start_ahead(self, streams: Streams, container_id: str = "") -> None:
-        """Begin with the `create` of some container with these streams, or with the `exec` in the one that is named."""
+    def prespawn(self, streams: Streams, container_id: str = "") -> None:
+        """Pre-spawn the `create` of some container with these streams, or the `exec` in the one that is named."""
 
-    def stop_ahead(self, streams: Streams) -> None:
-        """End what was begun with these streams, and not asked for."""
+    def discard(self, streams: Streams) -> None:
+        """Kill what was pre-spawned with these streams and has not been used."""
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
-        """Make the container, its first process waiting to be started; returns that process's id."""
+        """Create the container, its init process waiting to be started; returns that process's pid."""
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
-        """Let the first process run its program; `hooks`: the spec has some for after that (`poststart`)."""
+        """Let the init process run its program; `hooks`: the spec has `poststart` hooks."""
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
-        """Run one more process (OCI `process`) in the container; returns its id."""
+        """Run one more process (OCI `process`) in the container; returns its pid."""
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Apply OCI `linux.resources`."""
 
     async def delete(self, container_id: str) -> None:
-        """Remove the container, killing what is left of it. One that is gone already is no error."""
+        """Remove the container, killing what is left of it. Idempotent."""
 
 
 class Crun:
@@ -52,42 +52,42 @@ class Crun:
     Args:
         reaper: starts crun and adopts what it leaves behind.
         root: crun's state directory.
-        ahead: the directory for what is begun ahead.
+        prespawned: the directory for pre-spawned containers and processes.
     """
 
-    def __init__(self, reaper: Reaper, root: str, ahead: str) -> None:
+    def __init__(self, reaper: Reaper, root: str, prespawned: str) -> None:
         self._reaper = reaper
         self._root = root
-        self._ahead = ahead
-        self._waiting: dict[Streams, Waiting] = {}
-        self._begun = 0
-        #: What crun calls a container that was begun ahead. Its directory is named so too.
+        self._directory = prespawned
+        self._prespawned: dict[Streams, PreSpawned] = {}
+        self._count = 0
+        #: crun's names of containers that were pre-spawned, which are those of their directories too.
         self._names: dict[str, str] = {}
 
-    def start_ahead(self, streams: Streams, container_id: str = "") -> None:
-        self._begun += 1
+    def prespawn(self, streams: Streams, container_id: str = "") -> None:
+        self._count += 1
         # No container's id begins like that (`kata.oci.ids`).
-        name = f"_ahead-{self._begun}"
-        fifo = f"{self._ahead}/{name}/description"
+        name = f"_prespawned-{self._count}"
+        fifo = f"{self._directory}/{name}/description"
         if container_id:
             options = ["--detach", f"--process={fifo}", self._name(container_id)]
             call = partial(Call, self._reaper, self._root, "exec", options)
         else:
-            options = [f"--bundle={self._ahead}/{name}", f"--config={fifo}", name]
+            options = [f"--bundle={self._directory}/{name}", f"--config={fifo}", name]
             call = partial(Call, self._reaper, self._root, "create", options)
-        self._waiting[streams] = Waiting(name, fifo, lambda: call({"--pid-file": b""}, streams))
+        self._prespawned[streams] = PreSpawned(name, fifo, lambda: call({"--pid-file": b""}, streams))
 
-    def stop_ahead(self, streams: Streams) -> None:
-        waiting = self._waiting.pop(streams, None)
-        if waiting is not None:
-            waiting.end()
+    def discard(self, streams: Streams) -> None:
+        prespawned = self._prespawned.pop(streams, None)
+        if prespawned is not None:
+            prespawned.discard()
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
-        waiting = self._waiting.pop(streams, None)
+        prespawned = self._prespawned.pop(streams, None)
         configuration = f"{bundle}/config.json"
-        if waiting is not None and await waiting.tell(_read(configuration), configuration):
-            self._names[container_id] = waiting.name
-            return int(await waiting.call.finish())
+        if prespawned is not None and await prespawned.describe(_read(configuration), configuration):
+            self._names[container_id] = prespawned.name
+            return int(await prespawned.call.finish())
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
@@ -95,20 +95,20 @@ class Crun:
         if hooks:
             await self._call("start", [name])
         else:
-            _open_gate(container_id, f"{self._root}/{name}/exec.fifo")
+            _write_exec_fifo(container_id, f"{self._root}/{name}/exec.fifo")
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
         description = json.dumps(process).encode()
-        waiting = self._waiting.pop(streams, None)
-        if waiting is not None and await waiting.tell(description):
-            return int(await waiting.call.finish())
+        prespawned = self._prespawned.pop(streams, None)
+        if prespawned is not None and await prespawned.describe(description):
+            return int(await prespawned.call.finish())
         options = ["--detach", self._name(container_id)]
         return await self._start("exec", streams, options, {"--process": description})
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         cpu = resources.get("cpu") or {}
         if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
-            # crun lifts a quota only if it is told a period, too.
+            # crun lifts a quota only together with a period.
             resources = {**resources, "cpu": {**cpu, "period": _DEFAULT_PERIOD_US}}
         await self._call("update", [self._name(container_id)], {"--resources": json.dumps(resources).encode()})
 
@@ -117,13 +117,13 @@ class Crun:
         if _is_directory(f"{self._root}/{name}"):
             await self._call("delete", ["--force", name])
         if self._names.pop(container_id, None):
-            shutil.rmtree(f"{self._ahead}/{name}")
+            shutil.rmtree(f"{self._directory}/{name}")
 
     def _name(self, container_id: str) -> str:
         return self._names.get(container_id, container_id)
 
     async def _start(self, verb: str, streams: Streams, options: Sequence[str], files: dict[str, bytes]) -> int:
-        """A call that leaves a process behind, whose id it returns. The caller is inside `Reaper.adopting`."""
+        """A call that leaves a process running, whose pid it returns. The caller is inside `Reaper.adopting`."""
         if streams.console_socket:
             options = [f"--console-socket={streams.console_socket}", *options]
         return int(await self._call(verb, options, files | {"--pid-file": b""}, streams))
@@ -139,29 +139,29 @@ class Crun:
         return await Call(self._reaper, self._root, verb, options, files or {}, streams).finish()
 
 
-def _open_gate(container_id: str, path: str) -> None:
+def _write_exec_fifo(container_id: str, path: str) -> None:
     """Do what `crun start` does, which in an emulated guest takes less than a tenth of executing it.
 
-    The container's first process waits in a read from this FIFO (libcrun, status.c). crun removes it once the waiting
-    is over, so that a container cannot be started twice.
+    The container's init process waits in a read from this FIFO (libcrun, status.c). crun removes it afterwards, so that
+    a container cannot be started twice.
 
     Raises:
-        FailedPrecondition: nobody waits there.
+        FailedPrecondition: no process reads there.
     """
     try:
-        # Without waiting: the process has had it open since it exists, or is dead.
-        gate = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Not blocking: the process has opened it before crun returned, or is dead.
+        fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENXIO):
             raise
-        raise FailedPrecondition(f"container {container_id} does not wait to be started") from None
+        raise FailedPrecondition(f"container {container_id} is not waiting to be started") from None
     try:
         os.unlink(path)
-        os.write(gate, b"\0")
+        os.write(fifo, b"\0")
     except BrokenPipeError:
         raise FailedPrecondition(f"container {container_id} has ended before it was started") from None
     finally:
-        os.close(gate)
+        os.close(fifo)
 
 
 def _read(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The sandbox: the containers of this virtual machine and what they share."""
+"""The sandbox: the containers of this guest and what they share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kata.agent import guesthooks
-from kata.agent.container import Container, Machinery
+from kata.agent.container import Container
+from kata.agent.context import AgentContext
 from kata.agent.devices import specupdate
 from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces
@@ -23,12 +24,12 @@ from kata.oci.ids import validate_id
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MODPROBE = "/sbin/modprobe"
-_MODULE_TIMEOUT = 30.0
-# Killed processes that are not gone by then hang in the kernel; seconds.
-_HALT_TIMEOUT = 2.0
+_MODPROBE_TIMEOUT_S = 30.0
+#: Killed processes that are not gone by then hang in the kernel.
+_HALT_TIMEOUT_S = 2.0
 _MAX_HOSTNAME = 64
 
 
@@ -36,16 +37,21 @@ class Sandbox:
     """At most one is running per agent.
 
     Args:
-        machinery: what containers use.
-        owns_machine: whether this agent is PID 1, and hostname, kernel modules and /etc are its to change.
+        agent: what containers use.
+        is_init: whether this agent is PID 1, so that hostname, kernel modules and /etc are its to change.
+
+    Attributes:
+        id: the sandbox's; "" if none is running.
+        running: whether there is one.
+        storages: its mounts.
     """
 
-    def __init__(self, machinery: Machinery, owns_machine: bool) -> None:
+    def __init__(self, agent: AgentContext, is_init: bool) -> None:
         self.id = ""
         self.running = False
-        self.storages = Storages(machinery.paths)
-        self._machinery = machinery
-        self._owns_machine = owns_machine
+        self.storages = Storages(agent.paths)
+        self._agent = agent
+        self._owns_machine = is_init
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
         self._pinned: list[str] = []
@@ -54,21 +60,26 @@ class Sandbox:
         self._hooks: dict[str, list[dict[str, Any]]] = {}
 
     async def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
-        """Prepare what the containers share.
+        """Prepare what the containers share. A failure leaves nothing behind.
 
         Raises:
-            AlreadyExists: it runs already.
-            InvalidArgument, FailedPrecondition: nothing is left behind.
+            AlreadyExists: it is already running.
+            InvalidArgument: a name, module or storage of the request is invalid.
+            DeadlineExceeded: a device of a storage does not appear.
+            FailedPrecondition: a mount fails, or a module cannot be loaded.
         """
         if self.running:
-            raise AlreadyExists(f"sandbox {self.id} is running already")
+            raise AlreadyExists(f"sandbox {self.id} is already running")
         if request.sandbox_id:
             validate_id(request.sandbox_id, "sandbox id")
-        if len(request.hostname) > _MAX_HOSTNAME or "\0" in request.hostname:
-            raise InvalidArgument(f"hostname has more than {_MAX_HOSTNAME} characters, or a NUL")
+        if len(request.hostname) > _MAX_HOSTNAME:
+            length = len(request.hostname)
+            raise InvalidArgument(f"hostname is {length} characters long; the maximum is {_MAX_HOSTNAME}")
+        if "\0" in request.hostname:
+            raise InvalidArgument(f"invalid hostname {request.hostname!r}")
         self.id = request.sandbox_id
         self.running = True
-        paths = self._machinery.paths
+        paths = self._agent.paths
         try:
             for directory in (paths.sandbox, paths.shared, paths.namespaces):
                 os.makedirs(directory, mode=0o755, exist_ok=True)
@@ -77,10 +88,10 @@ class Sandbox:
             for module in request.kernel_modules:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
-            self.storages.acquire(await find_storages(request.storages, self._machinery.devices), "")
-            # Afterwards: the path may be on one of them.
+            self.storages.acquire(await find_storages(request.storages, self._agent.devices), "")
+            # After the storages: the path may be on one of them.
             self._hooks = guesthooks.find(request.guest_hook_path)
-            # Systemd's machine-id(5): drawn now, so that machines from one template have different ones.
+            # machine-id(5): drawn now, so that VMs restored from one template have different ones.
             self._provide("machine-id", f"{os.urandom(16).hex()}\n")
             if request.dns:
                 self._provide("resolv.conf", "".join(f"{line}\n" for line in request.dns))
@@ -90,22 +101,22 @@ class Sandbox:
 
     async def _load_module(self, name: str, parameters: Sequence[str]) -> None:
         if not self._owns_machine:
-            raise FailedPrecondition(f"this agent does not own its machine and loads no kernel module ({name})")
+            raise FailedPrecondition(f"cannot load kernel module {name}: the agent is not PID 1")
         if not name.replace("-", "_").replace("_", "").isalnum():
-            raise InvalidArgument(f"{name!r} is no name of a kernel module")
-        result = await self._machinery.reaper.run([_MODPROBE, "-v", name, *parameters], timeout=_MODULE_TIMEOUT)
+            raise InvalidArgument(f"invalid kernel module name {name!r}")
+        result = await self._agent.reaper.run([_MODPROBE, "-v", name, *parameters], timeout=_MODPROBE_TIMEOUT_S)
         if result.status:
-            raise FailedPrecondition(f"kernel module {name} cannot be loaded: {result.output.strip()}")
+            raise FailedPrecondition(f"cannot load kernel module {name}: {result.output.strip()}")
 
     def _make_namespaces(self, hostname: str) -> None:
-        directory = self._machinery.paths.namespaces
+        directory = self._agent.paths.namespaces
         targets = {kind: f"{directory}/{kind}" for kind in ("ipc", "uts")}
         namespaces.make_pinned(targets, lambda: socket.sethostname(hostname) if hostname else None)
         self._pinned += targets.values()
 
     def _provide(self, name: str, content: str) -> None:
-        """The guest's own file in /etc, whose root is read-only; what containers see in theirs comes from the host."""
-        path = f"{self._machinery.paths.sandbox}/{name}"
+        """Provide a file in the guest's /etc, which is read-only; containers get theirs from the host."""
+        path = f"{self._agent.paths.sandbox}/{name}"
         with open(path, "w", encoding="utf-8") as file:
             file.write(content)
         if self._owns_machine:
@@ -114,23 +125,23 @@ class Sandbox:
             self._bound.append(target)
 
     async def destroy(self) -> None:
-        """Remove all containers and give everything back. What fails is logged: there is nobody to try again."""
+        """Remove all containers and give everything back. Failures are logged: nobody would try again."""
         results = await asyncio.gather(
             *(container.remove() for container in self._containers.values()), return_exceptions=True
         )
         for result in results:
             if isinstance(result, Exception):
-                _log.error("destroying the sandbox: %s", result)
+                log.error("destroying the sandbox: %s", result)
         self._containers.clear()
         self._release()
 
     async def halt(self) -> None:
-        """Kill every process and have what was written reach the host; the machine, which ends now, takes the rest."""
+        """Kill every process and flush what was written to the host; the rest goes with the VM, which ends now."""
         for container in self._containers.values():
             container.kill_all()
         waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
         if waits:
-            await asyncio.wait(waits, timeout=_HALT_TIMEOUT)
+            await asyncio.wait(waits, timeout=_HALT_TIMEOUT_S)
         os.sync()
         self.running = False
 
@@ -152,7 +163,7 @@ class Sandbox:
         """
         container = self._containers.get(container_id)
         if container is None:
-            raise NotFound(f"no container {container_id}")
+            raise NotFound(f"container {container_id} does not exist")
         return container
 
     async def create_container(
@@ -163,26 +174,36 @@ class Sandbox:
         devices: Sequence[agent_pb2.Device],
         sandbox_pidns: bool,
     ) -> None:
-        """Make a container; all or nothing.
+        """Create a container, all or nothing.
+
+        Args:
+            container_id: its id.
+            spec: the OCI spec, with the host's device numbers.
+            storages: to be mounted for it.
+            devices: to be found, and put into its spec.
+            sandbox_pidns: whether it joins the sandbox's pid namespace.
 
         Raises:
-            FailedPrecondition: there is no sandbox.
-            AlreadyExists, InvalidArgument…: see Container.create.
+            InvalidArgument: the id, the spec, a storage or a device is invalid.
+            FailedPrecondition: there is no sandbox, or a mount or crun failed.
+            AlreadyExists: the id is taken.
+            DeadlineExceeded: a device does not appear.
+            NotFound: the program does not exist in the container.
         """
         validate_id(container_id, "container id")
         if not self.running:
-            raise FailedPrecondition(f"container {container_id} needs a sandbox first")
+            raise FailedPrecondition(f"cannot create container {container_id}: no sandbox is running")
         if container_id in self._containers or container_id in self._creating:
-            raise AlreadyExists(f"container {container_id} exists already")
+            raise AlreadyExists(f"container {container_id} already exists")
         self._creating.add(container_id)
         try:
-            storages = await find_storages(storages, self._machinery.devices)
-            found = await find_devices(devices, self._machinery.devices)
+            storages = await find_storages(storages, self._agent.devices)
+            found = await find_devices(devices, self._agent.devices)
             spec = await self._resolve_names(spec)
             spec = guesthooks.add(specupdate.update(spec, found.updates, found.nodes), self._hooks)
             shared = self._namespaces(sandbox_pidns)
             container = await Container.create(
-                container_id, spec, (self.storages, storages), shared, self._machinery, found.addresses
+                container_id, spec, (self.storages, storages), shared, self._agent, found.addresses
             )
         finally:
             self._creating.discard(container_id)
@@ -190,15 +211,15 @@ class Sandbox:
         self._pin_pid_namespace(container)
 
     async def _resolve_names(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Give a container the devices of this guest that it names; what they are may take its time to be said."""
+        """Give a container the CDI devices of this guest that it names; their specifications may appear late."""
         names = cdi.wanted(spec.get("annotations") or {})
         if not names:
             return spec
-        edits = await self._machinery.devices.wait(lambda: cdi.find(names), f"CDI device {', '.join(names)}")
+        edits = await self._agent.devices.wait(lambda: cdi.find(names), f"CDI device {', '.join(names)}")
         return cdi.apply(spec, edits)
 
     def _namespaces(self, sandbox_pidns: bool) -> Namespaces:
-        directory = self._machinery.paths.namespaces
+        directory = self._agent.paths.namespaces
         pid = f"{directory}/pid"
         return Namespaces(
             ipc=f"{directory}/ipc",
@@ -210,9 +231,9 @@ class Sandbox:
     def _pin_pid_namespace(self, container: Container) -> None:
         """The first container's pid namespace is the one that others join when the pod shares processes.
 
-        It dies with its first process, so another container takes over when that has ended.
+        It dies with its init process, so another container takes over when that has ended.
         """
-        target = f"{self._machinery.paths.namespaces}/pid"
+        target = f"{self._agent.paths.namespaces}/pid"
         process = container.process("")
         if not process.running or (self._pid_owner and self._pid_owner.process("").running):
             return
@@ -224,10 +245,20 @@ class Sandbox:
         self._pid_owner = container
 
     async def remove_container(self, container_id: str, timeout: float) -> None:
-        """Remove a container; see Container.remove."""
+        """Remove a container.
+
+        Args:
+            container_id: its id.
+            timeout: see `Container.remove`.
+
+        Raises:
+            NotFound: there is none.
+            DeadlineExceeded: its init process survives SIGKILL.
+        """
         await self.container(container_id).remove(timeout)
         self._containers.pop(container_id, None)
 
     @property
     def containers(self) -> Sequence[Container]:
+        """All containers, oldest first."""
         return list(self._containers.values())

@@ -1,4 +1,4 @@
-"""The RPCs: request in, one call, response out. What things mean is decided elsewhere."""
+"""The RPCs of Kata's agent protocol (agent.proto): request in, one call, response out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
-from kata.agent import files, guest, iptables, network, stats, volumes
-from kata.agent.container import Container, Machinery
+from kata.agent import files, filesystem, guest, iptables, network, stats
+from kata.agent.container import Container
+from kata.agent.context import AgentContext
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
 from kata.agent.sandbox import Sandbox
@@ -27,9 +28,9 @@ from kata.ttrpc.typed import handlers
 from kata.ttrpc.wire import varint
 from kata.version import VERSION
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# What Kata's agents answer: the version of its RPC interface, which never changed.
+# Kata's agents answer this: the version of the RPC interface, which never changed.
 _GRPC_VERSION = "0.0.1"
 
 
@@ -48,15 +49,15 @@ class AgentService:
 
     Args:
         sandbox: where containers live.
-        machinery: what they use.
-        owns_machine: whether this agent may change the machine (it is PID 1).
+        agent: what they use.
+        is_init: whether this agent is PID 1, so that the guest's configuration is its to change.
         stopped: set when the sandbox has been destroyed.
     """
 
-    def __init__(self, sandbox: Sandbox, machinery: Machinery, owns_machine: bool, stopped: asyncio.Event) -> None:
+    def __init__(self, sandbox: Sandbox, agent: AgentContext, is_init: bool, stopped: asyncio.Event) -> None:
         self._sandbox = sandbox
-        self._machinery = machinery
-        self._owns_machine = owns_machine
+        self._agent = agent
+        self._owns_machine = is_init
         self._stopped = stopped
         self._metrics = Metrics()
 
@@ -66,9 +67,9 @@ class AgentService:
     def _process(self, request: Any) -> Process:
         return self._container(request).process(request.exec_id)
 
-    def _require_machine(self) -> None:
+    def _require_init(self) -> None:
         if not self._owns_machine:
-            raise FailedPrecondition("this agent is no PID 1 and leaves its machine alone")
+            raise FailedPrecondition("the agent is not PID 1: the guest's configuration is not its to change")
 
     async def create_sandbox(self, request: pb.CreateSandboxRequest, ctx: CallContext) -> Empty:
         await self._sandbox.create(request)
@@ -140,14 +141,14 @@ class AgentService:
         return Empty()
 
     async def get_oom_event(self, request: pb.GetOOMEventRequest, ctx: CallContext) -> pb.OOMEvent:
-        return pb.OOMEvent(container_id=await self._machinery.oom.next())
+        return pb.OOMEvent(container_id=await self._agent.oom.next())
 
     async def update_interface(self, request: pb.UpdateInterfaceRequest, ctx: CallContext) -> types_pb2.Interface:
-        self._require_machine()
-        return await network.update_interface(request.interface, self._machinery.devices)
+        self._require_init()
+        return await network.update_interface(request.interface, self._agent.devices)
 
     async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:
-        self._require_machine()
+        self._require_init()
         return network.update_routes(request.routes)
 
     async def list_interfaces(self, request: pb.ListInterfacesRequest, ctx: CallContext) -> pb.Interfaces:
@@ -157,40 +158,40 @@ class AgentService:
         return network.list_routes()
 
     async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest, ctx: CallContext) -> Empty:
-        self._require_machine()
+        self._require_init()
         network.add_neighbours(request.neighbors)
         return Empty()
 
     async def get_ip_tables(self, request: pb.GetIPTablesRequest, ctx: CallContext) -> pb.GetIPTablesResponse:
-        return pb.GetIPTablesResponse(data=await iptables.save(self._machinery.reaper, ipv6=request.is_ipv6))
+        return pb.GetIPTablesResponse(data=await iptables.save(self._agent.reaper, ipv6=request.is_ipv6))
 
     async def set_ip_tables(self, request: pb.SetIPTablesRequest, ctx: CallContext) -> pb.SetIPTablesResponse:
-        self._require_machine()
-        said = await iptables.restore(self._machinery.reaper, request.data, ipv6=request.is_ipv6)
+        self._require_init()
+        said = await iptables.restore(self._agent.reaper, request.data, ipv6=request.is_ipv6)
         return pb.SetIPTablesResponse(data=said)
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
-        files.copy(request, self._machinery.paths.shared)
+        files.copy(request, self._agent.paths.shared)
         return Empty()
 
     async def get_volume_stats(self, request: pb.VolumeStatsRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
-        with self._sandbox.storages.at(request.volume_guest_path) as volume:
-            return volumes.stats(volume)
+        with self._sandbox.storages.at(request.volume_guest_path) as path:
+            return filesystem.stats(path)
 
     async def resize_volume(self, request: pb.ResizeVolumeRequest, ctx: CallContext) -> Empty:
-        with self._sandbox.storages.at(request.volume_guest_path) as volume:
-            await volumes.grow(volume, request.size, self._machinery.config.hotplug_timeout)
+        with self._sandbox.storages.at(request.volume_guest_path) as path:
+            await filesystem.grow(path, request.size, self._agent.config.hotplug_timeout)
         return Empty()
 
     async def add_swap(self, request: pb.AddSwapRequest, ctx: CallContext) -> Empty:
-        self._require_machine()
+        self._require_init()
         path = "/".join(f"{slot:02x}" for slot in request.PCIPath)
-        self._swap_to(await self._machinery.devices.disk("blk", path))
+        self._swap_to(await self._agent.devices.disk("blk", path))
         return Empty()
 
     async def add_swap_path(self, request: pb.AddSwapPathRequest, ctx: CallContext) -> Empty:
-        self._require_machine()
-        self._swap_to(await self._machinery.devices.disk("mmioblk", request.path))
+        self._require_init()
+        self._swap_to(await self._agent.devices.disk("mmioblk", request.path))
         return Empty()
 
     @staticmethod
@@ -208,13 +209,13 @@ class AgentService:
         return Empty()
 
     async def set_guest_date_time(self, request: pb.SetGuestDateTimeRequest, ctx: CallContext) -> Empty:
-        self._require_machine()
+        self._require_init()
         guest.set_time(request.Sec, request.Usec)
         return Empty()
 
     async def online_cpu_mem(self, request: pb.OnlineCPUMemRequest, ctx: CallContext) -> Empty:
-        self._require_machine()
-        timeout = self._machinery.config.hotplug_timeout if request.wait else 0.0
+        self._require_init()
+        timeout = self._agent.config.hotplug_timeout if request.wait else 0.0
         await guest.online(request.nb_cpus, not request.cpu_only, timeout)
         return Empty()
 
@@ -224,15 +225,15 @@ class AgentService:
     def reader(self, stream: str) -> Handler:
         """ReadStdout or ReadStderr, which answer ReadStreamResponse{data=1}.
 
-        The message is put together by hand and never in one piece: in an emulated guest each copy of the output is a
-        third of the time that it takes.
+        The message is encoded by hand, in two pieces: in an emulated guest each copy of the output is a third of the
+        call's time.
         """
 
         async def read(ctx: CallContext, payload: bytes) -> Answer:
             try:
                 request = pb.ReadStreamRequest.FromString(payload)
             except DecodeError as error:
-                raise InvalidArgument("request is no ReadStreamRequest") from error
+                raise InvalidArgument("malformed ReadStreamRequest") from error
             data = await self._container(request).read(request.exec_id, stream, request.len)
             return (b"\x0a" + varint(len(data)), data) if data else b""
 
@@ -251,7 +252,7 @@ def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
 
 
 def to_status(error: Exception) -> tuple[int, str]:
-    """The status of a failed call; what nobody expected carries its whole chain, as text is all that gets out."""
+    """The gRPC code and text of a failed call. An unexpected error has its chain of causes in the text, for the log."""
     if isinstance(error, KataError) and error.code != Code.INTERNAL:
         return error.code, str(error)
     texts = []

@@ -12,7 +12,11 @@ _MICROSECOND = 1000
 
 
 def read(directory: str) -> agent_pb2.StatsContainerResponse:
-    """Statistics of the cgroup `directory`; what the kernel does not offer stays zero. Times are nanoseconds."""
+    """Statistics of a cgroup; files that the kernel does not offer count as zero. Times are in nanoseconds.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     response = agent_pb2.StatsContainerResponse()
     stats = response.cgroup_stats
     _cpu(directory, stats.cpu_stats)

@@ -1,7 +1,7 @@
 """A process's standard streams: pipes or a terminal, read and written without blocking the agent.
 
-End of file is empty data. When the process has ended, its output ends after half a second of silence even if a child
-that it left in the background still holds the pipe.
+End of file is empty data. When the process has ended, its output ends after half a second without data even if a
+background child still holds the pipe.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import termios
 from kata.agent.crun import Streams
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
 
-# What a pipe holds decides how much one call can bring, and a call costs an emulated guest about 3 ms.
+#: Bytes of a pipe: what one call can return, and a call costs an emulated guest about 3 ms.
 PIPE_SIZE = 1024 * 1024
-# More would only make Python allocate, and give back, what a pipe cannot fill.
+#: Bytes of one read: more would only be allocated and freed, as a pipe cannot fill it.
 MAX_READ = PIPE_SIZE
 
-_DRAIN = 0.5
-_CONSOLE_TIMEOUT = 10.0
+_DRAIN_TIMEOUT_S = 0.5
+_CONSOLE_TIMEOUT_S = 10.0
 
 
 class Output:
@@ -39,6 +39,7 @@ class Output:
 
     @property
     def at_end(self) -> bool:
+        """Whether it has been read to its end, or closed."""
         return self._fd < 0
 
     async def read(self, limit: int) -> bytes:
@@ -52,7 +53,7 @@ class Output:
                         self.close()
                     continue
                 except OSError as error:
-                    # A terminal without anybody on its other side says EIO instead of end of file.
+                    # A terminal whose other side is closed gives EIO instead of end of file.
                     if error.errno != errno.EIO:
                         raise
                     data = b""
@@ -66,7 +67,7 @@ class Output:
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
         loop.add_reader(self._fd, _resolve, waiter, True)
-        timer = loop.call_later(_DRAIN, _resolve, waiter, False) if self._process_ended else None
+        timer = loop.call_later(_DRAIN_TIMEOUT_S, _resolve, waiter, False) if self._process_ended else None
         try:
             return bool(await waiter)
         finally:
@@ -77,10 +78,10 @@ class Output:
                 timer.cancel()
 
     def process_ended(self) -> None:
-        """From now on silence means the end."""
+        """From now on a pause without data means the end."""
         self._process_ended = True
         if self._waiter:
-            asyncio.get_running_loop().call_later(_DRAIN, _resolve, self._waiter, False)
+            asyncio.get_running_loop().call_later(_DRAIN_TIMEOUT_S, _resolve, self._waiter, False)
 
     def close(self) -> None:
         """Give the descriptor back; a read in progress returns b""."""
@@ -134,7 +135,7 @@ class Input:
                 loop.remove_writer(self._fd)
 
     async def finish(self) -> None:
-        """Close after the writes that came before."""
+        """Close after pending writes."""
         async with self._lock:
             self.close()
 
@@ -149,9 +150,9 @@ class Input:
 
 
 class Stdio:
-    """The agent's ends of one process's streams, and the ends that the process gets until it has them.
+    """The agent's ends of one process's streams, and the process's ends until it has them.
 
-    Use: `open_pipes` or `open_terminal`, hand `streams` to the runtime, then `handed_over`; `close` at the very end.
+    Use: `open_pipes` or `open_terminal`, pass `streams` to the runtime, then `handed_over`; `close` at the very end.
     """
 
     def __init__(self) -> None:
@@ -166,7 +167,7 @@ class Stdio:
 
     @classmethod
     def open_pipes(cls, pipe_size: int = 0) -> Stdio:
-        """Three pipes; `pipe_size` bytes each, or PIPE_SIZE."""
+        """Three pipes; `pipe_size` bytes each, or PIPE_SIZE. Raises OSError."""
         self = cls()
         try:
             theirs_in, ours_in = self._pipe(pipe_size)
@@ -186,7 +187,7 @@ class Stdio:
 
     @classmethod
     def open_terminal(cls, socket_path: str) -> Stdio:
-        """A terminal that the runtime makes, and sends through the console socket `socket_path`."""
+        """A terminal that the runtime makes, and sends through the console socket `socket_path`. Raises OSError."""
         self = cls()
         self._terminal = True
         self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -206,7 +207,7 @@ class Stdio:
         try:
             fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, size or PIPE_SIZE)
         except OSError:
-            # The size is a wish: beyond the user's limit the pipe keeps its default.
+            # A preference: beyond the user's limit the pipe keeps its default size.
             pass
         return read_end, write_end
 
@@ -214,7 +215,8 @@ class Stdio:
         """The runtime has returned: the process has its ends, or its terminal waits in the socket.
 
         Raises:
-            DeadlineExceeded, Internal: no terminal came.
+            DeadlineExceeded: the runtime sent nothing in time.
+            Internal: it sent something else.
         """
         self._close_theirs()
         if self._console:
@@ -227,7 +229,7 @@ class Stdio:
     async def _receive_master(console: socket.socket) -> int:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_CONSOLE_TIMEOUT):
+            async with asyncio.timeout(_CONSOLE_TIMEOUT_S):
                 connection, _ = await loop.sock_accept(console)
                 with connection:
                     waiter: asyncio.Future[bool] = loop.create_future()
@@ -257,12 +259,12 @@ class Stdio:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     async def close_stdin(self) -> None:
-        """End of file for the process. A terminal has no end of file of its own: nothing happens, as in Kata."""
+        """Close the process's standard input. A terminal stays open, as in Kata."""
         if self.stdin and not self._terminal:
             await self.stdin.finish()
 
     def process_ended(self) -> None:
-        """The process is gone: its input has no reader, its output ends with the next silence."""
+        """The process has ended: its output ends with the next pause."""
         for output in (self.stdout, self.stderr):
             if output:
                 output.process_ended()
@@ -273,7 +275,7 @@ class Stdio:
         return all(output is None or output.at_end for output in (self.stdout, self.stderr))
 
     def close(self) -> None:
-        """Give everything back, whatever state this is in."""
+        """Give everything back. Idempotent."""
         self._close_theirs()
         self._close_console()
         for stream in (self.stdin, self.stdout, self.stderr):

@@ -1,7 +1,7 @@
-"""Storages: what the host asks to have mounted, shared between containers by mount point, unmounted with the last user.
+"""Storages: mounts that the host asks for, shared between containers by mount point, unmounted with the last user.
 
 The host names mount points below the agent's base directory only. Some lie in directories that containers can write
-to, so every path is walked without following a symbolic link, and mounts are made on the directory so found.
+to, so every path is walked without following a symbolic link, and mounts are made on the directory found so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kata.linux.openat2 import open_directory, relative_parts
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 _OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory="
@@ -53,18 +53,22 @@ class Storages:
 
     @property
     def drivers(self) -> list[str]:
-        """Names of the drivers that there are."""
+        """Names of the supported drivers."""
         return sorted(self._drivers)
 
     def acquire(self, requests: Iterable[agent_pb2.Storage], owner: str) -> list[str]:
-        """Mount each storage, or count one more user of it; all of them or none. Returns the mount points to release.
+        """Mount each storage, or count one more user of it; all of them or none.
 
         Args:
+            requests: as the host sent them, disks with their device nodes as sources.
             owner: id of the container, "" for the sandbox.
 
+        Returns:
+            The mount points to release.
+
         Raises:
-            InvalidArgument: unknown driver, or a path outside of the base directory.
-            FailedPrecondition: the mount failed.
+            InvalidArgument: unknown driver, invalid options, or a path outside of the base directory.
+            FailedPrecondition: a mount failed.
         """
         held: list[str] = []
         try:
@@ -74,7 +78,7 @@ class Storages:
                     self._mount(request, point, owner)
                     self._users[point] = 0
                 self._users[point] += 1
-                # One that is shared with containers to come lives as long as the sandbox.
+                # One that is shared with later containers lives as long as the sandbox.
                 if not (request.shared and owner):
                     held.append(point)
         except BaseException:
@@ -83,9 +87,9 @@ class Storages:
         return held
 
     def release(self, points: Sequence[str]) -> None:
-        """Give back what `acquire` returned, last first."""
+        """Give back what `acquire` returned, last first. Raises OSError after all have been tried."""
         with contextlib.ExitStack() as stack:
-            # A stack, so that one that cannot be unmounted does not keep the others.
+            # A stack, so that one failed unmount does not keep the others.
             for point in points:
                 self._users[point] -= 1
                 if not self._users[point]:
@@ -93,7 +97,7 @@ class Storages:
                     stack.callback(self._unmount, point)
 
     def release_all(self) -> None:
-        """Unmount everything: the sandbox is going."""
+        """Unmount everything: the sandbox ends. Raises OSError after all have been tried."""
         with contextlib.ExitStack() as stack:
             for point in self._users:
                 stack.callback(self._unmount, point)
@@ -101,7 +105,7 @@ class Storages:
 
     @contextlib.contextmanager
     def at(self, point: str) -> Iterator[str]:
-        """What is mounted at a mount point, as a path that only names it while in use.
+        """The mount at a mount point, as a path that is valid within the block.
 
         Raises:
             InvalidArgument: the path is outside of the base directory.
@@ -109,21 +113,21 @@ class Storages:
         """
         point = self._inside(point)
         if point not in self._users:
-            raise NotFound(f"no storage is mounted on {point}")
+            raise NotFound(f"no storage is mounted at {point}")
         with self._directory(point) as directory:
             yield directory
 
     def _mount(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         driver = self._drivers.get(request.driver)
         if driver is None:
-            raise InvalidArgument(f"storage for {point} has the unknown driver {request.driver!r}")
+            raise InvalidArgument(f"storage {point}: unknown driver {request.driver!r}")
         try:
             driver(request, point, owner)
             if request.HasField("fs_group"):
                 self._give_to_group(point, request.fs_group, "ro" in request.options)
         except OSError as error:
             self._unmount(point)
-            raise FailedPrecondition(f"cannot mount storage {request.driver} on {point}: {error.strerror}") from error
+            raise FailedPrecondition(f"cannot mount storage {request.driver} at {point}: {error.strerror}") from error
         except BaseException:
             self._unmount(point)
             raise
@@ -149,7 +153,7 @@ class Storages:
 
     @contextlib.contextmanager
     def _directory(self, path: str, *, create: bool = False) -> Iterator[str]:
-        """A directory below the base, no symbolic link on the way, as a path that only names it while in use."""
+        """A directory below the base, reached without a symbolic link, as a path that is valid within the block."""
         fd = self._open(path, create=create)
         try:
             yield f"/proc/self/fd/{fd}"
@@ -178,13 +182,13 @@ class Storages:
         self._mount_at(request.source, point, request.fstype, request.options)
 
     def _disk(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A disk: `source` is its device node, where the host's address has led to. It is never formatted."""
+        """A disk: `source` is its device node in the guest. It is never formatted."""
         if not request.fstype:
-            raise InvalidArgument(f"storage for {point} does not say which file system is on the disk")
+            raise InvalidArgument(f"storage {point}: file system type is missing")
         self._mount_at(request.source, point, request.fstype, request.options)
 
     def _ephemeral(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """Memory: a tmpfs, or huge pages, which have to be set aside first."""
+        """Memory: a tmpfs, or huge pages, which have to be reserved first."""
         options = list(request.options)
         group = _take_group(options)
         if request.fstype == "hugetlbfs":
@@ -196,21 +200,21 @@ class Storages:
                 os.chmod(mounted, stat.S_IMODE(os.stat(mounted).st_mode) | stat.S_ISGID)
 
     def _local(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A directory on a file system that is there already."""
+        """A directory on a file system that is already mounted."""
         options = list(request.options)
         group = _take_group(options)
         mode = next((option[5:] for option in options if option.startswith("mode=")), "0777")
         try:
             bits = int(mode, 8) | (stat.S_ISGID if group is not None else 0)
         except ValueError as error:
-            raise InvalidArgument(f"storage {point} has the bad mode {mode!r}") from error
+            raise InvalidArgument(f"storage {point}: invalid mode {mode!r}") from error
         with self._directory(point, create=True) as directory:
             if group is not None:
                 os.chown(directory, -1, group)
             os.chmod(directory, bits & 0o7777)
 
     def _overlay(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """Layers below, and for a writable one two directories in the container's bundle."""
+        """An overlay; the upper and work directory of a writable one are in the container's bundle."""
         options = list(request.options)
         if _OVERLAY_RW in options:
             options.remove(_OVERLAY_RW)
@@ -226,19 +230,19 @@ class Storages:
         self._mount_at("overlay", point, "overlay", options)
 
     def _bind(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """Another directory below the base, at a second place."""
+        """A bind mount of another directory below the base."""
         parsed = mounts.parse_options(request.options)
         with self._directory(self._inside(request.source)) as source, self._directory(point, create=True) as target:
             mounts.bind(source, target, parsed.flags & mounts.MS_REC)
         self._mounted.add(point)
-        # Only now does the path lead to what is mounted, which is what flags and propagation are for.
+        # Only now does the path lead to the new mount, which flags and propagation are for.
         with self._directory(point) as mounted:
             mounts.restrict(mounted, parsed.flags)
             if parsed.propagation:
                 mounts.set_propagation(mounted, parsed.propagation)
 
     def _watchable(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A directory that the host updates: a copy that follows it, or a bind if it is too large for that."""
+        """A directory that the host updates: a copy that follows it, or a bind mount if it is too large for that."""
         self._mount_at("tmpfs", point, "tmpfs", TMPFS_OPTIONS)
         with contextlib.ExitStack() as undo:
             source = self._open(self._inside(request.source))
@@ -249,7 +253,11 @@ class Storages:
             try:
                 copy.update()
             except TooLarge as error:
-                _log.info("%s is not copied, and inotify will not see its updates: %s", request.source, error)
+                log.info(
+                    "%s is bind-mounted, and inotify will not report its updates: %s",
+                    request.source,
+                    error,
+                )
             else:
                 self._watcher.add(point, copy)
                 undo.pop_all()
@@ -258,7 +266,7 @@ class Storages:
         self._bind(request, point, owner)
 
     def _give_to_group(self, point: str, group: agent_pb2.FSGroup, read_only: bool) -> None:
-        """Make a volume the group's, as Kubernetes' fsGroup asks: setgid directories, files that the group can use."""
+        """Give a volume to a group, as Kubernetes' fsGroup asks: setgid directories, group-accessible files."""
         with self._directory(point) as path:
             if group.group_change_policy == _ON_ROOT_MISMATCH and os.stat(path).st_gid == group.group_id:
                 return
@@ -280,7 +288,7 @@ def _take_group(options: list[str]) -> int | None:
             options.remove(option)
             value = option.removeprefix("fsgid=")
             if not value.isdecimal():
-                raise InvalidArgument(f"storage option {option!r} has no group id")
+                raise InvalidArgument(f"invalid storage option {option!r}: not a group id")
             return int(value)
     return None
 
@@ -294,15 +302,15 @@ def parse_size(text: str) -> int:
     digits = text.rstrip("kKmMgGtTiB")
     unit = text[len(digits) :].rstrip("B").removesuffix("i").lower()
     if not digits.isdecimal() or unit not in _SIZES:
-        raise InvalidArgument(f"{text!r} is no size")
+        raise InvalidArgument(f"invalid size {text!r}")
     return int(digits) * _SIZES[unit]
 
 
 def _reserve_hugepages(options: Iterable[str]) -> None:
-    """Have the kernel set aside as many pages as a mount with pagesize= and size= needs."""
+    """Reserve the pages for a mount with pagesize= and size= (Documentation/admin-guide/mm/hugetlbpage.rst)."""
     values = dict(option.split("=", 1) for option in options if "=" in option)
     if "pagesize" not in values or "size" not in values:
-        raise InvalidArgument("storage of huge pages needs the options pagesize and size")
+        raise InvalidArgument("hugetlbfs storage needs the options pagesize and size")
     page = parse_size(values["pagesize"])
     pages = -(-parse_size(values["size"]) // max(page, 1))
     path = f"{_HUGEPAGES}/hugepages-{page // 1024}kB/nr_hugepages"
@@ -314,4 +322,4 @@ def _reserve_hugepages(options: Iterable[str]) -> None:
         file.write(str(present + pages))
     with open(path, encoding="ascii") as file:
         if int(file.read()) < present + pages:
-            raise FailedPrecondition(f"the guest cannot set aside {pages} huge pages of {values['pagesize']}")
+            raise FailedPrecondition(f"the guest cannot reserve {pages} huge pages of {values['pagesize']}")

@@ -2,7 +2,7 @@
 
 virtio-serial://NAME    the port called NAME; needs no module on the host, survives a restore
 vsock://-1:PORT         Kata's default (any context id)
-unix:///PATH, unix://@NAME   a Unix socket, or an abstract one: tests, and agents outside of a virtual machine
+unix:///PATH, unix://@NAME   a Unix socket, or an abstract one: tests, and agents outside of a VM
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import NamedTuple
 from kata.agent.virtio_serial import Serve, VirtioSerialPort, find_port
 from kata.errors import InvalidArgument
 
-# How long the driver may take to announce its ports after boot.
-_PORT_TIMEOUT = 10.0
+#: How long the driver may take to announce its ports after boot.
+_PORT_TIMEOUT_S = 10.0
 _BACKLOG = 16
 
 
@@ -46,24 +46,30 @@ def parse(text: str) -> Address:
             if cid in ("-1", str(socket.VMADDR_CID_ANY)) and port.isdecimal() and int(port) < socket.VMADDR_PORT_ANY:
                 return Address(scheme, cid, int(port))
     raise InvalidArgument(
-        f"bad agent address {text!r}", hint="use virtio-serial://NAME, vsock://-1:PORT, unix:///PATH or unix://@NAME"
+        f"invalid agent address {text!r}",
+        hint="use virtio-serial://NAME, vsock://-1:PORT, unix:///PATH or unix://@NAME",
     )
 
 
 async def listen(text: str, serve: Serve, *, framed: bool = True) -> Callable[[], None]:
-    """Serve every connection to the address `text`; returns the function that stops listening.
+    """Serve every connection to an address.
 
     Args:
+        text: the address.
+        serve: called with reader and writer of each connection.
         framed: see VirtioSerialPort.
 
+    Returns:
+        A function that stops listening.
+
     Raises:
-        InvalidArgument: bad address.
+        InvalidArgument: invalid address.
         NotFound: no such virtio-serial port.
         OSError: the socket cannot be bound.
     """
     address = parse(text)
     if address.scheme == "virtio-serial":
-        return VirtioSerialPort(find_port(address.target, _PORT_TIMEOUT), serve, framed=framed).close
+        return VirtioSerialPort(find_port(address.target, _PORT_TIMEOUT_S), serve, framed=framed).close
     listener = _bind(address)
     path = address.target if address.target.startswith("/") else ""
     try:

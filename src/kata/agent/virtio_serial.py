@@ -1,14 +1,14 @@
 """A virtio-serial port as a sequence of asyncio connections.
 
-The guest opens a port once; the host comes and goes. While nobody is connected the port polls as readable and hung
-up, for ever, and reads as end of file, so a plain `add_reader` would spin a vCPU. The driver does wake its pollers when
-the host connects, sends or leaves (drivers/char/virtio_console.c), so the port sits edge-triggered in an epoll of its
-own, and it is that epoll which the event loop watches: it is quiet until something happens.
+The guest opens a port once; the host connects and disconnects. Without a host the port polls as readable and hung up
+for ever and reads as end of file, so a plain `add_reader` would spin a vCPU. The driver wakes its pollers when the
+host connects, sends or disconnects (drivers/char/virtio_console.c), so the port is edge-triggered in an epoll of its
+own, and the event loop watches that epoll.
 
-What was in the queue when the host left is lost; the protocol above must not take a write for a delivery. A host
-that comes back at once is not told from the one that left, which `kata.agent.conversations` makes up for. And a host's
-first bytes may be quicker than the news of the host, which the driver gets by another queue and handles in a thread:
-until then the port reads as at its end after them.
+Data in the queue when the host disconnects is lost; the protocol above must not take a write for a delivery. A host
+that reconnects at once is not noticed, which `kata.agent.connections` makes up for. And a host's first bytes may be
+read before the driver, which handles the control queue in a thread, knows of the host: until then the port reads as
+end of file after them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from kata.agent.conversations import Piece, Splitter
+from kata.agent.connections import Piece, Splitter
 from kata.errors import NotFound
 
 _PORTS = Path("/sys/class/virtio-ports")
-_CHUNK = 256 * 1024  # the driver copies 32 KiB a write; fewer calls into Python matter more
-# The driver receives into pages, and a read returns what is in one: so many reads are made by one system call.
+#: Bytes of one write; the driver copies 32 KiB at a time, but fewer calls into Python matter more.
+_CHUNK = 256 * 1024
+#: The driver receives into pages, and a read returns one: readv(2) reads that many at once.
 _PAGE = 4096
 _PAGES = 16 * _PAGE
 _HIGH_WATER = 1024 * 1024
-_POLL = 0.02
-# After so many seconds of silence the next byte is the first of a frame: hosts write whole frames.
-_SILENCE = 0.2
+_POLL_S = 0.02
+#: After a pause of this length the next byte is the first of a frame: hosts write whole frames.
+_SILENCE_S = 0.2
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -40,7 +41,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 def find_port(name: str, timeout: float) -> str:
     """The device node of the port called `name`.
 
-    Blocks while the driver is still finding the ports, which is only right before the agent serves anybody.
+    Blocks while the driver is still finding the ports, so it may be called only before the agent serves anybody.
 
     Raises:
         NotFound: no such port appeared in `timeout` seconds.
@@ -57,19 +58,22 @@ def find_port(name: str, timeout: float) -> str:
                 return f"/dev/{port.name}"
             seen.append(label)
         if time.monotonic() > deadline:
-            raise NotFound(f"no virtio-serial port is called {name} (there are: {', '.join(seen) or 'none'})")
-        time.sleep(_POLL)
+            raise NotFound(f"virtio-serial port {name} not found (ports: {', '.join(seen) or 'none'})")
+        time.sleep(_POLL_S)
 
 
 class VirtioSerialPort:
-    """Serves each host connection on one port, one after the other, until it is closed.
+    """Serves the host's connections on one port, one after the other, until it is closed.
 
     Args:
         path: the device node.
-        serve: called with reader and writer of each new connection. When it returns, input is thrown away until the
-            host leaves or falls silent: the middle of a conversation must not be taken for the beginning of one.
-        framed: whether ttrpc is spoken, so that conversations can be told apart. Otherwise the bytes are anything, and
-            a connection begins as soon as the host is there, for it may be waiting to be spoken to.
+        serve: called with reader and writer of each new connection. When it returns, input is dropped until the host
+            disconnects or pauses: the middle of a connection must not be taken for the beginning of one.
+        framed: whether the bytes are ttrpc's, so that connections can be told apart. Otherwise a connection begins as
+            soon as the host is there, for it may wait for the guest to write first.
+
+    Raises:
+        OSError: the port cannot be opened.
     """
 
     def __init__(self, path: str, serve: Serve, *, framed: bool = True) -> None:
@@ -85,12 +89,12 @@ class VirtioSerialPort:
         self._space = memoryview(bytearray(_PAGES))
         self._pages = [self._space[start : start + _PAGE] for start in range(0, _PAGES, _PAGE)]
         self._discard_until = 0.0
-        # Whether the driver knows of the host that is there.
+        # Whether the driver knows of the host that is connected.
         self._announced = False
         self._loop.add_reader(self._epoll.fileno(), self._on_event)
 
     def close(self) -> None:
-        """Give the port back; the connection in progress sees its end."""
+        """Close the port; the current connection ends."""
         if self.fd < 0:
             return
         self._loop.remove_reader(self._epoll.fileno())
@@ -107,7 +111,7 @@ class VirtioSerialPort:
         self.pump()
 
     def pump(self) -> None:
-        """Read until the port is empty, the host is gone, or the connection asks for a pause."""
+        """Read until the port is empty, the host has disconnected, or the connection pauses reading."""
         while self.fd >= 0 and not (self._transport and self._transport.paused):
             try:
                 data = self._receive()
@@ -125,14 +129,14 @@ class VirtioSerialPort:
             self._deliver(data)
 
     def _receive(self) -> bytes:
-        """What is there, at most _PAGES; b"" if the host is gone. Raises BlockingIOError if nothing is there."""
+        """Read at most _PAGES bytes; b"" if the host has disconnected. Raises BlockingIOError: there are none."""
         count = os.readv(self.fd, self._pages)
         return bytes(self._space[:count])
 
     def _deliver(self, data: bytes) -> None:
         now = self._loop.time()
         if self._transport is None and now < self._discard_until:
-            self._discard_until = now + _SILENCE
+            self._discard_until = now + _SILENCE_S
             return
         for piece in self._splitter.feed(data) if self._framed else (Piece(data, False),):
             if piece.begins and self._transport:
@@ -156,7 +160,7 @@ class VirtioSerialPort:
             writer.close()
 
     def _end_of_file(self) -> None:
-        """No host, as far as the driver knows. What one has begun that was not announced waits for the news of it."""
+        """No host, as far as the driver knows. A connection of a host that it does not know yet stays."""
         if self._announced or self._transport is None:
             self._lost(None)
 
@@ -168,16 +172,16 @@ class VirtioSerialPort:
         self._announced = False
 
     def released(self, *, by_host: bool) -> None:
-        """The current connection is over; who ended it decides what becomes of input that is on its way."""
+        """The current connection is over; if this side ended it, pending input is dropped."""
         self._transport = None
         if not by_host:
             self._splitter = Splitter()
-            self._discard_until = self._loop.time() + _SILENCE
+            self._discard_until = self._loop.time() + _SILENCE_S
             self._loop.call_soon(self.pump)
 
 
 class _PortTransport(asyncio.Transport):
-    """One connection: what asyncio's streams need of a transport."""
+    """One connection: the part of asyncio's transport interface that its streams need."""
 
     def __init__(self, port: VirtioSerialPort, protocol: asyncio.StreamReaderProtocol) -> None:
         super().__init__()
@@ -216,7 +220,7 @@ class _PortTransport(asyncio.Transport):
         if self._closing:
             return
         if not self._pending:
-            # Straight from the caller's buffer: in an emulated guest each copy of a megabyte is felt.
+            # Straight from the caller's buffer: in an emulated guest each copy of a megabyte takes milliseconds.
             with memoryview(data) as view:
                 written = self._write(view)
                 if written == len(view):
@@ -232,7 +236,7 @@ class _PortTransport(asyncio.Transport):
         return len(self._pending)
 
     def flush(self) -> None:
-        """Write what the port takes; the rest goes with the next event."""
+        """Write what the port takes; the rest is written at the next event."""
         if self._pending:
             with memoryview(self._pending) as view:
                 written = self._write(view)
@@ -254,7 +258,7 @@ class _PortTransport(asyncio.Transport):
         return written
 
     def _limit(self) -> None:
-        """Tell the writers to wait, or to go on."""
+        """Pause or resume the writers."""
         if not self._blocked and len(self._pending) > _HIGH_WATER:
             self._blocked = True
             self._protocol.pause_writing()
@@ -272,7 +276,7 @@ class _PortTransport(asyncio.Transport):
         self._finish(None, by_host=False)
 
     def drop(self, error: OSError | None) -> None:
-        """The host has left: nothing more can be delivered."""
+        """The host has disconnected: nothing more can be delivered."""
         self._closing = True
         self._finish(error, by_host=True)
 

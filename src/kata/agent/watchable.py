@@ -1,10 +1,10 @@
-"""watchable-bind: volumes that the host changes, copied to memory, because inotify does not see across a shared tree.
+"""watchable-bind: volumes that the host updates, copied to memory, because inotify does not work across a shared tree.
 
-Every two seconds a source is compared with what was copied. An update appears as kubelet makes it: new files first,
-each whole when it has its name, then links, `..data` last of all, and only then goes what is no longer there. So a
-reader sees the old state or the new one, and a watcher of `..data` one rename.
+Every two seconds a source is compared with its copy. An update appears as kubelet makes it (AtomicWriter): new files
+first, each under a temporary name until it is complete, then links, `..data` last, and only then removals. So a reader
+sees the old state or the new one, and a watcher of `..data` one rename.
 
-The copy is where containers may write: no symbolic link is followed on the way to a name, on either side.
+Containers may write to the copy: no symbolic link is followed on the way to a name, on either side.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 from kata.linux.openat2 import open_directory
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-#: Kata's: more is not copied but bound, and inotify sees nothing.
-ENTRIES_MAX = 16
-BYTES_MAX = 1 << 20
-#: Options of the tmpfs for one copy: both states of an update are in it at once, and directories count, too.
-TMPFS_OPTIONS = ("mode=0755", f"size={4 * BYTES_MAX}", f"nr_inodes={8 * ENTRIES_MAX}", "nosuid", "nodev", "noexec")
+#: Kata's limits: a larger volume is bind-mounted, and inotify reports nothing.
+MAX_ENTRIES = 16
+MAX_BYTES = 1 << 20
+#: Options of the tmpfs for one copy: it holds both states of an update at once, and directories count, too.
+TMPFS_OPTIONS = ("mode=0755", f"size={4 * MAX_BYTES}", f"nr_inodes={8 * MAX_ENTRIES}", "nosuid", "nodev", "noexec")
 
 _INTERVAL_S = 2.0
 _TEMPORARY = "..kata-new-"
@@ -33,7 +33,7 @@ _LAST = "..data"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is compared of a directory, a file or a symbolic link; `target` is the link's."""
+    """The compared attributes of a directory, a file or a symbolic link; `target` is the link's."""
 
     mode: int
     uid: int
@@ -44,14 +44,17 @@ class Entry:
 
 
 class TooLarge(Exception):
-    """There is more than can be followed."""
+    """The volume has more than MAX_ENTRIES or MAX_BYTES."""
 
 
 def scan(source: int) -> dict[str, Entry]:
-    """What is below a directory, by relative path, directories before what is in them.
+    """The entries below a directory by relative path, directories before their content.
+
+    Args:
+        source: the directory, a descriptor.
 
     Raises:
-        TooLarge: more entries or bytes than can be followed. Directories do not count, symbolic links do.
+        TooLarge: more entries or bytes than are copied. Directories do not count, symbolic links do.
         OSError: it changes at this very moment, or is gone.
     """
     found: dict[str, Entry] = {}
@@ -65,20 +68,20 @@ def scan(source: int) -> dict[str, Entry]:
             path = os.path.normpath(f"{top}/{name}")
             target = os.readlink(name, dir_fd=fd) if kind == stat.S_IFLNK else ""
             bytes_ = info.st_size if kind == stat.S_IFREG else 0
-            # The time of a directory changes with what is in it, which is compared by itself.
+            # The time of a directory changes with its entries, which are compared themselves.
             changed = 0 if kind == stat.S_IFDIR else info.st_mtime_ns
             found[path] = Entry(info.st_mode, info.st_uid, info.st_gid, bytes_, changed, target)
             entries, size = entries + (kind != stat.S_IFDIR), size + bytes_
-            if entries > ENTRIES_MAX or size > BYTES_MAX or len(found) > 4 * ENTRIES_MAX:
-                raise TooLarge(f"more than {ENTRIES_MAX} files or {BYTES_MAX} bytes")
+            if entries > MAX_ENTRIES or size > MAX_BYTES or len(found) > 4 * MAX_ENTRIES:
+                raise TooLarge(f"more than {MAX_ENTRIES} files or {MAX_BYTES} bytes")
     return found
 
 
 class Copy:
-    """One volume and its copy. Owns both descriptors.
+    """One volume and its copy.
 
     Args:
-        source, target: directories, opened with O_PATH.
+        source, target: directories, opened with O_PATH; owned from here on.
     """
 
     def __init__(self, source: int, target: int) -> None:
@@ -88,6 +91,7 @@ class Copy:
         self._problem = ""
 
     def close(self) -> None:
+        """Close both directories."""
         os.close(self._source)
         os.close(self._target)
 
@@ -95,14 +99,14 @@ class Copy:
         """Make the copy like the source.
 
         Raises:
-            TooLarge, OSError: as `scan`; the copy is as it was, or has new files that nothing leads to yet.
+            TooLarge, OSError: as `scan`; the copy is as it was, or has new files that no link points to yet.
         """
         wanted = scan(self._source)
         changed = [path for path, entry in wanted.items() if self._copied.get(path) != entry]
         changed.sort(key=lambda path: (stat.S_ISLNK(wanted[path].mode), os.path.basename(path) == _LAST))
-        other = {path for path in changed if self._is_other_kind(path, wanted[path])}
+        other = {path for path in changed if self._has_other_type(path, wanted[path])}
         gone = [path for path in self._copied if path not in wanted]
-        # What has become another kind has to go first, with what was in it.
+        # An entry whose type has changed has to go first, with its content.
         for path in sorted({*other, *(path for path in gone if _beneath(path, other))}, reverse=True):
             self._remove(path)
             gone = [left for left in gone if left != path]
@@ -113,16 +117,16 @@ class Copy:
             self._remove(path)
 
     def follow(self) -> None:
-        """Like `update`, but what goes wrong is logged, once, and left to the next time."""
+        """Like `update`, but an error is logged, once, and left to the next time."""
         try:
             self.update()
             self._problem = ""
         except (OSError, TooLarge) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
-                _log.warning("a watched volume cannot be copied as it is now: %s", error)
+                log.warning("cannot copy an update of a watched volume: %s", error)
 
-    def _is_other_kind(self, path: str, entry: Entry) -> bool:
+    def _has_other_type(self, path: str, entry: Entry) -> bool:
         old = self._copied.get(path)
         return old is not None and stat.S_IFMT(old.mode) != stat.S_IFMT(entry.mode)
 
@@ -164,7 +168,7 @@ class Copy:
             os.fdopen(source, "rb") as reader,
             os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as writer,
         ):
-            writer.write(reader.read(BYTES_MAX))
+            writer.write(reader.read(MAX_BYTES))
 
     @staticmethod
     def _own(name: str, directory: int, entry: Entry) -> None:
@@ -194,7 +198,7 @@ class Copy:
 
 
 class Watcher:
-    """Follows any number of volumes, in a thread of its own: a shared tree may take its time."""
+    """Follows any number of volumes in a thread, because a shared tree may be slow."""
 
     def __init__(self) -> None:
         self._copies: dict[str, Copy] = {}
@@ -212,7 +216,7 @@ class Watcher:
                 self._thread.start()
 
     def remove(self, point: str) -> None:
-        """Follow it no more; it is not looked at when this returns. Does nothing for one that is not followed."""
+        """Stop following a volume; no access to it is in progress when this returns. Idempotent."""
         with self._lock:
             copy = self._copies.pop(point, None)
             if copy:

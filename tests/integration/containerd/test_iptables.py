@@ -59,7 +59,11 @@ def test_rules_from_the_host_count_in_the_guest(containerd: PrivateContainerd, t
             assert said.count("--dport 8081 -j REJECT") == 1
 
             # What is no rule, or not all of them, changes nothing.
-            for wrong, message in (("", "no rules"), (f"{RULES}*nonsense", "ended with"), ("-A INPUT", "ended with")):
+            for wrong, message in (
+                ("", "no rules"),
+                (f"{RULES}*nonsense", "failed with status"),
+                ("-A INPUT", "failed with status"),
+            ):
                 refused = iptables("set", "--sandbox-id", name, *version, "-", rules=wrong, check=False)
                 assert refused.returncode == 1
                 assert message in refused.stderr

@@ -32,7 +32,7 @@ def test_version_and_bad_arguments() -> None:
     assert (result.returncode, result.stderr.splitlines()[0]) == (2, "kata-agent: unknown argument --nonsense")
     result = run("--server-addr", "tcp://1")
     assert result.returncode == 1
-    assert "bad agent address 'tcp://1'" in result.stderr
+    assert "invalid agent address 'tcp://1'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -137,6 +137,6 @@ async def test_unknown_containers_and_malformed_requests(agent: tuple[subprocess
         (rpc.ReadStdout, pb.ReadStreamRequest(container_id="none", len=1)),
         (rpc.SignalProcess, pb.SignalProcessRequest(container_id="none", signal=9)),
     ):
-        with pytest.raises(StatusError, match="no container none") as caught:
+        with pytest.raises(StatusError, match="container none does not exist") as caught:
             await call(request, timeout=10)
         assert caught.value.code == Code.NOT_FOUND

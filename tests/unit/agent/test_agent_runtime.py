@@ -58,7 +58,7 @@ async def test_start_lets_the_waiting_process_go_once(tmp_path: Path) -> None:
         assert os.read(waiting, 10) == b"\0"
     finally:
         os.close(waiting)
-    with pytest.raises(FailedPrecondition, match="c1 does not wait to be started"):
+    with pytest.raises(FailedPrecondition, match="c1 is not waiting to be started"):
         await crun.start("c1", hooks=False)
 
 
@@ -66,5 +66,5 @@ async def test_start_does_not_wait_for_a_dead_process(tmp_path: Path) -> None:
     gate = tmp_path / "c1" / "exec.fifo"
     gate.parent.mkdir()
     os.mkfifo(gate)
-    with pytest.raises(FailedPrecondition, match="c1 does not wait to be started"):
+    with pytest.raises(FailedPrecondition, match="c1 is not waiting to be started"):
         await Crun(Reaper(), str(tmp_path), "").start("c1", hooks=False)

@@ -159,7 +159,7 @@ async def test_a_runtime_that_sends_no_terminal(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(Internal, match="sent no terminal"):
             await stdio.handed_over()
     stdio.close()
-    monkeypatch.setattr("kata.agent.stdio._CONSOLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("kata.agent.stdio._CONSOLE_TIMEOUT_S", 0.05)
     stdio = Stdio.open_terminal(path)
     with pytest.raises(DeadlineExceeded):
         await stdio.handed_over()

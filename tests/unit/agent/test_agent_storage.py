@@ -78,7 +78,7 @@ def test_bad_requests_undo_the_good_ones_before_them(paths: Paths, bad: pb.Stora
 
 
 def test_a_mount_that_fails_is_told_with_its_reason(paths: Paths) -> None:
-    with pytest.raises(FailedPrecondition, match=r"cannot mount storage ephemeral on .*: mount nonsense shm"):
+    with pytest.raises(FailedPrecondition, match=r"cannot mount storage ephemeral at .*: mount nonsense shm"):
         Storages(paths).acquire(
             [pb.Storage(driver="ephemeral", source="shm", fstype="nonsense", mount_point=f"{paths.sandbox}/x")], "a"
         )

@@ -36,7 +36,7 @@ def test_forms(text: str, address: Address) -> None:
     ],
 )
 def test_other_forms_are_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="bad agent address") as caught:
+    with pytest.raises(InvalidArgument, match="invalid agent address") as caught:
         parse(text)
     assert caught.value.hint
 

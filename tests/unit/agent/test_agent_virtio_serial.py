@@ -200,5 +200,5 @@ async def test_what_an_unannounced_host_has_begun_ends_with_the_next_one(pair: t
 
 
 def test_a_port_that_does_not_exist() -> None:
-    with pytest.raises(NotFound, match=r"no virtio-serial port is called kata\.none"):
+    with pytest.raises(NotFound, match=r"virtio-serial port kata\.none not found"):
         find_port("kata.none", 0)

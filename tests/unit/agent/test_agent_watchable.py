@@ -117,7 +117,7 @@ def test_a_file_that_becomes_a_directory_and_back(copy: Copy, tmp_path: Path) ->
     assert tree(target) == tree(source)
 
 
-@pytest.mark.parametrize(("files", "size"), [(watchable.ENTRIES_MAX + 1, 1), (2, watchable.BYTES_MAX)])
+@pytest.mark.parametrize(("files", "size"), [(watchable.MAX_ENTRIES + 1, 1), (2, watchable.MAX_BYTES)])
 def test_too_large(copy: Copy, tmp_path: Path, files: int, size: int) -> None:
     for number in range(files):
         (tmp_path / f"source/{number}").write_bytes(b"x" * size)
@@ -159,7 +159,7 @@ def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
     )
     try:
         bound = os.stat(point).st_dev == os.stat(volume).st_dev
-        assert bound == (size > watchable.BYTES_MAX), "what is large is bound, not copied"
+        assert bound == (size > watchable.MAX_BYTES), "what is large is bound, not copied"
         publish(volume, "2", {"key": b"2" * size})
         eventually(Path(point, "key").read_bytes, "the new text", lambda text: text == b"2" * size)
     finally:

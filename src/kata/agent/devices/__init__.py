@@ -1,1 +1,1 @@
-"""Devices that the host plugs in: found by where they are, made the container's by an update of its spec."""
+"""Hot-plugged devices: found by their address, given to a container by an update of its spec."""

@@ -1,4 +1,4 @@
-"""PCI addresses in a container's environment, which device plugins write there: the host's become this guest's.
+"""PCI addresses in a container's environment, written by device plugins: the host's become this guest's.
 
 PCIDEVICE_<resource> has a list of addresses, PCIDEVICE_<resource>_INFO a JSON document that has them somewhere
 (Kubernetes' SR-IOV network device plugin).
@@ -16,10 +16,11 @@ _ADDRESS = re.compile(rf"(?<![0-9a-f:]){pci.ADDRESS.pattern}(?![0-9a-f])", re.IG
 
 
 def translate(environment: Iterable[str], addresses: Mapping[str, str]) -> list[str]:
-    """The variables "NAME=VALUE", in those of PCI devices each known address of the host replaced, once.
+    """Replace the host's addresses in variables of PCI devices.
 
     Args:
-        addresses: host address to guest address. Others stay: there is nothing that they could become.
+        environment: variables, "NAME=VALUE" each.
+        addresses: host address to guest address. Unknown addresses stay.
     """
     return [
         _translate(variable, addresses) if variable.startswith("PCIDEVICE_") else variable for variable in environment

@@ -1,4 +1,4 @@
-"""Where the guest has what the host has plugged in: waiting for a device by its place, until it can be used.
+"""Finding hot-plugged devices in the guest: waiting for a device by its address until it can be used.
 
     pci         a PCI device, by PCI path                    its directory in sysfs
     interface   a network interface, by PCI path             its name
@@ -6,7 +6,7 @@
     file_system virtio-fs                                    nothing: it is mounted by its tag
     node        mmio disks and persistent memory             the node, as soon as it is there
 
-All of them look before they wait, so what came first is found; and wait no longer than `agent.hotplug_timeout`.
+All of them look before they wait, so no device is missed, and wait no longer than `agent.hotplug_timeout`.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from kata.linux.uevents import appears
 _SCSI_ADDRESS = re.compile(r"(\d{1,3}):(\d{1,5})")
 _NODE = re.compile(r"/dev/(vd[a-z]{1,3}|pmem\d{1,3})")
 
-#: Kata's names for disks that are told by their place; drivers of storages and types of devices are called so.
+#: Kata's names for disks that are identified by an address, as drivers of storages and types of devices.
 PLACED = ("blk", "scsi")
-#: And for those that are told by their name in the guest.
+#: And for those that are identified by their name in the guest.
 NAMED = ("mmioblk", "nvdimm")
 
-# Persistent memory is no device on a bus that names its driver: all of them, for NVDIMMs of ACPI and of virtio.
+# Persistent memory is not on a bus that names its driver: load all, for NVDIMMs of ACPI and of virtio.
 _PERSISTENT_MEMORY = ("nfit", "virtio_pmem", "nd_pmem")
 
 Found = TypeVar("Found")
 
 
 class LoadDriver(Protocol):
-    """Have the kernel load a module by its name or alias, parameters of which follow; no such module is no error."""
+    """Load a kernel module by its name or alias, followed by parameters; a module that does not exist is no error."""
 
     def __call__(self, *module: str) -> Awaitable[None]: ...
 
 
 async def no_driver(*module: str) -> None:
-    """`LoadDriver` of an agent that leaves its machine alone."""
+    """`LoadDriver` of an agent that is not PID 1."""
 
 
 class Finder:
@@ -50,7 +50,7 @@ class Finder:
 
     Args:
         timeout: seconds that each may take to appear.
-        load: in a guest without udev nobody else loads the driver of what is plugged in.
+        load: loads drivers, as the guest has no udev.
         root: what /sys and /dev are below; another one for tests.
     """
 
@@ -64,8 +64,8 @@ class Finder:
         """The directory in sysfs of the PCI device at `path`; its name is the device's address in this guest.
 
         Raises:
-            InvalidArgument: no PCI path.
-            DeadlineExceeded: nothing is there in time.
+            InvalidArgument: invalid PCI path.
+            DeadlineExceeded: the device does not appear.
         """
         pci_path.parse(path)
         root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
@@ -74,7 +74,8 @@ class Finder:
     async def interface(self, path: str) -> str:
         """The name of the network interface whose PCI device is at `path`.
 
-        Raises: as `pci`.
+        Raises:
+            InvalidArgument, DeadlineExceeded: as `pci`.
         """
         directory = await self.pci(path)
         await self.drive(directory)
@@ -90,8 +91,8 @@ class Finder:
             address: a PCI path for "blk", "ID:LUN" for "scsi", the node for the others.
 
         Raises:
-            InvalidArgument: there can be no such address.
-            DeadlineExceeded: nothing is there in time.
+            InvalidArgument: invalid address.
+            DeadlineExceeded: the disk does not appear.
         """
         if kind in NAMED:
             return await self._named(kind, address)
@@ -110,7 +111,7 @@ class Finder:
     def _scsi(self, address: str) -> Callable[[], str | None]:
         match = _SCSI_ADDRESS.fullmatch(address)
         if not match:
-            raise InvalidArgument(f"{address!r} is no SCSI address", hint='one is "ID:LUN", such as "0:3"')
+            raise InvalidArgument(f"invalid SCSI address {address!r}", hint='use "ID:LUN", such as "0:3"')
         target, unit = match.groups()
         scanned: set[str] = set()
 
@@ -128,44 +129,48 @@ class Finder:
     async def _named(self, kind: str, node: str) -> str:
         match = _NODE.fullmatch(node)
         if not match or match[1].startswith("pmem") != (kind == "nvdimm"):
-            raise InvalidArgument(f"{node!r} is no node of a disk of type {kind}")
+            raise InvalidArgument(f"invalid device node {node!r} of a disk of type {kind}")
         if kind == "nvdimm":
             for module in _PERSISTENT_MEMORY:
                 await self.load(module)
         return await self.wait(lambda: self._node_of([f"{self.sys}/class/block/{match[1]}"]), f"{kind} disk {node}")
 
     async def file_system(self) -> None:
-        """Wait for a virtio-fs device that can be mounted; which one it is says its tag.
+        """Wait until a virtio-fs device has its driver; it is mounted by its tag.
 
         Raises:
-            DeadlineExceeded: nothing is there in time.
+            DeadlineExceeded: none appears.
         """
         await self.load("virtiofs")
         driven = f"{self.sys}/bus/virtio/drivers/virtiofs/virtio*"
         await self.wait(lambda: glob.glob(driven) or None, "virtio-fs device")
 
     async def drive(self, directory: str) -> None:
-        """Load the drivers that the kernel has for a PCI device and the virtio device in it, unless one is at work."""
+        """Load the drivers for a PCI device and the virtio device in it, unless they have one."""
         for device in (directory, *glob.glob(f"{directory}/virtio*")):
             if alias := _driverless(device):
                 await self.load(alias)
 
     async def wait(self, look: Callable[[], Found | None], what: str) -> Found:
-        """What `look` finds in sysfs, now or soon.
+        """Wait until `look` finds something in sysfs, and return that.
+
+        Args:
+            look: returns None as long as there is nothing.
+            what: names it in the error.
 
         Raises:
-            DeadlineExceeded: nothing in time; the message has `what`.
+            DeadlineExceeded: nothing appeared in time.
         """
         found = await appears(look, self.timeout)
         if found is None:
             raise DeadlineExceeded(
-                f"no {what} has appeared within {self.timeout:g} s",
-                hint="a slow guest may need a longer agent.hotplug_timeout among the kernel's parameters",
+                f"no {what} appeared within {self.timeout:g} s",
+                hint="a slow guest may need a longer agent.hotplug_timeout in kernel_params",
             )
         return found
 
     def _node_of(self, patterns: list[str]) -> str | None:
-        """The node of what has one of these directories in sysfs, when it is there as well."""
+        """The device node of the device with one of these directories in sysfs, if it exists as well."""
         name = _first(patterns)
         node = f"{self.dev}/{name}"
         return node if name and os.path.exists(node) else None
@@ -177,7 +182,7 @@ def _first(patterns: list[str] | tuple[str, ...]) -> str | None:
 
 
 def _driverless(directory: str) -> str:
-    """The alias of the module that a device without a driver wants, "" if it wants none."""
+    """The module alias of a device without a driver; "" if it has a driver or no alias."""
     if os.path.exists(f"{directory}/driver"):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""PCI paths: where a device is, told by the slots on the way to it, because bus numbers are the guest's to give.
+"""PCI paths: a device identified by the slots on the way to it, because the guest assigns bus numbers.
 
 "09/1f" is the device in slot 0x1f behind the bridge in slot 9 of the root bus; ".F" after a slot is a function other
 than 0. Notation: Kata Containers.
@@ -14,19 +14,19 @@ from kata.errors import InvalidArgument
 ROOT_BUS = "/sys/devices/pci0000:00"
 
 _ELEMENT = re.compile(r"([01][0-9a-f])(?:\.([0-7]))?")
-_MAXIMUM_DEPTH = 8
+_MAX_DEPTH = 8
 
 
 def parse(path: str) -> list[str]:
     """Slot and function of each element as sysfs writes them: ["09.0", "1f.0"].
 
     Raises:
-        InvalidArgument: no PCI path.
+        InvalidArgument: invalid PCI path.
     """
     elements = path.split("/")
     matches = [_ELEMENT.fullmatch(element) for element in elements]
-    if len(elements) > _MAXIMUM_DEPTH or not all(matches):
-        raise InvalidArgument(f"{path!r} is no PCI path", hint='one is made of slots, such as "02/03" or "02/03.1"')
+    if len(elements) > _MAX_DEPTH or not all(matches):
+        raise InvalidArgument(f"invalid PCI path {path!r}", hint='use slots, such as "02/03" or "02/03.1"')
     return [f"{match[1]}.{match[2] or 0}" for match in matches if match]
 
 
@@ -34,7 +34,7 @@ def resolve(path: str, root: str = ROOT_BUS) -> str | None:
     """The device's directory in sysfs, or None if it is not there (yet).
 
     Raises:
-        InvalidArgument: no PCI path, or something on the way is no bridge.
+        InvalidArgument: invalid PCI path, or a device on the way is not a bridge.
     """
     directory = root
     bus = root.rpartition("pci")[2]
@@ -45,7 +45,7 @@ def resolve(path: str, root: str = ROOT_BUS) -> str | None:
             except OSError:
                 return None
             if len(buses) != 1:
-                raise InvalidArgument(f"PCI path {path!r}: what is at {directory} has {len(buses)} buses")
+                raise InvalidArgument(f"PCI path {path!r}: device {directory} has {len(buses)} buses instead of one")
             bus = buses[0]
         directory = f"{directory}/{bus}:{element}"
     return directory if os.path.isdir(directory) else None

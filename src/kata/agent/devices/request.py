@@ -1,4 +1,4 @@
-"""The devices and storages of a request, looked for in the guest before anything is made of them."""
+"""The devices and storages of a request, found in the guest before they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kata.errors import InvalidArgument, Unimplemented
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
 
-#: Kata's names of today and of 2021.
+#: Kata's names, current and before 3.0.
 _GUEST_KERNEL = ("vfio-pci-gk", "vfio-gk")
 _VFIO = ("vfio-pci", "vfio")
 _S390X = ("vfio-ap", "vfio-ap-cold", "blk-ccw")
@@ -24,11 +24,11 @@ _S390X = ("vfio-ap", "vfio-ap-cold", "blk-ccw")
 
 @dataclass
 class FoundDevices:
-    """What a container's devices are in this guest.
+    """A container's devices as this guest has them.
 
     Attributes:
-        updates: of devices that its spec has, by their path in it.
-        nodes: of devices that its spec does not have.
+        updates: devices of its spec, by their path in it.
+        nodes: device nodes to add to its spec.
         addresses: of assigned PCI devices, host to guest.
     """
 
@@ -43,7 +43,7 @@ async def find_devices(requests: Iterable[agent_pb2.Device], finder: Finder) -> 
     Raises:
         InvalidArgument: an unknown type, no path, two devices for one path, or one device twice.
         DeadlineExceeded: a device does not appear.
-        FailedPrecondition: an assigned device cannot be had in the way that is wanted.
+        FailedPrecondition: an assigned device cannot be bound to the driver that is asked for.
         Unimplemented: a device of another architecture.
     """
     found = FoundDevices()
@@ -58,27 +58,27 @@ async def find_devices(requests: Iterable[agent_pb2.Device], finder: Finder) -> 
             address = request.id if request.type in find.PLACED else request.vm_path
             _add(found.updates, request, _device(await finder.disk(request.type, address)))
         elif request.type in _S390X:
-            raise Unimplemented(f"device {request.id} has the type {request.type}, which only s390x has")
+            raise Unimplemented(f"device {request.id}: type {request.type} exists on s390x only")
         else:
-            raise InvalidArgument(f"device {request.id} has the unknown type {request.type!r}")
+            raise InvalidArgument(f"device {request.id}: unknown type {request.type!r}")
     return found
 
 
 def _add(updates: dict[str, GuestDevice], request: agent_pb2.Device, device: GuestDevice) -> None:
     path = request.container_path
     if not path or path in updates:
-        raise InvalidArgument(f"device {request.id} has no path of its own in the container ({path!r})")
+        raise InvalidArgument(f"device {request.id}: its path in the container, {path!r}, is empty or taken")
     updates[path] = device
 
 
 async def _assigned(request: agent_pb2.Device, finder: Finder, addresses: dict[str, str]) -> list[str]:
-    """Directories in sysfs of the devices of a host's group, whose addresses are noted."""
+    """Directories in sysfs of the devices of a host's IOMMU group; their addresses are added to `addresses`."""
     directories = []
     for host, path in vfio.parse_options(request.options).items():
         directory = await finder.pci(path)
         guest = os.path.basename(directory)
         if addresses.setdefault(host, guest) != guest or list(addresses.values()).count(guest) > 1:
-            raise InvalidArgument(f"device {host} of the host is {guest} in this guest, and something else as well")
+            raise InvalidArgument(f"devices of the host and of this guest do not match one to one: {host} is {guest}")
         directories.append(directory)
     return directories
 

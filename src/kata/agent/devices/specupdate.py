@@ -1,7 +1,7 @@
-"""What the devices of a container are in the guest: one update of its spec for all of them, a pure function.
+"""A container's devices as the guest has them: one update of its spec for all of them, a pure function.
 
 The spec has the host's numbers. They are all read before any is changed, so that a device whose number in the guest is
-another one's on the host is not taken for that. Rules of the cgroup go by number, so they are changed along.
+another device's on the host is not mistaken for it. Rules of the device cgroup are renumbered as well.
 
 A device has up to three paths: on the host, in the guest, and in the container. The spec has the last one. It stays,
 unless the container could not use the device there (`final_path`): programs find an IOMMU group by its number.
@@ -16,7 +16,7 @@ from typing import Any
 from kata.errors import InvalidArgument
 
 _Number = tuple[str, int, int]
-# Of nodes that the spec does not have: what udev gives to those of disks, without a group that containers lack.
+# Permissions of added nodes: udev's for disks, without the group, which containers lack.
 _MODE = 0o600
 
 
@@ -26,7 +26,7 @@ class GuestDevice:
 
     Attributes:
         kind: "b" or "c".
-        final_path: of its node in the container, if that is not where the spec has it; "" if it is.
+        final_path: path of its node in the container; "" for that in the spec.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class GuestDevice:
 
 @dataclass(frozen=True)
 class GuestNode:
-    """A device that only the guest knows of: what its driver made of something that the container was given."""
+    """A device node that only the guest knows: made by the driver of a device that the container was given."""
 
     path: str
     kind: str
@@ -51,12 +51,13 @@ def update(
     """The spec with the guest's numbers and paths; the argument is not changed.
 
     Args:
-        found: devices of the spec by the path that it gives them.
+        spec: the container's.
+        found: devices of the spec by their path in it.
         nodes: devices to add.
 
     Raises:
-        InvalidArgument: the spec has no such device, or one of another kind, or two of one number that are different
-            devices in the guest, or two would be at one path.
+        InvalidArgument: the spec lacks a device or has one of another type, two devices with one number are different
+            ones in the guest, or two devices have one path.
     """
     nodes = list(nodes)
     if not found and not nodes:
@@ -73,10 +74,10 @@ def update(
         missing.discard(str(entry["path"]))
         number = _number(entry)
         if number[0] != device.kind:
-            raise InvalidArgument(f"device {entry['path']} is of kind {device.kind!r} in the guest, not {number[0]!r}")
+            raise InvalidArgument(f"device {entry['path']} has type {device.kind!r} in the guest, not {number[0]!r}")
         known = numbers.setdefault(number, device)
         if (known.major, known.minor) != (device.major, device.minor):
-            raise InvalidArgument(f"device {entry['path']} has the number of another one that is not the same")
+            raise InvalidArgument(f"device {entry['path']} has the number of another device")
         path = device.final_path or entry["path"]
         devices.append({**entry, "path": path, "major": device.major, "minor": device.minor})
     if missing:
@@ -105,8 +106,8 @@ def _renumbered(rule: Mapping[str, Any], numbers: Mapping[_Number, GuestDevice])
 
 
 def _refuse_double_paths(devices: Iterable[Mapping[str, Any]]) -> None:
-    """Two devices at one path: only one would be there."""
+    """Refuse two devices with one path: only one would exist."""
     seen: dict[str, _Number] = {}
     for entry in devices:
         if seen.setdefault(str(entry.get("path")), _number(entry)) != _number(entry):
-            raise InvalidArgument(f"two devices of the container would be at {entry['path']}")
+            raise InvalidArgument(f"two devices of the container have the path {entry['path']}")

@@ -1,10 +1,10 @@
-"""Devices of the host's that were assigned to this machine, for the container to use in one of two ways.
+"""Devices of the host that are assigned to this VM, for the container to use in one of two ways.
 
-    guest-kernel    this guest's own driver takes the device; the container gets the nodes that the driver makes
+    guest-kernel    the guest's driver takes the device; the container gets the nodes that the driver makes
     vfio            the container drives the device itself: it is bound to vfio-pci, and the container gets the node
-                    of its IOMMU group, whose number is this guest's and not the host's
+                    of its IOMMU group, whose number differs from the host's
 
-Reference: the kernel's Documentation/driver-api/vfio.rst, Documentation/ABI/testing/sysfs-bus-pci.
+Sources: the kernel's Documentation/driver-api/vfio.rst, Documentation/ABI/testing/sysfs-bus-pci.
 """
 
 from __future__ import annotations
@@ -20,46 +20,57 @@ from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import pci
 from kata.linux.uevents import appears
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _DRIVER = "vfio-pci"
-# What a driver makes for a device of these PCI base classes, and makes after it has taken the device.
+# Subsystems of what drivers make for devices of these PCI base classes, some time after they have bound.
 _LATE = {0x01: "block", 0x02: "net"}
-_MAXIMUM_NODES = 64
+_MAX_NODES = 64
 
 
 def parse_options(options: Iterable[str]) -> dict[str, str]:
     """Host address to PCI path in this guest, of Kata's "0000:3b:00.0=04/00" for each device of a host's group.
 
     Raises:
-        InvalidArgument: something else, none at all, or a device twice.
+        InvalidArgument: an invalid option, no option, or a device twice.
     """
     paths: dict[str, str] = {}
     for option in options:
         host, _, path = option.partition("=")
         if not pci.is_address(host) or host in paths:
-            raise InvalidArgument(f"{option!r} does not say of one device where it is: expected ADDRESS=PCI-PATH")
+            raise InvalidArgument(f"invalid VFIO device option {option!r}: expected ADDRESS=PCI-PATH, each device once")
         pci_path.parse(path)
         paths[host] = path
     if not paths:
-        raise InvalidArgument("no device of the group is named")
+        raise InvalidArgument("VFIO group has no devices")
     return paths
 
 
 async def drive_by_kernel(finder: Finder, directory: str) -> list[GuestNode]:
-    """Have this guest's driver take the device; the nodes that come of it, which are none for a network interface."""
+    """Have the guest's driver take the device; returns the device nodes that it makes.
+
+    A network interface has none.
+
+    Args:
+        finder: loads drivers.
+        directory: the device's in sysfs.
+    """
     await finder.drive(directory)
     late = _LATE.get(_base_class(directory), "")
     if late and not await appears(lambda: _has(directory, late) or None, finder.timeout):
-        _log.warning("no driver of this guest makes a %s device of %s", late, os.path.basename(directory))
+        log.warning("no driver of the guest made a %s device of %s", late, os.path.basename(directory))
     return list(_nodes(directory, finder.dev))
 
 
 async def give_to_container(finder: Finder, directories: Sequence[str]) -> str:
-    """Bind all devices of a host's group to vfio-pci; the node of the group that they are in here.
+    """Bind all devices of one of the host's IOMMU groups to vfio-pci; returns the node of their group in the guest.
+
+    Args:
+        finder: loads drivers and waits for the node.
+        directories: the devices' in sysfs.
 
     Raises:
-        FailedPrecondition: there is no IOMMU, they are in more than one group, or the driver does not take them.
+        FailedPrecondition: the guest has no IOMMU, they are in several groups, or the driver refuses them.
         DeadlineExceeded: the group's node does not appear.
     """
     for module in (_DRIVER, "vfio_iommu_type1"):
@@ -69,7 +80,7 @@ async def give_to_container(finder: Finder, directories: Sequence[str]) -> str:
     groups = {directory: _group(directory) for directory in directories}
     if len(set(groups.values())) != 1:
         found = ", ".join(f"{os.path.basename(directory)} in {group}" for directory, group in groups.items())
-        raise FailedPrecondition(f"devices of one IOMMU group of the host are in several groups here: {found}")
+        raise FailedPrecondition(f"devices of one IOMMU group of the host are in several groups of the guest: {found}")
     group = groups[directories[0]]
     node = f"{finder.dev}/vfio/{group}"
 
@@ -89,9 +100,9 @@ def _rebind(finder: Finder, directory: str) -> None:
         if not _driver(directory):
             _write(f"{finder.sys}/bus/pci/drivers_probe", address)
     except OSError as error:
-        raise FailedPrecondition(f"{address} cannot be bound to {_DRIVER}: {error.strerror}") from error
+        raise FailedPrecondition(f"cannot bind {address} to {_DRIVER}: {error.strerror}") from error
     if _driver(directory) != _DRIVER:
-        raise FailedPrecondition(f"{_DRIVER} of this guest does not take {address}")
+        raise FailedPrecondition(f"{_DRIVER} did not bind to {address}")
 
 
 def _driver(directory: str) -> str:
@@ -106,7 +117,7 @@ def _group(directory: str) -> str:
         return os.path.basename(os.readlink(f"{directory}/iommu_group"))
     except FileNotFoundError:
         raise FailedPrecondition(
-            f"{os.path.basename(directory)} is in no IOMMU group: this guest has no IOMMU",
+            f"{os.path.basename(directory)} is in no IOMMU group: the guest has no IOMMU",
             hint="set enable_iommu = true, which vfio_mode = vfio needs",
         ) from None
 
@@ -117,7 +128,7 @@ def _base_class(directory: str) -> int:
 
 
 def _has(directory: str, subsystem: str) -> bool:
-    # A link in each directory says which one it is in. Names do not: an NVMe disk is no child of a directory "block".
+    # By the `subsystem` links, not by names: an NVMe disk is not below a directory "block".
     return any(_subsystem(parent) == subsystem for parent, _, _ in os.walk(directory))
 
 
@@ -126,7 +137,7 @@ def _subsystem(directory: str) -> str:
 
 
 def _nodes(directory: str, dev: str) -> Iterator[GuestNode]:
-    """The nodes of a device and of what is behind it, sorted by path."""
+    """The nodes of a device and its descendants, sorted by path."""
     found = []
     for parent, _, files in os.walk(directory):
         if "dev" in files:
@@ -137,9 +148,9 @@ def _nodes(directory: str, dev: str) -> Iterator[GuestNode]:
             kind = "b" if _subsystem(parent) == "block" else "c"
             node = GuestNode(f"/dev/{values['DEVNAME']}", kind, int(values["MAJOR"]), int(values["MINOR"]))
             found.append(node)
-    if len(found) > _MAXIMUM_NODES:
-        _log.warning("of %d nodes of %s the container gets %d", len(found), directory, _MAXIMUM_NODES)
-    yield from sorted(found, key=lambda node: node.path)[:_MAXIMUM_NODES]
+    if len(found) > _MAX_NODES:
+        log.warning("%s has %d device nodes; the container gets %d", directory, len(found), _MAX_NODES)
+    yield from sorted(found, key=lambda node: node.path)[:_MAX_NODES]
 
 
 def _write(path: str, text: str) -> None:

@@ -77,7 +77,7 @@ def test_nodes_of_the_guest_are_added_with_their_rules() -> None:
 
 
 def test_nodes_of_the_guest_take_no_path_that_is_taken() -> None:
-    with pytest.raises(InvalidArgument, match="two devices of the container would be at /dev/a"):
+    with pytest.raises(InvalidArgument, match="two devices of the container have the path /dev/a"):
         update(spec([device("/dev/a", 7, 0)]), {}, [GuestNode("/dev/a", "b", 259, 0)])
 
 
@@ -94,7 +94,7 @@ def test_groups_may_change_places() -> None:
 
 def test_two_devices_at_one_path() -> None:
     before = spec([device("/dev/vfio/1", 240, 1, "c"), device("/dev/vfio/2", 240, 2, "c")])
-    with pytest.raises(InvalidArgument, match="two devices of the container would be at /dev/vfio/2"):
+    with pytest.raises(InvalidArgument, match="two devices of the container have the path /dev/vfio/2"):
         update(before, {"/dev/vfio/1": GuestDevice("c", 241, 0, "/dev/vfio/2")})
 
 
@@ -102,11 +102,11 @@ def test_two_devices_at_one_path() -> None:
     ("devices", "found", "said"),
     [
         ([], {"/dev/a": GuestDevice("b", 1, 1)}, "has no device /dev/a"),
-        ([device("/dev/a", 7, 0)], {"/dev/a": GuestDevice("c", 1, 1)}, "of kind 'c' in the guest, not 'b'"),
+        ([device("/dev/a", 7, 0)], {"/dev/a": GuestDevice("c", 1, 1)}, "has type 'c' in the guest, not 'b'"),
         (
             [device("/dev/a", 7, 0), device("/dev/b", 7, 0)],
             {"/dev/a": GuestDevice("b", 254, 16), "/dev/b": GuestDevice("b", 254, 32)},
-            "not the same",
+            "the number of another device",
         ),
     ],
 )

@@ -59,7 +59,7 @@ async def test_another_driver_lets_go_first(tree: Tree) -> None:
     directory = tree.device(4, 1, group=6)
     tree.driver(directory, "nvme")
     # Files do not unbind anything, so it ends with what would be said of a driver that stays.
-    with pytest.raises(FailedPrecondition, match=r"vfio-pci of this guest does not take 0000:01:00.0"):
+    with pytest.raises(FailedPrecondition, match=r"vfio-pci did not bind to 0000:01:00.0"):
         await vfio.give_to_container(tree.finder, [str(directory)])
     assert (tree.root / "sys/bus/pci/drivers/nvme/unbind").read_text() == "0000:01:00.0"
 
@@ -76,7 +76,7 @@ async def test_one_group_of_the_host_is_one_group_here(tree: Tree) -> None:
     directories = [tree.device(4, 1, group=6), tree.device(5, 2, group=7)]
     for directory in directories:
         tree.driver(directory, "vfio-pci")
-    with pytest.raises(FailedPrecondition, match=r"several groups here: 0000:01:00.0 in 6, 0000:02:00.0 in 7"):
+    with pytest.raises(FailedPrecondition, match=r"several groups of the guest: 0000:01:00.0 in 6, 0000:02:00.0 in 7"):
         await vfio.give_to_container(tree.finder, [str(directory) for directory in directories])
 
 

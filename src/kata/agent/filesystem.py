@@ -1,6 +1,6 @@
-"""Volumes on disks: how full one is, and its file system made as large as the disk has become.
+"""Mounted file systems of volumes: how full one is, and growing one to the size of its disk.
 
-References: statvfs(3); the kernel's ext4 and xfs headers for the two requests to grow.
+Sources: statvfs(3); the kernel's include/uapi/linux/ext4.h and fs/xfs/libxfs/xfs_fs.h.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from kata.linux import mountinfo
 from kata.protocols import csi_pb2
 
 _SYS_BLOCK = "/sys/dev/block"
-_SECTOR = 512
-#: Seconds between two looks whether the kernel has noticed that a disk has grown.
-_PAUSE_S = 0.02
+_SECTOR_SIZE = 512
+#: Between two checks of whether the kernel has noticed that a disk has grown.
+_POLL_S = 0.02
 
 #: _IOW('f', 16, __u64): the new number of blocks.
 _EXT4_IOC_RESIZE_FS = 0x40086610
 #: _IOR('X', 126, struct xfs_fsop_geom), of 256 bytes; the first word is the block's size, the eighth `imaxpct`.
 _XFS_IOC_FSGEOMETRY = 0x8100587E
-_XFS_GEOMETRY = 256
+_XFS_GEOMETRY_SIZE = 256
 #: _IOW('X', 110, struct xfs_growfs_data): blocks, percentage of inodes.
 _XFS_IOC_FSGROWFSDATA = 0x4010586E
 
@@ -50,12 +50,17 @@ def stats(path: str) -> csi_pb2.VolumeStatsResponse:
 
 
 async def grow(path: str, size: int, timeout: float) -> None:
-    """Wait until the disk that is mounted at `path` has `size` bytes, and let its file system have all of it.
+    """Wait until the disk below a mounted file system has grown, and grow the file system to fill it.
+
+    Args:
+        path: the mount point.
+        size: bytes that the disk must have.
+        timeout: seconds to wait for that.
 
     Raises:
-        InvalidArgument: what is mounted is on no disk.
+        InvalidArgument: the file system is not on a disk.
         DeadlineExceeded: the disk has not grown.
-        Unimplemented: it is none of the file systems that can grow while mounted: ext2, ext3, ext4, xfs.
+        Unimplemented: the file system cannot grow while mounted: it is not ext2, ext3, ext4 or xfs.
         FailedPrecondition: the kernel refuses.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,9 +77,9 @@ async def grow(path: str, size: int, timeout: float) -> None:
             elif fstype == "xfs":
                 _grow_xfs(fd, length)
             else:
-                raise Unimplemented(f"a file system of type {fstype} does not grow while it is mounted")
+                raise Unimplemented(f"a mounted file system of type {fstype} cannot grow")
         except OSError as error:
-            raise FailedPrecondition(f"the file system does not grow to {length} bytes: {error.strerror}") from error
+            raise FailedPrecondition(f"cannot grow the file system to {length} bytes: {error.strerror}") from error
     finally:
         os.close(fd)
 
@@ -83,12 +88,12 @@ def _disk_of(fd: int) -> str:
     number = os.fstat(fd).st_dev
     disk = f"{_SYS_BLOCK}/{os.major(number)}:{os.minor(number)}"
     if not os.path.exists(f"{disk}/size"):
-        raise InvalidArgument("the volume is on no disk")
+        raise InvalidArgument("the volume is not on a disk")
     return disk
 
 
 def _rescan(disk: str) -> None:
-    """A SCSI disk is asked for its size; a virtio disk tells of a new one by itself."""
+    """Have the kernel read a SCSI disk's size again; a virtio disk announces a new one."""
     if os.path.exists(f"{disk}/device/rescan"):
         with open(f"{disk}/device/rescan", "w", encoding="ascii") as file:
             file.write("1")
@@ -96,7 +101,7 @@ def _rescan(disk: str) -> None:
 
 def _length(disk: str) -> int:
     with open(f"{disk}/size", encoding="ascii") as file:
-        return int(file.read()) * _SECTOR
+        return int(file.read()) * _SECTOR_SIZE
 
 
 async def _wait(disk: str, size: int, timeout: float) -> int:
@@ -104,13 +109,13 @@ async def _wait(disk: str, size: int, timeout: float) -> int:
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
         length = _length(disk)
-        if length >= size // _SECTOR * _SECTOR:
+        if length >= size // _SECTOR_SIZE * _SECTOR_SIZE:
             return length
         if asyncio.get_running_loop().time() > deadline:
-            raise DeadlineExceeded(f"the disk has {length} bytes after {timeout:.0f} s, and not {size}")
-        await asyncio.sleep(_PAUSE_S)
+            raise DeadlineExceeded(f"the disk has {length} bytes after {timeout:.0f} s instead of {size}")
+        await asyncio.sleep(_POLL_S)
 
 
 def _grow_xfs(fd: int, length: int) -> None:
-    geometry = struct.unpack_from("8I", fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY, bytes(_XFS_GEOMETRY)))
+    geometry = struct.unpack_from("8I", fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY, bytes(_XFS_GEOMETRY_SIZE)))
     fcntl.ioctl(fd, _XFS_IOC_FSGROWFSDATA, struct.pack("QIxxxx", length // geometry[0], geometry[7]))

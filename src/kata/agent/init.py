@@ -1,6 +1,6 @@
-"""What PID 1 does to a machine before anything else can run in it.
+"""What PID 1 sets up in a guest before anything else can run: mounts, links in /dev, loopback, kernel modules.
 
-Nothing here is done by an agent that runs as an ordinary process.
+An agent that runs as an ordinary process does nothing of this.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from kata.errors import DeadlineExceeded
 from kata.linux import cgroup, netdev
 from kata.linux.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CGROUP = "/sys/fs/cgroup"
 
 _MODPROBE = "/sbin/modprobe"
-# Seconds; long, because a guest whose host is emulated as well needs a minute for what usually takes a tenth of one.
-_MODULE_TIMEOUT = 120.0
+#: Long, because a guest whose host is emulated as well takes minutes for what usually takes seconds.
+_MODPROBE_TIMEOUT_S = 120.0
 # The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
-# No udev loads the drivers of what is plugged in, and ext4 is what most disks are formatted with.
+# There is no udev to load drivers of hot-plugged devices, and most disks are formatted with ext4.
 _MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "virtiofs")
 
 
@@ -55,12 +55,12 @@ _LINKS = {
 
 
 def prepare() -> None:
-    """Mount what a Linux system has mounted, offer all cgroup controllers, and bring the loopback device up.
+    """Mount the usual file systems, enable all cgroup controllers, and bring the loopback device up.
 
-    What is mounted already (the initrd moves /dev, /proc and /sys over) stays.
+    Existing mounts (the initrd moves /dev, /proc and /sys) stay.
 
     Raises:
-        OSError: this machine is of no use then.
+        OSError: the guest is unusable.
     """
     os.umask(0o022)
     for entry in MOUNTS:
@@ -75,19 +75,26 @@ def prepare() -> None:
 
 
 async def load_modules(reaper: Reaper) -> str:
-    """Load the modules that every sandbox needs; returns what modprobe had to say, "" if all is well.
+    """Load the modules that most sandboxes need.
 
-    A kernel may have them built in, or be tailored to do without; too slow a guest loads them when they are used.
+    A kernel may have them built in, or do without; a guest that is too slow loads them when they are used.
+
+    Returns:
+        What modprobe complained about; "" for nothing.
     """
     try:
-        result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODULE_TIMEOUT)
+        result = await reaper.run([_MODPROBE, "-a", *_MODULES], timeout=_MODPROBE_TIMEOUT_S)
     except DeadlineExceeded as error:
         return error.message
     return result.output.strip() if result.status else ""
 
 
 async def load_driver(reaper: Reaper, *module: str) -> None:
-    """Load a module by its name or alias, with parameters. That the kernel has none is for others to notice."""
-    result = await reaper.run([_MODPROBE, "-q", *module], timeout=_MODULE_TIMEOUT)
+    """Load a module by its name or alias, with parameters. A module that does not exist is no error.
+
+    Raises:
+        DeadlineExceeded: modprobe did not end in time.
+    """
+    result = await reaper.run([_MODPROBE, "-q", *module], timeout=_MODPROBE_TIMEOUT_S)
     if result.output:
-        _log.warning("modprobe %s: %s", " ".join(module), result.output.strip())
+        log.warning("modprobe %s: %s", " ".join(module), result.output.strip())

@@ -1,7 +1,7 @@
-"""A creation begun ahead: what it is given, and what becomes of one that cannot go on.
+"""A pre-spawned container: what it is given, and what happens to one that has died.
 
 crun itself needs a guest with unified control groups, so a script stands for it that reads and writes the same files;
-tests/vm/test_agent_ahead.py has the real one.
+tests/vm/test_agent_prespawn.py has the real one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kata.agent.config import AgentConfig
-from kata.agent.container import Machinery
+from kata.agent.context import AgentContext
 from kata.agent.crun import Streams
 from kata.agent.oom import OomWatcher
 from kata.agent.paths import Paths
@@ -48,7 +48,7 @@ async def crun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     reaper = Reaper()
     reaper.start()
-    yield Crun(reaper, str(tmp_path / "root"), str(tmp_path / "ahead"))
+    yield Crun(reaper, str(tmp_path / "root"), str(tmp_path / "prespawned"))
     reaper.stop()
 
 
@@ -60,10 +60,10 @@ def bundle(tmp_path: Path, content: bytes) -> Path:
 
 
 async def waiting(tmp_path: Path) -> Path:
-    """The directory of the only creation begun ahead, as soon as it waits."""
-    directory = tmp_path / "ahead" / "_ahead-1"
+    """The directory of the only pre-spawned container, as soon as it waits."""
+    directory = tmp_path / "prespawned" / "_prespawned-1"
     pid = directory / "pid"
-    await eventually_async(lambda: pid.exists() and pid.read_text(), "a creation begun ahead")
+    await eventually_async(lambda: pid.exists() and pid.read_text(), "a pre-spawned container")
     return directory
 
 
@@ -72,7 +72,7 @@ async def test_the_configuration_is_read_twice(crun: Crun, tmp_path: Path, size:
     content = b"c" * size
     made = bundle(tmp_path, content)
     streams = Streams()
-    crun.start_ahead(streams)
+    crun.prespawn(streams)
     directory = await waiting(tmp_path)
     assert await crun.create("c1", str(made), streams) == 42
     assert (directory / "first").read_bytes() == (directory / "second").read_bytes() == content
@@ -84,17 +84,17 @@ async def test_the_configuration_is_read_twice(crun: Crun, tmp_path: Path, size:
 async def test_one_that_still_loads_is_waited_for(crun: Crun, tmp_path: Path) -> None:
     made = bundle(tmp_path, b"{}")
     streams = Streams()
-    crun.start_ahead(streams)
+    crun.prespawn(streams)
     assert await crun.create("c1", str(made), streams) == 42
-    assert (tmp_path / "ahead" / "_ahead-1" / "second").read_bytes() == b"{}"
+    assert (tmp_path / "prespawned" / "_prespawned-1" / "second").read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize("reason", ["killed", "too much"])
-async def test_one_that_cannot_go_on_is_replaced(crun: Crun, tmp_path: Path, reason: str) -> None:
+async def test_one_that_has_died_is_replaced(crun: Crun, tmp_path: Path, reason: str) -> None:
     content = b"c" * (200 if reason == "killed" else 1 << 28)
     made = bundle(tmp_path, content)
     streams = Streams()
-    crun.start_ahead(streams)
+    crun.prespawn(streams)
     directory = await waiting(tmp_path)
     pid = int((directory / "pid").read_text())
     if reason == "killed":
@@ -106,21 +106,21 @@ async def test_one_that_cannot_go_on_is_replaced(crun: Crun, tmp_path: Path, rea
     await eventually_async(lambda: not Path(f"/proc/{pid}").exists(), "its end")
 
 
-async def test_streams_that_nothing_was_begun_with(crun: Crun, tmp_path: Path) -> None:
+async def test_streams_that_nothing_was_prespawned_with(crun: Crun, tmp_path: Path) -> None:
     made = bundle(tmp_path, b"{}")
     assert await crun.create("c1", str(made), Streams()) == 42
     assert (made / "second").read_bytes() == b"{}"
 
 
-async def test_without_crun_nothing_is_begun_and_nothing_left(
+async def test_without_crun_nothing_is_prespawned_and_nothing_left(
     crun: Crun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     oom = OomWatcher()
-    machinery = Machinery(Paths.under(str(tmp_path)), Reaper(), crun, oom, AgentConfig())
+    agent = AgentContext(Paths.under(str(tmp_path)), Reaper(), crun, oom, AgentConfig())
     before = os.listdir("/proc/self/fd")
-    machinery.start_ahead()
-    assert "no container is begun ahead" in caplog.text
+    agent.prespawn_containers()
+    assert "cannot pre-spawn a container" in caplog.text
     assert os.listdir("/proc/self/fd") == before
-    assert os.listdir(tmp_path / "ahead") == []
+    assert os.listdir(tmp_path / "prespawned") == []
     oom.close()

@@ -1,8 +1,8 @@
-"""Where one host's conversation ends and the next one's begins, in the bytes of a virtio-serial port.
+"""Where one connection of the host ends and the next one begins, in the bytes of a virtio-serial port. No I/O.
 
-A host that leaves and comes back within a moment is not noticed by the guest: the driver tells only whether a host is
-there now. A copy of a saved machine may even find another host there without any change. But the streams of a ttrpc
-conversation have increasing numbers, so a request on stream 1 always begins a new one. No I/O here.
+A host that reconnects within a moment is not noticed by the guest: the driver knows only whether a host is connected
+now. A restored guest may even have another host without any change. But stream ids increase within a ttrpc connection
+(containerd/ttrpc, PROTOCOL.md), so a request on stream 1 always begins a new one.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from kata.ttrpc.frames import HEADER, REQUEST
 
 
 class Piece(NamedTuple):
-    """Bytes of one conversation; `begins` if they are its first."""
+    """Bytes of one connection; `begins` if they are its first."""
 
     data: bytes
     begins: bool
 
 
 class Splitter:
-    """Follows the frames in a stream of bytes."""
+    """Follows the frames in the bytes of a port."""
 
     def __init__(self) -> None:
         self._partial = b""
         self._payload = 0
 
     def feed(self, data: bytes) -> list[Piece]:
-        """Split what has arrived; the bytes of an incomplete header are kept for the next time."""
+        """Split bytes that have arrived; those of an incomplete header are kept for the next call."""
         data = self._partial + data
         pieces: list[Piece] = []
         start, begins = 0, False

@@ -1,4 +1,4 @@
-"""A container, or a process in one, begun before anybody asks for it."""
+"""A container, or a process in one, spawned before anybody asks for it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from collections.abc import Callable
 
 from kata.agent.crun import Call
 
-# One that was begun a moment ago may still load its libraries; seconds.
-_LOADING = 5.0
-_POLL = 0.002
+#: crun that was spawned a moment ago may still load its libraries.
+_START_TIMEOUT_S = 5.0
+_POLL_S = 0.002
 
 
-class Waiting:
-    """crun, started before it is known what for: it waits for the description, which is to come by a FIFO.
+class PreSpawned:
+    """crun, spawned before it is known what for: it waits for the description, which comes through a FIFO.
 
-    In an emulated guest half of what crun takes is its execution and the loading of its libraries, and that is over
-    before it reads the first byte.
+    In an emulated guest half of crun's time goes into execve(2) and loading its libraries, which is done before it
+    reads the first byte.
 
     Args:
-        name: tells it from others.
-        fifo: its path, in a directory of its own, which is made.
+        name: distinguishes it from others.
+        fifo: path of the FIFO, in a directory of its own; both are made.
         start: runs crun, which is to read that path.
 
     Attributes:
-        call: to be finished after `tell`.
+        call: to be finished after `describe`.
+
+    Raises:
+        OSError: FIFO or process cannot be made.
     """
 
     def __init__(self, name: str, fifo: str, start: Callable[[], Call]) -> None:
@@ -45,14 +48,18 @@ class Waiting:
             shutil.rmtree(self._directory)
             raise
 
-    async def tell(self, description: bytes, again: str = "") -> bool:
-        """Have it do what is described; False, and it is ended, if it is too late for that.
+    async def describe(self, description: bytes, again: str = "") -> bool:
+        """Have it do what is described.
 
         Args:
-            again: a file with the same content for a crun that reads the path twice, and keeps the directory: whoever
-                deletes the container removes that.
+            description: the JSON that it reads.
+            again: a file with the same content, for a crun that reads the path twice; the directory then stays, and
+                whoever deletes the container removes it.
+
+        Returns:
+            False if it has died; it is then discarded.
         """
-        told = False
+        delivered = False
         try:
             fifo = await self._open()
             try:
@@ -61,30 +68,30 @@ class Waiting:
                     os.rename(f"{self._fifo}.new", self._fifo)
                 if len(description) > select.PIPE_BUF:
                     fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, len(description))
-                told = os.write(fifo, description) == len(description)
+                delivered = os.write(fifo, description) == len(description)
             finally:
                 os.close(fifo)
         except OSError:
             pass  # it has died, or the description is larger than any pipe
-        if not told:
-            self.end()
+        if not delivered:
+            self.discard()
         elif not again:
             shutil.rmtree(self._directory)
-        return told
+        return delivered
 
     async def _open(self) -> int:
-        """The writing end, as soon as crun is at its reading end. Raises OSError: it never gets there."""
-        deadline = time.monotonic() + _LOADING
+        """The writing end, as soon as crun has opened the reading end. Raises OSError: it never does."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
-                # Without waiting in the kernel: for one that has died that would be for ever.
+                # Not blocking in the kernel: for a crun that has died that would be for ever.
                 return os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno != errno.ENXIO or self.call.ended or time.monotonic() > deadline:
                     raise
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_S)
 
-    def end(self) -> None:
-        """Nobody will ask for it."""
+    def discard(self) -> None:
+        """Kill it: nobody will ask for it."""
         self.call.kill()
         shutil.rmtree(self._directory)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata.agent.conversations import Splitter
+from kata.agent.connections import Splitter
 from kata.ttrpc.frames import DATA, REQUEST, encode
 
 
