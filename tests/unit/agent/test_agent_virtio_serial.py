@@ -96,7 +96,7 @@ async def test_much_output_waits_for_a_slow_host(pair: tuple[int, str]) -> None:
 async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(
     pair: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(virtio_serial, "_SILENCE", 0.5)
+    monkeypatch.setattr(virtio_serial, "_SILENCE_S", 0.5)
     host, path = pair
     seen: list[bytes] = []
 
