@@ -242,7 +242,7 @@ def test_kill_9_gives_the_address_back(start: Start, rootfs: Path, name: str, ne
 
 def test_no_such_network(rootfs: Path, name: str) -> None:
     done = kata("run", "--network", "nowhere", "--name", name, "--rootfs", rootfs, "true")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"kata: there is no network nowhere")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"kata: network nowhere does not exist")
 
 
 def test_as_many_root_ports_as_the_configuration_says(rootfs: Path, name: str, tmp_path: Path) -> None:

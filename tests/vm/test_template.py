@@ -315,7 +315,7 @@ async def test_a_template_that_does_not_work_costs_a_boot_and_is_removed(
     with caplog.at_level(logging.WARNING):
         async with started(config, "garbage") as one:
             await one.agent.check(10)
-    assert "does not work, the machine is booted" in caplog.text
+    assert "does not work, the VM is booted" in caplog.text
     assert keys(tmp_path) == []
 
 
@@ -328,7 +328,7 @@ async def test_a_place_that_cannot_be_written_to_costs_a_boot(tmp_path: Path, ca
     with caplog.at_level(logging.WARNING):
         async with started(configured(tmp_path / "file/templates"), "nowhere") as one:
             await one.agent.check(10)
-    assert "there is no template, the machine is booted: cannot keep templates in" in caplog.text
+    assert "there is no template, the VM is booted: cannot keep templates in" in caplog.text
 
 
 async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ def test_the_hosts_own_namespace(containerd: PrivateContainerd) -> None:
         check=False,
     )
     assert done.returncode != 0
-    assert "is the host's, which a virtual machine cannot have" in done.stderr
+    assert "is the host's, which a VM cannot have" in done.stderr
 
 
 def test_a_macvtap_interface_is_connected_as_it_is(containerd: PrivateContainerd) -> None:
@@ -305,7 +305,7 @@ def test_rates_and_macvtap(containerd: PrivateContainerd, bridge: Bridge, tmp_pa
     with bridge.pod(name) as pod, left_as_found(pod):
         namespace = f"network:{pod.netns}"
         refused = containerd.ctr("run", "--rm", "--with-ns", namespace, *options, BUSYBOX, name, "true", check=False)
-        assert "the rate of a macvtap interface cannot be limited" in refused.stderr
+        assert "rate limits of macvtap interfaces are not supported" in refused.stderr
 
 
 def test_a_queue_for_each_processor(containerd: PrivateContainerd, bridge: Bridge, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The host's view of the guest: a typed client of the agent."""
+"""The typed client of the agent in the guest."""

@@ -1,7 +1,10 @@
-"""Typed client of the agent in the guest: one method an RPC that the sandbox needs, errors in this project's tree.
+"""Typed client of the agent in the guest: one method for each RPC, with errors of `kata.errors`.
 
-The guest is hostile: every call has a deadline except those that wait for something to happen there, and what comes
-back is bounded by the transport (4 MiB a message) and checked by the caller.
+The guest is hostile: every call has a deadline, except those that wait for an event; answers are bounded by the
+transport (4 MiB for each message) and checked by the caller. Every method raises what the agent answers, as the error
+of that gRPC code, `DeadlineExceeded` without an answer, and `Unavailable` without a connection.
+
+Reference: Kata Containers' src/libs/protocols/protos/agent.proto.
 """
 
 from __future__ import annotations
@@ -20,19 +23,19 @@ from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
 
-#: Seconds a request may take unless it says otherwise (Kata's default).
+#: Seconds for a request unless it says otherwise (Kata's default).
 REQUEST_TIMEOUT_S = 60.0
-#: Bytes asked for in one read of a stream: large enough that round trips do not limit throughput, well under 4 MiB.
+#: Bytes requested by one read of a stream: enough for round trips not to limit throughput, and well below 4 MiB.
 READ_SIZE = 1 << 20
-#: Characters of an error of the guest's that are passed on.
-_TEXT_MAX = 1000
+#: Characters of an error message of the guest that are shown.
+_MAX_TEXT = 1000
 #: Bytes sent in one write to a container's standard input.
 WRITE_SIZE = 1 << 20
 
 
 @contextmanager
 def _explaining(what: str, timeout: float | None) -> Iterator[None]:
-    """Make errors of a call errors of this project's that say what was called for."""
+    """Translate errors of a call into `kata.errors`, with what was called for."""
     try:
         yield
     except ttrpc.StatusError as error:
@@ -43,11 +46,15 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
             ) from error
         raise from_code(error.code, f"{what}: {_shown(error.message)}") from error
     except ttrpc.ConnectionClosed as error:
-        raise Unavailable(f"{what}: the connection to the guest's agent is gone") from error
+        raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error
 
 
 class AgentClient:
-    """One connection to an agent."""
+    """One connection to an agent.
+
+    Args:
+        client: connected to it; owned from here on.
+    """
 
     def __init__(self, client: ttrpc.Client) -> None:
         self._client = client
@@ -56,15 +63,16 @@ class AgentClient:
 
     @classmethod
     async def connect(cls, channel: socket.socket) -> AgentClient:
-        """Take over the host end of the agent's channel."""
+        """A client on the host's end of the agent's channel, which it owns from here on."""
         return cls(await ttrpc.Client.from_socket(channel))
 
     @classmethod
     async def after_first_calls(cls, channel: socket.socket, first_calls: FirstCalls) -> AgentClient:
-        """As `connect`, for a channel on which the first calls have been made; `made_unique` is to follow."""
+        """As `connect`, for a channel on which the first calls were sent already; the caller awaits `made_unique`."""
         return cls(await ttrpc.Client.from_socket(channel, first_calls.connection))
 
     async def close(self) -> None:
+        """Close the connection. Idempotent."""
         await self._client.close()
 
     async def _call(
@@ -75,11 +83,15 @@ class AgentClient:
         return response
 
     async def check(self, timeout: float | None = None) -> None:
-        """Ask for the agent's health. Without a timeout the caller has one."""
+        """Check that the agent serves. Without a timeout, the caller has a deadline.
+
+        Raises:
+            Unavailable: it does not serve.
+        """
         with _explaining("health check", timeout):
             answer = await self._health.call("Check", health_pb2.CheckRequest(), timeout=timeout)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise Unavailable(f"health check: the guest's agent answers status {answer.status}")
+            raise Unavailable(f"health check: the guest's agent answers with status {answer.status}")
 
     async def made_unique(self, first_calls: FirstCalls) -> None:
         """Wait for the answers to `kata.runtime.agent_client.first_calls`; the caller has a deadline."""
@@ -97,19 +109,29 @@ class AgentClient:
         await self._call("set the clock", "SetGuestDateTime", request, timeout=None)
 
     async def online(self, vcpus: int, timeout: float, *, memory: bool) -> None:
-        """Have the guest put to use what was plugged in: so many processors, and all new memory."""
+        """Bring hot-plugged vCPUs and memory online.
+
+        Args:
+            vcpus: how many.
+            timeout: seconds.
+            memory: whether there is new memory, all of which is brought online.
+        """
         request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=vcpus, cpu_only=not memory)
-        await self._call("take new processors and memory in use", "OnlineCPUMem", request, timeout=timeout)
+        await self._call("bring vCPUs and memory online", "OnlineCPUMem", request, timeout=timeout)
 
     async def warm_up(self) -> None:
-        """Have the guest live through a container, so that the sandbox's own starts faster; before `create_sandbox`."""
+        """Warm up the guest by running a container once; before `create_sandbox`."""
         with _explaining("warm up", REQUEST_TIMEOUT_S):
             await self._client.call(standby.SERVICE, standby.WARM_UP, b"", timeout=REQUEST_TIMEOUT_S)
 
     async def forward(
         self, address: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Join a connection to one that the guest makes to a port there; returns when both have ended.
+        """Forward a connection to a port in the guest; returns when both directions have ended.
+
+        Args:
+            address, port: in the guest.
+            reader, writer: the connection.
 
         Raises:
             TtrpcError, OSError: the guest cannot connect, or either connection broke.
@@ -119,87 +141,102 @@ class AgentClient:
             await relay(stream, reader, writer)
 
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
+        """Set up the guest for its sandbox."""
         await self._call("create sandbox", "CreateSandbox", request)
 
     async def destroy_sandbox(self, timeout: float) -> None:
+        """Have the guest flush its file systems, within `timeout` seconds."""
         await self._call("destroy sandbox", "DestroySandbox", agent_pb2.DestroySandboxRequest(), timeout=timeout)
 
     async def create_container(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
+        """Create a container, within `timeout` seconds."""
         await self._call(f"create container {request.container_id}", "CreateContainer", request, timeout=timeout)
 
     async def start_container(self, container_id: str) -> None:
+        """Start a container's init process."""
         request = agent_pb2.StartContainerRequest(container_id=container_id)
         await self._call(f"start container {container_id}", "StartContainer", request)
 
     async def remove_container(self, container_id: str, *, timeout: float) -> None:
+        """Remove a container, within `timeout` seconds."""
         request = agent_pb2.RemoveContainerRequest(container_id=container_id, timeout=max(1, int(timeout)))
         await self._call(f"remove container {container_id}", "RemoveContainer", request, timeout=timeout + 1)
 
     async def exec_process(self, container_id: str, exec_id: str, process: oci_pb2.Process) -> None:
+        """Start an exec process."""
         request = agent_pb2.ExecProcessRequest(container_id=container_id, exec_id=exec_id, process=process)
         await self._call(f"exec in container {container_id}", "ExecProcess", request)
 
     async def signal_process(self, container_id: str, exec_id: str, signal: int) -> None:
+        """Send a signal to a process; the exec id "" is the init process, as in all methods."""
         request = agent_pb2.SignalProcessRequest(container_id=container_id, exec_id=exec_id, signal=signal)
         await self._call(f"signal {signal} to container {container_id}", "SignalProcess", request)
 
     async def wait_process(self, container_id: str, exec_id: str) -> int:
-        """Wait, without a deadline, for the exit; the answer is the exit status, 128+n for a signal."""
+        """Wait, without a deadline, for a process to exit; returns its status, 128+n after signal n."""
         request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
         answer = await self._call(f"wait for container {container_id}", "WaitProcess", request, timeout=None)
         return int(answer.status) & 0xFF  # type: ignore[attr-defined]
 
     async def update_container(self, container_id: str, resources: oci_pb2.LinuxResources) -> None:
+        """Change a container's limits."""
         request = agent_pb2.UpdateContainerRequest(container_id=container_id, resources=resources)
         await self._call(f"update container {container_id}", "UpdateContainer", request)
 
     async def stats_container(self, container_id: str) -> agent_pb2.StatsContainerResponse:
+        """A container's cgroup and network statistics."""
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._call(f"statistics of container {container_id}", "StatsContainer", request)  # type: ignore[return-value]
 
     async def volume_stats(self, point: str) -> csi_pb2.VolumeStatsResponse:
-        """How full the volume is that the guest has mounted at `point`."""
+        """The usage of the volume that the guest has mounted at `point`."""
         request = agent_pb2.VolumeStatsRequest(volume_guest_path=point)
         return await self._call(f"statistics of volume {point}", "GetVolumeStats", request)  # type: ignore[return-value]
 
     async def resize_volume(self, point: str, size: int) -> None:
-        """Have the file system of a volume take all of its disk, which has grown to `size` bytes."""
+        """Grow the file system of a volume to its disk, which has now `size` bytes."""
         request = agent_pb2.ResizeVolumeRequest(volume_guest_path=point, size=size)
         await self._call(f"grow volume {point}", "ResizeVolume", request)
 
     async def add_swap(self, path: str) -> None:
-        """Have the guest swap to the virtio disk at a PCI path such as "09/01"."""
+        """Have the guest use the disk at a PCI path such as "09/01" as swap."""
         request = agent_pb2.AddSwapRequest(PCIPath=[int(slot, 16) for slot in path.split("/")])
-        await self._call(f"swap to the disk at {path}", "AddSwap", request)
+        await self._call(f"use the disk at {path} as swap", "AddSwap", request)
 
     async def update_interface(self, interface: types_pb2.Interface) -> None:
+        """Configure a network interface."""
         request = agent_pb2.UpdateInterfaceRequest(interface=interface)
-        await self._call(f"set up network interface {interface.name}", "UpdateInterface", request)
+        await self._call(f"configure network interface {interface.name}", "UpdateInterface", request)
 
     async def update_routes(self, routes: agent_pb2.Routes) -> None:
+        """Replace all routes."""
         await self._call("set routes", "UpdateRoutes", agent_pb2.UpdateRoutesRequest(routes=routes))
 
     async def add_neighbours(self, neighbours: agent_pb2.ARPNeighbors) -> None:
+        """Add permanent neighbours."""
         request = agent_pb2.AddARPNeighborsRequest(neighbors=neighbours)
-        await self._call("enter neighbours", "AddARPNeighbors", request)
+        await self._call("add neighbours", "AddARPNeighbors", request)
 
     async def ip_tables(self, request: agent_pb2.GetIPTablesRequest) -> agent_pb2.GetIPTablesResponse:
-        """The guest's packet filter, in the form of iptables-save(8)."""
+        """The guest's packet filter in the format of iptables-save(8)."""
         return await self._call("read the packet filter", "GetIPTables", request)  # type: ignore[return-value]
 
     async def set_ip_tables(self, request: agent_pb2.SetIPTablesRequest) -> agent_pb2.SetIPTablesResponse:
-        """Replace tables of the guest's packet filter; what iptables-restore(8) said."""
+        """Replace tables of the guest's packet filter; returns the output of iptables-restore(8)."""
         return await self._call("write the packet filter", "SetIPTables", request)  # type: ignore[return-value]
 
     async def pause_container(self, container_id: str) -> None:
+        """Freeze a container's processes."""
         request = agent_pb2.PauseContainerRequest(container_id=container_id)
         await self._call(f"pause container {container_id}", "PauseContainer", request)
 
     async def resume_container(self, container_id: str) -> None:
+        """Thaw a container's processes."""
         request = agent_pb2.ResumeContainerRequest(container_id=container_id)
         await self._call(f"resume container {container_id}", "ResumeContainer", request)
 
     async def resize(self, container_id: str, exec_id: str, *, rows: int, columns: int) -> None:
+        """Set the size of a process's terminal."""
         request = agent_pb2.TtyWinResizeRequest(container_id=container_id, exec_id=exec_id, row=rows, column=columns)
         await self._call(f"resize the terminal of container {container_id}", "TtyWinResize", request)
 
@@ -216,14 +253,14 @@ class AgentClient:
         try:
             answer = await self._call(f"read from container {container_id}", method, request, timeout=None)
         except KataError as error:
-            # Kata's older agents answer the end of a stream as an error that says so.
+            # Kata's older agents answer the end of a stream by an error.
             if "eof" in error.message.lower():
                 return b""
             raise
         return bytes(answer.data)  # type: ignore[attr-defined]
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> None:
-        """Write all of `data`; returns when the guest has taken it, however long the container lets it wait."""
+        """Write all of `data`, without a deadline: a container may not read for a long time."""
         view = memoryview(data)
         while view:
             request = agent_pb2.WriteStreamRequest(
@@ -232,15 +269,16 @@ class AgentClient:
             answer = await self._call(f"write to container {container_id}", "WriteStdin", request, timeout=None)
             written = int(answer.len)  # type: ignore[attr-defined]
             if not 0 < written <= len(view):
-                raise Unavailable(f"write to container {container_id}: the guest claims {written} bytes")
+                raise Unavailable(f"write to container {container_id}: invalid answer of {written} bytes")
             view = view[written:]
 
     async def close_stdin(self, container_id: str, exec_id: str) -> None:
+        """Close a process's standard input."""
         request = agent_pb2.CloseStdinRequest(container_id=container_id, exec_id=exec_id)
-        await self._call(f"close the input of container {container_id}", "CloseStdin", request)
+        await self._call(f"close standard input of container {container_id}", "CloseStdin", request)
 
     async def oom_events(self) -> AsyncIterator[str]:
-        """Container ids, one for each out-of-memory kill in the guest, until the connection ends."""
+        """Container ids, one for each out-of-memory kill in the guest, until the connection closes."""
         while True:
             answer = await self._call(
                 "out-of-memory events", "GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout=None
@@ -249,6 +287,6 @@ class AgentClient:
 
 
 def _shown(text: str) -> str:
-    """What the guest says, on one line of bounded length: it ends up in the host's logs and on terminals."""
-    line = "".join(character if character.isprintable() else " " for character in text[:_TEXT_MAX])
-    return line if len(text) <= _TEXT_MAX else f"{line}..."
+    """Text of the guest on one line of bounded length, for the host's logs and terminals."""
+    line = "".join(character if character.isprintable() else " " for character in text[:_MAX_TEXT])
+    return line if len(text) <= _MAX_TEXT else f"{line}..."

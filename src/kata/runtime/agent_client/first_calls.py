@@ -1,10 +1,9 @@
-"""The first calls to a machine that goes on from a template, made before there is anybody to hear the answers.
+"""The first calls to the agent of a restored VM, sent before there is a client for the answers.
 
-They give it randomness and a clock of its own. The agent takes calls in the order of their arrival, so nothing else is
-answered before. A restored guest translates all its code anew under emulation, and may as well begin with that while
-the host still loads the client.
+They give it its own randomness and clock. The agent answers calls in the order of their arrival, so these come first.
+Under emulation, a restored guest translates its code again, which it begins here while the host still loads the client.
 
-Imports nothing that takes long to load, so the messages are put together by hand: in kata.protocols' agent.proto,
+Imports nothing slow, so the messages are encoded by hand: in kata.protocols' agent.proto,
 ReseedRandomDevRequest { bytes data = 2; } and SetGuestDateTimeRequest { int64 Sec = 1; int64 Usec = 2; }.
 """
 
@@ -26,10 +25,11 @@ _SEED_BYTES = 64
 
 @dataclass(frozen=True)
 class FirstCalls:
-    """What has been said on an agent's channel.
+    """What was sent on an agent's channel.
 
     Attributes:
-        reseed, set_time: the streams of the calls.
+        connection: its state, for the client.
+        reseed, set_time: the stream ids of the calls.
     """
 
     connection: Connection
@@ -38,7 +38,7 @@ class FirstCalls:
 
 
 def send_first_calls(channel: socket.socket) -> FirstCalls:
-    """Make the calls; `AgentClient` goes on from what is returned, and finds out if nobody hears them."""
+    """Send the calls. `AgentClient` continues with the result, and notices if the channel is closed."""
     connection = Connection(Role.CLIENT)
     seed = os.urandom(_SEED_BYTES)
     seconds, rest = divmod(time.time_ns(), 10**9)
@@ -46,6 +46,6 @@ def send_first_calls(channel: socket.socket) -> FirstCalls:
     reseed, first = connection.request(Request(_SERVICE, "ReseedRandomDev", b"\x12" + varint(len(seed)) + seed))
     set_time, second = connection.request(Request(_SERVICE, "SetGuestDateTime", now))
     with contextlib.suppress(OSError):
-        # Some hundred bytes into an empty socket: they fit.
+        # A hundred bytes fit into an empty socket.
         channel.send(first + second)
     return FirstCalls(connection, reseed, set_time)

@@ -1,7 +1,7 @@
-"""A PCI device of the host lent to a virtual machine: bound to vfio-pci, and back to what drove it before.
+"""Binding a PCI device of the host to vfio-pci, and to its own driver again.
 
-What a container is given by its spec, its administrator binds. A network card in a pod's namespace is at work there, so
-it is the sandbox that takes it from its driver, and gives it back: it is on the ledger.
+Devices in a container's spec are bound by the administrator. A physical NIC in a pod's namespace is bound by the
+sandbox, which restores its binding later: it is on the ledger.
 
 Reference: the kernel's Documentation/ABI/testing/sysfs-bus-pci (driver_override, drivers_probe).
 """
@@ -18,7 +18,7 @@ _PROBE = "/sys/bus/pci/drivers_probe"
 
 
 def driver_of(address: str, root: str = "") -> str:
-    """What a device is bound to, or ""."""
+    """The driver that a device is bound to, or ""."""
     try:
         return os.path.basename(os.readlink(f"{root}/sys/bus/pci/devices/{address}/driver"))
     except OSError:
@@ -26,14 +26,22 @@ def driver_of(address: str, root: str = "") -> str:
 
 
 def override_of(address: str, root: str = "") -> str:
-    """The driver that somebody has chosen for a device, or "". Raises OSError."""
+    """The driver that a device is forced to (`driver_override`), or "".
+
+    Raises:
+        OSError: there is no such device.
+    """
     with open(f"{root}/sys/bus/pci/devices/{address}/driver_override", encoding="ascii") as file:
         chosen = file.read().strip()
     return "" if chosen == _NONE else chosen
 
 
-def lend(address: str, root: str = "") -> None:
-    """Take a device from its driver and bind it to vfio-pci. Blocks until its driver has let go.
+def bind_to_vfio(address: str, root: str = "") -> None:
+    """Unbind a device from its driver and bind it to vfio-pci. Blocks until the driver has released it.
+
+    Args:
+        address: such as "0000:3b:00.0".
+        root: what /sys is below; another one for tests.
 
     Raises:
         FailedPrecondition: the kernel refuses, or has no vfio-pci.
@@ -45,15 +53,20 @@ def lend(address: str, root: str = "") -> None:
             _write(f"{device}/driver/unbind", address)
         _write(f"{root}{_PROBE}", address)
     except OSError as error:
-        raise FailedPrecondition(f"device {address} cannot be taken from its driver: {error.strerror}") from error
+        raise FailedPrecondition(f"cannot unbind device {address} from its driver: {error.strerror}") from error
     if (found := driver_of(address, root)) != VFIO:
         raise FailedPrecondition(
-            f"device {address} does not bind to {VFIO}: it has {found or 'no driver'} now", hint=f"modprobe {VFIO}"
+            f"cannot bind device {address} to {VFIO}: its driver is now {found or 'none'}", hint=f"modprobe {VFIO}"
         )
 
 
-def give_back(address: str, override: str, root: str = "") -> None:
-    """Have a device driven as before; one that has gone is fine. Idempotent.
+def rebind(address: str, override: str, root: str = "") -> None:
+    """Restore a device's binding. Idempotent; a device that is gone is ignored.
+
+    Args:
+        address: such as "0000:3b:00.0".
+        override: its former `driver_override`, or "".
+        root: what /sys is below; another one for tests.
 
     Raises:
         OSError: the kernel refuses.
@@ -61,16 +74,16 @@ def give_back(address: str, override: str, root: str = "") -> None:
     device = f"{root}/sys/bus/pci/devices/{address}"
     if os.path.exists(device):
         _write(f"{device}/driver_override", f"{override}\n")
-        # Its own driver may have it still: then nobody had begun to lend it.
+        # It may still be bound to its own driver, if it was never bound to vfio-pci.
         if driver_of(address, root) == VFIO:
             _write(f"{device}/driver/unbind", address)
         _write(f"{root}{_PROBE}", address)
 
 
 def release_device(entry: str) -> None:
-    """`give_back` by the ledger's entry, "ADDRESS" or "ADDRESS DRIVER_OVERRIDE"."""
+    """`rebind` by the ledger's entry, "ADDRESS" or "ADDRESS DRIVER_OVERRIDE"."""
     address, _, override = entry.partition(" ")
-    give_back(address, override)
+    rebind(address, override)
 
 
 def _write(path: str, value: str) -> None:

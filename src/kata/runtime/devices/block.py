@@ -1,7 +1,9 @@
-"""The disks of a sandbox: opened, plugged once however many containers use them, unplugged when the last is gone.
+"""The disks of a sandbox: opened, plugged once for all containers that use them, unplugged after the last.
 
-A disk that is written to is opened exclusively: the kernel refuses one that the host has mounted or that another
-machine writes to, and refuses others as long as QEMU has it. Image files are locked by QEMU in the same way.
+A writable disk is opened exclusively (O_EXCL): the kernel refuses one that is mounted on the host or that another VM
+writes to, and refuses others for as long as the VMM has it open. The VMM locks image files for the same purpose.
+
+Reference: open(2), "O_EXCL" on block devices.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ _SCSI = "virtio-scsi"
 
 @dataclass(frozen=True)
 class Attached:
-    """A disk that the guest has.
+    """A disk that the guest has, for the agent.
 
     Attributes:
-        kind: the agent's word for how it finds it: "blk" by PCI path, "scsi" by "ID:LUN".
-        address: that.
+        disk: the disk.
+        kind: how the guest finds it: "blk" by PCI path, "scsi" by "ID:LUN".
+        address: PCI path or "ID:LUN".
     """
 
     disk: Disk
@@ -41,7 +44,7 @@ class Attached:
 
 @dataclass
 class _Plugged:
-    """A disk that the machine has."""
+    """A disk that the VM has."""
 
     id: str
     address: str
@@ -50,10 +53,11 @@ class _Plugged:
 
 
 class Disks:
-    """The disks of one sandbox's machine.
+    """The disks of one sandbox's VM.
 
     Args:
-        config: says which driver, cache and way of input and output.
+        vm: the VM.
+        config: says which driver, cache mode and aio.
     """
 
     def __init__(self, vm: VirtualMachine, config: HypervisorConfig) -> None:
@@ -61,39 +65,47 @@ class Disks:
         self._config = config
         self._plugged: dict[tuple[str, int, int], _Plugged] = {}
         self._count = 0
-        # Who comes while a disk is being plugged finds it plugged.
+        # A container that comes while a disk is being plugged waits for it.
         self._lock = asyncio.Lock()
 
     async def attach(self, owner: str, disks: Sequence[Disk]) -> list[Attached]:
-        """Give the guest the disks of the container `owner`, in their order; all of them or none.
+        """Plug the disks of a container in their order; all of them or none.
+
+        Args:
+            owner: the container's id.
+            disks: its disks.
 
         Raises:
-            NotFound, InvalidArgument: one is no disk.
-            FailedPrecondition: one is in use on the host, or QEMU refuses it.
+            NotFound, InvalidArgument: one does not exist, or is not a disk.
+            FailedPrecondition: one is in use on the host, or the VMM refuses it.
             KataError: as `VirtualMachine.plug`.
         """
         attached = []
         async with self._lock:
             try:
                 for disk in disks:
-                    attached.append(await self._attach(owner, disk))  # noqa: PERF401 - what was is detached on failure
+                    attached.append(await self._attach(owner, disk))  # noqa: PERF401 - on failure, those so far are detached
             except BaseException:
                 await asyncio.shield(asyncio.ensure_future(self._detach(owner)))
                 raise
         return attached
 
     async def detach(self, owner: str) -> None:
-        """Take back what no other container uses. A guest that keeps a disk is logged; its machine's end frees it."""
+        """Unplug what no other container uses. What the guest does not release is logged, and ends with the VM."""
         async with self._lock:
             await self._detach(owner)
 
     async def grow(self, source: str, size: int) -> None:
-        """Have the guest see that a disk has grown, to `size` bytes. An image file is made that long.
+        """Grow a disk to `size` bytes, and its image file if it is one.
+
+        Args:
+            source: its path on the host.
+            size: bytes.
 
         Raises:
-            NotFound: the guest has no such disk.
-            InvalidArgument: it is larger already.
-            FailedPrecondition: what it lies on is smaller.
+            NotFound: the VM has no such disk.
+            InvalidArgument: the image file is larger.
+            FailedPrecondition: the block device is smaller.
         """
         async with self._lock:
             fd, identity = _open(Disk(source, read_only=True))
@@ -103,9 +115,9 @@ class Disks:
             finally:
                 os.close(fd)
             if there is None:
-                raise NotFound(f"disk {source} is not in the virtual machine")
+                raise NotFound(f"disk {source} is not in the VM")
             if is_file and length > size:
-                raise InvalidArgument(f"disk {source} has {length} bytes, and does not shrink to {size}")
+                raise InvalidArgument(f"disk {source} has {length} bytes and cannot shrink to {size}")
             await self._vm.grow_disk(there.id, size)
 
     async def _attach(self, owner: str, disk: Disk) -> Attached:
@@ -122,7 +134,7 @@ class Disks:
                 there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
                 self._plugged[identity] = there
             elif there.read_only and not disk.read_only:
-                raise FailedPrecondition(f"{disk.source} is in the virtual machine already, read-only")
+                raise FailedPrecondition(f"disk {disk.source} is in the VM already, and read-only")
         finally:
             os.close(fd)
         there.users.add(owner)
@@ -153,14 +165,14 @@ class Disks:
 
 
 def _open(disk: Disk) -> tuple[int, tuple[str, int, int]]:
-    """The open disk, and what tells it from others, however it is named.
+    """Open a disk; returns the descriptor and the disk's identity, whatever its path.
 
     Raises:
-        NotFound: it is not there.
-        InvalidArgument: it is neither a block device nor a regular file, or empty.
+        NotFound: it does not exist.
+        InvalidArgument: it is neither a block device nor a regular file, or is empty.
         FailedPrecondition: it is in use, or cannot be opened.
     """
-    # Not blocking: it may be a FIFO, or a drive without a disk.
+    # O_NONBLOCK: it may be a FIFO, or a drive without a medium.
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDONLY if disk.read_only else os.O_RDWR)
     try:
         fd = os.open(disk.source, flags)
@@ -186,7 +198,7 @@ def _open(disk: Disk) -> tuple[int, tuple[str, int, int]]:
 
 
 def _exclusive(path: str, fd: int) -> int:
-    """The same block device opened exclusively; the new descriptor replaces `fd`.
+    """Open the same block device exclusively; the new descriptor replaces `fd`, which is closed.
 
     Raises:
         FailedPrecondition: it is in use.
@@ -198,7 +210,7 @@ def _exclusive(path: str, fd: int) -> int:
             raise FailedPrecondition(f"disk {path} cannot be opened: {error.strerror}") from error
         raise FailedPrecondition(
             f"disk {path} is in use on this host",
-            hint="it or a part of it is mounted, or another program or sandbox writes to it",
+            hint="it or a partition of it is mounted, or another program or sandbox writes to it",
         ) from error
     os.close(fd)
     return exclusive

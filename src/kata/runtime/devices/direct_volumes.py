@@ -1,4 +1,4 @@
-"""The direct volumes of a sandbox, of which their driver asks how full one is, or has it grow."""
+"""The direct volumes of a sandbox: their storage driver asks for usage, and lets them grow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _MAX_SIZE = 1 << 60
 
 
 class Volumes:
-    """One sandbox's. Answers `kata.management.Volumes`."""
+    """The direct volumes of one sandbox. Implements the service `kata.management.Volumes`.
+
+    Args:
+        sandbox_id: the sandbox's.
+        ledger, disks, agent: the sandbox's.
+    """
 
     def __init__(self, sandbox_id: str, ledger: Ledger, disks: Disks, agent: AgentClient) -> None:
         self._id = sandbox_id
@@ -30,27 +35,39 @@ class Volumes:
         self._devices: dict[str, str] = {}
 
     def add(self, volumes: Mapping[str, str]) -> None:
-        """Containers have these: paths of volumes on the host, each with the disk that it is on."""
+        """Add volumes of a container: paths on the host, each with its disk.
+
+        Raises:
+            OSError: the volume cannot be marked as used.
+        """
         for path, device in volumes.items():
             point = guest_point(path)
             if point not in self._devices:
-                self._tell(path)
+                self._mark(path)
             self._devices[point] = device
 
-    def _tell(self, path: str) -> None:
-        """Leave the file by which the volume's driver finds the sandbox; it stays as long as the sandbox."""
+    def _mark(self, path: str) -> None:
+        """Create the file by which the storage driver finds the sandbox; it exists as long as the sandbox."""
         file = user_file(path, self._id)
         self._ledger.hold(FILE, file)
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
     async def stats(self, request: management_pb2.VolumeRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+        """How full a volume is, from the agent. Raises NotFound: the sandbox has no such volume."""
         self._device(request.volume_path)
         return await self._agent.volume_stats(guest_point(request.volume_path))
 
     async def resize(self, request: management_pb2.ResizeVolumeRequest, ctx: CallContext) -> Empty:
+        """Grow a volume and its file system.
+
+        Raises:
+            NotFound: the sandbox has no such volume.
+            InvalidArgument: the size is out of range, or smaller than the volume.
+            FailedPrecondition: its block device is smaller, or the guest cannot grow the file system.
+        """
         device = self._device(request.volume_path)
         if not 0 < request.size <= _MAX_SIZE:
-            raise InvalidArgument(f"volume {request.volume_path}: a size of {request.size} bytes is impossible")
+            raise InvalidArgument(f"volume {request.volume_path}: invalid size {request.size} (1 to {_MAX_SIZE} bytes)")
         await self._disks.grow(device, request.size)
         await self._agent.resize_volume(guest_point(request.volume_path), request.size)
         return Empty()

@@ -1,7 +1,6 @@
-"""The host's devices that one sandbox has: disks, direct volumes, swap, IOMMU groups, network cards.
+"""The devices of the host that one sandbox has: disks, direct volumes, swap, IOMMU groups, physical NICs.
 
-Decides what each container gets of them, gives it, and takes it back. What few sandboxes have is imported with the
-first.
+Plans what each container gets of them, plugs it, and unplugs it. What few sandboxes need is imported on first use.
 """
 
 from __future__ import annotations
@@ -42,10 +41,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a container is to have.
+    """The plan of a container's devices.
 
     Attributes:
-        swap: bytes of it that its guest needs.
+        disks, vfio: its disks and VFIO devices.
+        swap: bytes of swap that the guest needs for it.
     """
 
     disks: DiskPlan
@@ -54,16 +54,17 @@ class Wanted:
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What was left out, with the reason, for the log."""
+        """What is left out, with the reason, for the log."""
         return (*self.disks.skipped, *self.vfio.skipped)
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a container has got, as the agent is told of it.
+    """What a container has got, for the agent.
 
     Attributes:
-        spec: the container's, with the devices that the guest can have.
+        spec: the container's, with the devices that the guest has.
+        disks, groups: its disks and IOMMU groups.
     """
 
     spec: Spec
@@ -72,8 +73,8 @@ class Given:
 
 
 @dataclass(frozen=True)
-class _Machine:
-    """What devices are given to, and who keeps count of them."""
+class _Running:
+    """A running VM and its devices."""
 
     vm: VirtualMachine
     agent: AgentClient
@@ -82,7 +83,13 @@ class _Machine:
 
 
 class HostDevices:
-    """Those of one sandbox, for as long as its machine lives."""
+    """The devices of one sandbox, for as long as its VM runs.
+
+    Args:
+        sandbox_id: the sandbox's.
+        config: the sandbox's.
+        ledger: the sandbox's, for what outlives its process.
+    """
 
     def __init__(self, sandbox_id: str, config: Config, ledger: Ledger) -> None:
         self._id = sandbox_id
@@ -90,12 +97,12 @@ class HostDevices:
         self._ledger = ledger
         self._iommu = Iommu()
         self._cold: dict[int, list[VfioDevice]] = {}
-        self._begun: _Machine | None = None
+        self._begun: _Running | None = None
         self._volumes: Volumes | None = None
         self._swap: Swap | None = None
 
     def named(self, bundle: Bundle) -> Bundle:
-        """The bundle with devices of the host that its annotations name (CDI). Raises as `kata.oci.cdi.by_host`."""
+        """The bundle with the devices of the host that its annotations name (CDI); raises as `kata.oci.cdi.by_host`."""
         directories = self._config.runtime.cdi_spec_dirs
         if not directories or not bundle.spec.get("annotations"):
             return bundle
@@ -104,23 +111,23 @@ class HostDevices:
         return replace(bundle, spec=cdi.by_host(bundle.spec, [str(one) for one in directories]))
 
     def at_boot(self, spec: Spec) -> tuple[Ports, tuple[VfioDevice, ...]]:
-        """What the machine of a sandbox whose first container has this spec needs: root ports, and devices in them.
+        """What the VM needs for the first container: root ports, and devices to boot with. A look at the host.
 
         Raises:
-            NotFound, FailedPrecondition: a device that is to be there is not ready.
+            NotFound, FailedPrecondition: a device to boot with is not ready.
         """
         self._cold = cold_devices(spec, self._config, self._iommu)
         return ports(spec, self._iommu), tuple(chain.from_iterable(self._cold.values()))
 
     def begin(self, vm: VirtualMachine, agent: AgentClient) -> None:
-        """The machine is there, as `at_boot` has wanted it."""
+        """The VM runs, as `at_boot` has requested it."""
         disks = Disks(vm, self._config.hypervisor)
-        self._begun = _Machine(vm, agent, disks, IommuGroups(vm, self._config, self._iommu, self._cold))
+        self._begun = _Running(vm, agent, disks, IommuGroups(vm, self._config, self._iommu, self._cold))
 
     @property
-    def _machine(self) -> _Machine:
+    def _running(self) -> _Running:
         if self._begun is None:
-            raise FailedPrecondition(f"sandbox {self._id} has no virtual machine yet")
+            raise FailedPrecondition(f"sandbox {self._id} has no VM yet")
         return self._begun
 
     def plan(
@@ -151,13 +158,13 @@ class HostDevices:
         return swap.wanted(spec, memory_mib)
 
     async def give(self, container_id: str, wanted: Wanted) -> Given:
-        """Plug in what a container is to have. After an error `take_back` is the caller's.
+        """Plug the devices of a container. After an error, the caller calls `take_back`.
 
         Raises:
             KataError: as `Disks.attach`, `IommuGroups.attach`, `Swap.provide`.
         """
-        disks = await self._machine.disks.attach(container_id, wanted.disks.disks) if wanted.disks.disks else ()
-        groups = await self._machine.groups.attach(container_id, wanted.vfio.groups) if wanted.vfio.groups else ()
+        disks = await self._running.disks.attach(container_id, wanted.disks.disks) if wanted.disks.disks else ()
+        groups = await self._running.groups.attach(container_id, wanted.vfio.groups) if wanted.vfio.groups else ()
         if wanted.disks.volumes:
             self.volumes().add(wanted.disks.volumes)
         spec = wanted.vfio.spec
@@ -169,30 +176,30 @@ class HostDevices:
         from kata.runtime.devices import swap
 
         if self._swap is None:
-            self._swap = swap.Swap(self._machine.vm, self._machine.agent, self._config.hypervisor.guest_swap_path)
+            self._swap = swap.Swap(self._running.vm, self._running.agent, self._config.hypervisor.guest_swap_path)
         await self._swap.provide(container_id, size)
         return swap.with_limit(spec, size)
 
     async def take_back(self, container_id: str) -> None:
-        """Take back what only this container had."""
+        """Unplug what no other container uses."""
         if self._swap is not None:
             self._swap.leave(container_id)
-        await self._machine.groups.detach(container_id)
-        await self._machine.disks.detach(container_id)
+        await self._running.groups.detach(container_id)
+        await self._running.disks.detach(container_id)
 
-    async def lend_nic(self, link: Link) -> str:
-        """Give the machine a network card; its PCI path there. Raises as `kata.runtime.devices.nics.lend_nic`."""
-        from kata.runtime.devices.nics import lend_nic
+    async def plug_nic(self, link: Link) -> str:
+        """Plug a physical NIC; returns its PCI path in the guest. Raises as `kata.runtime.devices.nics.plug_nic`."""
+        from kata.runtime.devices.nics import plug_nic
 
         def hold(value: str) -> None:
             self._ledger.hold(PCI, value)
 
-        return await lend_nic(link, self._iommu, self._machine.groups, hold)
+        return await plug_nic(link, self._iommu, self._running.groups, hold)
 
     def volumes(self) -> Volumes:
         """The sandbox's direct volumes."""
         if self._volumes is None:
             from kata.runtime.devices.direct_volumes import Volumes
 
-            self._volumes = Volumes(self._id, self._ledger, self._machine.disks, self._machine.agent)
+            self._volumes = Volumes(self._id, self._ledger, self._running.disks, self._running.agent)
         return self._volumes

@@ -1,7 +1,6 @@
-"""IOMMU groups of the host: what is in one, and whether it can be given to a virtual machine. Nothing is changed here.
+"""IOMMU groups of the host: their devices, and whether a VM can get them. A look at the host, which changes nothing.
 
-A group is the least that the IOMMU keeps apart, so it is given as a whole. Who gives it binds its devices to vfio-pci
-before, and they stay bound to it afterwards: what is lent is given back the way it was.
+A group is the unit that the IOMMU isolates, so a VM gets all of it. Its devices are VFIO-bound before, and stay so.
 
 References: the kernel's Documentation/driver-api/vfio.rst and Documentation/ABI/testing/sysfs-kernel-iommu_groups.
 """
@@ -17,9 +16,9 @@ from kata.errors import FailedPrecondition, NotFound
 from kata.linux import pci
 from kata.runtime.devices.binding import VFIO, driver_of
 
-#: PCI class of bridges, which are in a group with what is behind them, and never given away.
+#: PCI class of bridges, which are in a group with the devices behind them, and stay with the host.
 _BRIDGE = 0x06
-_NO_IOMMU = "switch it on in the firmware, and with intel_iommu=on or amd_iommu=on on the kernel command line"
+_NO_IOMMU = "enable it in the firmware, and with intel_iommu=on or amd_iommu=on on the kernel command line"
 #: Lines of sysfs' `resource` file that are BARs: begin, end, flags.
 _BARS = 6
 #: The kernel's IORESOURCE_PREFETCH and IORESOURCE_MEM_64.
@@ -32,9 +31,9 @@ class HostDevice:
 
     Attributes:
         address: such as "0000:3b:00.0".
-        driver: what it is bound to, or "".
+        driver: the driver that it is bound to, or "".
         pci_class: its class code, 24 bits.
-        window: bytes of its prefetchable 64-bit BARs together.
+        window: bytes of all its prefetchable 64-bit BARs.
     """
 
     address: str
@@ -44,16 +43,17 @@ class HostDevice:
 
     @property
     def is_bridge(self) -> bool:
+        """Whether it is a PCI bridge."""
         return self.pci_class >> 16 == _BRIDGE
 
     @property
-    def lent(self) -> bool:
+    def is_vfio_bound(self) -> bool:
         """Whether it is bound to vfio-pci."""
         return self.driver == VFIO
 
 
 class Iommu:
-    """The host's IOMMU as the kernel shows it.
+    """The host's IOMMU.
 
     Args:
         root: what /sys and /dev are below; another one for tests.
@@ -65,7 +65,7 @@ class Iommu:
         self._dev = f"{root}/dev"
 
     def group_of_node(self, major: int, minor: int) -> int | None:
-        """The group whose character device has these numbers; None if it is no group's."""
+        """The group whose character device has this number; None if it is not VFIO's."""
         try:
             with open(f"{self._sys}/dev/char/{major}:{minor}/uevent", encoding="utf-8") as file:
                 names = [line[8:].strip() for line in file if line.startswith("DEVNAME=")]
@@ -75,19 +75,23 @@ class Iommu:
         return int(match[1]) if match else None
 
     def address_of(self, bus: str, name: str) -> str:
-        """The PCI address of a device on `bus`: its own, or that of what a virtio device is in.
+        """The PCI address of a device on `bus`: its own, or that of the virtio transport.
 
         Raises:
-            FailedPrecondition: it is none of PCI.
+            FailedPrecondition: it is not a PCI device.
         """
         if bus == "virtio":
             name = os.path.basename(os.path.dirname(os.path.realpath(f"{self._sys}/bus/virtio/devices/{name}")))
         if bus not in ("pci", "virtio") or not pci.is_address(name):
-            raise FailedPrecondition(f"device {name} on bus {bus or 'of no name'} is none of PCI")
+            raise FailedPrecondition(f"device {name} on bus {bus or '(unknown)'} is not a PCI device")
         return name
 
     def group_of(self, address: str) -> int:
-        """The group that a PCI device is in. Raises FailedPrecondition: it is in none."""
+        """The group of a PCI device.
+
+        Raises:
+            FailedPrecondition: it has none.
+        """
         try:
             name = os.path.basename(os.readlink(f"{self._sys}/bus/pci/devices/{address}/iommu_group"))
         except OSError:
@@ -97,16 +101,16 @@ class Iommu:
         return int(name)
 
     def devices(self, group: int) -> list[HostDevice]:
-        """What a group consists of, bridges included, in the order of their addresses.
+        """The devices of a group, bridges included, in the order of their addresses.
 
         Raises:
-            FailedPrecondition: this host has no IOMMU, or something in the group is no PCI device.
+            FailedPrecondition: this host has no active IOMMU, or a device of the group is not a PCI device.
             NotFound: there is no such group.
         """
         groups = f"{self._sys}/kernel/iommu_groups"
         if not _entries(groups):
             raise FailedPrecondition(
-                "this host has no IOMMU that is on, so no device of it can be given to a virtual machine",
+                "this host has no active IOMMU, so a VM cannot get any of its devices",
                 hint=_NO_IOMMU,
             )
         addresses = _entries(f"{groups}/{group}/devices")
@@ -114,7 +118,7 @@ class Iommu:
             raise NotFound(f"this host has no IOMMU group {group}")
         for address in addresses:
             if not pci.is_address(address):
-                raise FailedPrecondition(f"{address} in IOMMU group {group} is no PCI device")
+                raise FailedPrecondition(f"{address} in IOMMU group {group} is not a PCI device")
         return [self._device(address) for address in addresses]
 
     def _device(self, address: str) -> HostDevice:
@@ -125,30 +129,29 @@ class Iommu:
         )
 
     def assignable(self, group: int) -> list[HostDevice]:
-        """The devices of a group that is ready to be given, bridges left out.
+        """The devices of a group that a VM can get, without bridges.
 
         Raises:
-            FailedPrecondition: a device is not bound to vfio-pci, or somebody has the group already; the message names
-                all devices of the group.
+            FailedPrecondition: a device is not VFIO-bound, or the group is in use; the message names all devices.
             NotFound, FailedPrecondition: as `devices`.
         """
         devices = [device for device in self.devices(group) if not device.is_bridge]
         listed = ", ".join(f"{device.address} ({device.driver or 'no driver'})" for device in devices)
         what = f"IOMMU group {group} with {listed}"
         if not devices:
-            raise FailedPrecondition(f"IOMMU group {group} has nothing but bridges")
-        strange = [device.address for device in devices if not device.lent]
-        if strange:
+            raise FailedPrecondition(f"IOMMU group {group} has only bridges")
+        unbound = [device.address for device in devices if not device.is_vfio_bound]
+        if unbound:
             raise FailedPrecondition(
-                f"{what} is not wholly bound to {VFIO}",
-                hint=f"for each of {', '.join(strange)}: `driverctl set-override ADDRESS {VFIO}`, or write "
+                f"{what} is not completely bound to {VFIO}",
+                hint=f"for each of {', '.join(unbound)}: `driverctl set-override ADDRESS {VFIO}`, or write "
                 f"{VFIO} to its driver_override, its address to its driver/unbind and to /sys/bus/pci/drivers_probe",
             )
         self._refuse_in_use(group, what)
         return devices
 
     def _refuse_in_use(self, group: int, what: str) -> None:
-        # The kernel lets one process at a time open a group.
+        # The kernel lets one process open a group at a time.
         try:
             os.close(os.open(f"{self._dev}/vfio/{group}", os.O_RDWR | os.O_CLOEXEC))
         except FileNotFoundError:
@@ -158,7 +161,7 @@ class Iommu:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise FailedPrecondition(
-                    f"{what} is in use: another virtual machine or program has it",
+                    f"{what} is in use by another VM or program",
                     hint=f"`fuser -v /dev/vfio/{group}` names it",
                 ) from error
             raise FailedPrecondition(f"{what} cannot be opened: {error.strerror}") from error
@@ -180,6 +183,6 @@ def _read(path: str) -> str:
 
 
 def _window(resource: str) -> int:
-    """Bytes of the prefetchable 64-bit BARs in a `resource` file of sysfs, which may be any size."""
+    """Bytes of all prefetchable 64-bit BARs in a `resource` file of sysfs."""
     bars = [[int(word, 16) for word in line.split()] for line in resource.splitlines()[:_BARS]]
     return sum(end - begin + 1 for begin, end, flags in bars if flags & _PREFETCHABLE_64 == _PREFETCHABLE_64)

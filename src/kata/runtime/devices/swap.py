@@ -1,9 +1,9 @@
-"""Swap of the guest: disks that hold what its memory cannot, for containers that ask by annotation (Kata's):
+"""Swap of the guest, on disks, for containers whose annotations request it (Kata's):
 
-    io.katacontainers.container.resource.swappiness        above 0: it may be swapped
-    io.katacontainers.container.resource.swap_in_bytes     memory and swap together, as in the OCI specification
+    io.katacontainers.container.resource.swappiness        above 0: the container may be swapped
+    io.katacontainers.container.resource.swap_in_bytes     limit of memory and swap together, as in the runtime-spec
 
-The files have no name, so nothing can stay of them.
+The files are unnamed (O_TMPFILE), so that none can stay.
 """
 
 from __future__ import annotations
@@ -22,34 +22,38 @@ from kata.runtime.hypervisor.devices import BlockDevice
 
 _PREFIX = "io.katacontainers.container.resource."
 SWAPPINESS, SWAP_IN_BYTES = f"{_PREFIX}swappiness", f"{_PREFIX}swap_in_bytes"
-_SWAPPINESS_MAX = 200
-_BYTES_MAX = 1 << 50
-#: The swap of a guest is a whole number of these; mkswap wants ten pages at least.
+_MAX_SWAPPINESS = 200
+_MAX_BYTES = 1 << 50
+#: The granularity of a guest's swap; mkswap needs at least ten pages.
 _GRAIN = 1 << 20
 _FORMAT_TIMEOUT_S = 30.0
 
 
-def wanted(spec: Spec, machine_mib: int) -> int:
-    """Bytes of swap that a container asks for; 0 if it does not.
+def wanted(spec: Spec, memory_mib: int) -> int:
+    """Bytes of swap that a container requests; 0 for none.
 
-    Without `swap_in_bytes` it is as much as the container's memory limit, without that as much as the machine has.
+    Without `swap_in_bytes`, it is as much as the container's memory limit; without a limit, as much as the VM's memory.
+
+    Args:
+        spec: the container's.
+        memory_mib: the VM's memory in MiB.
 
     Raises:
-        InvalidArgument: an annotation is no number, or not one that it can be.
+        InvalidArgument: an annotation is not a number, or out of range.
     """
     annotations: Mapping[str, str] = spec.get("annotations") or {}
-    swappiness = _number(annotations, SWAPPINESS, _SWAPPINESS_MAX)
-    total = _number(annotations, SWAP_IN_BYTES, _BYTES_MAX)
+    swappiness = _number(annotations, SWAPPINESS, _MAX_SWAPPINESS)
+    total = _number(annotations, SWAP_IN_BYTES, _MAX_BYTES)
     if not swappiness:
         return 0
     limit = _limit(spec)
     if total is None:
-        return limit or machine_mib << 20
+        return limit or memory_mib << 20
     return max(0, total - limit)
 
 
 def with_limit(spec: Spec, swap: int) -> Spec:
-    """The container's spec with the limit of memory and swap together; one without a memory limit stays without."""
+    """The container's spec with a limit of memory and swap together, if it has a limit of memory."""
     if not swap or not (limit := _limit(spec)):
         return spec
     linux: dict[str, Any] = {**(spec.get("linux") or {})}
@@ -70,14 +74,16 @@ def _number(annotations: Mapping[str, str], name: str, most: int) -> int | None:
         return None
     text = str(annotations[name])
     if not text.isdecimal() or len(text) > len(str(most)) or int(text) > most:
-        raise InvalidArgument(f"annotation {name}: {text[:40]!r} is not a number from 0 to {most}")
+        raise InvalidArgument(f"annotation {name}: invalid number {text[:40]!r} (0 to {most})")
     return int(text)
 
 
 class Swap:
-    """The swap of one sandbox's guest. What has been added stays as long as the sandbox.
+    """The swap of one sandbox's guest. It never shrinks.
 
     Args:
+        vm: the sandbox's.
+        agent: the sandbox's.
         directory: where the files are.
     """
 
@@ -91,11 +97,15 @@ class Swap:
         self._lock = asyncio.Lock()
 
     async def provide(self, container_id: str, size: int) -> None:
-        """See to it that the guest has swap for one more container.
+        """Provide the guest with swap for one more container.
+
+        Args:
+            container_id: the container's.
+            size: bytes.
 
         Raises:
-            ResourceExhausted: the host has not so much room.
-            FailedPrecondition: the file cannot be made, or the guest cannot use it.
+            ResourceExhausted: the host's disk has no room.
+            FailedPrecondition: the file cannot be created, or the guest cannot use it.
             KataError: as `VirtualMachine.plug`.
         """
         async with self._lock:
@@ -117,12 +127,12 @@ class Swap:
         try:
             await self._agent.add_swap(path)
         except BaseException:
-            # The guest does not use it, so it lets go.
+            # The guest does not use it, and releases it.
             await asyncio.shield(asyncio.ensure_future(self._vm.unplug(device.id)))
             raise
 
     def leave(self, container_id: str) -> None:
-        """A container has gone; another may have its swap."""
+        """Free the swap of a container that is gone, for others."""
         self._has.pop(container_id, None)
 
     def _make(self, size: int) -> int:
@@ -134,7 +144,7 @@ class Swap:
             fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise FailedPrecondition(
-                f"cannot make swap in {self._directory}: {error.strerror}", hint="see guest_swap_path"
+                f"cannot create swap in {self._directory}: {error.strerror}", hint="see guest_swap_path"
             ) from error
         try:
             os.truncate(fd, size)
@@ -145,7 +155,7 @@ class Swap:
 
 
 async def _format(fd: int) -> None:
-    """Write what the kernel knows swap by, with util-linux's mkswap."""
+    """Write the signature of swap, with mkswap(8)."""
     process = await asyncio.create_subprocess_exec(
         "mkswap",
         "--quiet",
@@ -162,4 +172,6 @@ async def _format(fd: int) -> None:
         process.kill()
         raise
     if process.returncode:
-        raise FailedPrecondition(f"mkswap ended with {process.returncode}: {said.decode(errors='replace')[-200:]}")
+        raise FailedPrecondition(
+            f"mkswap exited with status {process.returncode}: {said.decode(errors='replace')[-200:]}"
+        )

@@ -1,14 +1,15 @@
-"""VFIO devices of containers: which groups a spec wants, what the guest is told, and plugging them.
+"""VFIO devices of containers: the IOMMU groups that a spec names, what the guest is told, and hot-plug.
 
-The spec has a group as a character device, /dev/vfio/<group>. What the guest gets depends on `vfio_mode`:
+The spec has a group as a character device, /dev/vfio/<group>. What the container gets depends on `vfio_mode`:
 
-    guest-kernel    the guest's driver takes the devices; the spec's nodes of VFIO mean nothing there and go
-    vfio            the container drives the devices; the agent gives the node the path and number that it has there
+    guest-kernel    a driver of the guest binds the devices; VFIO's device nodes are removed from the spec
+    vfio            the container drives the devices; the agent gives the node its path and number in the guest
 
-Devices are plugged into PCIe root ports of the running machine, whichever mode: so a sandbox with a device goes on
-from a template like any other. With `cold_plug_vfio` those of the first container are there when the machine is booted,
-for devices that do not bear to come later, and stay as long as it does. All that a sandbox holds of the host are files
-that QEMU has open: they close when it ends, whatever ended it.
+Devices are hot-plugged into PCIe root ports in either mode, so that a sandbox with devices is restored from a template,
+too. With `cold_plug_vfio`, the VM boots with the devices of the first container, and keeps them until it ends. All that
+a sandbox holds of the host are files that the VMM has open: they are closed when it ends, however it ends.
+
+Reference: the kernel's Documentation/driver-api/vfio.rst.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ log = logging.getLogger(__name__)
 GUEST_KERNEL = "guest-kernel"
 _DIRECTORY = "/dev/vfio/"
 _CONTROL = "/dev/vfio/vfio"
-#: Kata's names for the agent's two ways.
+#: The agent's device types (Kata's).
 _TYPES = {GUEST_KERNEL: "vfio-pci-gk", "vfio": "vfio-pci"}
-#: What the firmware (SeaBIOS) sets aside behind a port of its own accord.
-_USUAL_WINDOW = 2 << 20
-#: Seconds the guest has to let go of a device.
+#: Bytes of 64-bit MMIO space that the firmware (SeaBIOS) reserves behind a port by default.
+_DEFAULT_WINDOW = 2 << 20
+#: Seconds for the guest to release a device.
 _UNPLUG_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class WantedGroup:
-    """A group that a container's spec names.
+    """An IOMMU group that a container's spec names.
 
     Attributes:
-        path: of the device in the container's spec.
+        group: its number on the host.
+        path: of its device node in the container's spec.
     """
 
     group: int
@@ -54,12 +56,12 @@ class WantedGroup:
 
 @dataclass(frozen=True)
 class VfioPlan:
-    """What of a container is VFIO's.
+    """The VFIO devices of a container.
 
     Attributes:
-        groups: to be given to the guest.
-        spec: for the guest: without nodes of VFIO if the guest's kernel drives the devices.
-        skipped: devices left out, with the reason, for the log.
+        groups: those that the guest gets.
+        spec: for the guest: without VFIO's device nodes if the guest's kernel drives the devices.
+        skipped: devices that are left out, with the reason, for the log.
     """
 
     groups: tuple[WantedGroup, ...]
@@ -69,10 +71,11 @@ class VfioPlan:
 
 @dataclass(frozen=True)
 class AttachedGroup:
-    """A group that the guest has, as the agent is told of it.
+    """An IOMMU group that the guest has, for the agent.
 
     Attributes:
-        kind: the agent's type of device.
+        wanted: the group.
+        kind: the agent's device type.
         options: where the guest finds each device: "ADDRESS=PCI-PATH".
     """
 
@@ -98,7 +101,7 @@ def plan_vfio(spec: Spec, mode: str, groups: Mapping[tuple[int, int], int]) -> V
     linux: Mapping[str, Any] = spec.get("linux") or {}
     devices = _devices(spec)
     rules: Sequence[Mapping[str, Any]] = (linux.get("resources") or {}).get("devices") or ()
-    # A privileged container is given every device that the host has; it gets the guest's, and none of these.
+    # A privileged container has every device of the host in its spec. It gets the guest's, and none of these.
     privileged = allows_everything(rules)
     kept: list[Mapping[str, Any]] = []
     wanted: list[WantedGroup] = []
@@ -142,18 +145,18 @@ def _group(device: Mapping[str, Any], groups: Mapping[tuple[int, int], int]) -> 
         return groups[number]
     name = str(device.get("path")).removeprefix(_DIRECTORY)
     if str(device.get("path")).startswith(_DIRECTORY) and name.isdecimal():
-        # Of this path, but not of this host: the error that follows says what is missing.
+        # The group does not exist on this host, which is the error that follows.
         return int(name)
     return None
 
 
 @dataclass(frozen=True)
 class Ports:
-    """What a spec's devices need of a machine's root ports.
+    """The root ports that a spec's devices need.
 
     Attributes:
         count: how many.
-        window: bytes of address space that each must have for their BARs; 0 if any port does.
+        window: bytes of 64-bit MMIO space that each must have for BARs; 0 if the default suffices.
     """
 
     count: int = 0
@@ -161,9 +164,9 @@ class Ports:
 
 
 def ports(spec: Spec, iommu: Iommu) -> Ports:
-    """The root ports for a spec's VFIO devices.
+    """The root ports that a spec's VFIO devices need. A look at the host.
 
-    Known when the machine is planned; a group that is not there or not ready is the container's to complain about.
+    A group that does not exist or is not ready is not counted: creating the container fails later.
     """
     count = largest = 0
     for wanted in plan_vfio(spec, GUEST_KERNEL, groups_of(spec, iommu)).groups:
@@ -173,11 +176,16 @@ def ports(spec: Spec, iommu: Iommu) -> Ports:
             continue
         count += len(devices)
         largest = max([largest, *(device.window for device in devices)])
-    return Ports(count, 0 if largest <= _USUAL_WINDOW else 1 << (largest - 1).bit_length())
+    return Ports(count, 0 if largest <= _DEFAULT_WINDOW else 1 << (largest - 1).bit_length())
 
 
 def cold_devices(spec: Spec, config: Config, iommu: Iommu) -> dict[int, list[VfioDevice]]:
-    """What a machine is to be booted with, by group; nothing unless `cold_plug_vfio` wants that.
+    """The devices that the VM boots with, by group; none unless `cold_plug_vfio` says so. A look at the host.
+
+    Args:
+        spec: of the sandbox's first container.
+        config: the sandbox's.
+        iommu: the host's.
 
     Raises:
         NotFound, FailedPrecondition: as `Iommu.assignable`.
@@ -194,7 +202,7 @@ def _device(device: HostDevice) -> VfioDevice:
 
 @dataclass
 class _Plugged:
-    """A group that the machine has."""
+    """A group that the VM has."""
 
     options: tuple[str, ...] = ()
     cold: bool = False
@@ -203,11 +211,13 @@ class _Plugged:
 
 
 class IommuGroups:
-    """The IOMMU groups that one sandbox's machine has.
+    """The IOMMU groups of one sandbox's VM.
 
     Args:
-        config: says what the container gets of a group, and whether any is plugged at all.
-        cold: what the machine was booted with, as of `cold_devices`.
+        vm: the VM.
+        config: says what a container gets of a group, and whether groups may be hot-plugged.
+        iommu: the host's.
+        cold: what the VM was booted with, from `cold_devices`.
     """
 
     def __init__(
@@ -221,11 +231,15 @@ class IommuGroups:
             group: _Plugged(tuple(f"{device.host}={vm.place(device.id)}" for device in devices), cold=True)
             for group, devices in cold.items()
         }
-        # Who comes while a group is being plugged finds it plugged.
+        # A container that comes while a group is being plugged waits for it.
         self._lock = asyncio.Lock()
 
     async def attach(self, owner: str, wanted: Sequence[WantedGroup]) -> list[AttachedGroup]:
-        """Give the guest the groups of the container `owner`; all of them or none.
+        """Plug the groups of a container; all of them or none.
+
+        Args:
+            owner: the container's id.
+            wanted: its groups.
 
         Raises:
             NotFound, FailedPrecondition: as `Iommu.assignable`.
@@ -247,14 +261,14 @@ class IommuGroups:
         if there is None:
             if not self._ports:
                 raise FailedPrecondition(
-                    f"IOMMU group {group} is not given to the virtual machine: devices of the host are switched off",
+                    f"cannot plug IOMMU group {group}: VFIO hot-plug is disabled",
                     hint="set hot_plug_vfio to root-port in the configuration",
                 )
             devices = self._iommu.assignable(group)
             there = self._plugged[group] = _Plugged(users={owner})
             there.options = tuple([await self._plug(there, device) for device in devices])
         elif self._mode != GUEST_KERNEL and not there.users <= {owner}:
-            raise FailedPrecondition(f"IOMMU group {group} is another container's of this sandbox")
+            raise FailedPrecondition(f"IOMMU group {group} is in use by another container of this sandbox")
         there.users.add(owner)
         return there.options
 
@@ -266,7 +280,7 @@ class IommuGroups:
         return f"{device.address}={path}"
 
     async def detach(self, owner: str) -> None:
-        """Take back what no other container uses. A guest that keeps a device is logged; its machine's end frees it."""
+        """Unplug what no other container uses. What the guest does not release is logged, and ends with the VM."""
         async with self._lock:
             await self._detach(owner)
 

@@ -1,1 +1,1 @@
-"""A pod's network on the host: what is in its namespace, and how it gets into the virtual machine."""
+"""A pod's network on the host: what is in its namespace, and how it is connected to the VM."""

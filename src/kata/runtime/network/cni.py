@@ -1,8 +1,8 @@
-"""CNI: a network made by its plugins, for a sandbox that nobody else has given one to.
+"""CNI: networks for sandboxes that no container engine has given one to, set up by plugins.
 
 Reference: the CNI specification 1.0.0, sections 1 (configuration), 2 (execution protocol) and 3 (what runs them).
 
-What was made is written to a file first, so that whoever cleans up can have it removed (`delete`).
+A record of the network is written first, so that it can be removed even after a crash (`delete`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.linux import atomic_file
 
-#: Where configurations are, and the directories of plugins: Debian's among them.
+#: The directory of configurations, and those of plugins, including Debian's.
 CONFIGURATIONS = Path("/etc/cni/net.d")
 PLUGINS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 _SUFFIXES = (".conflist", ".conf", ".json")
-_FILE_MAX = 1 << 20
+_MAX_FILE = 1 << 20
 _TIMEOUT_S = 20.0
 _INTERFACE = "eth0"
 
@@ -34,7 +34,8 @@ class ConfList:
     """A network's configuration.
 
     Attributes:
-        plugins: their configurations, in the order in which they add.
+        name, version: of the network, and of CNI.
+        plugins: their configurations, in the order of ADD.
     """
 
     name: str
@@ -44,11 +45,11 @@ class ConfList:
 
 @dataclass(frozen=True)
 class Added:
-    """What the plugins say of a network they have made.
+    """The result of ADD.
 
     Attributes:
-        addresses: without the length of the prefix, in their order.
-        nameservers: none if the plugins leave that to others.
+        addresses: without prefix length, in their order.
+        nameservers: empty if the plugins do not configure DNS.
     """
 
     addresses: tuple[str, ...]
@@ -56,15 +57,15 @@ class Added:
 
 
 def find(name: str, directory: Path = CONFIGURATIONS) -> ConfList:
-    """The configuration of a network.
+    """Find the configuration of a network.
 
     Raises:
-        NotFound: there is none of that name; the hint has those that there are.
+        NotFound: there is none with this name; the hint lists those that exist.
     """
     found = {one.name: one for one in _read_all(directory)}
     if name not in found:
-        there = f"those of {directory}: {', '.join(found)}" if found else f"{directory} has none"
-        raise NotFound(f"there is no network {name}", hint=there)
+        there = f"networks in {directory}: {', '.join(found)}" if found else f"{directory} has no networks"
+        raise NotFound(f"network {name} does not exist", hint=there)
     return found[name]
 
 
@@ -73,36 +74,40 @@ def _read_all(directory: Path) -> Iterator[ConfList]:
         if path.suffix in _SUFFIXES:
             try:
                 with path.open("rb") as file:
-                    yield parse(file.read(_FILE_MAX))
+                    yield parse(file.read(_MAX_FILE))
             except (OSError, InvalidArgument):
-                continue  # somebody else's, and broken
+                continue  # malformed, and maybe not for us
 
 
 def parse(text: str | bytes) -> ConfList:
-    """A list of plugins, or a single one's configuration.
+    """Parse a configuration: a list of plugins, or a single plugin.
 
     Raises:
-        InvalidArgument: it is neither.
+        InvalidArgument: it is malformed.
     """
     try:
         content = json.loads(text)
         name, version = str(content["name"]), str(content.get("cniVersion") or "0.2.0")
         plugins = content.get("plugins", [content])
         if not plugins or not all(isinstance(one["type"], str) and "/" not in one["type"] for one in plugins):
-            raise ValueError("no plugin, or one without a type")
+            raise ValueError("a plugin or its type is missing")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"CNI: this is no configuration of a network: {error}") from None
+        raise InvalidArgument(f"CNI: malformed network configuration: {error}") from None
     return ConfList(name, version, tuple(plugins))
 
 
 def add(network: ConfList, container_id: str, netns: str, record: Path, plugins: tuple[str, ...] = PLUGINS) -> Added:
-    """Have a network made in a namespace.
+    """Set up a network in a namespace (ADD).
 
     Args:
-        record: the file for `delete`, written before anything is made.
+        network: its configuration.
+        container_id: the sandbox's.
+        netns: path of the network namespace.
+        record: the file for `delete`, written first.
+        plugins: directories of plugins.
 
     Raises:
-        FailedPrecondition: a plugin is missing, fails or hangs. What was made then stays until `delete`.
+        FailedPrecondition: a plugin is missing, fails or hangs. The rest stays until `delete`.
     """
     written = {
         "network": {"name": network.name, "cniVersion": network.version, "plugins": network.plugins},
@@ -121,7 +126,7 @@ def add(network: ConfList, container_id: str, netns: str, record: Path, plugins:
 
 
 def delete(record: Path) -> None:
-    """Have what `add` has made removed, as far as it came. Idempotent; the namespace may be gone.
+    """Remove what `add` has set up, complete or not (DEL). Idempotent; the namespace may be gone.
 
     Raises:
         FailedPrecondition: a plugin is missing, fails or hangs.
@@ -173,7 +178,7 @@ def _run(
     what = f"CNI plugin {kind}, {command} of {container_id} to network {network.name}"
     program = next((path for one in directories if os.access(path := os.path.join(one, kind), os.X_OK)), None)
     if program is None:
-        raise FailedPrecondition(f"{what}: there is no such plugin in {', '.join(directories)}")
+        raise FailedPrecondition(f"{what}: plugin not found in {', '.join(directories)}")
     configuration = {**plugin, "name": network.name, "cniVersion": network.version}
     if previous is not None:
         configuration["prevResult"] = previous
@@ -197,7 +202,7 @@ def _run(
             timeout=_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        raise FailedPrecondition(f"{what}: no end within {_TIMEOUT_S:.0f} s") from None
+        raise FailedPrecondition(f"{what}: did not end within {_TIMEOUT_S:.0f} s") from None
     except OSError as error:
         raise FailedPrecondition(f"{what}: {error.strerror}") from error
     if done.returncode:
@@ -205,11 +210,11 @@ def _run(
     try:
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
     except ValueError as error:
-        raise FailedPrecondition(f"{what}: its answer is no JSON: {error}") from None
+        raise FailedPrecondition(f"{what}: its answer is not JSON: {error}") from None
 
 
 def _reason(said: str) -> str:
-    """What a plugin says about its failure."""
+    """The error that a plugin reports."""
     try:
         content = json.loads(said)
         return ": ".join(str(content[key]) for key in ("msg", "details") if content.get(key))

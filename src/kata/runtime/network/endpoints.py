@@ -1,7 +1,7 @@
-"""Which interfaces of a network namespace a virtual machine gets, and what the guest has to know of each: pure.
+"""The interfaces of a network namespace that the guest gets, and what the agent is told of each: pure.
 
-An endpoint is an interface that a CNI plugin, Docker or somebody by hand has made and given an address. The guest gets
-one of the same name, hardware address, addresses and routes (Kata's network model).
+An endpoint is an interface with an address, created by a CNI plugin, Docker or by hand. The guest gets one with the
+same name, hardware address, addresses and routes (Kata's network model).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from kata.linux.rtnetlink import (
 from kata.protocols import agent_pb2, types_pb2
 from kata.protocols.interface import PHYSICAL
 
-#: Kinds of interfaces whose packets can be passed on as they are, by traffic control.
-_PASSED_ON = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
-#: What somebody made for a machine: it is connected as it is.
+#: Kinds of interfaces whose frames traffic control can redirect unchanged.
+_REDIRECTED = frozenset(("veth", "macvlan", "ipvlan", "vlan", "bridge", "dummy"))
+#: Kinds that are made for a VM, and are connected directly.
 _CONNECTED = frozenset(("tun", "macvtap"))
-#: Where network cards are: they are given as they are.
+#: Buses of physical NICs.
 _BUSES = frozenset(("pci", "virtio"))
-#: Interfaces that a machine can have at most: each takes a slot of its buses.
-MAXIMUM = 16
+#: The maximum of interfaces of a VM: each takes a PCI slot.
+MAX_INTERFACES = 16
 _AF_INET6 = 10
 
 
@@ -47,7 +47,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a machine's interface may be, in bits a second; 0 for as fast as it can."""
+    """Rate limits of an interface as the guest sees it, in bits per second; 0 for none."""
 
     receive: int = 0
     send: int = 0
@@ -62,7 +62,7 @@ class Endpoint:
 
     Attributes:
         link: as it is in the namespace.
-        addresses, routes, neighbours: of that interface; what the kernels make by themselves is not among them.
+        addresses, routes, neighbours: of that interface, without those that kernels create by themselves.
     """
 
     link: Link
@@ -72,39 +72,40 @@ class Endpoint:
 
     @property
     def id(self) -> str:
-        """The device's name in the machine."""
+        """The id of the device in the VM."""
         return f"net{self.link.index}"
 
     @property
     def is_tap(self) -> bool:
-        """Whether the interface is a tap or macvtap device itself, so that none has to be put beside it."""
+        """Whether the interface itself is a tap or macvtap device, to which the VM is connected directly."""
         return self.link.kind in _CONNECTED
 
     @property
     def is_macvtap(self) -> bool:
-        """Whether it is one with a device node of its own."""
+        """Whether it is a macvtap device, which has a device node."""
         return self.link.kind == "macvtap"
 
     @property
     def is_nic(self) -> bool:
-        """Whether it is a network card of the host, which the machine gets itself."""
+        """Whether it is a physical NIC, which the VM gets by VFIO."""
         return not self.link.kind and self.link.bus in _BUSES
 
     @property
     def tap(self) -> str:
-        """The name of the tap device that the machine is connected to."""
+        """The name of the tap device to which the VM is connected."""
         return self.link.name if self.is_tap else f"tap{self.link.index}_kata"
 
 
 def endpoints(snapshot: Snapshot, namespace: str) -> list[Endpoint]:
-    """The interfaces that the guest gets, by name. Loopback, and what has no address, stays where it is.
+    """The interfaces that the guest gets, sorted by name. Loopback, and those without an address, are left out.
 
     Args:
-        namespace: for errors.
+        snapshot: of the namespace.
+        namespace: its path, for errors.
 
     Raises:
-        Unimplemented: an interface with an address is of a kind that cannot be passed on.
-        InvalidArgument: there are too many.
+        Unimplemented: an interface with an address is of an unsupported kind.
+        InvalidArgument: there are more than MAX_INTERFACES.
     """
     found = []
     for link in sorted(snapshot.links, key=lambda link: link.name):
@@ -121,16 +122,16 @@ def endpoints(snapshot: Snapshot, namespace: str) -> list[Endpoint]:
                 if neighbour.index == link.index and neighbour.state & NUD_PERMANENT and neighbour.lladdr
             ),
         )
-        if link.kind not in _PASSED_ON and link.kind not in _CONNECTED and not endpoint.is_nic:
-            kind = f"a {link.kind} interface" if link.kind else f"a device on the bus {link.bus or 'of no name'}"
+        if link.kind not in _REDIRECTED and link.kind not in _CONNECTED and not endpoint.is_nic:
+            kind = f"a {link.kind} interface" if link.kind else f"a device on bus {link.bus or '(unknown)'}"
             raise Unimplemented(
-                f"network namespace {namespace}: {link.name} is {kind}, which a virtual machine cannot be given",
-                hint=f"supported kinds: {', '.join(sorted(_PASSED_ON))}, tap and macvtap devices, PCI network cards",
+                f"network namespace {namespace}: {link.name} is {kind}, which is not supported",
+                hint=f"supported kinds: {', '.join(sorted(_REDIRECTED))}, tap, macvtap, physical NICs on PCI",
             )
         found.append(endpoint)
-    if len(found) > MAXIMUM:
+    if len(found) > MAX_INTERFACES:
         raise InvalidArgument(
-            f"network namespace {namespace} has {len(found)} interfaces, a virtual machine takes {MAXIMUM}"
+            f"network namespace {namespace} has {len(found)} interfaces; the maximum is {MAX_INTERFACES}"
         )
     return found
 
@@ -140,7 +141,7 @@ def _is_ours(route: Route, link: Link) -> bool:
 
 
 def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
-    """What the agent is told of an interface, `pci_path` being where the guest finds the device."""
+    """An interface for the agent, which finds the device at `pci_path`."""
     link = endpoint.link
     return types_pb2.Interface(
         device=link.name,
@@ -158,7 +159,7 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
 
 
 def routes_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.Routes:
-    """The routes of all interfaces: the agent replaces those it has."""
+    """The routes of all interfaces for the agent, which replaces all it has."""
     return agent_pb2.Routes(
         Routes=[
             types_pb2.Route(
@@ -178,7 +179,7 @@ def routes_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.Routes:
 
 
 def neighbours_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.ARPNeighbors:
-    """The neighbours that were entered by hand, which nothing could find out anew."""
+    """The permanent neighbours of all interfaces for the agent; they cannot be discovered."""
     return agent_pb2.ARPNeighbors(
         ARPNeighbors=[
             types_pb2.ARPNeighbor(

@@ -1,11 +1,13 @@
-"""A pod's network namespace: looked at, its interfaces joined to tap devices, and left as it was found.
+"""A pod's network namespace: its interfaces, and connecting them to tap devices.
 
-Only file descriptors and netlink sockets are made inside; they keep belonging to the namespace, so nobody has to stay
-there. The addresses stay on the interface, where nothing can arrive any more, and it is joined by one of Kata's models:
+Only descriptors and netlink sockets are opened inside. They keep belonging to the namespace, so that no thread has to
+stay there. An interface keeps its addresses, but gets no packets any more. It is connected by one of Kata's models:
 
-    tcfilter    what arrives at the interface goes out at a tap device, and the other way round, by one traffic control
-                filter each; the tap device vanishes with the machine
-    macvtap     a macvtap interface takes it over as a whole, and has to be removed afterwards
+    tcfilter    traffic control redirects what arrives at the interface to a tap device, and vice versa; the tap device
+                vanishes with the VM
+    macvtap     a macvtap interface in pass-through mode on the interface, which has to be removed afterwards
+
+References: network_namespaces(7); the kernel's Documentation/networking/tuntap.rst.
 """
 
 from __future__ import annotations
@@ -26,23 +28,23 @@ from kata.runtime.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
 from kata.runtime.network.release import remove_filter
 
 _OTHER = "another sandbox runs in this namespace, or still ends there"
-#: Numbers of interfaces that nobody else uses: the kernel counts from 1 in each namespace. A device node is called by
-#: the number, and is one of the whole host's.
+#: Interface indexes that nobody else uses: the kernel counts from 1 in each namespace. The index names the device node
+#: of a macvtap interface, which has to be unique on the host.
 _NUMBERS = range(1 << 16, 1 << 30)
 
 
-def number_of_macvtap() -> int:
-    """A number for a macvtap interface."""
+def random_index() -> int:
+    """An index for a macvtap interface."""
     # Not `random`, which would load OpenSSL into every shim with a network.
     return _NUMBERS[int.from_bytes(os.urandom(4), "little") % len(_NUMBERS)]
 
 
 class PodNetwork:
-    """The network namespace at a path.
+    """The network namespace at a path, held open.
 
     Raises:
-        NotFound: there is none.
-        InvalidArgument: it is this process's own, which is the host's, or no network namespace.
+        NotFound: the path does not exist.
+        InvalidArgument: it is the host's (this process's own), or not a network namespace.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,24 +56,32 @@ class PodNetwork:
         if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
             self.close()
             raise InvalidArgument(
-                f"network namespace {path} is the host's, which a virtual machine cannot have",
+                f"network namespace {path} is the host's, which a VM cannot have",
                 hint="run it without the host network",
             )
 
     def close(self) -> None:
-        """Let go of it. Idempotent."""
+        """Close it. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Have the calling thread in it for a moment. Raises OSError."""
+        """Run the body with the calling thread in the namespace.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
         with inside(self._fd, CLONE_NEWNET):
             yield
 
     def changes(self) -> Netlink:
-        """A socket with a message for each change of interfaces, addresses and routes. Raises InvalidArgument."""
+        """A socket that gets a message for each change of interfaces, addresses and routes.
+
+        Raises:
+            InvalidArgument: the namespace cannot be entered.
+        """
         return self._netlink(rtnetlink.GROUPS_ALL)
 
     def _netlink(self, groups: int = 0) -> Netlink:
@@ -79,14 +89,14 @@ class PodNetwork:
             with inside(self._fd, CLONE_NEWNET):
                 return Netlink(groups)
         except OSError as error:
-            raise InvalidArgument(f"network namespace {self.path} cannot be entered: {error.strerror}") from error
+            raise InvalidArgument(f"cannot enter network namespace {self.path}: {error.strerror}") from error
 
     def look(self) -> Snapshot:
         """What is in it now.
 
         Raises:
-            NotFound, InvalidArgument: it is gone, or none.
-            FailedPrecondition: the kernel does not answer.
+            InvalidArgument: the namespace cannot be entered.
+            FailedPrecondition: the kernel refuses.
         """
         with self._netlink() as netlink:
             try:
@@ -100,14 +110,14 @@ class PodNetwork:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
 
     def indexes(self) -> set[int]:
-        """The numbers of all interfaces in it. Raises as `look`."""
+        """The indexes of all interfaces in it. Raises as `look`."""
         return {link.index for link in self.look().links}
 
     def catch(self) -> tuple[socket.socket, int]:
-        """A listening socket that gets every TCP connection made inside, whatever its address and port.
+        """A listening socket that gets every TCP connection that is made inside, whatever its address and port.
 
         Returns:
-            The socket, and a descriptor: once that is closed the socket gets nothing more.
+            The socket, and a descriptor: when it is closed, the socket gets no more connections.
 
         Raises:
             FailedPrecondition: the namespace is gone, or the kernel cannot do that.
@@ -124,16 +134,17 @@ class PodNetwork:
             raise FailedPrecondition(f"network namespace {self.path}: cannot catch connections: {reason}") from error
 
     def open_tap(self, endpoint: Endpoint, queues: int = 1) -> tuple[int, ...]:
-        """Make the tap device of an interface, or connect to one. Its name keeps a second sandbox from the interface.
+        """Create the tap device of an interface, or open it. Its name keeps a second sandbox from the interface.
 
         Args:
-            queues: of a device that is made, or macvtap; a tap device that is there has one.
+            endpoint: the interface.
+            queues: pairs of queues of a new device or a macvtap; an existing tap device has one.
 
         Returns:
-            The tap device's descriptors. The device vanishes when the last copy of them is closed.
+            One descriptor for each pair. A new device vanishes when the last copy of them is closed.
 
         Raises:
-            FailedPrecondition: the namespace is gone, or the interface has a machine already.
+            FailedPrecondition: the namespace is gone, or the interface is in use by another VM.
         """
         what = f"network namespace {self.path}: cannot connect {endpoint.link.name}: tap device {endpoint.tap}"
         try:
@@ -149,23 +160,31 @@ class PodNetwork:
             raise FailedPrecondition(f"{what}: {error.message}") from error
 
     def make_macvtap(self, endpoint: Endpoint, index: int) -> None:
-        """Make the macvtap interface of number `index` that takes an interface over. Its name does as in `open_tap`.
+        """Create the macvtap interface `index` on an interface. Its name works as in `open_tap`.
 
         Raises:
-            FailedPrecondition: the namespace is gone, or the interface has a machine already.
+            FailedPrecondition: the namespace is gone, or the interface is in use by another VM.
         """
         try:
             with self._netlink() as netlink:
                 rtnetlink.add_macvtap(netlink, endpoint.tap, index, endpoint.link.index)
         except OSError as error:
             what = f"network namespace {self.path}: cannot connect {endpoint.link.name} by macvtap"
-            # EINVAL: one that another macvtap or macvlan interface is on cannot be taken over as a whole.
+            # EINVAL: an interface with another macvtap or macvlan interface on it has no pass-through mode.
             if error.errno in (errno.EEXIST, errno.EBUSY, errno.EINVAL):
                 raise FailedPrecondition(f"{what}: it is in use", hint=_OTHER) from error
             raise FailedPrecondition(f"{what}: {_reason(error)}") from error
 
     def open_macvtap(self, endpoint: Endpoint, index: int, queues: int) -> tuple[int, ...]:
-        """Connect to the interface that `make_macvtap` has made, and let packets through.
+        """Open the interface that `make_macvtap` has created, and bring it up.
+
+        Args:
+            endpoint: the interface beneath.
+            index: of the macvtap interface.
+            queues: pairs of queues.
+
+        Returns:
+            One descriptor for each pair.
 
         Raises:
             FailedPrecondition: it has no device node, or the kernel refuses.
@@ -181,7 +200,11 @@ class PodNetwork:
             raise FailedPrecondition(f"{what}: {_reason(error)}") from error
 
     def join(self, endpoint: Endpoint, rates: Rates = NO_LIMIT) -> None:
-        """Join an interface to its tap device, which is open; what was done is undone if that fails.
+        """Redirect between an interface and its tap device, which is open. Undone if that fails.
+
+        Args:
+            endpoint: the interface.
+            rates: its limits.
 
         Raises:
             FailedPrecondition: the interface or the namespace is gone, or the kernel refuses.
@@ -197,14 +220,18 @@ class PodNetwork:
             ) from error
 
     def detach(self, index: int) -> None:
-        """Take the filter and the limit from an interface. What is gone already is fine."""
+        """Remove filter and rate limit of an interface, if they are there.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
         remove_filter(self.path, self.inode, index)
 
 
 def _hold(path: str) -> int:
-    """The namespace at a path, open: held as a container without a machine holds it by its processes.
+    """Open the namespace at a path.
 
-    Not by the file at the path itself, which would keep that from being unmounted.
+    Not the file at the path, which could not be unmounted then.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -214,13 +241,13 @@ def _hold(path: str) -> int:
         with inside(fd, CLONE_NEWNET):
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise InvalidArgument(f"network namespace {path} cannot be entered: {error.strerror}") from error
+        raise InvalidArgument(f"cannot enter network namespace {path}: {error.strerror}") from error
     finally:
         os.close(fd)
 
 
 def _listen() -> socket.socket:
-    """A socket that listens for IPv4 and IPv6 alike, or for IPv4 where there is no other."""
+    """A socket that listens for IPv4 and IPv6, or only for IPv4 without IPv6."""
     try:
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     except OSError:
@@ -246,7 +273,7 @@ def _join(netlink: Netlink, endpoint: Endpoint, rates: Rates) -> None:
     rtnetlink.change_link(netlink, link.index, up=True)
     rtnetlink.redirect(netlink, tap.index, link.index)
     rtnetlink.redirect(netlink, link.index, tap.index)
-    # What the guest gets is sent by the tap device, what it sends by the interface.
+    # What the guest receives is sent by the tap device, what it sends by the interface.
     for index, rate in ((tap.index, rates.receive), (link.index, rates.send)):
         if rate:
             rtnetlink.limit_rate(netlink, index, rate)

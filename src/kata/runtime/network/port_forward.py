@@ -1,8 +1,8 @@
-"""Port-forward: what connects to a port inside the pod's network namespace reaches that port in the guest.
+"""Port-forward: connections inside the pod's network namespace are forwarded to the same port in the guest.
 
-Engines enter the pod's network namespace for it and connect to localhost, where a machine's programs do not listen.
-So a socket of ours gets all connections there (`kata.linux.sklookup`), and the agent makes each in the guest, to the
-address and port that were meant.
+Container engines enter the pod's network namespace and connect to localhost, where no process of a VM listens. So a
+socket of the shim gets all connections there (`kata.linux.sklookup`), and the agent connects to the same address and
+port in the guest.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from kata.ttrpc.relay import reset
 
 log = logging.getLogger(__name__)
 
-#: Connections of one sandbox at a time; more are refused.
-CONNECTIONS_MAX = 128
+#: Concurrent connections of one sandbox; more are refused.
+MAX_CONNECTIONS = 128
 _MAPPED = "::ffff:"
 
 
 class PortForward:
-    """Forwards while it is open.
+    """Forwards connections of one sandbox until it is closed.
 
     Args:
-        listener, link: as `PodNetwork.catch` gives them; owned from here on.
+        agent: the sandbox's.
+        listener, link: from `PodNetwork.catch`; owned from here on.
     """
 
     def __init__(self, agent: AgentClient, listener: socket.socket, link: int) -> None:
@@ -39,10 +40,11 @@ class PortForward:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
+        """Accept connections."""
         self._server = await asyncio.start_server(self._accepted, sock=self._listener)
 
     async def close(self) -> None:
-        """Forward no more; what is connected is cut off."""
+        """Close the listener and all connections."""
         if self._link >= 0:
             os.close(self._link)
             self._link = -1
@@ -55,7 +57,7 @@ class PortForward:
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address, port = writer.get_extra_info("sockname")[:2]
-        if port == self._own or len(self._connections) >= CONNECTIONS_MAX:
+        if port == self._own or len(self._connections) >= MAX_CONNECTIONS:
             reset(writer)
             return
         address = address.removeprefix(_MAPPED)

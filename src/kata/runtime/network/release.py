@@ -1,4 +1,4 @@
-"""Leave a pod's network namespace as it was found. The shim's `delete` uses this: it imports little."""
+"""Restore a pod's network namespace. The shim's `delete` uses this, so it imports little."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def remove_filter(path: str, inode: int, index: int) -> None:
     """Take filter and rate limit from an interface of the network namespace that was at `path`. Idempotent.
 
     Args:
-        inode: the namespace's. Another one that is at the path now is left alone.
+        inode: the namespace's. Another namespace at the path is not changed.
         index: the interface's.
 
     Raises:

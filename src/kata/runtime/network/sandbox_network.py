@@ -1,5 +1,4 @@
-"""A sandbox's network: the pod's interfaces found, joined to tap devices, plugged in, set up in the guest, and followed
-when they change."""
+"""A sandbox's network: the pod's interfaces are connected, hot-plugged, configured in the guest, and followed."""
 
 from __future__ import annotations
 
@@ -25,25 +24,25 @@ from kata.runtime.network.endpoints import (
     neighbours_message,
     routes_message,
 )
-from kata.runtime.network.namespace import PodNetwork, number_of_macvtap
+from kata.runtime.network.namespace import PodNetwork, random_index
 from kata.runtime.network.port_forward import PortForward
 
 log = logging.getLogger(__name__)
 
-#: Seconds from a change to the look at what it has come to: plugins and people make several, one after the other.
+#: Seconds from a change until the namespace is looked at: changes come in groups.
 _SETTLE_S = 0.3
-#: Each takes two interrupts of the guest.
-_QUEUES_MAX = 8
+#: Pairs of queues; each takes two interrupts of the guest.
+_MAX_QUEUES = 8
 
 
 @dataclass(frozen=True)
 class _Attached:
-    """An interface that the machine has.
+    """An interface that the VM has.
 
     Attributes:
-        endpoint: as the guest was told of it.
-        path: where the guest finds the device.
-        held: what is on the ledger for it.
+        endpoint: as it was configured in the guest.
+        path: the device's PCI path in the guest.
+        held: its ledger entries.
     """
 
     endpoint: Endpoint
@@ -51,7 +50,7 @@ class _Attached:
     held: tuple[tuple[str, str], ...] = ()
 
     def differs(self, now: Endpoint) -> bool:
-        """Whether the guest would be told otherwise; what the kernels note by themselves does not count."""
+        """Whether the guest has to be reconfigured; the kernels' own state does not count."""
         return (
             interface_message(now, self.path) != interface_message(self.endpoint, self.path)
             or now.routes != self.endpoint.routes
@@ -59,21 +58,23 @@ class _Attached:
         )
 
 
-#: Descriptors for the machine, and what is on the ledger for them.
+#: Descriptors for the VM, and their ledger entries.
 _Joined = tuple[tuple[int, ...], tuple[tuple[str, str], ...]]
 
 
 class SandboxNetwork:
-    """The interfaces that a sandbox has got out of a network namespace.
+    """The interfaces of a network namespace that a sandbox has.
 
     Args:
+        path: the namespace's.
+        ledger: the sandbox's.
         model: "tcfilter" or "macvtap".
-        vcpus: that the machine has.
-        rates: of each.
-        lend_nic: gives the machine a network card, and returns where the guest finds it.
+        vcpus: the VM's.
+        rates: limits of each interface.
+        plug_nic: plugs a physical NIC, and returns its PCI path in the guest.
 
     Raises:
-        NotFound, InvalidArgument: there is no such namespace, it is the host's, or the model has no rates.
+        NotFound, InvalidArgument: as `PodNetwork`, or the model does not support rates.
     """
 
     def __init__(
@@ -83,53 +84,59 @@ class SandboxNetwork:
         model: str,
         vcpus: int,
         rates: Rates,
-        lend_nic: Callable[[Link], Awaitable[str]],
+        plug_nic: Callable[[Link], Awaitable[str]],
     ) -> None:
         if model == "macvtap" and rates != NO_LIMIT:
             raise InvalidArgument(
-                "the rate of a macvtap interface cannot be limited", hint='set internetworking_model to "tcfilter"'
+                "rate limits of macvtap interfaces are not supported", hint='set internetworking_model to "tcfilter"'
             )
         self._pod = PodNetwork(path)
         self._model = model
         self._vcpus = vcpus
         self._rates = rates
-        self._lend_nic = lend_nic
+        self._plug_nic = plug_nic
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
         self._forward: PortForward | None = None
         self._following: asyncio.Task[None] | None = None
-        # Who follows changes, and who starts a container, do not plug the same interface.
+        # The follower of changes and the start of a container must not plug the same interface.
         self._lock = asyncio.Lock()
 
     def again(self) -> PodNetwork:
-        """The namespace for somebody else, who closes it. Raises NotFound: its path is gone."""
+        """Open the namespace once more; the caller closes it.
+
+        Raises:
+            NotFound: its path does not exist any more.
+        """
         return PodNetwork(self._pod.path)
 
     def look(self) -> list[Endpoint]:
-        """The interfaces that a machine is to have now.
+        """The interfaces that the VM should have now.
 
         Raises:
-            KataError: the namespace is gone, or has what a machine cannot be given.
+            InvalidArgument, FailedPrecondition: as `PodNetwork.look`.
+            Unimplemented, InvalidArgument: as `endpoints`.
         """
         return endpoints(self._pod.look(), self._pod.path)
 
     async def fit(self, vm: VirtualMachine, agent: AgentClient, found: list[Endpoint] | None = None) -> None:
-        """Plug in what is new, take back what has gone, and tell the guest what is different.
+        """Plug new interfaces, unplug those that are gone, and reconfigure the guest.
 
         Args:
-            found: what `look` has given; None to look now.
+            vm, agent: the sandbox's.
+            found: from `look`; None to look now.
 
         Raises:
-            KataError: something cannot be looked at, joined, plugged, set up or taken back; what was done before stays.
+            KataError: a step failed; the steps before it stay.
         """
         async with self._lock:
-            # An interface that has lost its addresses is kept: it may get others.
+            # An interface that has lost its addresses stays: it may get others.
             found = self.look() if found is None else found
-            # A card has left the namespace for the machine.
+            # A physical NIC is not in the namespace any more.
             here = {index for index, one in self._attached.items() if not one.endpoint.is_nic}
             gone = here - self._pod.indexes() if here else set()
             for index in gone:
-                await self._take_back(index, vm)
+                await self._unplug(index, vm)
             changed = [one for one in found if (has := self._attached.get(one.link.index)) is None or has.differs(one)]
             for endpoint in changed:
                 has = self._attached.get(endpoint.link.index) or await self._plug(endpoint, vm)
@@ -142,7 +149,7 @@ class SandboxNetwork:
                     await agent.add_neighbours(neighbours_message(everything))
 
     def follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
-        """Have the machine follow the namespace from now on."""
+        """Follow changes of the namespace from now on."""
         self._following = asyncio.create_task(self._follow(vm, agent), name=f"changes of {self._pod.path}")
 
     async def _follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
@@ -163,20 +170,21 @@ class SandboxNetwork:
                     try:
                         await self.fit(vm, agent)
                     except Unavailable:
-                        return  # the machine has ended
+                        return  # the VM has ended
                     except KataError as error:
-                        log.warning("the guest does not follow its network: %s", error)
+                        log.warning("cannot follow a change of the pod's network: %s", error)
             finally:
                 loop.remove_reader(news.fileno())
 
     async def forward(self, agent: AgentClient) -> None:
-        """Have connections inside the namespace reach the guest's ports. A kernel that cannot do that is only logged:
-        the pod's network is whole without.
+        """Forward connections inside the namespace to the guest (`PortForward`).
+
+        If the kernel does not support it, that is only logged: the pod's network works without.
         """
         try:
             self._forward = PortForward(agent, *self._pod.catch())
         except FailedPrecondition as error:
-            log.info("there will be no port-forward: %s", error.message)
+            log.info("no port-forward: %s", error.message)
             return
         await self._forward.start()
 
@@ -195,26 +203,26 @@ class SandboxNetwork:
     async def _plug(self, endpoint: Endpoint, vm: VirtualMachine) -> _Attached:
         link = endpoint.link
         if endpoint.is_nic:
-            return _Attached(endpoint, await self._lend_nic(link))
-        # As Kata: a queue for each processor, so that each sends and receives by itself.
-        queues = min(self._vcpus, _QUEUES_MAX)
+            return _Attached(endpoint, await self._plug_nic(link))
+        # As in Kata: a pair of queues for each vCPU.
+        queues = min(self._vcpus, _MAX_QUEUES)
         held: tuple[tuple[str, str], ...] = ()
         if endpoint.is_tap:
             taps = self._pod.open_tap(endpoint, queues)
             if self._rates != NO_LIMIT:
-                log.warning("%s is a device of taps already, whose rate is not limited", link.name)
+                log.warning("%s is a tap device; its rate is not limited", link.name)
         elif self._model == "macvtap":
-            taps, held = self._take_over(endpoint, queues)
+            taps, held = self._add_macvtap(endpoint, queues)
         else:
             taps, held = self._redirect(endpoint, queues)
         try:
             path = await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac, mtu=link.mtu))
         finally:
-            _close(taps)  # the machine has its own copies now, or does without
+            _close(taps)  # the VMM has its own copies, or the plug failed
         return _Attached(endpoint, path, held)
 
     def _redirect(self, endpoint: Endpoint, queues: int) -> _Joined:
-        # Before anything is written down: the filters on an interface that another sandbox has are not ours to remove.
+        # Before the ledger entry: the filters on an interface of another sandbox must not be removed.
         taps = self._pod.open_tap(endpoint, queues)
         try:
             held = self._hold(NETWORK, endpoint.link.index)
@@ -224,9 +232,9 @@ class SandboxNetwork:
             raise
         return taps, (held,)
 
-    def _take_over(self, endpoint: Endpoint, queues: int) -> _Joined:
-        # Its number is nobody else's, so it can be written down before.
-        index = number_of_macvtap()
+    def _add_macvtap(self, endpoint: Endpoint, queues: int) -> _Joined:
+        # Its index is unique, so it can be on the ledger before it exists.
+        index = random_index()
         made = self._hold(INTERFACE, index)
         try:
             self._pod.make_macvtap(endpoint, index)
@@ -240,12 +248,12 @@ class SandboxNetwork:
         self._ledger.hold(*entry)
         return entry
 
-    async def _take_back(self, index: int, vm: VirtualMachine) -> None:
-        """An interface has gone, and with it what was on it."""
+    async def _unplug(self, index: int, vm: VirtualMachine) -> None:
+        """Unplug an interface that is gone from the namespace, with its filters."""
         attached = self._attached.pop(index)
         for entry in attached.held:
             self._ledger.drop(*entry)
-        log.info("interface %s has gone", attached.endpoint.link.name)
+        log.info("interface %s is gone", attached.endpoint.link.name)
         await vm.unplug(attached.endpoint.id)
 
 

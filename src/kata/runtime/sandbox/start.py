@@ -199,7 +199,7 @@ class _Start:
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.lend_nic)
+        network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.plug_nic)
         self._steps.callback(network.close)
         return network, network.look()
 

@@ -95,6 +95,6 @@ async def test_nobody_there_is_found_out_by_the_answer() -> None:
     theirs.close()
     first_calls = send_first_calls(ours)
     client = await AgentClient.after_first_calls(ours, first_calls)
-    with pytest.raises(Unavailable, match="the connection to the guest's agent is gone"):
+    with pytest.raises(Unavailable, match="the connection to the guest's agent is closed"):
         await client.made_unique(first_calls)
     await client.close()

@@ -150,10 +150,10 @@ async def test_what_is_no_disk(disks: Disks, tmp_path: Path) -> None:
 
 async def test_a_disk_grows_and_does_not_shrink(machine: Machine, disks: Disks, tmp_path: Path) -> None:
     disk = image(tmp_path)
-    with pytest.raises(NotFound, match="is not in the virtual machine"):
+    with pytest.raises(NotFound, match="is not in the VM"):
         await disks.grow(disk.source, 1024)
     await disks.attach("one", [disk])
     await disks.grow(disk.source, 1024)
     assert list(machine.grown.values()) == [1024]
-    with pytest.raises(InvalidArgument, match="has 512 bytes, and does not shrink to 511"):
+    with pytest.raises(InvalidArgument, match="has 512 bytes and cannot shrink to 511"):
         await disks.grow(disk.source, 511)

@@ -10,7 +10,7 @@ import pytest
 from kata.errors import FailedPrecondition
 from kata.linux.rtnetlink import Link
 from kata.runtime.devices import binding
-from kata.runtime.devices.nics import lend_nic
+from kata.runtime.devices.nics import plug_nic
 from kata.runtime.devices.vfio import IommuGroups
 
 from .madehost import Host
@@ -40,7 +40,7 @@ def host(tmp_path: Path) -> KernelHost:
 async def refused(host: Host, wanted: Link, match: str) -> None:
     held: list[str] = []
     with pytest.raises(FailedPrecondition, match=match):
-        await lend_nic(wanted, host.iommu, cast(IommuGroups, None), held.append)
+        await plug_nic(wanted, host.iommu, cast(IommuGroups, None), held.append)
     assert held == []
 
 
@@ -67,14 +67,14 @@ async def test_a_virtio_card_is_the_device_that_it_is_in(host: KernelHost) -> No
     virtio.mkdir(parents=True)
     (virtio / "virtio2").symlink_to(host.root / "sys/bus/pci/devices" / CARD / "virtio2")
     assert host.iommu.address_of("virtio", "virtio2") == CARD
-    await refused(host, link("virtio", "virtio9"), "device devices on bus virtio is none of PCI")
+    await refused(host, link("virtio", "virtio9"), "device devices on bus virtio is not a PCI device")
 
 
 async def test_a_kernel_without_vfio_pci_says_so_and_the_card_is_on_the_ledger(host: KernelHost) -> None:
     host.device(5, CARD, "")
     held: list[str] = []
-    with pytest.raises(FailedPrecondition, match="does not bind to vfio-pci: it has no driver now") as caught:
-        await lend_nic(link(), host.iommu, cast(IommuGroups, None), held.append)
+    with pytest.raises(FailedPrecondition, match="to vfio-pci: its driver is now none") as caught:
+        await plug_nic(link(), host.iommu, cast(IommuGroups, None), held.append)
     assert caught.value.hint == "modprobe vfio-pci"
     assert held == [CARD]
     assert host.written() == {"override": "vfio-pci", "probe": CARD}
@@ -83,9 +83,9 @@ async def test_a_kernel_without_vfio_pci_says_so_and_the_card_is_on_the_ledger(h
 def test_the_way_back_is_the_drivers_that_was_chosen_before(host: KernelHost) -> None:
     host.device(5, CARD, "")
     root = str(host.root)
-    binding.give_back(CARD, "igb_uio", root)
+    binding.rebind(CARD, "igb_uio", root)
     assert host.written() == {"override": "igb_uio", "probe": CARD}
     assert binding.override_of(CARD, root) == "igb_uio"
-    binding.give_back(CARD, "", root)
+    binding.rebind(CARD, "", root)
     assert host.written() == {"override": "", "probe": CARD}
-    binding.give_back("0000:04:00.0", "", root)  # it was taken out meanwhile
+    binding.rebind("0000:04:00.0", "", root)  # it was taken out meanwhile

@@ -98,7 +98,7 @@ async def test_the_listeners_own_port_and_one_too_many_are_refused(
         with pytest.raises(ConnectionResetError):
             await reader.readexactly(1)
     forwarding.port = 1
-    monkeypatch.setattr(sandbox_forward, "CONNECTIONS_MAX", 0)
+    monkeypatch.setattr(sandbox_forward, "MAX_CONNECTIONS", 0)
     async with dialled(forwarding) as (reader, _):
         with pytest.raises(ConnectionResetError):
             await reader.readexactly(1)
