@@ -1,1 +1,1 @@
-"""Host devices made the guest's: opened, plugged in, counted, taken back."""
+"""Devices of the host that a guest gets: opened, hot-plugged, counted, unplugged."""

@@ -1,4 +1,4 @@
-"""The first calls to a restored machine, and their answers, through a real connection to an agent that is not one."""
+"""The first calls to a restored VM, and their answers, through a real connection to an agent that is not one."""
 
 from __future__ import annotations
 

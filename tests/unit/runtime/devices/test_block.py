@@ -1,4 +1,4 @@
-"""The disks of a sandbox, plugged into a machine that only notes what it is given: the real one is in tests/vm."""
+"""The disks of a sandbox, plugged into a VM that only notes what it is given: the real one is in tests/vm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.storage.disk import Disk
 
 
-class Machine:
+class Vm:
     """Notes what is plugged in."""
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class Machine:
 
 
 @pytest.fixture
-def machine() -> Machine:
-    return Machine()
+def vm() -> Vm:
+    return Vm()
 
 
 @pytest.fixture
-def disks(machine: Machine) -> Disks:
-    return Disks(cast(VirtualMachine, machine), HypervisorConfig())
+def disks(vm: Vm) -> Disks:
+    return Disks(cast(VirtualMachine, vm), HypervisorConfig())
 
 
 def image(path: Path, name: str = "a") -> Disk:
@@ -58,45 +58,45 @@ def image(path: Path, name: str = "a") -> Disk:
     return Disk(str(path / name), read_only=False, container_path="/dev/data")
 
 
-async def test_one_disk_for_many_users(machine: Machine, disks: Disks, tmp_path: Path) -> None:
+async def test_one_disk_for_many_users(vm: Vm, disks: Disks, tmp_path: Path) -> None:
     disk = image(tmp_path)
     (tmp_path / "same").symlink_to(tmp_path / "a")
     first, second = await asyncio.gather(
         disks.attach("one", [disk]), disks.attach("two", [replace(disk, source=str(tmp_path / "same"))])
     )
     assert [(one.kind, one.address) for one in (*first, *second)] == [("blk", "09/01")] * 2
-    assert len(machine.plugged) == 1
+    assert len(vm.plugged) == 1
     await disks.detach("one")
     await disks.detach("one")
-    assert len(machine.plugged) == 1
+    assert len(vm.plugged) == 1
     await disks.detach("two")
-    assert machine.plugged == {}
+    assert vm.plugged == {}
 
 
-async def test_all_or_none(machine: Machine, disks: Disks, tmp_path: Path) -> None:
-    machine.refuses = "/b"
+async def test_all_or_none(vm: Vm, disks: Disks, tmp_path: Path) -> None:
+    vm.refuses = "/b"
     with pytest.raises(FailedPrecondition):
         await disks.attach("one", [image(tmp_path), image(tmp_path, "b")])
-    assert machine.plugged == {}
+    assert vm.plugged == {}
     await disks.attach("two", [image(tmp_path)])
     with pytest.raises(FailedPrecondition):
         await disks.attach("one", [image(tmp_path), image(tmp_path, "b")])
-    assert len(machine.plugged) == 1, "the other container's disk stays"
+    assert len(vm.plugged) == 1, "the other container's disk stays"
 
 
-async def test_who_wants_to_write_needs_a_disk_that_can_be(machine: Machine, disks: Disks, tmp_path: Path) -> None:
+async def test_who_wants_to_write_needs_a_disk_that_can_be(vm: Vm, disks: Disks, tmp_path: Path) -> None:
     disk = image(tmp_path)
     await disks.attach("one", [replace(disk, read_only=True)])
     with pytest.raises(FailedPrecondition, match="read-only"):
         await disks.attach("two", [disk])
     await disks.attach("three", [replace(disk, read_only=True)])
     await disks.detach("one")
-    assert len(machine.plugged) == 1
+    assert len(vm.plugged) == 1
 
 
-async def test_a_guest_that_keeps_a_disk_stops_nobody(machine: Machine, disks: Disks, tmp_path: Path) -> None:
+async def test_a_guest_that_keeps_a_disk_stops_nobody(vm: Vm, disks: Disks, tmp_path: Path) -> None:
     await disks.attach("one", [image(tmp_path)])
-    machine.keeps = True
+    vm.keeps = True
     await disks.detach("one")
     await disks.attach("one", [image(tmp_path, "b")])
 
@@ -118,10 +118,10 @@ async def test_a_guest_that_keeps_a_disk_stops_nobody(machine: Machine, disks: D
         ({"block_device_driver": "virtio-scsi"}, {"driver": "virtio-scsi"}),
     ],
 )
-async def test_settings(machine: Machine, tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    disks = Disks(cast(VirtualMachine, machine), replace(HypervisorConfig(), **changes))
+async def test_settings(vm: Vm, tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    disks = Disks(cast(VirtualMachine, vm), replace(HypervisorConfig(), **changes))
     [attached] = await disks.attach("one", [image(tmp_path)])
-    [device] = machine.plugged.values()
+    [device] = vm.plugged.values()
     assert {name: getattr(device, name) for name in expected} == expected
     assert attached.kind == ("scsi" if device.driver == "virtio-scsi" else "blk")
 
@@ -148,12 +148,12 @@ async def test_what_is_no_disk(disks: Disks, tmp_path: Path) -> None:
         await disks.attach("one", disk("empty"))
 
 
-async def test_a_disk_grows_and_does_not_shrink(machine: Machine, disks: Disks, tmp_path: Path) -> None:
+async def test_a_disk_grows_and_does_not_shrink(vm: Vm, disks: Disks, tmp_path: Path) -> None:
     disk = image(tmp_path)
     with pytest.raises(NotFound, match="is not in the VM"):
         await disks.grow(disk.source, 1024)
     await disks.attach("one", [disk])
     await disks.grow(disk.source, 1024)
-    assert list(machine.grown.values()) == [1024]
+    assert list(vm.grown.values()) == [1024]
     with pytest.raises(InvalidArgument, match="has 512 bytes and cannot shrink to 511"):
         await disks.grow(disk.source, 511)

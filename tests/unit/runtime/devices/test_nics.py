@@ -1,4 +1,4 @@
-"""Network cards lent to a machine, on a made-up host: what is refused before anything is touched, and the way back."""
+"""Physical NICs given to a VM, on a made-up host: what is refused before anything is touched, and the way back."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_the_limit_of_memory_and_swap() -> None:
     assert with_limit(spec(limit=MIB), 0) == spec(limit=MIB)
 
 
-class Machine:
+class Vm:
     """Notes what is plugged, and is its guest's agent, too; the real ones are in tests/integration."""
 
     def __init__(self) -> None:
@@ -81,17 +81,17 @@ class Machine:
 
 
 async def test_swap_is_shared_and_what_the_guest_cannot_use_is_taken_back(tmp_path: Path) -> None:
-    machine = Machine()
-    swap = Swap(cast(VirtualMachine, machine), cast(AgentClient, machine), tmp_path)
-    machine.refuses = True
+    vm = Vm()
+    swap = Swap(cast(VirtualMachine, vm), cast(AgentClient, vm), tmp_path)
+    vm.refuses = True
     with pytest.raises(FailedPrecondition, match="no"):
         await swap.provide("a", 2 * MIB)
-    assert machine.plugged == {}
-    machine.refuses = False
+    assert vm.plugged == {}
+    vm.refuses = False
     await swap.provide("a", 2 * MIB)
     await swap.provide("b", MIB + 1)
-    assert list(machine.plugged.values()) == [2 * MIB, 2 * MIB]
+    assert list(vm.plugged.values()) == [2 * MIB, 2 * MIB]
     swap.leave("a")
     await swap.provide("c", 2 * MIB)
-    assert len(machine.plugged) == 2, "that of the container that has gone"
+    assert len(vm.plugged) == 2, "that of the container that has gone"
     assert list(tmp_path.iterdir()) == []

@@ -105,7 +105,7 @@ def test_as_many_root_ports_as_a_spec_has_devices(host: Host) -> None:
     assert ports(spec(NULL), host.iommu) == Ports()
 
 
-class Machine:
+class Vm:
     """Notes what is plugged; the real one is QEMU's, in tests/nested."""
 
     pid = os.getpid()
@@ -128,7 +128,7 @@ class Machine:
 
 
 def groups(
-    machine: Machine,
+    vm: Vm,
     host: Host,
     mode: str = "guest-kernel",
     ports: str = "root-port",
@@ -141,25 +141,25 @@ def groups(
         runtime=replace(config.runtime, vfio_mode=mode),
         hypervisor=replace(config.hypervisor, hot_plug_vfio=ports, cold_plug_vfio=cold),
     )
-    return IommuGroups(machine, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
+    return IommuGroups(vm, config, host.iommu, cold_devices(spec or {}, config, host.iommu))  # type: ignore[arg-type]
 
 
 async def test_a_group_is_plugged_once_and_taken_back_with_its_last_user(host: Host) -> None:
     host.device(7, NIC)
     host.device(7, AUDIO)
     host.node(7)
-    machine = Machine()
-    held = groups(machine, host)
+    vm = Vm()
+    held = groups(vm, host)
     wanted = WantedGroup(7, "/dev/vfio/7")
     first = await held.attach("a", [wanted])
     assert first[0].options == (f"{NIC}=04/00", f"{AUDIO}=05/00")
     assert first[0].kind == "vfio-pci-gk"
     assert await held.attach("b", [wanted]) == first
     await held.detach("a")
-    assert machine.plugged == ["vfio-0000-3b-00.0", "vfio-0000-3b-00.1"]
+    assert vm.plugged == ["vfio-0000-3b-00.0", "vfio-0000-3b-00.1"]
     await held.detach("b")
     await held.detach("b")
-    assert machine.plugged == []
+    assert vm.plugged == []
 
 
 async def test_all_groups_or_none(host: Host) -> None:
@@ -167,19 +167,19 @@ async def test_all_groups_or_none(host: Host) -> None:
     host.device(8, AUDIO)
     host.node(7, (240, 1))
     host.node(8, (240, 2))
-    machine = Machine(refuses=AUDIO)
-    held = groups(machine, host)
+    vm = Vm(refuses=AUDIO)
+    held = groups(vm, host)
     with pytest.raises(FailedPrecondition, match="refused"):
         await held.attach("a", [WantedGroup(7, "/dev/vfio/7"), WantedGroup(8, "/dev/vfio/8")])
-    assert machine.plugged == []
-    machine.refuses = ""
+    assert vm.plugged == []
+    vm.refuses = ""
     assert len(await held.attach("a", [WantedGroup(8, "/dev/vfio/8")])) == 1
 
 
 async def test_a_group_that_a_container_drives_is_its_own(host: Host) -> None:
     host.device(7, NIC)
     host.node(7)
-    held = groups(Machine(), host, "vfio")
+    held = groups(Vm(), host, "vfio")
     assert (await held.attach("a", [WantedGroup(7, "/dev/vfio/7")]))[0].kind == "vfio-pci"
     with pytest.raises(FailedPrecondition, match="in use by another container"):
         await held.attach("b", [WantedGroup(7, "/dev/vfio/7")])
@@ -192,13 +192,13 @@ async def test_what_the_machine_was_booted_with_stays(host: Host, mode: str) -> 
     host.device(8, AUDIO)
     host.node(7, (240, 1))
     host.node(8, (240, 2))
-    machine = Machine()
-    held = groups(machine, host, mode, ports="no-port", cold="root-port", spec=spec(CONTROL, group(7, 1)))
+    vm = Vm()
+    held = groups(vm, host, mode, ports="no-port", cold="root-port", spec=spec(CONTROL, group(7, 1)))
     for owner in ("a", "b"):
         (attached,) = await held.attach(owner, [WantedGroup(7, "/dev/vfio/7")])
         assert attached.options == (f"{NIC}=at vfio-0000-3b-00.0",)
         await held.detach(owner)
-    assert machine.plugged == []
+    assert vm.plugged == []
     with pytest.raises(FailedPrecondition, match="VFIO hot-plug is disabled"):
         await held.attach("a", [WantedGroup(8, "/dev/vfio/8")])
 
@@ -207,11 +207,11 @@ def test_a_cold_device_that_is_not_ready_is_told_before_there_is_a_machine(host:
     host.device(7, NIC, "e1000e")
     host.node(7, (240, 1))
     with pytest.raises(FailedPrecondition, match="is not completely bound to vfio-pci"):
-        groups(Machine(), host, cold="root-port", spec=spec(group(7, 1)))
+        groups(Vm(), host, cold="root-port", spec=spec(group(7, 1)))
 
 
 async def test_devices_of_the_host_can_be_switched_off(host: Host) -> None:
     host.device(7, NIC)
     host.node(7)
     with pytest.raises(FailedPrecondition, match="VFIO hot-plug is disabled"):
-        await groups(Machine(), host, ports="no-port").attach("a", [WantedGroup(7, "/dev/vfio/7")])
+        await groups(Vm(), host, ports="no-port").attach("a", [WantedGroup(7, "/dev/vfio/7")])

@@ -1,4 +1,4 @@
-"""KVM is judged by what it says, without a machine being made."""
+"""KVM is judged by what it says, without a VM being created."""
 
 from __future__ import annotations
 

@@ -86,10 +86,10 @@ class TestKey:
             template.description(plan)
 
     def test_a_description_survives_json(self, plan: VmPlan, root: Path) -> None:
-        machine = template.description(plan)
-        make_template(root, "k", machine)
-        assert store.list_templates(root)[0].vm == machine
-        assert template.key_of(store.list_templates(root)[0].vm) == template.key_of(machine)
+        vm = template.description(plan)
+        make_template(root, "k", vm)
+        assert store.list_templates(root)[0].vm == vm
+        assert template.key_of(store.list_templates(root)[0].vm) == template.key_of(vm)
 
 
 class TestOpen:

@@ -39,13 +39,13 @@ def host(tmp_path: Path, make_plan: Callable[..., VmPlan]) -> Callable[..., VmPl
     ],
 )
 async def test_missing(host: Callable[..., VmPlan], tmp_path: Path, what: str, hint: str | None) -> None:
-    machine = QemuVm(host(**{what: tmp_path / "absent"}))
+    vm = QemuVm(host(**{what: tmp_path / "absent"}))
     with pytest.raises(NotFound) as caught:
-        await machine.start()
+        await vm.start()
     assert str(tmp_path / "absent") in caught.value.message
     assert caught.value.hint is None if hint is None else hint in (caught.value.hint or "")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert machine.pid == 0
+    assert vm.pid == 0
 
 
 @pytest.mark.parametrize("what", ["vmm", "kernel", "initrd", "image"])
@@ -60,11 +60,11 @@ async def test_qemu_has_to_be_executable(host: Callable[..., VmPlan], tmp_path: 
 
 
 async def test_a_machine_that_does_not_run(host: Callable[..., VmPlan]) -> None:
-    machine = QemuVm(host(channels=("kata.rpc",)))
-    assert machine.console_tail() == ""
-    assert await machine.stop() is None
-    machine.kill()
+    vm = QemuVm(host(channels=("kata.rpc",)))
+    assert vm.console_tail() == ""
+    assert await vm.stop() is None
+    vm.kill()
     with pytest.raises(FailedPrecondition, match="does not run"):
-        await machine.wait()
+        await vm.wait()
     with pytest.raises(FailedPrecondition, match=r"channel kata\.rpc of abc is unknown"):
-        machine.channel("kata.rpc")
+        vm.channel("kata.rpc")

@@ -1,4 +1,4 @@
-"""Which interfaces a machine gets, and what the guest is told: decided from made-up namespaces."""
+"""Which interfaces a VM gets, and what the guest is told: decided from made-up namespaces."""
 
 from __future__ import annotations
 
