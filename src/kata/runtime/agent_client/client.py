@@ -130,8 +130,10 @@ class AgentClient:
         """Forward a connection to a port in the guest; returns when both directions have ended.
 
         Args:
-            address, port: in the guest.
-            reader, writer: the connection.
+            address: in the guest.
+            port: in the guest.
+            reader: of the connection.
+            writer: of the connection.
 
         Raises:
             TtrpcError, OSError: the guest cannot connect, or either connection broke.

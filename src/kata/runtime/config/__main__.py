@@ -10,6 +10,7 @@ WRITERS = {"docs": markdown, "default": default_toml}
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command; returns its exit status."""
     if len(arguments) != 1 or arguments[0] not in WRITERS:
         sys.stderr.write("usage: python3 -m kata.runtime.config docs|default\n")
         return 2

@@ -45,7 +45,8 @@ def known(
         requested: "kvm" fails without KVM, "tcg" does not use it, "auto" uses it where it works.
         require_kvm: whether "auto" fails without KVM, too.
         vmm: the VMM's executable.
-        kernel, initrd: of the guest.
+        kernel: of the guest.
+        initrd: of the guest.
         cache: the file with the outcome of the trial boot.
 
     Raises:
@@ -86,7 +87,12 @@ async def choose(
     """Decide as `known` does, with a trial boot if no outcome is cached.
 
     Args:
-        requested, require_kvm, vmm, kernel, initrd, cache: as for `known`.
+        requested: as for `known`, like all that follow.
+        require_kvm: whether "auto" fails without KVM, too.
+        vmm: the VMM's executable.
+        kernel: of the guest.
+        initrd: of the guest.
+        cache: the file with the outcome of the trial boot.
 
     Raises:
         InvalidArgument, FailedPrecondition: as `known`.

@@ -46,7 +46,9 @@ def spawn(plan: VmPlan, *, memory: int, state: int) -> VmProcess:
     """Run the VMM's process of a VM that `restore` then takes over. It dies with the thread that calls this.
 
     Args:
-        plan, memory, state: as for `restore`.
+        plan: the VM.
+        memory: as for `restore`.
+        state: as for `restore`.
 
     Raises:
         NotFound, OSError: it cannot be run; nothing is left of it.

@@ -23,7 +23,8 @@ async def probe(name: str, *, vmm: Path, kernel: Path, initrd: Path, timeout: fl
     Args:
         name: "kvm" or "tcg".
         vmm: the VMM's executable.
-        kernel, initrd: of the guest.
+        kernel: of the guest.
+        initrd: of the guest.
         timeout: seconds.
 
     Returns:

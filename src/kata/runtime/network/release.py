@@ -10,7 +10,11 @@ from kata.linux.netlink import Netlink
 
 
 def release_filter(entry: str) -> None:
-    """`remove_filter` by the ledger's entry, "INODE INDEX PATH"."""
+    """`remove_filter` by the ledger's entry, "INODE INDEX PATH".
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     remove_filter(*_parsed(entry))
 
 
@@ -27,9 +31,10 @@ def release_interface(entry: str) -> None:
 
 
 def remove_filter(path: str, inode: int, index: int) -> None:
-    """Take filter and rate limit from an interface of the network namespace that was at `path`. Idempotent.
+    """Remove filter and rate limit of an interface. Idempotent.
 
     Args:
+        path: where the network namespace was.
         inode: the namespace's. Another namespace at the path is not changed.
         index: the interface's.
 

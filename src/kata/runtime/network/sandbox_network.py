@@ -123,7 +123,8 @@ class SandboxNetwork:
         """Plug new interfaces, unplug those that are gone, and reconfigure the guest.
 
         Args:
-            vm, agent: the sandbox's.
+            vm: the sandbox's.
+            agent: the sandbox's.
             found: from `look`; None to look now.
 
         Raises:

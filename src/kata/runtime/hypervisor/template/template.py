@@ -56,6 +56,7 @@ class Template:
     size: int
 
     def close(self) -> None:
+        """Close both files."""
         os.close(self.memory)
         os.close(self.state)
 
