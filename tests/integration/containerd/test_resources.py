@@ -146,7 +146,7 @@ class TestSize:
         ("resources", "reason"),
         [
             ({"memory": {"limit": -7}}, "memory limit -7 is negative"),
-            ({"cpu": {"quota": 10}}, "cpu quota 10 us is below 1000 us"),
+            ({"cpu": {"quota": 10}}, "cpu quota 10 us is below the kernel's minimum"),
             ({"cpu": {"quota": 1000, "period": 5}}, "invalid cpu period 5 us"),
             ({"cpu": {"cpus": "0-"}}, "invalid cpuset '0-'"),
             ({"cpu": {"cpus": "999"}}, "names a CPU that this host"),
