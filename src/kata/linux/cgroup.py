@@ -1,25 +1,31 @@
-"""cgroup v2 files: reading them, freezing and killing a whole group.
+"""cgroup v2 files: reading and writing them, freezing and killing a whole cgroup.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst. A file that does not exist (controller absent, older
-kernel) reads as nothing, because which files there are differs between kernels and is no error.
+kernel) reads as empty, because the set of files differs between kernels.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 UNLIMITED = (1 << 64) - 1
 
 
 def read(directory: str, name: str) -> str:
-    """A file's text, or "" if the kernel does not offer it."""
+    """A file's text, or "" if the kernel does not offer it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         with open(os.path.join(directory, name), encoding="ascii") as file:
             return file.read()
-    except (FileNotFoundError, OSError) as error:
-        # ENODEV: the group went away between open and read.
-        if isinstance(error, FileNotFoundError) or error.errno == 19:
-            return ""
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return ""  # the cgroup was removed between open and read
         raise
 
 
@@ -47,8 +53,13 @@ def read_nested(directory: str, name: str) -> dict[str, dict[str, int]]:
 def write(directory: str, name: str, text: str) -> None:
     """Write a control file.
 
+    Args:
+        directory: the cgroup's.
+        name: of the file.
+        text: its new content.
+
     Raises:
-        OSError: as the kernel answers.
+        OSError: the kernel refuses.
     """
     fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -58,25 +69,25 @@ def write(directory: str, name: str, text: str) -> None:
 
 
 def enable_controllers(directory: str) -> None:
-    """Offer to the children of `directory` every controller that it has itself."""
+    """Enable in the children of a cgroup every controller that it has itself (cgroup.subtree_control)."""
     for controller in read(directory, "cgroup.controllers").split():
         try:
             write(directory, "cgroup.subtree_control", f"+{controller}")
         except OSError:
-            # One controller that cannot be delegated (cpu with real-time processes) must not cost the others.
+            # One controller that cannot be enabled (cpu with real-time processes) must not prevent the others.
             continue
 
 
 def kill(directory: str) -> None:
-    """Kill every process in the group and below, atomically (cgroup.kill, Linux 5.14)."""
+    """Kill every process in the cgroup and below, atomically (cgroup.kill, Linux 5.14). Raises OSError."""
     write(directory, "cgroup.kill", "1")
 
 
 def set_frozen(directory: str, frozen: bool) -> None:
-    """Ask for the group to be frozen or thawed; `is_frozen` tells when it has happened."""
+    """Ask for the cgroup to be frozen or thawed; `is_frozen` tells when it has happened. Raises OSError."""
     write(directory, "cgroup.freeze", "1" if frozen else "0")
 
 
 def is_frozen(directory: str) -> bool:
-    """Whether every process of the group has stopped."""
+    """Whether every process of the cgroup is frozen."""
     return read_flat(directory, "cgroup.events").get("frozen") == 1

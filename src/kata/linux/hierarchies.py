@@ -1,6 +1,6 @@
-"""The host's control groups: version 1 with its several hierarchies, or version 2 with one.
+"""The host's cgroups: version 1 with its several hierarchies, or version 2 with one.
 
-A host that has both (hybrid) counts as version 1, as it does for containerd and runc: there the controllers are.
+A host that has both (hybrid) counts as version 1, as for containerd and runc, because that has the controllers.
 Version 1's named hierarchies (systemd's) control nothing and are left alone.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v1/*.rst and cgroup-v2.rst.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from kata.linux import cgroup, mountinfo
 
-#: The period of a CPU quota, in microseconds.
+#: The period of a CPU quota.
 CPU_PERIOD_US = 100_000
-#: What the kernel takes for cpu.shares.
+#: Minimum and maximum of cpu.shares.
 _SHARES = (2, 262_144)
 #: Options of a hierarchy of version 1 that have no value and name no controller.
 _NO_CONTROLLERS = frozenset(("rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"))
@@ -29,8 +29,8 @@ class Hierarchy:
 
     Attributes:
         mount: where it is mounted.
-        controllers: what it controls; for version 2 they differ from group to group, and this is empty.
-        root: the group that is mounted there, "/" unless a part of the hierarchy is.
+        controllers: those of version 1; empty for version 2, where they differ from cgroup to cgroup.
+        root: the cgroup that is mounted there, "/" unless only a part of the hierarchy is.
     """
 
     mount: str
@@ -43,17 +43,17 @@ class Hierarchy:
         return not self.controllers
 
     def directory(self, group: str) -> str:
-        """The directory of a group, given by its absolute path within what is mounted."""
+        """The directory of a cgroup, given by its absolute path within the mounted part."""
         return os.path.join(self.mount, group.lstrip("/"))
 
 
 @dataclass(frozen=True)
 class CgroupLimits:
-    """What a group as a whole may use; None for no limit.
+    """Limits of a cgroup as a whole; None for no limit.
 
     Attributes:
         cpu_milli: thousandths of a CPU.
-        cpu_shares: the weight against other groups, as version 1 counts.
+        cpu_shares: the weight relative to other cgroups, as version 1's cpu.shares.
         cpus: the CPUs it may run on, as "0-2,5".
         memory: in bytes.
     """
@@ -65,7 +65,7 @@ class CgroupLimits:
 
 
 def mounted(table: str = mountinfo.SELF) -> tuple[Hierarchy, ...]:
-    """The hierarchies that have the controllers; none if there are no control groups here."""
+    """The hierarchies that have the controllers; none if this host has no cgroups. Raises OSError."""
     found: dict[frozenset[str], Hierarchy] = {}
     unified = None
     for mount in mountinfo.read(table):
@@ -82,7 +82,7 @@ def mounted(table: str = mountinfo.SELF) -> tuple[Hierarchy, ...]:
 
 
 def own_groups(hierarchies: Sequence[Hierarchy], file: str = "/proc/self/cgroup") -> dict[Hierarchy, str]:
-    """The group that this process is in, of each hierarchy; what is outside of the mounted part counts as its root."""
+    """This process's cgroup in each hierarchy; one outside of the mounted part counts as its root. Raises OSError."""
     groups: dict[frozenset[str], str] = {}
     with open(file, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
@@ -97,7 +97,7 @@ def own_groups(hierarchies: Sequence[Hierarchy], file: str = "/proc/self/cgroup"
 
 
 def missing(hierarchy: Hierarchy, group: str) -> list[str]:
-    """The directories that making `group` makes, the outermost first."""
+    """The directories that have to be made for `group`, the outermost first."""
     directories = []
     directory = hierarchy.directory(group)
     while directory != hierarchy.mount and not os.path.isdir(directory):
@@ -107,10 +107,10 @@ def missing(hierarchy: Hierarchy, group: str) -> list[str]:
 
 
 def make(hierarchy: Hierarchy, directory: str) -> None:
-    """Make one group, ready for processes. It may exist.
+    """Make one cgroup, ready for processes. It may exist.
 
     Raises:
-        OSError: as the kernel answers.
+        OSError: the kernel refuses.
     """
     parent = os.path.dirname(directory)
     if hierarchy.unified:
@@ -127,7 +127,7 @@ def make(hierarchy: Hierarchy, directory: str) -> None:
 
 
 def join(hierarchy: Hierarchy, group: str, pid: int) -> None:
-    """Move a process with all its threads. One that has ended meanwhile needs no group."""
+    """Move a process with all its threads into a cgroup; one that has ended is ignored. Raises OSError."""
     try:
         cgroup.write(hierarchy.directory(group), "cgroup.procs", str(pid))
     except ProcessLookupError:
@@ -135,7 +135,7 @@ def join(hierarchy: Hierarchy, group: str, pid: int) -> None:
 
 
 def join_thread(hierarchy: Hierarchy, group: str, tid: int) -> None:
-    """Move a thread of a process that is elsewhere; version 1 only."""
+    """Move a single thread into a cgroup; version 1 only; one that has ended is ignored. Raises OSError."""
     try:
         cgroup.write(hierarchy.directory(group), "tasks", str(tid))
     except ProcessLookupError:
@@ -143,13 +143,13 @@ def join_thread(hierarchy: Hierarchy, group: str, tid: int) -> None:
 
 
 def limit_files(limits: CgroupLimits, *, unified: bool) -> Iterator[tuple[str, str, str]]:
-    """(controller, file, text) for each limit; no limit is written as such, because there may have been one."""
+    """(controller, file, text) for each limit. "No limit" is written as well, because there may have been one."""
     quota = None if limits.cpu_milli is None else limits.cpu_milli * CPU_PERIOD_US // 1000
     shares = None if limits.cpu_shares is None else min(max(limits.cpu_shares, _SHARES[0]), _SHARES[1])
     if unified:
         yield "cpu", "cpu.max", f"{'max' if quota is None else quota} {CPU_PERIOD_US}"
         if shares is not None:
-            # The usual translation of 2…262144 to 1…10000.
+            # The conversion of 2…262144 to 1…10000 that runc and crun use.
             yield "cpu", "cpu.weight", str(1 + (shares - 2) * 9999 // 262_142)
         yield "memory", "memory.max", "max" if limits.memory is None else str(limits.memory)
     else:

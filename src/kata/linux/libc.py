@@ -1,4 +1,4 @@
-"""The C library, opened once, and the one way its failures become exceptions.
+"""The C library, opened once, and errno as OSError.
 
 Not here: the calls themselves. Each concern declares its own prototypes next to its wrappers.
 """
@@ -10,7 +10,12 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int, call: str, subject: str | None = None) -> int:
-    """`result`, unless it is negative: then OSError(errno, "text: call", subject).
+    """Return `result` unless it is negative.
+
+    Args:
+        result: of a call through LIBC.
+        call: names it in the error.
+        subject: the path or name that it was about, the error's `filename`.
 
     Raises:
         OSError: the matching subclass (FileNotFoundError, PermissionError…), named after the call and its subject.

@@ -78,7 +78,7 @@ class Options(NamedTuple):
 
 
 def parse_options(options: Iterable[str]) -> Options:
-    """Sort options like "ro", "nosuid", "rslave" and "size=1m"; the last of two that contradict wins."""
+    """Sort options like "ro", "nosuid", "rslave" and "size=1m"; the last of two contradicting ones wins."""
     flags = propagation = 0
     data: list[str] = []
     for option in options:
@@ -94,10 +94,17 @@ def parse_options(options: Iterable[str]) -> Options:
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
-    """One mount(2).
+    """Call mount(2).
+
+    Args:
+        source: a device, tag or directory, or any word if the file system has none.
+        target: the mount point.
+        fstype: type of the file system; "" for a bind mount or a change of flags.
+        flags: MS_*.
+        data: options of the file system, comma-separated.
 
     Raises:
-        OSError: named after the target.
+        OSError: the kernel refuses; its subject is the target.
     """
     result = LIBC.mount(
         os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags, os.fsencode(data) if data else None
@@ -106,18 +113,26 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 
 def bind(source: str, target: str, flags: int = MS_REC) -> None:
-    """Bind `source` on `target`; `flags` is MS_REC or 0, as the kernel ignores others here (see `restrict`)."""
+    """Bind-mount `source` on `target`.
+
+    Args:
+        source, target: directories or files.
+        flags: MS_REC or 0; the kernel ignores others here (see `restrict`).
+
+    Raises:
+        OSError: the kernel refuses; its subject is the target.
+    """
     mount(source, target, flags=MS_BIND | (flags & MS_REC))
 
 
 def restrict(target: str, flags: int) -> None:
-    """Give the bind mount at `target` per-mount flags such as MS_RDONLY; others in `flags` do not matter."""
+    """Set per-mount flags such as MS_RDONLY on the bind mount at `target`; other flags are ignored. Raises OSError."""
     if flags & _PER_MOUNT:
         mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
 
 
 def make_read_only(target: str) -> None:
-    """Make the mount at `target`, and those below it, read-only (mount_setattr(2)); other flags stay as they are."""
+    """Make the mount at `target`, and those below it, read-only (mount_setattr(2)). Raises OSError."""
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)
     arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(_AT_RECURSIVE), ctypes.byref(attributes))
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
@@ -125,10 +140,10 @@ def make_read_only(target: str) -> None:
 
 
 def set_propagation(target: str, propagation: int) -> None:
-    """Make the mount at `target` private, slave, shared or unbindable (MS_REC: and all below)."""
+    """Make the mount at `target` private, slave, shared or unbindable (MS_REC: and all below). Raises OSError."""
     mount("none", target, flags=propagation)
 
 
 def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
-    """One umount2(2). The default detaches at once, also when busy, and never follows a symbolic link."""
+    """Call umount2(2). The default detaches at once, even when busy, and follows no symbolic link. Raises OSError."""
     check(LIBC.umount2(os.fsencode(target), flags), "umount", target)

@@ -1,4 +1,4 @@
-"""unshare(2) and setns(2), and namespaces that live on without a process.
+"""unshare(2) and setns(2), and namespaces that outlive their processes.
 
 Python's os module has both calls only from 3.12. Sources: namespaces(7), unshare(2), setns(2).
 """
@@ -21,25 +21,33 @@ FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET}
 
 
 def unshare(flags: int) -> None:
-    """Move the calling thread into new namespaces of the kinds in `flags`."""
+    """Move the calling thread into new namespaces of the types in `flags` (CLONE_NEW*). Raises OSError."""
     check(LIBC.unshare(flags), "unshare")
 
 
 def setns(fd: int, kind: int = 0) -> None:
-    """Move the calling thread into the namespace that `fd` refers to; `kind` is a CLONE_NEW* to insist on, or 0."""
+    """Move the calling thread into the namespace that `fd` refers to.
+
+    Args:
+        fd: an open file of it.
+        kind: the CLONE_NEW* that it must be; 0 for any.
+
+    Raises:
+        OSError: it is not a namespace of that type, or this process may not enter it.
+    """
     check(LIBC.setns(fd, kind), "setns")
 
 
 @contextmanager
 def inside(namespace: int, kind: int) -> Iterator[None]:
-    """Have the calling thread in another namespace for a moment.
+    """Move the calling thread into another namespace within the block.
 
     Args:
         namespace: an open file of it.
         kind: one of CLONE_NEW*.
 
     Raises:
-        OSError: it is no namespace of that kind, or this process may not enter it.
+        OSError: it is not a namespace of that type, or this process may not enter it.
     """
     name = next(name for name, flag in FLAGS.items() if flag == kind)
     home = os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -54,7 +62,7 @@ def inside(namespace: int, kind: int) -> Iterator[None]:
 
 
 def pin(source: str, target: str) -> None:
-    """Keep the namespace `source` (a file in /proc/PID/ns) alive as the bind-mounted file `target`."""
+    """Keep the namespace `source` (a file in /proc/PID/ns) alive as the bind-mounted file `target`. Raises OSError."""
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
     try:
         bind(source, target, 0)
@@ -64,20 +72,20 @@ def pin(source: str, target: str) -> None:
 
 
 def unpin(target: str) -> None:
-    """Let go of a pinned namespace."""
+    """Undo `pin`. Raises OSError."""
     umount(target)
     os.unlink(target)
 
 
 def make_pinned(targets: Mapping[str, str], setup: Callable[[], None] | None = None) -> None:
-    """Make new namespaces and pin them, while the caller stays where it was.
+    """Make new namespaces and pin them; the caller stays in its own.
 
     Args:
-        targets: kind ("uts", "ipc") to the file that pins it.
-        setup: run inside the new namespaces.
+        targets: type ("uts", "ipc") to the file that pins it.
+        setup: called inside the new namespaces.
 
     Raises:
-        OSError: nothing stays pinned then.
+        OSError: the kernel refuses; nothing stays pinned then.
     """
     flags = 0
     home: dict[str, int] = {}
@@ -106,7 +114,7 @@ def make_pinned(targets: Mapping[str, str], setup: Callable[[], None] | None = N
 
 
 def new_network() -> int:
-    """A new network namespace, as a descriptor that holds it; the caller stays where it was. Raises OSError."""
+    """A new network namespace, as a descriptor that holds it; the caller stays in its own. Raises OSError."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)

@@ -11,7 +11,7 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 def set_up(name: str) -> None:
-    """Bring the device `name` up."""
+    """Bring the device `name` up. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         reply = fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
         flags = _IFREQ.unpack(reply)[1]

@@ -1,9 +1,9 @@
 """Netlink sockets: messages with nested attributes, requests with an answer, dumps.
 
-A library for this exists (pyroute2). It is not used because importing it takes 150 ms and 13.6 MB, in each shim; in a
-guest under emulation it would be seconds. Tests hold what is here against iproute2.
+There is a library for this (pyroute2). It is not used because importing it takes 150 ms and 13.6 MB, in each shim; in
+an emulated guest it would take seconds. Tests compare the results with iproute2.
 
-References: netlink(7), rtnetlink(7), include/uapi/linux/netlink.h.
+Sources: netlink(7), rtnetlink(7), include/uapi/linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-#: Seconds that the kernel has for an answer: it answers from within the call, so this is for its bugs.
+#: The kernel answers from within the call, so this is for its bugs.
 _TIMEOUT_S = 5.0
-_RECEIVE = 1 << 18
-#: Of one dump: a namespace with more is not a pod's.
+_RECEIVE_SIZE = 1 << 18
+#: In one dump: a namespace with more is not a pod's.
 _MAX_MESSAGES = 100_000
 
 
@@ -36,7 +36,7 @@ class Message(NamedTuple):
     """One message without its header.
 
     Attributes:
-        type: what it is, a number of the family's.
+        type: a number of the family, such as RTM_NEWLINK.
         body: everything after the header.
     """
 
@@ -65,7 +65,7 @@ def nest(kind: int, *attributes: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes in `data` by kind, the last of each; what is cut off is left out."""
+    """The attributes in `data` by type, the last of each; a truncated one is left out."""
     found: dict[int, bytes] = {}
     position = 0
     while position + _ATTRIBUTE.size <= len(data):
@@ -78,7 +78,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def unpack(data: bytes) -> Iterator[tuple[Message, int]]:
-    """The messages in what one read gave, each with its sequence number."""
+    """The messages of one read, each with its sequence number."""
     position = 0
     while position + _HEADER.size <= len(data):
         length, kind, _, sequence, _ = _HEADER.unpack_from(data, position)
@@ -92,7 +92,10 @@ class Netlink:
     """A routing socket (NETLINK_ROUTE) of the network namespace that it is made in, wherever it is used later.
 
     Args:
-        groups: bit mask of the multicast groups whose messages `events` gives.
+        groups: bit mask of the multicast groups whose messages `events` returns.
+
+    Raises:
+        OSError: the socket cannot be made.
     """
 
     def __init__(self, groups: int = 0) -> None:
@@ -108,13 +111,25 @@ class Netlink:
         self.close()
 
     def fileno(self) -> int:
+        """The socket's descriptor, for an event loop."""
         return self._socket.fileno()
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def request(self, what: str, kind: int, body: bytes, flags: int = 0) -> None:
-        """Have something done. Raises OSError with what the kernel says about it, `what` as its subject."""
+        """Send a request and wait for its acknowledgement.
+
+        Args:
+            what: names the request in the error.
+            kind: type of the message.
+            body: everything after the header.
+            flags: NLM_F_*, such as CREATE.
+
+        Raises:
+            OSError: the kernel refuses; `what` is its subject.
+        """
         sequence = self._send(kind, body, REQUEST | ACK | flags)
         for message in self._answers(sequence):
             if message.type == _ERROR:
@@ -122,7 +137,16 @@ class Netlink:
                 return
 
     def dump(self, what: str, kind: int, body: bytes) -> list[Message]:
-        """Ask for everything of a kind. Raises OSError."""
+        """Ask for all objects of a type.
+
+        Args:
+            what: names the request in the error.
+            kind: type of the message.
+            body: everything after the header.
+
+        Raises:
+            OSError: the kernel refuses, or there are too many; `what` is its subject.
+        """
         sequence = self._send(kind, body, REQUEST | DUMP)
         found: list[Message] = []
         for message in self._answers(sequence):
@@ -136,15 +160,15 @@ class Netlink:
         return found
 
     def events(self) -> list[Message]:
-        """The messages of the socket's groups that one read gives; waits for them."""
-        return [message for message, _ in unpack(self._socket.recv(_RECEIVE))]
+        """Wait for messages of the socket's groups; returns those of one read. Raises OSError."""
+        return [message for message, _ in unpack(self._socket.recv(_RECEIVE_SIZE))]
 
     def drain(self) -> None:
-        """Read away the messages of the socket's groups that are there: something has changed, whatever it was."""
+        """Drop pending messages of the socket's groups, for who only needs to know of a change. Raises OSError."""
         self._socket.setblocking(False)
         while True:
             try:
-                self._socket.recv(_RECEIVE)
+                self._socket.recv(_RECEIVE_SIZE)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -158,7 +182,7 @@ class Netlink:
 
     def _answers(self, sequence: int) -> Iterator[Message]:
         while True:
-            for message, answers in unpack(self._socket.recv(_RECEIVE)):
+            for message, answers in unpack(self._socket.recv(_RECEIVE_SIZE)):
                 if answers == sequence:
                     yield message
 

@@ -1,6 +1,6 @@
-"""openat2(2): paths that cannot leave a directory, whatever symbolic links they meet.
+"""openat2(2): paths that cannot leave a directory, whatever symbolic links are on the way.
 
-Every path that comes from the other side of the virtual machine is opened with these, beneath a root.
+Every path that comes from the other side of the VM boundary is opened with these, beneath a root.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-_TRIES_MAX = 100
+_MAX_ATTEMPTS = 100
 _SYS_OPENAT2 = 437  # the same on every architecture: system calls are numbered together since 5.1
 
 
@@ -27,6 +27,12 @@ class _OpenHow(ctypes.Structure):
 def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
     """Open `path` relative to `dir_fd` under the rules of `resolve`. The caller owns the descriptor (close-on-exec).
 
+    Args:
+        dir_fd: the directory.
+        path: relative, or absolute with RESOLVE_IN_ROOT.
+        flags, mode: as for open(2).
+        resolve: RESOLVE_*.
+
     Raises:
         OSError: EXDEV for a path that leaves the directory, ELOOP for a link where none is allowed, and open(2)'s.
     """
@@ -34,8 +40,8 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RE
     number, size = ctypes.c_long(_SYS_OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
     arguments = (number, ctypes.c_int(dir_fd), os.fsencode(path), ctypes.byref(how), size)
     result, tries = LIBC.syscall(*arguments), 1
-    # The kernel could not rule out that a rename or mount elsewhere led ".." astray, and says: try again.
-    while result < 0 and ctypes.get_errno() == errno.EAGAIN and tries < _TRIES_MAX:
+    # The kernel could not rule out that a concurrent rename or mount diverted "..", and asks to try again.
+    while result < 0 and ctypes.get_errno() == errno.EAGAIN and tries < _MAX_ATTEMPTS:
         result, tries = LIBC.syscall(*arguments), tries + 1
     return check(result, "openat2", path)
 
@@ -44,7 +50,7 @@ def relative_parts(path: str) -> list[str]:
     """The components of a path without empty ones and ".".
 
     Raises:
-        ValueError: a ".." or a NUL byte: both are refused rather than resolved, as honest senders never need them.
+        ValueError: a ".." or a NUL byte, which are refused rather than resolved: honest senders never need them.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
@@ -53,10 +59,12 @@ def relative_parts(path: str) -> list[str]:
 
 
 def open_directory(dir_fd: int, path: str, *, create_mode: int | None = None) -> int:
-    """Open the directory `path` beneath `dir_fd`, following no symbolic link at all; make what is missing if asked.
+    """Open the directory `path` beneath `dir_fd`, following no symbolic link at all.
 
     Args:
-        create_mode: mode of directories to make (the umask applies), or None to make none.
+        dir_fd: the directory to begin at.
+        path: relative.
+        create_mode: mode of missing directories, which are made (the umask applies); None to make none.
 
     Raises:
         OSError: ELOOP for a symbolic link, ENOTDIR, ENOENT…

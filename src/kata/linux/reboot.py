@@ -1,4 +1,4 @@
-"""reboot(2). As PID 1 of a virtual machine this ends the machine; elsewhere it must not be called."""
+"""reboot(2). As PID 1 of a guest this ends the VM; elsewhere it must not be called."""
 
 import os
 
@@ -8,6 +8,6 @@ _RB_POWER_OFF = 0x4321FEDC
 
 
 def power_off() -> None:
-    """Flush the file systems and switch the machine off."""
+    """Flush the file systems and power off. Raises OSError."""
     os.sync()
     check(LIBC.reboot(_RB_POWER_OFF), "reboot")

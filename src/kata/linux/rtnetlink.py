@@ -1,6 +1,6 @@
 """Network interfaces, addresses, routes, neighbours and the traffic control that joins two interfaces.
 
-References: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,pkt_sched,pkt_cls}.h, tc-mirred(8),
+Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,pkt_sched,pkt_cls}.h, tc-mirred(8),
 tc-u32(8), tc-tbf(8).
 """
 
@@ -58,7 +58,7 @@ _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
 _NDA_DST, _NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
-#: Of RTNH_F_*, what may be asked for; the others say how an interface is, and the kernel takes none of them.
+#: Those of RTNH_F_* that may be set; the others report the state of an interface, and the kernel refuses them.
 _ROUTE_FLAGS = 0x02 | 0x04
 RTPROT_KERNEL = 2
 _RTPROT_BOOT = 3
@@ -73,24 +73,24 @@ _FILTER_PRIORITY = 1
 _TCA_U32_SEL, _TCA_U32_ACT = 5, 7
 _U32_TERMINAL = 1
 _SELECTOR = struct.Struct("=BBBxHHHhI")
-#: mask, value, offset, mask of the offset: 0 of everything, which is all packets.
+#: mask, value, offset, mask of the offset: all 0, which matches every packet.
 _MATCH_ALL = struct.pack("=IIii", 0, 0, 0, 0)
 _TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
 _TCA_MIRRED_PARMS = 2
 #: index, capab, action, refcnt, bindcnt, eaction, ifindex.
 _MIRRED = struct.Struct("=IIiiiiI")
-#: Of the qdisc that slows an interface down, so that another's is never taken for it.
+#: Handle of the qdisc of `limit_rate`, so that another's is never mistaken for it.
 _LIMIT_HANDLE = 0x4B410000
 _TCA_TBF_PARMS, _TCA_TBF_RATE64, _TCA_TBF_BURST = 1, 4, 6
 #: tc_tbf_qopt: (cell_log, linklayer, overhead, cell_align, mpu, rate), the same for the peak; limit, buffer, mtu.
 _TBF = struct.Struct("=BBHhHI BBHhHI III")
-#: With a link layer the kernel computes by itself what older ones were sent in a table.
+#: With a link layer the kernel computes the rate table itself.
 _LINKLAYER_ETHERNET = 1
-#: Bytes that may come at once: hundredths of a second, and the largest packet that is segmented on its way.
-_BURST_S, _BURST_MIN = 0.01, 64 << 10
-#: Bytes that may wait.
+#: The burst: a hundredth of a second's bytes, and at least the largest packet before segmentation.
+_BURST_S, _MIN_BURST = 0.01, 64 << 10
+#: Of traffic that may be queued.
 _QUEUE_S = 0.1
-_U32_MAX = (1 << 32) - 1
+_MAX_U32 = (1 << 32) - 1
 _TC_ACT_STOLEN = 4
 _EGRESS_REDIRECT = 1
 
@@ -100,12 +100,12 @@ class Link:
     """A network interface.
 
     Attributes:
-        kind: as `ip -d link` names it ("veth", "macvlan", "tun", …); "" for one that is no software's.
+        kind: as `ip -d link` names it ("veth", "macvlan", "tun", …); "" for a hardware device.
         mac: lower case, or "".
         flags: IFF_*.
-        queues: for sending.
-        bus, parent: of the device that it is, such as "pci" and "0000:3b:00.0"; "" for a software's, and before Linux
-            5.14.
+        queues: transmit queues.
+        bus, parent: of the hardware device, such as "pci" and "0000:3b:00.0"; "" for a software device, and before
+            Linux 5.14.
     """
 
     index: int
@@ -137,8 +137,8 @@ class Route:
     Attributes:
         destination: "address/prefix", or "" for everything.
         gateway, source: addresses, or "".
-        flags: RTNH_F_*, such as 4 for a gateway that is on the link by decree.
-        mtu: or 0.
+        flags: RTNH_F_*, such as RTNH_F_ONLINK (4) for a gateway that counts as reachable on the link.
+        mtu: 0 for that of the interface.
     """
 
     index: int
@@ -166,13 +166,13 @@ class Neighbour:
 
 
 def links(netlink: Netlink) -> list[Link]:
-    """All interfaces of the namespace."""
+    """All interfaces of the namespace. Raises OSError."""
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     return [parse_link(message) for message in netlink.dump("list interfaces", _GETLINK, body)]
 
 
 def parse_link(message: Message) -> Link:
-    """The interface that a message of `links`, or an event of GROUP_LINK, is about."""
+    """The interface in a message of RTM_GETLINK or of GROUP_LINK."""
     _, _, index, flags, _ = _IFINFO.unpack_from(message.body)
     found = attributes(message.body[_IFINFO.size :])
     kind = attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
@@ -190,12 +190,12 @@ def parse_link(message: Message) -> Link:
 
 
 def addresses(netlink: Netlink) -> list[Address]:
-    """All addresses of the namespace."""
+    """All addresses of the namespace. Raises OSError."""
     found = []
     for message in netlink.dump("list addresses", _GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         family, prefix, _, scope, index = _IFADDR.unpack_from(message.body)
         values = attributes(message.body[_IFADDR.size :])
-        # Of a point-to-point link, IFA_ADDRESS is the other side's.
+        # On a point-to-point link, IFA_ADDRESS is the peer's.
         address = _ip(family, values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b""))
         if address:
             found.append(Address(index, family, address, prefix, scope))
@@ -203,7 +203,7 @@ def addresses(netlink: Netlink) -> list[Address]:
 
 
 def routes(netlink: Netlink) -> list[Route]:
-    """Routes of the main table that lead somewhere by one way."""
+    """Unicast routes of the main table with a single next hop. Raises OSError."""
     found = []
     for message in netlink.dump("list routes", _GETROUTE, _ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.body)
@@ -231,7 +231,7 @@ def routes(netlink: Netlink) -> list[Route]:
 
 
 def neighbours(netlink: Netlink) -> list[Neighbour]:
-    """All neighbours that the namespace knows."""
+    """All neighbours of the namespace. Raises OSError."""
     found = []
     for message in netlink.dump("list neighbours", _GETNEIGH, _NEIGH.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         family, index, state, flags, _ = _NEIGH.unpack_from(message.body)
@@ -253,7 +253,17 @@ def change_link(
     mtu: int = 0,
     mac: str = "",
 ) -> None:
-    """Change what is given of an interface. Raises OSError."""
+    """Change attributes of an interface; those that are not given stay.
+
+    Args:
+        netlink: of the interface's namespace.
+        index: of the interface.
+        up, arp: whether it is up, and uses ARP.
+        name, mtu, mac: new values.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     flags = mask = 0
     if up is not None:
         mask |= IFF_UP
@@ -272,20 +282,22 @@ def change_link(
 
 
 def add_macvtap(netlink: Netlink, name: str, index: int, lower: int) -> None:
-    """Make a macvtap interface that takes another one over as a whole (mode passthru), down, with its hardware address.
+    """Make a macvtap interface on top of another one (mode passthru), down, with the hardware address of that.
 
     Args:
-        index: its number, by which its device node is called.
-        lower: the other one's number.
+        netlink: of the namespace.
+        name: of the new interface.
+        index: of the new interface, which its device node is called by.
+        lower: index of the other one.
 
     Raises:
-        OSError: EEXIST if name or number are taken, EBUSY or EINVAL if the other one is taken over already.
+        OSError: EEXIST if name or index are taken, EBUSY or EINVAL if the other one has a macvtap already.
     """
     data = nest(_IFLA_INFO_DATA, number(_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU))
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + text(_IFLA_IFNAME, name) + number(_IFLA_LINK, lower)
     body += nest(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "macvtap"), data)
     netlink.request(f"make macvtap interface {name}", _NEWLINK, body, CREATE | EXCL)
-    # It has the machine's hardware address: an IPv6 address made of that would be the machine's.
+    # It has the VM's hardware address: an IPv6 address that is derived from it would be the VM's.
     spec = nest(_IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)))
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + spec
     try:
@@ -297,7 +309,7 @@ def add_macvtap(netlink: Netlink, name: str, index: int, lower: int) -> None:
 
 
 def remove_link(netlink: Netlink, index: int) -> None:
-    """Remove an interface; none any more is fine. Raises OSError."""
+    """Remove an interface. Idempotent. Raises OSError."""
     try:
         netlink.request(f"remove interface {index}", _DELLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0))
     except OSError as error:
@@ -306,12 +318,12 @@ def remove_link(netlink: Netlink, index: int) -> None:
 
 
 def add_address(netlink: Netlink, address: Address) -> None:
-    """Give an interface an address, usable at once: who gave it to a pod has seen that it is free. Raises OSError."""
+    """Add an address to an interface, usable at once: duplicate detection is up to the CNI plugin. Raises OSError."""
     netlink.request(f"add address {address.address}/{address.prefix}", _NEWADDR, _address(address), CREATE | EXCL)
 
 
 def remove_address(netlink: Netlink, address: Address) -> None:
-    """Take an address from an interface. Raises OSError."""
+    """Remove an address from an interface. Raises OSError."""
     netlink.request(f"remove address {address.address}/{address.prefix}", _DELADDR, _address(address))
 
 
@@ -324,7 +336,7 @@ def _address(address: Address) -> bytes:
 
 
 def add_route(netlink: Netlink, route: Route) -> None:
-    """Add a route; one that is there already is not an error. Raises OSError."""
+    """Add a route. Idempotent. Raises OSError."""
     try:
         netlink.request(f"add route {_shown(route)}", _NEWROUTE, _route(route), CREATE | EXCL)
     except FileExistsError:
@@ -374,7 +386,15 @@ def add_neighbour(netlink: Netlink, neighbour: Neighbour) -> None:
 
 
 def redirect(netlink: Netlink, source: int, target: int) -> None:
-    """Send all that arrives at one interface out by another: an ingress qdisc with one filter. Raises OSError."""
+    """Redirect all packets that arrive at one interface out of another: an ingress qdisc with one filter.
+
+    Args:
+        netlink: of the namespace of both.
+        source, target: indexes of the interfaces.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     remove_redirect(netlink, source)
     body = _TC.pack(socket.AF_UNSPEC, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress")
     netlink.request(f"add an ingress qdisc to interface {source}", _NEWQDISC, body, CREATE | EXCL)
@@ -390,22 +410,27 @@ def redirect(netlink: Netlink, source: int, target: int) -> None:
 
 
 def remove_redirect(netlink: Netlink, source: int) -> None:
-    """Remove what `redirect` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
+    """Undo `redirect`. Idempotent, even without the interface. Raises OSError."""
     _remove_qdisc(netlink, f"remove the ingress qdisc of interface {source}", source, _INGRESS_HANDLE, _TC_H_INGRESS)
 
 
 def limit_rate(netlink: Netlink, index: int, rate: int) -> None:
-    """Have an interface send no more than `rate` bits a second: a token bucket filter as its root qdisc.
+    """Limit an interface's transmit rate by a token bucket filter as its root qdisc.
+
+    Args:
+        netlink: of the interface's namespace.
+        index: of the interface.
+        rate: in bits per second.
 
     Raises:
-        OSError: EEXIST if it has a root qdisc that somebody has chosen.
+        OSError: EEXIST if it has another root qdisc than the default one.
     """
     speed = max(1, rate // 8)
-    burst = min(max(_BURST_MIN, int(speed * _BURST_S)), _U32_MAX)
-    waiting = min(burst + int(speed * _QUEUE_S), _U32_MAX)
-    parameters = _TBF.pack(0, _LINKLAYER_ETHERNET, 0, 0, 0, min(speed, _U32_MAX), 0, 0, 0, 0, 0, 0, waiting, 0, 0)
+    burst = min(max(_MIN_BURST, int(speed * _BURST_S)), _MAX_U32)
+    waiting = min(burst + int(speed * _QUEUE_S), _MAX_U32)
+    parameters = _TBF.pack(0, _LINKLAYER_ETHERNET, 0, 0, 0, min(speed, _MAX_U32), 0, 0, 0, 0, 0, 0, waiting, 0, 0)
     options = [attribute(_TCA_TBF_PARMS, parameters), number(_TCA_TBF_BURST, burst)]
-    if speed > _U32_MAX:
+    if speed > _MAX_U32:
         options.append(attribute(_TCA_TBF_RATE64, struct.pack("=Q", speed)))
     body = _TC.pack(socket.AF_UNSPEC, index, _LIMIT_HANDLE, _TC_H_ROOT, 0) + text(_TCA_KIND, "tbf")
     netlink.request(
@@ -414,7 +439,7 @@ def limit_rate(netlink: Netlink, index: int, rate: int) -> None:
 
 
 def remove_limit(netlink: Netlink, index: int) -> None:
-    """Remove what `limit_rate` did; nothing to remove, or no interface any more, is fine. Raises OSError."""
+    """Undo `limit_rate`. Idempotent, even without the interface. Raises OSError."""
     _remove_qdisc(netlink, f"remove the limit of interface {index}", index, _LIMIT_HANDLE, _TC_H_ROOT)
 
 

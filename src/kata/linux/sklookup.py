@@ -1,8 +1,8 @@
-"""A socket that takes every TCP connection of a network namespace that no other does, whatever its address and port.
+"""A socket that accepts TCP connections to any address and port of a network namespace.
 
-A program of the kernel's socket lookup (Linux 5.9) gives it what arrives; nothing is rewritten, so the accepted
-socket's own name is where the caller wanted to go. The program is attached by a link, which is a descriptor: when the
-last copy of it is closed, or its process is killed, everything is as it was. Sources: the kernel's
+A BPF program in the kernel's socket lookup (Linux 5.9) steers them to it; nothing is rewritten, so the accepted
+socket's own name is the original destination. The program is attached by a link, which is a descriptor: when its last
+copy is closed, or its process is killed, the program is gone. Sources: the kernel's
 Documentation/bpf/prog_sk_lookup.rst and instruction-set.rst, include/uapi/linux/bpf.h, bpf-helpers(7).
 """
 
@@ -29,19 +29,20 @@ _NAME = b"kata_forward"
 
 
 def steer(listener: socket.socket, namespace: int) -> int:
-    """Have `listener` accept what is connected to in a network namespace.
+    """Have `listener` accept all new TCP connections of a network namespace.
 
-    It has to listen in that namespace; one for IPv6 that is not restricted to it takes both. Connections that exist
-    are left alone, sockets that listen there get nothing more.
+    It has to listen in that namespace; a dual-stack IPv6 socket takes both. Existing connections are left alone; other
+    listening sockets get no more connections.
 
     Args:
-        namespace: an open file of it.
+        listener: a listening socket.
+        namespace: an open file of the namespace.
 
     Returns:
         The link's descriptor.
 
     Raises:
-        OSError: the kernel cannot, or will not.
+        OSError: the kernel refuses, or this is not x86-64 or aarch64.
     """
     sockets = program = -1
     try:
@@ -58,9 +59,9 @@ def steer(listener: socket.socket, namespace: int) -> int:
 
 
 def instructions(sockets: int) -> bytes:
-    """The program: assign the only socket of the map `sockets`, and let the lookup go on.
+    """The program: assign the only socket of the map `sockets`, and continue the lookup.
 
-    For what the socket cannot take, as a datagram, the assignment fails and the lookup is as without the program.
+    For a packet that the socket cannot take, such as a datagram, the assignment fails and the lookup is as without it.
     """
     context, key, found = 6, -4, 7
     return b"".join(

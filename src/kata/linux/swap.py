@@ -8,5 +8,5 @@ from kata.linux.libc import LIBC, check
 
 
 def swapon(path: str) -> None:
-    """Let the kernel swap to a device that is formatted for it. Raises OSError."""
+    """Enable swapping to a device that is formatted for it (mkswap(8)). Raises OSError."""
     check(LIBC.swapon(os.fsencode(path), 0), "swapon", path)

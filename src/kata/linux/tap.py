@@ -1,6 +1,6 @@
 """Tap devices: network interfaces whose other end is a file descriptor.
 
-References: Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
+Sources: Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import struct
 
 _DEVICE = "/dev/net/tun"
-#: Of a macvtap device, by the number of its interface.
+#: Device node of a macvtap interface, by its index.
 _MACVTAP = "/dev/tap{}"
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
@@ -19,25 +19,30 @@ _IFREQ = struct.Struct("=16sH22x")
 
 
 def open_tap(name: str, queues: int = 1) -> tuple[int, ...]:
-    """Make a tap device, or connect to one that is there, in the network namespace of the calling thread.
+    """Make a tap device, or attach to an existing one, in the network namespace of the calling thread.
 
-    Packets have virtio-net's header in front, as QEMU wants them. A device that was made here vanishes when the last
-    copy of its descriptors is closed.
+    Packets begin with virtio-net's header, as QEMU expects. A device that was made here is removed when the last copy
+    of its descriptors is closed.
 
     Args:
-        queues: how many descriptors it is to have.
+        name: of the interface.
+        queues: how many descriptors to open.
 
     Raises:
-        OSError: there is no /dev/net/tun, the name is taken, or somebody else is connected.
+        OSError: there is no /dev/net/tun, the name is taken, or the device is in use.
     """
     return _open(_DEVICE, name, _IFF_TAP | (_IFF_MULTI_QUEUE if queues > 1 else 0), queues)
 
 
 def open_macvtap(index: int, name: str, queues: int = 1) -> tuple[int, ...]:
-    """Connect to a macvtap interface, which has a device node of its own.
+    """Attach to a macvtap interface, which has a device node of its own.
+
+    Args:
+        index, name: of the interface.
+        queues: how many descriptors to open.
 
     Raises:
-        OSError: it has none, ENODEV if the node is another namespace's interface of the same number.
+        OSError: it has no node; ENODEV if the node is another namespace's interface with the same index.
     """
     opened = _open(_MACVTAP.format(index), name, _IFF_TAP, queues)
     found, _ = _IFREQ.unpack(fcntl.ioctl(opened[0], _TUNGETIFF, bytes(_IFREQ.size)))

@@ -1,8 +1,9 @@
-"""The kernel's messages about devices (NETLINK_KOBJECT_UEVENT), used as what they are good for: to look again.
+"""Waiting for devices by the kernel's messages about them (NETLINK_KOBJECT_UEVENT).
 
-A message can be lost when there are many, one can have come before anybody listened, and in a network namespace that
-containers share they can be forged. What is in sysfs cannot. So whoever waits looks there first and after messages,
-however many of them there are: a storm costs no memory, and one look each twentieth of a second.
+Messages can be lost when there are many, they can have come before anybody listened, and in a network namespace that
+containers share they can be forged. The content of sysfs cannot. So a message is only a reason to look there: first of
+all, and after messages, however many there are. A flood of them costs no memory, and one look each twentieth of a
+second.
 """
 
 from __future__ import annotations
@@ -15,16 +16,28 @@ from typing import TypeVar
 
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
-_SIZE = 8192
-#: Seconds between two looks at least, and messages that are read away for one look at most.
-_PAUSE_S = 0.05
-_BURST = 1000
+_MAX_MESSAGE = 8192
+#: Between two looks, at least.
+_MIN_INTERVAL_S = 0.05
+#: Messages that are dropped for one look, at most.
+_MAX_BURST = 1000
 
 Found = TypeVar("Found")
 
 
 async def appears(look: Callable[[], Found | None], timeout: float) -> Found | None:
-    """What `look` finds, as soon as it finds something; None if that is nothing within `timeout` seconds."""
+    """Wait until `look` finds something.
+
+    Args:
+        look: looks into sysfs; None for nothing yet.
+        timeout: seconds.
+
+    Returns:
+        What it found; None if that was nothing in time.
+
+    Raises:
+        OSError: the kernel refuses the socket.
+    """
     if (found := look()) is not None:
         return found
     loop = asyncio.get_running_loop()
@@ -36,7 +49,7 @@ async def appears(look: Callable[[], Found | None], timeout: float) -> Found | N
                 while (found := look()) is None:
                     looked = loop.time()
                     await _message(loop, messages)
-                    await asyncio.sleep(looked + _PAUSE_S - loop.time())
+                    await asyncio.sleep(looked + _MIN_INTERVAL_S - loop.time())
                     _drain(messages)
         except TimeoutError:
             # The last message may have been one of those that were lost.
@@ -46,17 +59,17 @@ async def appears(look: Callable[[], Found | None], timeout: float) -> Found | N
 
 async def _message(loop: asyncio.AbstractEventLoop, messages: socket.socket) -> None:
     try:
-        await loop.sock_recv(messages, _SIZE)
+        await loop.sock_recv(messages, _MAX_MESSAGE)
     except OSError as error:
         if error.errno != errno.ENOBUFS:
             raise
 
 
 def _drain(messages: socket.socket) -> None:
-    """One look answers all the messages that have come by now."""
-    for _ in range(_BURST):
+    """Drop pending messages: one look is enough for all of them."""
+    for _ in range(_MAX_BURST):
         try:
-            messages.recv(_SIZE)
+            messages.recv(_MAX_MESSAGE)
         except BlockingIOError:
             return
         except OSError as error:

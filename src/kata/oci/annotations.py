@@ -1,7 +1,7 @@
-"""What a container manager's annotations say about pods: is this a sandbox, a container of one, or neither?
+"""What a container engine's annotations say about pods: is this a sandbox, a container of one, or neither?
 
 The shim's lean start path imports this: plain functions on a dict, nothing imported but the errors and the id check.
-Kubernetes' managers each have their own keys; docker, nerdctl, podman and ctr write none.
+Each engine of Kubernetes has its own keys; docker, nerdctl, podman and ctr write none.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ContainerType:
-    """What a bundle is. The values are Kata's, as in its `io.katacontainers.pkg.oci.container_type`."""
+    """Type of a bundle's container. The values are Kata's, as in `io.katacontainers.pkg.oci.container_type`."""
 
     SINGLE = "single_container"
     SANDBOX = "pod_sandbox"
     CONTAINER = "pod_container"
 
 
-_MANAGERS = (
+_ENGINES = (
     # container type key, its value for a sandbox, key of the sandbox's id
     ("io.kubernetes.cri.container-type", "sandbox", "io.kubernetes.cri.sandbox-id"),  # containerd
     ("io.kubernetes.cri-o.ContainerType", "sandbox", "io.kubernetes.cri-o.SandboxID"),  # CRI-O
@@ -38,9 +38,9 @@ def classify(annotations: Mapping[str, str], own_id: str) -> tuple[str, str]:
         own_id: the bundle's container id; the answer's second half unless it is a container of a pod.
 
     Raises:
-        InvalidArgument: the type is unknown, or a pod's container names no sandbox or one that is no valid id.
+        InvalidArgument: the type is unknown, or a pod's container names no sandbox or an invalid id.
     """
-    for type_key, sandbox_value, sandbox_id_key in _MANAGERS:
+    for type_key, sandbox_value, sandbox_id_key in _ENGINES:
         value = annotations.get(type_key)
         if value is None:
             continue

@@ -1,8 +1,8 @@
-"""Container Device Interface: what devices that are asked for by name change in a container's spec.
+"""Container Device Interface: edits of a container's spec for devices that are requested by name.
 
-A container asks by annotation, `cdi.k8s.io/<anything>: vendor.com/class=name,…`; a file, JSON or YAML, says what the
-device is made of. Files of the host count first, if its administrator wants that; what they do not know is the guest's:
-its image's, or a driver's in it. Reference: CNCF's container-device-interface, SPEC.md, 0.3.0 to 0.7.0.
+A container requests them by annotation, `cdi.k8s.io/<anything>: vendor.com/class=name,…`; a specification, a JSON or
+YAML file, has the edits. The host's specifications count first, if its administrator enables them; other devices are
+the guest's: of its image, or of a driver in it. Source: CNCF's container-device-interface, SPEC.md, 0.3.0 to 0.7.0.
 """
 
 from __future__ import annotations
@@ -19,38 +19,44 @@ from kata.errors import FailedPrecondition, InvalidArgument
 if TYPE_CHECKING:
     from kata.oci.spec import Spec
 
-#: Where the guest's files are; a device in a later directory counts before one in an earlier.
+#: Directories of the guest's specifications; a device in a later one overrides one in an earlier.
 DIRECTORIES = ("/etc/cdi", "/run/cdi")
 
 _PREFIX = "cdi.k8s.io/"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}/[A-Za-z][A-Za-z0-9._-]{0,127}=[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _SUFFIXES = (".json", ".yaml", ".yml")
-_FILE_MAX, _FILES_MAX = 1 << 20, 100
+_MAX_FILE_SIZE, _MAX_FILES = 1 << 20, 100
 _HOOKS = frozenset(("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"))
 
 
 def wanted(annotations: Mapping[str, str]) -> list[str]:
-    """The names of the devices that a container asks for, each once.
+    """The names of the devices that a container requests, each once.
 
     Raises:
-        InvalidArgument: one is no name.
+        InvalidArgument: a name is invalid.
     """
     names: dict[str, None] = {}
     for key, value in sorted(annotations.items()):
         if key.startswith(_PREFIX):
             for name in value.split(","):
                 if not _NAME.fullmatch(name):
-                    raise InvalidArgument(f"annotation {key}: {name[:100]!r} is no CDI device, vendor/class=name")
+                    raise InvalidArgument(
+                        f"annotation {key}: invalid CDI device name {name[:100]!r} (vendor/class=name)"
+                    )
                 names[name] = None
     return list(names)
 
 
 def by_host(spec: Spec, directories: Iterable[str]) -> Spec:
-    """The spec with those devices that the host's files know; the names of the others stay, for the guest.
+    """The spec with the devices of the host's specifications; the names of the others stay, for the guest.
+
+    Args:
+        spec: the container's, which is not changed.
+        directories: of specifications on the host.
 
     Raises:
-        InvalidArgument: something is asked for that is no name.
-        FailedPrecondition: a file is broken, or names what is no device here.
+        InvalidArgument: a name is invalid.
+        FailedPrecondition: a specification is invalid, or names something that is not a device here.
     """
     annotations: Mapping[str, str] = spec.get("annotations") or {}
     names = wanted(annotations)
@@ -67,10 +73,17 @@ def by_host(spec: Spec, directories: Iterable[str]) -> Spec:
 
 
 def find(names: Sequence[str], directories: Iterable[str] = DIRECTORIES) -> list[Mapping[str, Any]] | None:
-    """The edits that devices make, in their order; None as long as one is in no file, or one of its nodes is not there.
+    """The edits of devices, in their order.
+
+    Args:
+        names: of the devices.
+        directories: of specifications.
+
+    Returns:
+        None as long as a device is in no specification, or one of its nodes does not exist.
 
     Raises:
-        FailedPrecondition: a file is broken.
+        FailedPrecondition: a specification is invalid.
     """
     edits, missing = _resolve(names, directories)
     nodes = [node for edit in edits for node in edit.get("deviceNodes") or ()]
@@ -79,7 +92,7 @@ def find(names: Sequence[str], directories: Iterable[str] = DIRECTORIES) -> list
 
 
 def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Mapping[str, Any]], set[str]]:
-    """The edits that the devices of these names make, and the names that no file knows."""
+    """The edits of the devices of these names, and the names that are in no specification."""
     devices: dict[str, tuple[str, Mapping[str, Any]]] = {}
     common: dict[str, Mapping[str, Any]] = {}
     for path in _files(directories):
@@ -89,7 +102,7 @@ def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Map
             for device in content["devices"]:
                 devices[f"{content['kind']}={device['name']}"] = (path, device.get("containerEdits") or {})
         except (KeyError, TypeError, AttributeError) as error:
-            raise FailedPrecondition(f"{path} is no CDI specification: {error!r}") from None
+            raise FailedPrecondition(f"{path} is not a valid CDI specification: {error!r}") from None
     edits: list[Mapping[str, Any]] = []
     seen: set[str] = set()
     missing: set[str] = set()
@@ -98,7 +111,7 @@ def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Map
             missing.add(name)
             continue
         path, own = devices[name]
-        # What a file says of all its devices is done once.
+        # The common edits of a specification are made once.
         edits += [own] if path in seen else [common[path], own]
         seen.add(path)
     return edits, missing
@@ -112,23 +125,23 @@ def _files(directories: Iterable[str]) -> list[str]:
         except OSError:
             continue
         found += [f"{directory}/{name}" for name in names]
-    return found[:_FILES_MAX]
+    return found[:_MAX_FILES]
 
 
 def _load(path: str) -> Mapping[str, Any]:
     try:
         with open(path, "rb") as file:
-            text = file.read(_FILE_MAX)
+            text = file.read(_MAX_FILE_SIZE)
         content = json.loads(text) if path.endswith(".json") else _from_yaml(text)
     except (OSError, ValueError) as error:
-        raise FailedPrecondition(f"CDI specification {path} cannot be read: {error}") from error
+        raise FailedPrecondition(f"cannot read CDI specification {path}: {error}") from error
     if not isinstance(content, dict):
-        raise FailedPrecondition(f"{path} is no CDI specification: it is no object")
+        raise FailedPrecondition(f"{path} is not a valid CDI specification: not an object")
     return content
 
 
 def _from_yaml(text: bytes) -> Any:
-    # Imported with the first such file: few machines have any.
+    # Imported with the first such file: few hosts have any.
     import yaml
 
     try:
@@ -138,10 +151,10 @@ def _from_yaml(text: bytes) -> Any:
 
 
 def apply(spec: Mapping[str, Any], edits: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The spec with edits made; the argument is not changed.
+    """The spec with edits applied; the argument is not changed.
 
     Raises:
-        FailedPrecondition: an edit is none, or names a node that is no device.
+        FailedPrecondition: an edit is invalid, or names a node that is not a device.
     """
     process: dict[str, Any] = {**(spec.get("process") or {})}
     user: dict[str, Any] = {**(process.get("user") or {})}
@@ -163,12 +176,12 @@ def apply(spec: Mapping[str, Any], edits: Iterable[Mapping[str, Any]]) -> dict[s
             mounts += [_mount(mount) for mount in edit.get("mounts") or ()]
             for hook in edit.get("hooks") or ():
                 if hook["hookName"] not in _HOOKS:
-                    raise FailedPrecondition(f"CDI: there are no hooks of the kind {hook['hookName']!r}")
+                    raise FailedPrecondition(f"CDI: unknown kind of hook {hook['hookName']!r}")
                 kept = {key: value for key, value in hook.items() if key != "hookName"}
                 hooks.setdefault(hook["hookName"], []).append(kept)
             groups += [gid for gid in edit.get("additionalGids") or () if gid not in groups]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FailedPrecondition(f"CDI: this is no edit of a container: {error!r}") from None
+        raise FailedPrecondition(f"CDI: invalid container edits: {error!r}") from None
     process["env"] = [f"{name}={value}" for name, value in env.items()]
     if groups:
         process["user"] = {**user, "additionalGids": groups}
@@ -177,14 +190,14 @@ def apply(spec: Mapping[str, Any], edits: Iterable[Mapping[str, Any]]) -> dict[s
 
 
 def _device(node: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """A node of the container's, numbered as the guest's, and how it may be used."""
+    """A device node for the spec, with the numbers that it has here, and its permissions."""
     where = node.get("hostPath") or node["path"]
     try:
         info = os.stat(where)
     except OSError as error:
         raise FailedPrecondition(f"CDI: device {where}: {error.strerror}") from error
     if not (stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode)):
-        raise FailedPrecondition(f"CDI: {where} is no device")
+        raise FailedPrecondition(f"CDI: {where} is not a device")
     device = {
         "path": node["path"],
         "type": "b" if stat.S_ISBLK(info.st_mode) else "c",

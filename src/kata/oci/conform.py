@@ -3,7 +3,7 @@
 A TypedDict is the schema. Understood: `str`, `bool`, `Annotated[int, low, high]`, `Literal` of strings, `list[…]`,
 `dict[str, …]`, `Any`, TypedDicts and their `Required`/`NotRequired`. Unknown keys pass untouched; null is the same as
 absent, because Go writes it for an empty list. The module that defines the TypedDicts must not use `from __future__
-import annotations`: with it Python 3.11 loses sight of `Required`.
+import annotations`: with it Python 3.11 does not see `Required`.
 
 Not for: what values mean.
 """
@@ -20,12 +20,12 @@ def conform(value: object, kind: Any, where: str) -> Any:
     """A copy of the value without nulls.
 
     Args:
-        value: what a JSON parser gave.
-        kind: what it has to be.
+        value: as a JSON parser returns it.
+        kind: the type that it must have.
         where: its path, for errors, e.g. "process.user".
 
     Raises:
-        InvalidArgument: it is something else, or a string in it could not be a C string.
+        InvalidArgument: it has another type, or a string in it cannot be a C string.
     """
     origin = get_origin(kind)
     if is_typeddict(kind):

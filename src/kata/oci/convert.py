@@ -1,8 +1,8 @@
-"""The OCI specification as JSON, and as the agent's protocol carries it.
+"""Conversion of the OCI specification between JSON and the agent's protocol (oci.proto).
 
-One table says which property is which field, and how "absent" travels: proto3 knows no absent number, so zero means
-either, and each field's rule says which. The measure is what crun and the kernel do: what crun reads in the guest has
-to be what the user wrote on the host.
+One table maps properties to fields, and says how "absent" is encoded: proto3 has no absent numbers, so zero may mean
+either, and each field's rule says which. The measure is the behaviour of crun and the kernel: crun in the guest has to
+read what the user wrote on the host.
 
 `dropped_fields` names what of a spec the protocol cannot carry, so that a warning can be given.
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from kata.oci.spec import LinuxResources, Process, Spec
 
-# Rules: how a property and a field stand for each other.
+# Rules of how a property is encoded.
 _OMIT = "omit"  # zero, false and the empty string mean absent
 _KEEP = "keep"  # zero is a value; absent becomes zero, which is its default anyway
-_OPTIONAL = "optional"  # the field knows absence itself
-_WILDCARD = "wildcard"  # absent means every number, and travels as -1
+_OPTIONAL = "optional"  # the field has presence
+_WILDCARD = "wildcard"  # absent means every number, and is encoded as -1
 _MODE = "mode"  # permission bits of a device node
 _LIST = "list"  # of strings or numbers; the empty list means absent
 _MAP = "map"  # of strings; the empty map means absent
-_ONE = "one"  # a message, which knows absence itself
+_ONE = "one"  # a message, which has presence
 _MANY = "many"  # messages; the empty list means absent
 
 
@@ -145,7 +145,7 @@ _TABLE: Mapping[str, tuple[_Field, ...]] = {
         _Field("network", "Network", _ONE, "LinuxNetwork"),
         _Field("unified", "Unified", _MAP),
     ),
-    # A device number of 0 is a number: it must not come to mean every device.
+    # A device number of 0 is a number: it must not become "every device".
     "LinuxDeviceCgroup": (
         _Field("allow", "Allow", _KEEP),
         _Field("type", "Type"),
@@ -153,7 +153,7 @@ _TABLE: Mapping[str, tuple[_Field, ...]] = {
         _Field("minor", "Minor", _WILDCARD),
         _Field("access", "Access"),
     ),
-    # Every manager and runc take a limit of 0 for no limit. crun would write the 0, and the kernel kill at once.
+    # Every engine and runc take a limit of 0 for no limit. crun would write the 0, and the kernel would kill at once.
     "LinuxMemory": (
         _Field("limit", "Limit"),
         _Field("reservation", "Reservation"),
@@ -231,13 +231,13 @@ def to_proto(spec: Spec) -> oci_pb2.Spec:
     """A spec as the agent's protocol carries it.
 
     Raises:
-        InvalidArgument: a value is of the wrong kind or out of range, which `kata.oci.spec` lets none be.
+        InvalidArgument: a value has the wrong type or is out of range, which `kata.oci.spec` rules out.
     """
     return _encoded("Spec", spec, oci_pb2.Spec())
 
 
 def from_proto(message: oci_pb2.Spec) -> Spec:
-    """The spec that was carried, for config.json."""
+    """The spec in a message, for config.json."""
     return cast("Spec", _decode("Spec", message))
 
 
@@ -251,7 +251,7 @@ def process_to_proto(process: Process) -> oci_pb2.Process:
 
 
 def process_from_proto(message: oci_pb2.Process) -> Process:
-    """The process that was carried."""
+    """The process in a message."""
     return cast("Process", _decode("Process", message))
 
 
@@ -265,14 +265,14 @@ def resources_to_proto(resources: LinuxResources) -> oci_pb2.LinuxResources:
 
 
 def resources_from_proto(message: oci_pb2.LinuxResources) -> LinuxResources:
-    """The limits that were carried."""
+    """The limits in a message."""
     return cast("LinuxResources", _decode("LinuxResources", message))
 
 
 def dropped_fields(spec: Spec) -> list[str]:
     """Paths of what `to_proto` leaves out, e.g. "linux.timeOffsets", "mounts[2].uidMappings".
 
-    Empty lists, objects and strings are not missed. A swappiness of 0 is: it differs from none, and travels as none.
+    Empty lists, objects and strings do not count. A swappiness of 0 does: it differs from none, but is encoded as none.
     """
     return list(_dropped("Spec", spec, ""))
 
@@ -281,7 +281,7 @@ def _encoded(kind: str, source: Mapping[str, Any], target: _Message) -> _Message
     try:
         _encode(kind, source, target)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"the spec cannot be sent: {' '.join(str(error).split())}") from error
+        raise InvalidArgument(f"cannot send the spec: {' '.join(str(error).split())}") from error
     return target
 
 

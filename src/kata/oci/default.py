@@ -1,7 +1,7 @@
-"""The spec of a container that nobody wrote a spec for: what an engine asks for when the user just names a command.
+"""The default spec of a container: what an engine generates when the user just names a command.
 
 Capabilities, namespaces, masked and read-only paths are containerd's defaults (its `oci.GenerateSpec`), so that a
-program finds the same world here as under containerd. Two things differ: a cgroup mount is there, since programs size
+program finds the same environment as under containerd. Two things differ: a cgroup mount is there, since programs size
 themselves by their limits, and setuid programs keep working (no_new_privs is not set), as under Podman and Kubernetes.
 There is no tmpfs on /run either: images bring files there.
 """
@@ -67,10 +67,13 @@ def default_spec(
     Args:
         args: the program and its arguments, at least one word.
         rootfs: absolute path of the root file system.
+        hostname: "" for none.
         env: "NAME=value" each.
-        user: numbers, as the specification wants them; None for root.
+        cwd: absolute path.
+        user: numeric ids, as in the specification; None for root.
+        terminal: whether the process has one.
         mounts: come after the standard ones, so they win where they overlap.
-        resources: limits; the rules about devices are added.
+        resources: limits; the device rules are added.
     """
     capabilities = list(CAPABILITIES)
     identity: User = user if user is not None else {"uid": 0, "gid": 0}

@@ -1,8 +1,8 @@
-"""What of a container's spec the guest gets to see: pure edits, made on the host before CreateContainer.
+"""The part of a container's spec that the guest gets: pure edits, made on the host before CreateContainer.
 
-The rule behind the rules: what means the same in the guest is kept, what names a thing of the host (a path, a CPU, a
-device number, a security policy in the host's kernel) goes, and what the guest's runtime (crun, cgroups version 2)
-refuses although runc ignores it goes too, so that a container that starts with runc starts here.
+Properties that mean the same in the guest are kept. Properties that refer to the host (a path, a CPU, a device number,
+a security policy in the host's kernel) are removed. So are those that the guest's runtime (crun, cgroups version 2)
+refuses although runc ignores them: a container that starts with runc starts here.
 
     hooks               only startContainer stays: the others run on the host
     namespaces          pid, network, cgroup, time: removed, the agent decides; the others lose their host paths
@@ -10,11 +10,11 @@ refuses although runc ignores it goes too, so that a container that starts with 
     apparmor, selinux   removed: profiles and labels are loaded in the host's kernel, not in the guest's
     seccomp             removed unless asked for
     intelRdt            removed: cache allocation is the host's
-    annotations         those that steer crun are removed: which runtime is in the guest is nobody's business
+    annotations         those for crun are removed: the runtime in the guest is an implementation detail
     resources           see `resources_for_guest`
 
-Untouched: process, capabilities, rlimits, sysctls, masked and read-only paths, linux.devices (who plugs a device in
-knows its numbers), and mounts, which the storage plan has edited before.
+Untouched: process, capabilities, rlimits, sysctls, masked and read-only paths, linux.devices (the hot-plug code knows
+their numbers), and mounts, which the storage plan has edited before.
 """
 
 from __future__ import annotations
@@ -83,20 +83,20 @@ def shares_pids(spec: Spec) -> bool:
 
 
 def resources_for_guest(resources: LinuxResources, devices: Iterable[Device] = ()) -> LinuxResources:
-    """The limits that the container gets inside of the virtual machine, which as a whole has its own on the host.
+    """The container's limits inside the VM, which as a whole has limits on the host.
 
-        pids            kept: a fork bomb has to end where the user said
-        memory          limit, reservation and swap kept: the container is killed, not the virtual machine; the rest is
-                        cgroups version 1, which crun refuses and runc ignores
+        pids            kept: a fork bomb has to stop at the user's limit
+        memory          limit, reservation and swap kept: the container is killed, not the VM; the rest is cgroups
+                        version 1, which crun refuses and runc ignores
         cpu             shares, quota, period, burst and idle kept: a pod's containers compete in the guest; cpus and
                         mems name the host's; realtime is cgroups version 1
         hugepageLimits  kept if not 0: CRI writes a 0 for every page size of the host, and the guest may lack that size
-        unified         cpu, memory and pids kept: the others name the host's CPUs and disks
+        unified         cpu, memory and pids kept: the others refer to the host's CPUs and disks
         others          removed (blockIO, network, rdma): the host's devices, or cgroups version 1
 
     Device rules work in the guest as they do with runc, "deny everything" first. A rule that allows a device number is
     kept if the number means the same there: it belongs to one of `devices`, whose rules the agent renumbers, or it is
-    the same on every Linux. Any other number is some other device in the guest, maybe the agent's own channel. Without
+    the same on every Linux. Any other number is another device in the guest, maybe the agent's own channel. Without
     a rule the guest's runtime would allow everything, so at least one stays.
 
     Args:

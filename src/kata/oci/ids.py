@@ -16,25 +16,25 @@ _ALLOWED = _ALPHANUMERIC | frozenset("_.-")
 
 
 def validate_id(identifier: str, what: str = "id") -> str:
-    """The identifier itself, if it is safe as a file name.
+    """Return the identifier if it is safe as a file name.
 
     Args:
         identifier: 1 to 76 of `a-z A-Z 0-9 _ . -`, the first a letter or digit (so never `.`, `..` or an option).
             Kata's agent wants two characters at least; containerd lets one pass, and so does this.
-        what: how errors call it, e.g. "container id".
+        what: names it in errors, e.g. "container id".
 
     Raises:
-        InvalidArgument: it is not.
+        InvalidArgument: it is empty, too long, or has other characters.
     """
     if not identifier:
         raise InvalidArgument(f"{what} is empty")
     if len(identifier) > MAX_ID:
         raise InvalidArgument(
-            f"{what} '{_shown(identifier)}...' has {len(identifier)} characters, at most {MAX_ID} may be"
+            f"{what} '{_shown(identifier)}...' is {len(identifier)} characters long; the maximum is {MAX_ID}"
         )
     if identifier[0] not in _ALPHANUMERIC or not _ALLOWED.issuperset(identifier):
         raise InvalidArgument(
-            f"{what} '{_shown(identifier)}' is not a valid name",
+            f"invalid {what} '{_shown(identifier)}'",
             hint="use letters, digits, '_', '.' and '-', beginning with a letter or digit",
         )
     return identifier

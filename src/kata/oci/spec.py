@@ -3,7 +3,7 @@
 The TypedDicts cover what a Linux container can ask for (runtime-spec 1.0 to 1.2, config.md and config-linux.md).
 Properties that they do not name stay in the data untouched, as the specification wants.
 
-Not for: what of a spec the guest gets to see (`kata.oci.edit`), nor how it gets there (`kata.oci.convert`).
+Not for: which parts of a spec the guest gets (`kata.oci.edit`), nor how they get there (`kata.oci.convert`).
 """
 
 # No `from __future__ import annotations`: see kata.oci.conform.
@@ -20,7 +20,7 @@ from kata.errors import InvalidArgument, NotFound
 from kata.oci.conform import conform
 
 MAX_SPEC = 10 << 20
-"""Bytes of JSON that are read at most. Real specs have some 10 KiB, with every seccomp rule written out 100."""
+"""Bytes of JSON at most. Real specs have some 10 KiB, with every seccomp rule written out 100."""
 
 I32 = Annotated[int, -(2**31), 2**31 - 1]
 U32 = Annotated[int, 0, 2**32 - 1]
@@ -300,7 +300,7 @@ def load_bundle(bundle: Path) -> Bundle:
         spec = parse_spec(_read_bounded(config))
         root = spec["root"]["path"]
         rootfs = Path(os.path.realpath(path / root))
-        # An absolute path is the caller's word. A relative one says "in the bundle", and has to be.
+        # An absolute path is the caller's choice. A relative one means "in the bundle", and has to be.
         if not os.path.isabs(root) and not rootfs.is_relative_to(os.path.realpath(path)):
             raise InvalidArgument(f"root.path: '{root}' leads out of the bundle")
     except InvalidArgument as error:
@@ -329,10 +329,10 @@ def parse_spec(text: bytes | str) -> Spec:
     _check_paths("linux.maskedPaths", linux.get("maskedPaths", []))
     _check_paths("linux.readonlyPaths", linux.get("readonlyPaths", []))
     if ".." in linux.get("cgroupsPath", "").split("/"):
-        raise InvalidArgument(f"linux.cgroupsPath: {linux['cgroupsPath']!a} has '..' in it")
+        raise InvalidArgument(f"linux.cgroupsPath: {linux['cgroupsPath']!a} contains '..'")
     kinds = [namespace["type"] for namespace in linux.get("namespaces", [])]
     if len(kinds) != len(set(kinds)):
-        raise InvalidArgument(f"linux.namespaces: one type is there twice: {', '.join(sorted(kinds))}")
+        raise InvalidArgument(f"linux.namespaces: duplicate type: {', '.join(sorted(kinds))}")
     return spec
 
 
@@ -361,7 +361,7 @@ _Document = TypeVar("_Document", Spec, Process, LinuxResources)
 
 def _parse(text: bytes | str, kind: type[_Document]) -> _Document:
     if len(text) > MAX_SPEC:
-        raise InvalidArgument(f"the document has more than {MAX_SPEC >> 20} MiB")
+        raise InvalidArgument(f"the document is larger than {MAX_SPEC >> 20} MiB")
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
@@ -393,7 +393,7 @@ def _read_bounded(path: Path) -> bytes:
         # Non-blocking: a FIFO in the file's place must not hang the caller.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise NotFound(f"{path} does not exist", hint="a bundle is a directory with a config.json in it") from None
+        raise NotFound(f"{path} does not exist", hint="a bundle is a directory that contains a config.json") from None
     except OSError as error:
         raise InvalidArgument(f"cannot open: {os.strerror(error.errno or 0).lower()}") from None
     try:

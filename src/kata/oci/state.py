@@ -1,4 +1,4 @@
-"""A container's state as the OCI runtime specification has it: what hooks read and what `state` prints.
+"""A container's state in the OCI runtime specification's form, which hooks read and `state` prints.
 
 Source: runtime-spec, runtime.md, "State".
 """
@@ -14,7 +14,7 @@ Status = Literal["creating", "created", "running", "stopped"]
 
 
 class State(TypedDict):
-    """The state's JSON object. `pid` is there while there is a process."""
+    """The state's JSON object. `pid` is present while there is a process."""
 
     ociVersion: str
     id: str
@@ -33,7 +33,7 @@ def make_state(
         container_id: its id.
         status: its status; a paused container is "running" to this specification.
         bundle: absolute path of its bundle.
-        pid: the process that stands for it on the host, 0: none. A stopped container has none.
+        pid: the process that represents it on the host; 0 for none. A stopped container has none.
         annotations: its spec's.
     """
     state = State(ociVersion=OCI_VERSION, id=container_id, status=status, bundle=bundle)

@@ -1,7 +1,7 @@
-"""This project's own call for port-forwarding: a connection to a port in the guest, carried by a streaming call.
+"""This project's own RPC for port-forwarding: a connection to a port in the guest, carried by a streaming call.
 
-The request names the port; from then on both ends run `kata.ttrpc.relay`. A connection that cannot be made ends the
-call with UNAVAILABLE.
+The request names the port; after it both ends run `kata.ttrpc.relay`. A connection that cannot be made ends the call
+with UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kata.errors import InvalidArgument
 SERVICE = "kata.Forward"
 CONNECT = "Connect"
 
-_TEXT_MAX = 64
+_MAX_REQUEST = 64
 
 
 def destination(address: str, port: int) -> bytes:
@@ -25,13 +25,13 @@ def parse_destination(request: bytes) -> tuple[str, int]:
     """Address and port of a request.
 
     Raises:
-        InvalidArgument: they are none.
+        InvalidArgument: they are invalid.
     """
-    port, _, address = request[:_TEXT_MAX].decode("ascii", "replace").partition(" ")
+    port, _, address = request[:_MAX_REQUEST].decode("ascii", "replace").partition(" ")
     if not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise InvalidArgument(f"{request[:_TEXT_MAX]!r} names no TCP port")
+        raise InvalidArgument(f"invalid TCP port in {request[:_MAX_REQUEST]!r}")
     try:
         socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     except OSError:
-        raise InvalidArgument(f"{request[:_TEXT_MAX]!r} names no IP address") from None
+        raise InvalidArgument(f"invalid IP address in {request[:_MAX_REQUEST]!r}") from None
     return address, int(port)

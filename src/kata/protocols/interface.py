@@ -1,4 +1,4 @@
-"""A word of Kata's protocol for which types.proto has no name."""
+"""A constant of Kata's protocol that types.proto does not define."""
 
-#: `Interface.type` of a device of the host's that was assigned to the machine: it is found by its place, `devicePath`.
+#: `Interface.type` of a physical NIC that is assigned to the VM: it is found by its PCI path, `devicePath`.
 PHYSICAL = "physical"

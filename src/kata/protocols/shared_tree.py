@@ -5,7 +5,7 @@ The tag is Kata's; 9p's options are those of Documentation/filesystems/9p.rst in
 
 from __future__ import annotations
 
-#: What the guest finds the device of the shared tree by.
+#: The mount tag of the shared tree's device.
 TAG = "kataShared"
 
 #: mount(8) options of a shared tree over virtio-fs.

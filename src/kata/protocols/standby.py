@@ -1,7 +1,7 @@
-"""This project's own call to its agent, beside Kata's services: live through a container once, for practice.
+"""This project's own RPC of its agent: warm up by running a container once.
 
-A machine that waits for its sandbox makes it, so that the sandbox finds everything translated and in memory. Request
-and response are empty; the call is only good before CreateSandbox.
+The host makes it in a VM in standby, so that its sandbox finds all code translated and in memory. Request and response
+are empty; the call is valid only before CreateSandbox.
 """
 
 SERVICE = "kata.Standby"

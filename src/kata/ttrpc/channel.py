@@ -1,4 +1,4 @@
-"""The asyncio side that client and server share: chunks in, whole frames out in turn, an end within a deadline."""
+"""The asyncio side that client and server share: chunks in, whole frames out, closed within a deadline."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import asyncio
 # asyncio never reads more than this at once.
 _CHUNK = 256 << 10
 
-#: Buffer limit to give to asyncio's stream functions: its default of 64 KiB stops and restarts reading for every chunk.
-STREAM_LIMIT = _CHUNK
+#: Buffer limit for asyncio's stream functions: with its default of 64 KiB reading is paused and resumed for each chunk.
+BUFFER_LIMIT = _CHUNK
 
 
 class Channel:
     """Owns one StreamReader and StreamWriter.
 
-    `turn` is held by whoever writes and waits until the peer has taken enough of it. Frames come out in the order of
-    the turns, and what is buffered for a slow peer stays at about one frame, however many senders there are.
+    A sender holds the lock `turn` while it writes and waits until the peer has taken enough. Frames are sent in the
+    order in which the lock was acquired, and the buffer for a slow peer stays at about one frame, however many senders
+    there are.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,7 +29,7 @@ class Channel:
         return await self._reader.read(_CHUNK)
 
     def post(self, frame: bytes, tail: bytes = b"") -> None:
-        """Write without waiting: for the turn's holder, and for small frames that must not wait."""
+        """Write without waiting: for the holder of `turn`, and for small frames that must not wait."""
         self._writer.write(frame)
         if tail:
             self._writer.write(tail)
@@ -38,14 +39,14 @@ class Channel:
         await self._writer.drain()
 
     async def send(self, frame: bytes) -> None:
-        """Write in turn and wait. Raises OSError. If cancelled while waiting for the peer, the frame is still whole."""
+        """Write when it is this sender's turn, and wait. Cancelling the wait does not cut the frame. Raises OSError."""
         async with self.turn:
             self.post(frame)
             await self.drained()
 
     async def close(self, flush: float = 0) -> None:
-        """Close, giving the peer `flush` seconds to take what is buffered. Whatever the peer does, this succeeds."""
-        # A task, because cancelling wait_closed itself would cancel it for all who wait.
+        """Close, giving the peer `flush` seconds to read what is buffered. Never fails."""
+        # A task, because cancelling wait_closed itself would cancel it for all waiters.
         closed = asyncio.ensure_future(self._writer.wait_closed())
         closed.add_done_callback(_ignore_outcome)
         try:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from kata.ttrpc.address import unix_address
-from kata.ttrpc.channel import STREAM_LIMIT, Channel
+from kata.ttrpc.channel import BUFFER_LIMIT, Channel
 from kata.ttrpc.connection import (
     Connection,
     DataReceived,
@@ -32,20 +32,20 @@ from kata.ttrpc.errors import Code, ConnectionClosed, RemoteProtocolError, Statu
 from kata.ttrpc.frames import MAX_MESSAGE
 from kata.ttrpc.stream import MAX_QUEUE, ClientStream
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# How long a peer may take to read what was sent before the connection was closed.
-_FLUSH_SECONDS = 1.0
+#: How long a peer may take to read what is buffered before the connection is closed.
+_FLUSH_TIMEOUT_S = 1.0
 
 
 class Client:
-    """A connection to a server. To be made inside a running event loop, and closed.
+    """A connection to a server. Made inside a running event loop; has to be closed.
 
     Args:
         reader, writer: the connection; the client owns them from now on.
         max_message: largest frame, in bytes.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
-        core: what has been said on the connection already: unary calls, for whose answers `answer` waits.
+        core: the state of a connection on which unary calls have been sent already; `answer` waits for their answers.
     """
 
     def __init__(
@@ -73,13 +73,21 @@ class Client:
     @classmethod
     async def connect_unix(cls, path: str) -> Client:
         """Connect to a Unix socket; "@name" is an abstract one. Raises OSError."""
-        return cls(*await asyncio.open_unix_connection(unix_address(path), limit=STREAM_LIMIT))
+        return cls(*await asyncio.open_unix_connection(unix_address(path), limit=BUFFER_LIMIT))
 
     @classmethod
     async def from_socket(cls, sock: socket.socket, core: Connection | None = None) -> Client:
-        """Take over a connected stream socket of any family, on which `core` may have spoken."""
+        """Take over a connected stream socket of any family.
+
+        Args:
+            sock: owned from now on.
+            core: see the class.
+
+        Raises:
+            OSError: asyncio cannot use the socket.
+        """
         sock.setblocking(False)
-        return cls(*await asyncio.open_connection(sock=sock, limit=STREAM_LIMIT), core=core)
+        return cls(*await asyncio.open_connection(sock=sock, limit=BUFFER_LIMIT), core=core)
 
     @property
     def closed(self) -> bool:
@@ -87,16 +95,16 @@ class Client:
         return self._end is not None
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is gone, whoever ends it."""
+        """Wait until the connection is gone, whichever side ends it."""
         await asyncio.wait([self._reading])
 
     async def close(self) -> None:
-        """Close the connection. Calls in flight fail with ConnectionClosed. Closing again does nothing."""
+        """Close the connection. Calls in flight fail with ConnectionClosed. Idempotent."""
         if self._end is None:
             self._lose(None)
             self._reading.cancel()
             await asyncio.wait([self._reading])
-            await self._channel.close(_FLUSH_SECONDS)
+            await self._channel.close(_FLUSH_TIMEOUT_S)
         await asyncio.wait([self._reading])
 
     async def __aenter__(self) -> Client:
@@ -116,12 +124,17 @@ class Client:
     ) -> bytes:
         """Make a unary call and return the serialized answer.
 
-        The timeout, in seconds, is told to the server and kept here, too. A call that is cancelled or times out is
-        forgotten here; the server finds out only by its own clock.
+        A call that is cancelled or times out is forgotten here; the server finds out only by its own clock.
+
+        Args:
+            service, method: full name of the service, name of the RPC.
+            payload: the serialized request.
+            timeout: seconds, enforced here and sent to the server; None for no limit.
+            metadata: sent along.
 
         Raises:
             StatusError: the server's status, or DEADLINE_EXCEEDED.
-            ConnectionClosed: the connection is or went away.
+            ConnectionClosed: the connection is closed, or ends before the answer.
             MessageTooLarge: nothing was sent.
         """
         request = _request(service, method, payload, timeout, metadata)
@@ -132,7 +145,7 @@ class Client:
             raise _deadline_exceeded(f"{service}/{method}", timeout) from None
 
     async def answer(self, stream_id: int) -> bytes:
-        """The serialized answer to a call that was on the connection before this client was, asked for once.
+        """The serialized answer to a call that was sent before this client was made; may be asked for once.
 
         Raises:
             StatusError, ConnectionClosed: as `call`.
@@ -154,7 +167,7 @@ class Client:
                 try:
                     await self._channel.drained()
                 except OSError as error:
-                    # The peer may have answered before it hung up.
+                    # The peer may have answered before it disconnected.
                     if not future.done():
                         raise ConnectionClosed(error) from error
             return _payload(await future)
@@ -178,13 +191,15 @@ class Client:
     ) -> AsyncIterator[ClientStream]:
         """Make a streaming call: `async with client.stream(…) as stream`.
 
+        Leaving the block ends the call for this side. The server is told that nothing more is sent to it, but ttrpc
+        cannot tell it to stop; what it still sends is dropped.
+
         Args:
+            service, method: full name of the service, name of the RPC.
             payload: the request message of a call whose client does not stream; else usually empty.
             client_streams: whether messages follow the request.
-            timeout: seconds for the whole block.
-
-        Leaving the block ends the call for this side. The server is told that nothing more is sent to it, but there is
-        no way to tell it to stop; what it still sends is dropped.
+            timeout: seconds for the whole block; None for no limit.
+            metadata: sent along.
 
         Raises:
             StatusError, ConnectionClosed, MessageTooLarge: as `call`.
@@ -228,7 +243,7 @@ class Client:
         except (OSError, RemoteProtocolError) as error:
             cause = error
         except Exception as error:
-            _log.exception("closing a connection after a bug in its client")
+            log.exception("closing a connection after a bug in its client")
             cause = error
         self._lose(cause)
         await self._channel.close()
@@ -263,7 +278,7 @@ class Client:
             return
         self._end = ConnectionClosed(cause)
         if isinstance(cause, RemoteProtocolError):
-            _log.warning("closing a connection whose server broke the protocol: %s", cause)
+            log.warning("closing a connection after a protocol error of its server: %s", cause)
         for future in self._calls.values():
             if not future.done():
                 future.set_result(ConnectionClosed(cause))
@@ -290,7 +305,7 @@ def _request(
 
 
 def _payload(outcome: Response | TtrpcError) -> bytes:
-    """Raises the error that it may be, or tell of."""
+    """The payload of a response. Raises the error that the outcome is or contains."""
     if isinstance(outcome, TtrpcError):
         raise outcome
     if outcome.status.code != Code.OK:

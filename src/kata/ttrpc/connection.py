@@ -1,7 +1,7 @@
 """The ttrpc protocol with no I/O in it: bytes in, events out, and methods that return the bytes to send.
 
-The caller owns the socket, the clock and the tasks, so one `Connection` serves any of them. It knows which streams
-there are and what may happen on each; it does not know services, handlers or deadlines.
+The caller owns the socket, the clock and the tasks, so a `Connection` works with any of them. It knows the streams and
+what may happen on each; it does not know services, handlers or deadlines.
 
 Both sides see a stream in the same state, since only the client opens one and only the server ends one:
 
@@ -10,8 +10,8 @@ Both sides see a stream in the same state, since only the client opens one and o
     OPEN          data, close               data; response or close, which end the stream
     HALF_CLOSED   nothing                   data; response or close, which end the stream
 
-A stream that ended is forgotten. What still arrives for it is dropped without a word: the peer may have sent it before
-it knew. What goes wrong on one stream ends that stream (`StreamRejected`) and not the connection, as in the Go
+A stream that has ended is forgotten. Frames that still arrive for it are dropped silently: the peer may have sent them
+before it knew. An error on one stream ends that stream (`StreamRejected`) and not the connection, as in the Go
 implementation; a frame that cannot belong to any stream is a `RemoteProtocolError`.
 Source: containerd/ttrpc, PROTOCOL.md.
 """
@@ -83,7 +83,7 @@ class StreamClosed(NamedTuple):
 
 
 class StreamRejected(NamedTuple):
-    """The peer broke the rules of one stream, which has ended if there was one.
+    """The peer violated the protocol on one stream, which has ended if it existed.
 
     Attributes:
         status: what was wrong.
@@ -114,40 +114,48 @@ class Connection:
         self._last_id = -1  # the newest stream, whichever side we are
 
     def __contains__(self, stream_id: int) -> bool:
-        """Whether the stream is there and has not ended."""
+        """Whether the stream exists and has not ended."""
         return stream_id in self._streams
 
     @property
     def open_streams(self) -> tuple[int, ...]:
-        """Those that have not ended, oldest first."""
+        """The streams that have not ended, oldest first."""
         return tuple(self._streams)
 
     def state(self, stream_id: int) -> StreamState:
-        """Raises LocalProtocolError if there is no such stream (any more)."""
+        """State of a stream.
+
+        Raises:
+            LocalProtocolError: it does not exist, or has ended.
+        """
         try:
             return self._streams[stream_id]
         except KeyError:
             raise LocalProtocolError(f"stream {stream_id} is closed") from None
 
     def sendable(self, stream_id: int) -> bool:
-        """Whether this side may send data. Raises LocalProtocolError if there is no such stream (any more)."""
+        """Whether this side may send data.
+
+        Raises:
+            LocalProtocolError: the stream does not exist, or has ended.
+        """
         state = self.state(stream_id)
         return state is StreamState.OPEN or (state is StreamState.HALF_CLOSED and self.role is Role.SERVER)
 
     # -- receiving
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """What the received bytes mean. To be iterated to its end, since the events are made on the way.
+        """The events in received bytes. Has to be iterated to its end, since the state changes on the way.
 
         Raises:
-            RemoteProtocolError: at its place among the events; the connection is of no more use then.
+            RemoteProtocolError: after the events before it; the connection is unusable then.
         """
         receive = self._at_client if self.role is Role.CLIENT else self._at_server
         for frame in self._decoder.feed(data):
             if frame.type in (frames.REQUEST, frames.RESPONSE, frames.DATA):
                 yield from receive(frame)
             elif frame.oversized:
-                # Other types of sensible size are passed over for the sake of later versions; this is no ttrpc at all.
+                # Unknown types of a valid size are skipped, for later versions; this is not ttrpc at all.
                 raise RemoteProtocolError(f"frame of unknown type {frame.type} and {frame.length} bytes")
 
     def eof(self) -> None:
@@ -249,16 +257,24 @@ class Connection:
     # -- sending
 
     def request(self, request: Request) -> tuple[int, bytes]:
-        """Client: a unary call. Returns the stream's id and the bytes; they must be sent in the order of the ids.
+        """Client: begin a unary call. Returns the stream's id and the frame; frames must be sent in the order of ids.
 
         Raises:
-            MessageTooLarge
+            MessageTooLarge: the request does not fit into a frame.
             LocalProtocolError: not a client, or all ids are used up.
         """
         return self._open(request, StreamState.UNARY, 0)
 
     def open_stream(self, request: Request, *, client_streams: bool) -> tuple[int, bytes]:
-        """Client: a streaming call. `client_streams` says whether data follows the request. Else as `request`."""
+        """Client: begin a streaming call, as `request` does.
+
+        Args:
+            request: with the first message, or none.
+            client_streams: whether data follows the request.
+
+        Raises:
+            MessageTooLarge, LocalProtocolError: as `request`.
+        """
         if client_streams:
             return self._open(request, StreamState.OPEN, frames.REMOTE_OPEN)
         return self._open(request, StreamState.HALF_CLOSED, frames.REMOTE_CLOSED)
@@ -267,7 +283,7 @@ class Connection:
         """Server: end the stream with a response. Its tail is not in the frame, and must be sent right after it.
 
         Raises:
-            MessageTooLarge: the stream is still there, to be answered with something smaller.
+            MessageTooLarge: the stream stays open for a smaller response.
             LocalProtocolError: not a server, or the stream has ended.
         """
         self._require(Role.SERVER)
@@ -277,17 +293,17 @@ class Connection:
         return frame
 
     def send_data(self, stream_id: int, payload: bytes) -> bytes:
-        """One message on a streaming call.
+        """A frame with one message on a streaming call.
 
         Raises:
-            MessageTooLarge
+            MessageTooLarge: it does not fit into a frame.
             LocalProtocolError: the stream has ended, is unary, or was closed for sending.
         """
         self._require_sendable(stream_id)
         return self._frame(stream_id, frames.DATA, 0, (payload,))
 
     def close_send(self, stream_id: int) -> bytes:
-        """No more data from this side. On a server this ends the stream, with status OK.
+        """A frame that ends this side's data. On a server it ends the stream, with status OK.
 
         The frame never carries a message: the Go server refuses one that does.
 
@@ -302,14 +318,14 @@ class Connection:
         return self._frame(stream_id, frames.DATA, frames.REMOTE_CLOSED | frames.NO_DATA, ())
 
     def forget(self, stream_id: int) -> None:
-        """Nobody here is interested in the stream any more. The peer is not told; the protocol has no word for it."""
+        """Drop a stream. The peer is not told, as the protocol has no message for that."""
         self._streams.pop(stream_id, None)
 
     def _open(self, request: Request, state: StreamState, flags: int) -> tuple[int, bytes]:
         self._require(Role.CLIENT)
         stream_id = self._last_id + 2
         if stream_id > _MAX_STREAM_ID:
-            raise LocalProtocolError("stream ids of this connection are used up")
+            raise LocalProtocolError("all stream ids of this connection are used up")
         frame = self._frame(stream_id, frames.REQUEST, flags, request_parts(request))
         self._last_id = stream_id
         self._streams[stream_id] = state
@@ -324,4 +340,4 @@ class Connection:
 
     def _require(self, role: Role) -> None:
         if self.role is not role:
-            raise LocalProtocolError(f"only a {role.value} does this")
+            raise LocalProtocolError(f"only a {role.value} may do this")

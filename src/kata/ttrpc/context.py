@@ -1,4 +1,4 @@
-"""What a handler learns about its call besides the payload, and what kinds of handlers there are."""
+"""What a handler is told about its call besides the payload, and the types of handlers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CallContext:
     Attributes:
         service, method: what was called.
         metadata: the caller's metadata; of a key that occurs several times, the first value.
-        timeout: seconds that the caller was ready to wait when it called, or None.
-        peer: who connected, where that can be known.
+        timeout: seconds that the caller waits, from the moment of the call; None for no limit.
+        peer: credentials of the process that connected, over a Unix socket.
     """
 
     __slots__ = ("_deadline", "metadata", "method", "peer", "service", "timeout")
@@ -52,17 +52,17 @@ class CallContext:
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
 
-#: The serialized answer, whole or in two pieces: the second one is not copied any more, which pays if it is large.
+#: The serialized answer, whole or in two pieces, of which the second is sent without being copied.
 Answer = bytes | tuple[bytes, bytes]
 UnaryHandler = Callable[[CallContext, bytes], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
 class StreamHandler:
-    """Marks a handler as that of a streaming call.
+    """A handler of a streaming call.
 
     `run(ctx, stream)` receives and sends messages on the stream, beginning with the request's own message if there is
-    one, and ends the call by returning: bytes as the one answer to a client that streamed, None if all was sent.
+    one, and ends the call by returning: bytes as the one answer to a client that streamed, None for no further answer.
     """
 
     run: Callable[[CallContext, Stream], Awaitable[bytes | None]]

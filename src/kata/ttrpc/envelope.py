@@ -5,8 +5,8 @@
     Response { google.rpc.Status { int32 code = 1; string message = 2; repeated Any details = 3; } status = 1;
                bytes payload = 2; }
 
-Doing it here keeps the package free of dependencies and bounds what a hostile envelope can cost: besides the frame's
-size, the number of fields is limited, since each costs time and memory. Everything else about protobuf is out of scope.
+Encoding by hand keeps the package free of dependencies and bounds the cost of a hostile envelope: besides the frame's
+size, the number of fields is limited, since each costs time and memory. Source: containerd/ttrpc, request.proto.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 from kata.ttrpc.wire import MalformedMessage, fields, varint
 
-#: Fields that a message may have, and therefore metadata pairs in a request.
+#: Fields of a message, and therefore metadata pairs of a request.
 MAX_FIELDS = 1024
 _MAX_NESTED_FIELDS = 64
 
 
 class Request(NamedTuple):
-    """What is called.
+    """The request of a call.
 
     Attributes:
         service: full name of the protobuf service, e.g. "grpc.Health".
         method: name of the RPC, e.g. "Check".
         payload: the serialized request message.
-        timeout_nano: nanoseconds that the caller is ready to wait; 0 means no limit.
+        timeout_nano: nanoseconds that the caller waits; 0 means no limit.
         metadata: pairs in wire order; a key may occur more than once.
     """
 
@@ -52,8 +52,8 @@ class Response(NamedTuple):
 
     Attributes:
         payload: the serialized response message.
-        tail: the end of the message, if it is large: it follows `payload` on the wire without having been copied.
-            What was received has none.
+        tail: the end of a large message: it follows `payload` on the wire without being copied. A received response
+            has none.
     """
 
     status: Status = Status()
@@ -67,7 +67,7 @@ def metadata_pairs(metadata: Mapping[str, str] | None) -> tuple[tuple[str, str],
 
 
 def request_parts(request: Request) -> list[bytes]:
-    """The encoded request, in pieces to be joined: the payload is not copied here."""
+    """The encoded request, in pieces to be joined, so that the payload is copied only once."""
     parts = [_text(0x0A, request.service), _text(0x12, request.method)]
     if request.payload:
         parts += (b"\x1a", varint(len(request.payload)), request.payload)
@@ -80,9 +80,9 @@ def request_parts(request: Request) -> list[bytes]:
 
 
 def response_parts(response: Response) -> list[bytes]:
-    """The encoded response but for its tail, in pieces to be joined.
+    """The encoded response without its tail, in pieces to be joined.
 
-    The status is always present: old Go clients insist on it.
+    The status is always present: old Go clients require it.
     """
     code, message, details = response.status
     status = b""
@@ -98,7 +98,11 @@ def response_parts(response: Response) -> list[bytes]:
 
 
 def decode_request(data: bytes | memoryview) -> Request:
-    """Raises MalformedMessage."""
+    """Decode a request.
+
+    Raises:
+        MalformedMessage: it is not a request, or has too many fields.
+    """
     service = method = ""
     payload: bytes | memoryview = b""
     timeout_nano = 0
@@ -119,7 +123,11 @@ def decode_request(data: bytes | memoryview) -> Request:
 
 
 def decode_response(data: bytes | memoryview) -> Response:
-    """Raises MalformedMessage."""
+    """Decode a response.
+
+    Raises:
+        MalformedMessage: it is not a response, or has too many fields.
+    """
     code = 0
     message = ""
     details: list[bytes] = []

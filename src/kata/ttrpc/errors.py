@@ -1,9 +1,9 @@
-"""What can go wrong in ttrpc, sorted by whose fault it is.
+"""Errors of ttrpc, by whose fault they are.
 
 TtrpcError
 ├── LocalProtocolError    this side misused the protocol: a bug in the caller
 │   └── MessageTooLarge   the caller's message does not fit into a frame
-├── RemoteProtocolError   the peer broke the protocol: the connection cannot go on
+├── RemoteProtocolError   the peer violated the protocol: the connection is unusable
 ├── StatusError           the call was answered (or ended) with a gRPC status other than OK
 └── ConnectionClosed      the connection is gone; whether the call was carried out is unknown
 """
@@ -36,11 +36,11 @@ class Code(IntEnum):
 
 
 class TtrpcError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of all errors of this package."""
 
 
 class LocalProtocolError(TtrpcError):
-    """This side asked for something that the protocol does not allow; nothing was sent."""
+    """This side tried something that the protocol does not allow; nothing was sent."""
 
 
 class MessageTooLarge(LocalProtocolError):
@@ -58,18 +58,18 @@ class MessageTooLarge(LocalProtocolError):
 
 
 class RemoteProtocolError(TtrpcError):
-    """The peer sent what the protocol does not allow."""
+    """The peer sent something that the protocol does not allow."""
 
 
 class StatusError(TtrpcError):
     """A call ended with a status other than OK.
 
     Raised by a client for the peer's answer and for its own deadline (`Code.DEADLINE_EXCEEDED`). A handler raises it
-    to choose what its caller gets.
+    to choose the status that its caller gets.
 
     Attributes:
         code: gRPC status code; an int, because a peer may send one that `Code` does not know.
-        message: text for people.
+        message: human-readable text.
         details: google.protobuf.Any messages, serialized.
     """
 
@@ -91,7 +91,7 @@ class ConnectionClosed(TtrpcError):
     """The connection ended.
 
     Attributes:
-        cause: what ended it, or None where it was closed in good order (by the peer, or by `close()` here).
+        cause: the error that ended it; None if it was closed cleanly, by the peer or by `close()` here.
     """
 
     def __init__(self, cause: BaseException | None = None) -> None:

@@ -53,10 +53,13 @@ _NOTHING = memoryview(b"")
 def encode(
     stream_id: int, kind: int, flags: int, parts: Sequence[bytes], *, tail: int = 0, max_message: int = MAX_MESSAGE
 ) -> bytes:
-    """The frame whose data is `parts`, joined. The join is the only copy of a message on its way out.
+    """The frame with `parts`, joined, as its data. The join is the only copy of a message on its way out.
 
     Args:
-        tail: bytes of data that are not among `parts`: the caller sends them right after the frame.
+        stream_id, kind, flags: of the header.
+        parts: the data.
+        tail: length of data that is not among `parts`: the caller sends it right after the frame.
+        max_message: bytes of data at most.
 
     Raises:
         MessageTooLarge: parts and tail exceed `max_message` bytes.
@@ -68,16 +71,16 @@ def encode(
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, whatever pieces it comes in.
+    """Cuts a byte stream into frames, whatever chunks it comes in.
 
     Holds at most one incomplete frame, so never more than the limit and a header. Any byte sequence is a sequence of
-    frames; what they mean is judged by the layer above.
+    frames; the layer above checks what they mean.
     """
 
     def __init__(self, max_message: int = MAX_MESSAGE) -> None:
         self._max_message = max_message
         self._buffer = bytearray()  # the start of a frame
-        self._need = HEADER.size  # length of _buffer at which going on makes sense
+        self._need = HEADER.size  # length of _buffer at which decoding can continue
         self._skip = 0  # bytes of an oversized frame that are still to come
 
     @property
@@ -86,7 +89,7 @@ class FrameDecoder:
         return bool(self._buffer or self._skip)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes, in order. An oversized one is reported as soon as its header is there."""
+        """The frames that `data` completes, in order. An oversized one is reported after its header."""
         whole: bytes | bytearray = data
         start = 0
         if self._skip:

@@ -1,11 +1,11 @@
-"""A byte stream as TCP's over a streaming call: two directions, an end of its own for each, and flow control.
+"""A TCP-like byte stream over a streaming call: two directions that end separately, and flow control.
 
-Both ends of the call run `relay` with a connection of their own; what one connection says the other repeats. ttrpc
-does not hold a sender back, so each end may send as many bytes as the other has granted: WINDOW to begin with, and
-again what has been passed on. Messages:
+Both ends of the call run `relay` with a connection; each forwards the bytes of its connection to the other. ttrpc has
+no flow control, so each end may send as many bytes as the other has granted: WINDOW to begin with, and again as many as
+were passed on. Messages:
 
     0x00 data…          bytes of the stream; no data is the end of this direction
-    0x01 number         so many more bytes may be sent; 32 bits, big-endian
+    0x01 number         this many more bytes may be sent; 32 bits, big-endian
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import struct
 from kata.ttrpc.errors import LocalProtocolError, RemoteProtocolError
 from kata.ttrpc.stream import Stream
 
-#: Bytes that may be on their way in one direction.
+#: Bytes in flight in one direction, at most.
 WINDOW = 512 << 10
 _PIECE = 128 << 10
 _DATA, _GRANT = b"\0", b"\1"
 
 
 async def relay(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes between a call and a connection until both directions have ended; the connection is closed then.
+    """Carry bytes between a call and a connection until both directions have ended, then close the connection.
+
+    Args:
+        stream: of the call.
+        reader, writer: the connection; owned from now on.
 
     Raises:
         StatusError, ConnectionClosed: the call failed.
-        RemoteProtocolError: the other end sends what is not granted, or no message.
-        OSError: the connection broke, here or there.
+        RemoteProtocolError: the other end sends more than was granted, or an invalid message.
+        OSError: the connection was reset, here or at the other end.
     """
     try:
         await _Relay(stream, reader, writer).run()
@@ -40,7 +44,7 @@ async def relay(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.St
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Break a connection, so that its other end does not take what it has got for all."""
+    """Reset a connection, so that its peer does not take the end for a clean one."""
     transport = writer.transport
     if not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -94,9 +98,9 @@ class _Relay:
                 self._credit = min(self._credit + more, WINDOW)
                 self._credited.set()
             else:
-                raise RemoteProtocolError(f"message {message[:8]!r} of {len(message)} bytes is out of place in a relay")
+                raise RemoteProtocolError(f"invalid relay message {message[:8]!r} of {len(message)} bytes")
         if not (self._sent_all and self._got_all):
-            raise ConnectionResetError("the other end has given up")
+            raise ConnectionResetError("the other end closed the stream early")
 
     async def _write(self) -> None:
         """From the call into the connection."""
@@ -107,5 +111,5 @@ class _Relay:
             try:
                 await self._stream.send(_GRANT + struct.pack("!I", len(data)))
             except LocalProtocolError:
-                pass  # the other end has said all, and left
+                pass  # the other end has sent everything and closed the stream
         self._writer.write_eof()

@@ -7,7 +7,7 @@
     ...
     await server.close(grace=2)
 
-Handlers deal in bytes; `kata.ttrpc.typed` makes them from a protobuf service. Each call is a task of its own. It is
+Handlers deal in bytes; `kata.ttrpc.typed` makes them from a protobuf service. Each call is a task. It is
 cancelled when its deadline passes (the caller gets DEADLINE_EXCEEDED) or its connection ends.
 """
 
@@ -19,14 +19,14 @@ import socket
 import stat
 
 from kata.ttrpc.address import unix_address
-from kata.ttrpc.channel import STREAM_LIMIT, Channel
+from kata.ttrpc.channel import BUFFER_LIMIT, Channel
 from kata.ttrpc.context import Handlers
 from kata.ttrpc.errors import Code
 from kata.ttrpc.frames import MAX_MESSAGE
 from kata.ttrpc.serving import ServerConnection, ServerLimits, ToStatus
 from kata.ttrpc.stream import MAX_QUEUE
 
-#: Calls that one connection may have in flight. Long polls count, so a pod with many processes needs hundreds.
+#: Calls in flight on one connection. Long polls count, so a pod with many processes needs hundreds.
 MAX_CALLS = 1024
 
 _BACKLOG = 128
@@ -41,9 +41,9 @@ class Server:
     """Serves any number of listening sockets and connections.
 
     Args:
-        handlers: by full service name and method name; what is not there is UNIMPLEMENTED. A plain value is a unary
-            handler `async (ctx, payload) -> bytes`; a streaming one is wrapped in `StreamHandler`.
-        to_status: gives code and text for a handler's exception other than StatusError.
+        handlers: by full service name and method name; others are UNIMPLEMENTED. A plain value is a unary handler
+            `async (ctx, payload) -> bytes`; a streaming one is wrapped in `StreamHandler`.
+        to_status: returns code and text for a handler's exception other than StatusError.
         max_message: largest frame, in bytes.
         max_calls: calls in flight on one connection; more are answered with RESOURCE_EXHAUSTED.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
@@ -58,7 +58,7 @@ class Server:
         max_calls: int = MAX_CALLS,
         max_queue: int = MAX_QUEUE,
     ) -> None:
-        self._settings = ServerLimits(handlers, to_status, max_message, max_calls, max_queue)
+        self._limits = ServerLimits(handlers, to_status, max_message, max_calls, max_queue)
         self._listeners: list[asyncio.Server] = []
         self._paths: dict[str, tuple[int, int] | None] = {}
         self._connections: set[ServerConnection] = set()
@@ -68,8 +68,8 @@ class Server:
     async def serve_unix(self, path: str, *, mode: int = 0o600) -> None:
         """Listen on a Unix socket and return; "@name" is an abstract one.
 
-        A socket file that is there is replaced; it gets the permissions `mode` before anybody can connect. `close`
-        removes it. Raises OSError.
+        An existing socket file is replaced. It gets the permissions `mode` before anybody can connect. `close` removes
+        it. Raises OSError.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -86,18 +86,18 @@ class Server:
             raise
 
     async def serve_socket(self, sock: socket.socket) -> None:
-        """Take over a bound or listening stream socket of any family, and return."""
+        """Take over a bound or listening stream socket of any family, and return. Raises OSError."""
         sock.setblocking(False)
-        listener = await asyncio.start_server(self._accept, sock=sock, backlog=_BACKLOG, limit=STREAM_LIMIT)
+        listener = await asyncio.start_server(self._accept, sock=sock, backlog=_BACKLOG, limit=BUFFER_LIMIT)
         self._listeners.append(listener)
 
     @property
     def connected(self) -> int:
-        """How many connections there are."""
+        """Number of connections."""
         return len(self._connections)
 
     async def serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection that is there already, to its end: the peer closes, or `close`. Does not raise for it.
+        """Serve an existing connection until the peer or `close` ends it. Errors of the connection are not raised.
 
         Args:
             reader, writer: the connection, e.g. of a serial port; closed at the end.
@@ -106,7 +106,7 @@ class Server:
         if self._closing:
             await channel.close()
             return
-        connection = ServerConnection(channel, self._settings)
+        connection = ServerConnection(channel, self._limits)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -117,7 +117,7 @@ class Server:
         """Stop listening, refuse new calls, wait up to `grace` seconds for calls in flight, cancel the rest, close.
 
         Returns when all connections are closed and all handlers have ended, so it must not be awaited by a handler.
-        Closing again does nothing.
+        Idempotent.
         """
         self._closing = True
         for listener in self._listeners:
@@ -134,7 +134,7 @@ class Server:
             connection.stop()
         await asyncio.gather(*(connection.finished.wait() for connection in connections))
         if self._tasks:
-            await asyncio.wait(self._tasks)  # those that were accepted a moment ago
+            await asyncio.wait(self._tasks)  # connections that were accepted a moment ago
 
     async def __aenter__(self) -> Server:
         return self

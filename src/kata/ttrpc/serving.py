@@ -1,4 +1,4 @@
-"""One connection of the asyncio server: requests in, one task a call, answers out.
+"""One connection of the asyncio server: requests in, one task per call, answers out.
 
 Not for users of the package; `kata.ttrpc.server` is.
 """
@@ -29,23 +29,23 @@ from kata.ttrpc.envelope import Response, Status
 from kata.ttrpc.errors import Code, MessageTooLarge, RemoteProtocolError, StatusError
 from kata.ttrpc.stream import Stream
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# Longest error text that is sent, in characters. It must fit into a frame, and may contain what a caller made long.
+#: Characters of an error text that is sent: it must fit into a frame, and may quote a caller's long text.
 _MAX_TEXT = 16 << 10
 
-# How long a peer may take to read the last answers before the connection is closed.
-_FLUSH_SECONDS = 1.0
+#: How long a peer may take to read the last answers before the connection is closed.
+_FLUSH_TIMEOUT_S = 1.0
 
-# How long handlers may take to end after they were cancelled, in seconds. Longer ones are left behind with a warning.
-_CANCEL_SECONDS = 5.0
+#: How long handlers may take to end after they were cancelled. Slower ones are abandoned with a warning.
+_CANCEL_TIMEOUT_S = 5.0
 
 ToStatus = Callable[[Exception], tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What all connections of a server have in common; see `kata.ttrpc.server.Server`."""
+    """Handlers and limits that all connections of a server share; see `kata.ttrpc.server.Server`."""
 
     handlers: Handlers
     to_status: ToStatus
@@ -57,10 +57,10 @@ class ServerLimits:
 class ServerConnection:
     """Serves one connection until it ends."""
 
-    def __init__(self, channel: Channel, settings: ServerLimits) -> None:
+    def __init__(self, channel: Channel, limits: ServerLimits) -> None:
         self._channel = channel
-        self._settings = settings
-        self._core = Connection(Role.SERVER, settings.max_message)
+        self._limits = limits
+        self._core = Connection(Role.SERVER, limits.max_message)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, Stream] = {}
         self._peer = _credentials(channel.peer)
@@ -69,16 +69,16 @@ class ServerConnection:
         self.finished = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until the peer closes, breaks the protocol, `stop` is called, or this is cancelled.
+        """Serve until the peer closes or violates the protocol, `stop` is called, or this is cancelled.
 
-        The handlers are cancelled then, and have ended (or had `_CANCEL_SECONDS` to do so) when this returns.
+        The handlers are cancelled then, and have ended (or had `_CANCEL_TIMEOUT_S` to do so) when this returns.
         """
         self._reading = asyncio.create_task(self._read(), name="ttrpc server connection")
         try:
             await asyncio.wait([self._reading])
         finally:
-            # A peer that hung up reads no more answers; otherwise the last ones should reach it.
-            flush = 0.0 if self._reading.done() and not self._reading.cancelled() else _FLUSH_SECONDS
+            # A peer that has disconnected reads no more answers; otherwise the last ones should reach it.
+            flush = 0.0 if self._reading.done() and not self._reading.cancelled() else _FLUSH_TIMEOUT_S
             self._reading.cancel()
             try:
                 await self._cancel_calls()
@@ -93,7 +93,7 @@ class ServerConnection:
             await asyncio.wait(self._tasks.values(), timeout=grace)
 
     def stop(self) -> None:
-        """Make `run` come to its end."""
+        """Have `run` return."""
         if self._reading is not None:
             self._reading.cancel()
 
@@ -102,15 +102,15 @@ class ServerConnection:
             while data := await self._channel.read():
                 for event in self._core.feed(data):
                     self._dispatch(event)
-                # Who does not read the answers gets no more questions in.
+                # A peer that does not read answers gets no more requests in.
                 await self._channel.drained()
             self._core.eof()
         except RemoteProtocolError as error:
-            _log.warning("closing a connection whose client broke the protocol: %s", error)
+            log.warning("closing a connection after a protocol error of its client: %s", error)
         except OSError as error:
-            _log.debug("connection lost: %s", error)
+            log.debug("connection lost: %s", error)
         except Exception:
-            _log.exception("closing a connection after a bug in its server")
+            log.exception("closing a connection after a bug in its server")
 
     async def _cancel_calls(self) -> None:
         self._draining = True
@@ -119,9 +119,9 @@ class ServerConnection:
             self._core.forget(stream_id)
             task.cancel()
         if tasks:
-            _, left = await asyncio.wait([task for _, task in tasks], timeout=_CANCEL_SECONDS)
+            _, left = await asyncio.wait([task for _, task in tasks], timeout=_CANCEL_TIMEOUT_S)
             for task in left:
-                _log.warning("handler %s does not end although it was cancelled", task.get_name())
+                log.warning("handler %s did not end after it was cancelled", task.get_name())
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -129,7 +129,7 @@ class ServerConnection:
                 self._begin(event)
             case DataReceived(stream_id, payload):
                 if (stream := self._streams.get(stream_id)) is not None and not stream.inbox.put(payload):
-                    text = f"stream is read too slowly: more than {self._settings.max_queue} bytes wait"
+                    text = f"stream is read too slowly: more than {self._limits.max_queue} bytes wait"
                     self._refuse(stream_id, Code.RESOURCE_EXHAUSTED, text)
                     self._abandon(stream_id)
             case StreamClosed(stream_id):
@@ -142,16 +142,16 @@ class ServerConnection:
     def _begin(self, event: RequestReceived) -> None:
         """Start the call's task, or refuse it."""
         stream_id, request, state = event
-        handler = self._settings.handlers.get((request.service, request.method))
+        handler = self._limits.handlers.get((request.service, request.method))
         name = f"{request.service}/{request.method}"
         if handler is None:
             self._refuse(stream_id, Code.UNIMPLEMENTED, f"{name} is not served here")
         elif self._draining:
             self._refuse(stream_id, Code.UNAVAILABLE, "server is closing")
-        elif len(self._tasks) >= self._settings.max_calls:
-            self._refuse(stream_id, Code.RESOURCE_EXHAUSTED, f"more than {self._settings.max_calls} calls in flight")
+        elif len(self._tasks) >= self._limits.max_calls:
+            self._refuse(stream_id, Code.RESOURCE_EXHAUSTED, f"more than {self._limits.max_calls} calls in flight")
         elif request.timeout_nano < 0:
-            self._refuse(stream_id, Code.DEADLINE_EXCEEDED, f"deadline of {name} had passed when it was sent")
+            self._refuse(stream_id, Code.DEADLINE_EXCEEDED, f"deadline of {name} had expired when it was sent")
         elif isinstance(handler, StreamHandler) and state is StreamState.UNARY:
             self._refuse(stream_id, Code.INVALID_ARGUMENT, f"{name} is a streaming call")
         elif not isinstance(handler, StreamHandler) and state is StreamState.OPEN:
@@ -171,7 +171,7 @@ class ServerConnection:
             task.add_done_callback(partial(self._end, stream_id))
 
     def _open_stream(self, event: RequestReceived) -> Stream:
-        stream = Stream(event.stream_id, self._core, self._channel, self._settings.max_queue)
+        stream = Stream(event.stream_id, self._core, self._channel, self._limits.max_queue)
         self._streams[event.stream_id] = stream
         # As in Go: a client that does not stream has one message, in the request; one that does usually has none there.
         if event.state is StreamState.HALF_CLOSED:
@@ -182,7 +182,7 @@ class ServerConnection:
         return stream
 
     async def _answer(self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]) -> None:
-        """The task of one call. Whatever the handler does, the caller gets one answer, unless it is gone."""
+        """The task of one call. Whatever the handler does, the caller gets one answer, if it is still connected."""
         try:
             response = await self._outcome(stream_id, ctx, work)
             async with self._channel.turn:
@@ -201,7 +201,7 @@ class ServerConnection:
     async def _outcome(
         self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]
     ) -> Response | None:
-        """What to answer; None stands for the plain end of a stream."""
+        """The response; None for the plain end of a stream."""
         limit = asyncio.timeout(ctx.timeout)
         try:
             async with limit:
@@ -217,7 +217,7 @@ class ServerConnection:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Nobody cancelled the call: the handler awaited something that was cancelled.
+            # The call was not cancelled: the handler awaited something that was.
             return Response(Status(Code.CANCELLED, "handler was cancelled"))
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():
@@ -229,33 +229,33 @@ class ServerConnection:
         if isinstance(error, StatusError):
             return self._failure(error.code, error.message, error.details)
         try:
-            code, text = self._settings.to_status(error)
+            code, text = self._limits.to_status(error)
         except Exception:
-            _log.exception("to_status failed for %r", error)
+            log.exception("to_status failed for %r", error)
             code, text = Code.INTERNAL, str(error)
         if code in (Code.UNKNOWN, Code.INTERNAL):
-            _log.error("%s/%s failed", ctx.service, ctx.method, exc_info=error)
+            log.error("%s/%s failed", ctx.service, ctx.method, exc_info=error)
         return self._failure(code, text)
 
     def _failure(self, code: int, text: str, details: tuple[bytes, ...] = ()) -> Status:
-        # A failure is never OK, whatever a handler says, and its text never too long to be sent.
-        return Status(code or Code.UNKNOWN, text[: min(_MAX_TEXT, self._settings.max_message // 8)], details)
+        # A failure is never OK, whatever code a handler raises, and its text is never too long to be sent.
+        return Status(code or Code.UNKNOWN, text[: min(_MAX_TEXT, self._limits.max_message // 8)], details)
 
     def _encode(self, stream_id: int, response: Response | None) -> tuple[bytes, bytes]:
-        """The frame, and what follows it."""
+        """The frame, and the tail that follows it."""
         if response is None:
             return self._core.close_send(stream_id), b""
         try:
             return self._core.respond(stream_id, response), response.tail
         except MessageTooLarge as error:
-            status = self._failure(Code.RESOURCE_EXHAUSTED, f"answer cannot be sent: {error}")
+            status = self._failure(Code.RESOURCE_EXHAUSTED, f"cannot send the answer: {error}")
             return self._core.respond(stream_id, Response(status)), b""
 
     def _refuse(self, stream_id: int, code: Code, text: str) -> None:
         self._channel.post(self._core.respond(stream_id, Response(self._failure(code, text))))
 
     def _abandon(self, stream_id: int) -> None:
-        """The stream has ended over the head of its handler."""
+        """Cancel the handler of a stream that has ended."""
         if (task := self._tasks.get(stream_id)) is not None:
             task.cancel()
 

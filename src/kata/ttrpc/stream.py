@@ -1,9 +1,9 @@
 """A streaming call as its two ends see it: send messages, iterate over messages.
 
-ttrpc has no flow control and no way to stop a sender. All streams of a connection share one byte stream, so not reading
-for the sake of one slow stream would stop all others. Therefore each stream has a bounded queue of its own; when that
-is full, this stream (only) ends with RESOURCE_EXHAUSTED. A protocol that moves more than the bound at a time has to
-have its receiver grant credits to the sender.
+ttrpc has no flow control and cannot stop a sender. All streams of a connection share one byte stream, so not reading
+because of one slow stream would stop all others. Therefore each stream has a bounded queue; when that is full, only
+this stream ends, with RESOURCE_EXHAUSTED. A protocol that moves more than the bound at a time needs credits that the
+receiver grants to the sender.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kata.ttrpc.errors import ConnectionClosed, LocalProtocolError, TtrpcError
 #: Bytes that may wait in a stream's queue. One message always fits.
 MAX_QUEUE = 4 << 20
 
-# What a message costs besides its bytes; without it, empty messages would be free.
+#: Bytes that a message counts for besides its own; without them, empty messages would be free.
 _OVERHEAD = 128
 
 
 class Inbox:
-    """Messages that arrived and were not taken yet, then the end."""
+    """Messages that have arrived and were not read yet, then the end."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -35,7 +35,7 @@ class Inbox:
         self._changed = asyncio.Event()
 
     def put(self, message: bytes) -> bool:
-        """Whether it fitted."""
+        """Add a message; False if it does not fit."""
         cost = len(message) + _OVERHEAD
         if self._messages and self._size + cost > self._limit:
             return False
@@ -45,7 +45,7 @@ class Inbox:
         return True
 
     def end(self, error: TtrpcError | None = None) -> None:
-        """No more messages; `error` is raised to the receiver after those that are there. The first end counts."""
+        """No more messages follow; the receiver gets `error` after those in the queue. The first end counts."""
         if not self._ended:
             self._ended = True
             self.error = error
@@ -126,7 +126,7 @@ class ClientStream(Stream):
         self.final = b""
 
     async def close_send(self) -> None:
-        """Say that no more messages follow. Does nothing if that was said or the call has ended."""
+        """Tell the server that no more messages follow. Idempotent, also when the call has ended."""
         try:
             await self._send(lambda: self._core.close_send(self._id))
         except LocalProtocolError:

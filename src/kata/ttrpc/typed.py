@@ -50,6 +50,7 @@ class Rpc(NamedTuple):
 
     @property
     def streams(self) -> bool:
+        """Whether either side sends a stream."""
         return self.client_streams or self.server_streams
 
 
@@ -68,7 +69,7 @@ def rpcs(service: ServiceDescriptor) -> dict[str, Rpc]:
 
 
 class Stub:
-    """A service as its client sees it: each RPC is an attribute by its name in the .proto file.
+    """A client's view of a service: each RPC is an attribute by its name in the .proto file.
 
         await stub.Check(request, timeout=…, metadata=…) -> answer         a unary RPC
         async with stub.Watch(request, timeout=…) as stream:               a streaming RPC
@@ -82,7 +83,7 @@ class Stub:
         self._rpcs = rpcs(service)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        # Private names are no RPCs; without this, copying a stub would recurse.
+        # Private names are not RPCs; without this, copying a stub would recurse.
         if name.startswith("_") or name not in self._rpcs:
             raise AttributeError(f"no RPC {name!r} in the service")
         rpc = self._rpcs[name]
@@ -120,16 +121,18 @@ class Stub:
 
 
 class TypedStream:
-    """A streaming RPC in messages: `ClientStream` with protobuf."""
+    """A streaming RPC of protobuf messages, on top of `ClientStream`."""
 
     def __init__(self, stream: ClientStream, rpc: Rpc) -> None:
         self._stream = stream
         self._rpc = rpc
 
     async def send(self, message: Message) -> None:
+        """Send a message; see `ClientStream.send`."""
         await self._stream.send(_serialize(self._rpc.request, message))
 
     async def close_send(self) -> None:
+        """See `ClientStream.close_send`."""
         await self._stream.close_send()
 
     def __aiter__(self) -> TypedStream:
@@ -215,7 +218,7 @@ def _streams(method: MethodDescriptor) -> tuple[bool, bool]:
     """Whether client and server send a stream."""
     if hasattr(method, "client_streaming"):
         return method.client_streaming, method.server_streaming
-    # protobuf 4.21 tells it in the description only, whose module costs a process half a megabyte.
+    # protobuf 4.21 has it in the descriptor's message only, whose module costs a process half a megabyte.
     from google.protobuf.descriptor_pb2 import MethodDescriptorProto
 
     proto = MethodDescriptorProto()
@@ -226,8 +229,8 @@ def _streams(method: MethodDescriptor) -> tuple[bool, bool]:
 def _message_class(descriptor: Descriptor) -> type[Message]:
     get = getattr(message_factory, "GetMessageClass", None)
     if get is None:
-        # protobuf 4.21. Not `message_factory.MessageFactory`: on Debian's C++ build that makes a class of its own, of
-        # which the messages of the generated modules are no instances.
+        # protobuf 4.21. Not `message_factory.MessageFactory`: on Debian's C++ build that makes another class than that
+        # of the generated modules.
         symbols: Any = symbol_database.Default()
         get = symbols.GetPrototype
     found: type[Message] = get(descriptor)

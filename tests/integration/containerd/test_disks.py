@@ -345,5 +345,5 @@ def test_a_disk_by_its_name(containerd: PrivateContainerd, loop: Loop, tmp_path:
     assert "ef53" in host("sh", "-c", MAGIC.format(loop.device))
     broken = (*run, "--annotation", "cdi.k8s.io/disk=nonsense", BUSYBOX, unique_id(TEST_PREFIX), "true")
     refused = containerd.ctr(*broken, check=False)
-    assert "is no CDI device" in refused.stderr
+    assert "invalid CDI device name" in refused.stderr
     assert loop.is_free

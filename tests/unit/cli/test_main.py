@@ -43,7 +43,7 @@ def test_version_is_quick_to_import() -> None:
         (["run", "--frobnicate"], 125, "kata: no such option: --frobnicate"),
         (["run", "--memory", "lots", "x"], 125, "kata: --memory 'lots' is not a size"),
         (["run", "--cpus", "lots", "x"], 125, "kata: --cpus 'lots' is not a number"),
-        (["run", "--name", "a/b", "x"], 125, "kata: --name 'a/b' is not a valid name"),
+        (["run", "--name", "a/b", "x"], 125, "kata: invalid --name 'a/b'"),
         (["env", "--config", "/nonexistent.toml"], 1, "kata: cannot read configuration /nonexistent.toml"),
     ],
 )

@@ -183,7 +183,7 @@ def test_dropped_fields() -> None:
     ],
 )
 def test_values_that_nobody_checked_are_refused(value: Spec) -> None:
-    with pytest.raises(InvalidArgument, match=r"^the spec cannot be sent: "):
+    with pytest.raises(InvalidArgument, match=r"^cannot send the spec: "):
         convert.to_proto(value)
 
 

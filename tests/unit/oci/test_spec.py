@@ -104,7 +104,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path
 def test_too_large(tmp_path: Path) -> None:
     with open(tmp_path / "config.json", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(InvalidArgument, match="more than 10 MiB"):
+    with pytest.raises(InvalidArgument, match="larger than 10 MiB"):
         spec.load_bundle(tmp_path)
 
 
@@ -172,9 +172,9 @@ _RULE = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
         (
             "linux.namespaces",
             [{"type": "pid"}, {"type": "pid", "path": "/p"}],
-            "linux.namespaces: one type is there twice: pid, pid",
+            "linux.namespaces: duplicate type: pid, pid",
         ),
-        ("linux.cgroupsPath", "/a/../../b", "linux.cgroupsPath: '/a/../../b' has '..' in it"),
+        ("linux.cgroupsPath", "/a/../../b", "linux.cgroupsPath: '/a/../../b' contains '..'"),
         (
             "linux.devices",
             [{"path": "null", "type": "c"}],

@@ -81,8 +81,8 @@ class TestMain:
             ([], "no action: containerd runs this program with start or delete"),
             (["start"], "start needs -id and -namespace"),
             (["-id", "x", "delete"], "delete needs -id and -namespace"),
-            (["-id", "../x", "-namespace", "n", "start"], "id '../x' is not a valid name"),
-            (["-id", "../x", "-namespace", "n", "delete"], "id '../x' is not a valid name"),
+            (["-id", "../x", "-namespace", "n", "start"], "invalid id '../x'"),
+            (["-id", "../x", "-namespace", "n", "delete"], "invalid id '../x'"),
             (["-nonsense"], "unknown flag -nonsense"),
         ],
     )

@@ -176,7 +176,7 @@ class TestRefusals:
 
     def test_sandbox_id_that_leads_elsewhere(self, shim: Shim) -> None:
         shim.config(container_of("../../etc"))
-        assert "is not a valid name" in shim.refused()
+        assert "invalid annotation" in shim.refused()
 
     def test_id_that_is_taken(self, shim: Shim) -> None:
         ledger = claim(str(shim.state / "box"))

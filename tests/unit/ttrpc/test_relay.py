@@ -144,7 +144,7 @@ async def test_a_hostile_end_is_left(message: bytes) -> None:
         await stream.send(message)
         await stream.receive()
 
-    with pytest.raises(RemoteProtocolError, match="out of place"):
+    with pytest.raises(RemoteProtocolError, match="invalid relay message"):
         await relay_to(serve)
 
 

@@ -38,12 +38,13 @@ def open_archive(path: Path, *, reference: str | None = None) -> Image:
     Layers are not read yet: their digests are checked when they are unpacked.
 
     Args:
-        reference: the name of the image, where the archive holds several.
+        path: of a tar archive or a directory.
+        reference: name of the image; needed if the archive holds several.
 
     Raises:
         NotFound, PermissionDenied: `path` cannot be opened.
-        InvalidArgument: not an image, a part is missing or does not match its digest, another platform, or several
-            images and none chosen.
+        InvalidArgument: it is not an image, a part is missing or does not match its digest, the image is for another
+            platform, or there are several and none was chosen.
     """
     source = open_source(path)
     try:
@@ -53,7 +54,7 @@ def open_archive(path: Path, *, reference: str | None = None) -> Image:
         if source.has("manifest.json"):
             return _open_docker(source, str(path), reference)
         raise InvalidArgument(
-            f"{source.label} is not a container image: neither oci-layout nor manifest.json is in it",
+            f"{source.label} is not a container image: it has neither oci-layout nor manifest.json",
             hint="make one with `docker save`, or with `skopeo copy docker://NAME oci-archive:FILE`",
         )
     except BaseException:
@@ -80,7 +81,7 @@ def _manifests(source: Source) -> list[tuple[str, tuple[str, ...]]]:
     """Digest and names of each manifest that may be for our platform, from index.json and the indexes it lists."""
     found: list[tuple[str, tuple[str, ...]]] = []
     indexes = [(load(source, "index.json"), tuple[str, ...]())]
-    # A list that grows while it is walked; an index that many indexes list is read once.
+    # The list grows while it is iterated; an index that many indexes list is read once.
     seen: set[str] = set()
     for index, inherited in indexes:
         for descriptor in index.objects("manifests"):
@@ -127,10 +128,10 @@ def _choose(source: Source, found: list[tuple[str, tuple[str, ...]]], reference:
     if len(identities) == 1:
         return identities.pop()
     if not found:
-        raise InvalidArgument(f"{source.label}: no image for {OS}/{ARCHITECTURE} in it")
+        raise InvalidArgument(f"{source.label} has no image for {OS}/{ARCHITECTURE}")
     if not identities:
-        raise InvalidArgument(f"{source.label}: no image named {shown(str(reference))} in it", hint=hint)
-    raise InvalidArgument(f"{source.label}: {len(identities)} images in it, name one", hint=hint)
+        raise InvalidArgument(f"{source.label} has no image named {shown(str(reference))}", hint=hint)
+    raise InvalidArgument(f"{source.label} has {len(identities)} images: name one", hint=hint)
 
 
 def _blob(source: Source, digest: str) -> Document:
@@ -150,7 +151,9 @@ def _diff_ids(config: Document, layers: int) -> tuple[str, ...]:
     rootfs = config.object("rootfs")
     diff_ids = rootfs.texts("diff_ids")
     if len(diff_ids) != layers or layers > _MAX_LAYERS:
-        raise InvalidArgument(f"{config.label}: {layers} layers and {len(diff_ids)} digests (at most {_MAX_LAYERS})")
+        raise InvalidArgument(
+            f"{config.label}: {layers} layers and {len(diff_ids)} diff_ids (the maximum is {_MAX_LAYERS})"
+        )
     return tuple(checked_digest(diff_id, f"{rootfs.label}: diff_ids") for diff_id in diff_ids)
 
 

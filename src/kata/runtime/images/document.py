@@ -1,4 +1,4 @@
-"""JSON documents from strangers: bounded, checked against their digests, read by type."""
+"""Untrusted JSON documents: bounded, checked against their digests, read by type."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 class Document:
-    """A JSON object and what to call it; every getter raises InvalidArgument for another type than the asked one.
+    """A JSON object. Every getter raises InvalidArgument for a value of another type.
 
     A key that is absent or null is empty: image builders write both.
+
+    Args:
+        value: as a JSON parser returns it.
+        label: names it in errors.
+
+    Raises:
+        InvalidArgument: it is not an object.
     """
 
     def __init__(self, value: object, label: str) -> None:
@@ -30,24 +37,30 @@ class Document:
         self.label = label
 
     def text(self, key: str) -> str:
+        """A string."""
         return self._get(key, str, "a string") or ""
 
     def digest(self, key: str) -> str:
+        """A sha256 or sha512 digest."""
         return checked_digest(self.text(key), f"{self.label}: {key}")
 
     def object(self, key: str) -> Document:
+        """An object."""
         return Document(self._get(key, dict, "an object") or {}, f"{self.label}: {key}")
 
     def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings."""
         items = self._list(key)
         if not all(isinstance(item, str) for item in items):
             raise InvalidArgument(f"{self.label}: {key} is not a list of strings")
         return tuple(items)
 
     def objects(self, key: str) -> list[Document]:
+        """A list of objects."""
         return [Document(item, f"{self.label}: {key}[{number}]") for number, item in enumerate(self._list(key))]
 
     def mapping(self, key: str) -> dict[str, str]:
+        """An object of strings."""
         value = self._get(key, dict, "an object") or {}
         if len(value) > MAX_ITEMS or not all(isinstance(item, str) for item in value.values()):
             raise InvalidArgument(f"{self.label}: {key} is not an object of strings")
@@ -67,7 +80,16 @@ class Document:
 
 
 def load(source: Source, name: str, digest: str | None = None) -> Document:
-    """The JSON object in the file `name`, after its bytes matched `digest`."""
+    """Load a JSON object.
+
+    Args:
+        source: of the image.
+        name: of the file.
+        digest: that its bytes must have; None for any.
+
+    Raises:
+        InvalidArgument: it is missing, too large, not a JSON object, or has another digest.
+    """
     content = read(source, name)
     label = f"{source.label}: {shown(name)}"
     if digest is not None:
@@ -78,7 +100,7 @@ def load(source: Source, name: str, digest: str | None = None) -> Document:
 
 
 def read(source: Source, name: str) -> bytes:
-    """A document's bytes."""
+    """A document's bytes. Raises InvalidArgument if it is missing or too large."""
     with source.open(name) as stream:
         content = stream.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
@@ -87,7 +109,7 @@ def read(source: Source, name: str) -> bytes:
 
 
 def parse(content: bytes, label: str) -> object:
-    """What JSON text says."""
+    """Parse JSON. Raises InvalidArgument, named by `label`."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -95,7 +117,11 @@ def parse(content: bytes, label: str) -> object:
 
 
 def checked_digest(text: str, label: str) -> str:
-    """`text`, if it is a digest that can be verified; safe as part of a path."""
+    """Return `text` if it is a digest of a supported algorithm; it is safe as part of a path then.
+
+    Raises:
+        InvalidArgument: it is not.
+    """
     if not _DIGEST.fullmatch(text):
-        raise InvalidArgument(f"{label} is not a sha256 or sha512 digest: {text[:100]!r}")
+        raise InvalidArgument(f"{label}: invalid sha256 or sha512 digest {text[:100]!r}")
     return text

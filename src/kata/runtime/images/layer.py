@@ -40,6 +40,7 @@ class Budget:
         self._size = size
 
     def take(self, size: int) -> None:
+        """Count bytes. Raises ResourceExhausted if there are more than the budget."""
         self._left -= size
         if self._left < 0:
             raise ResourceExhausted(
@@ -75,10 +76,15 @@ class _Watched(io.RawIOBase):
 def open_layer(layer: Layer, label: str, budget: Budget) -> Iterator[BinaryIO]:
     """The layer's tar stream. Leaving the block reads it to its end and checks the digests.
 
+    Args:
+        layer: to open.
+        label: names it in errors.
+        budget: that the uncompressed bytes are taken from.
+
     Raises:
-        InvalidArgument: damaged, cut off, or not what the image's configuration promised.
+        InvalidArgument: damaged, truncated, or not the layer that the image's configuration lists.
         ResourceExhausted: more bytes than the budget has.
-        Unimplemented: neither plain nor compressed with gzip or zstd.
+        Unimplemented: compressed with something other than gzip or zstd.
     """
     with contextlib.ExitStack() as stack:
         stored = _Watched(stack.enter_context(layer.open()), layer.digest or layer.diff_id)

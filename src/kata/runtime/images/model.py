@@ -1,4 +1,4 @@
-"""What an image is, whatever kind of archive it came from."""
+"""An image, whatever format its archive has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO, Self
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How the image wants to be run (OCI image specification, config.md).
+    """How to run the image by default (OCI image specification, config.md).
 
     Attributes:
         user: "", "user", "uid", "user:group", "uid:gid" or a mixture; see kata.runtime.images.user.
@@ -30,10 +30,10 @@ class Layer:
     """One change set: a tar stream, possibly compressed.
 
     Attributes:
-        name: what error messages call it.
+        name: of the file in the archive.
         diff_id: the digest of the uncompressed tar.
         digest: the digest of the stored bytes, or None where the archive has none (docker-archive).
-        open: a new stream of the stored bytes; the caller closes it.
+        open: returns a new stream of the stored bytes, which the caller closes.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Image:
     """An opened image. A context manager: the archive stays open as long as layers may be read.
 
     Attributes:
-        origin: the path that it was opened from.
+        origin: path of the archive.
         digest: of the manifest (OCI) or of the configuration (docker-archive, which has no digest of its own).
         layers: lowest first.
     """
@@ -69,7 +69,7 @@ class Image:
 
 @dataclass(frozen=True)
 class UnpackLimits:
-    """What an image may cost its host.
+    """Limits of what an image may unpack to.
 
     Attributes:
         entries: files, directories and everything else, over all layers.

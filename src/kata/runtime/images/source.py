@@ -1,4 +1,4 @@
-"""Where an image's files are: inside a tar archive, or in a directory. Both give named streams."""
+"""The files of an image by name, in a tar archive or in a directory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ class Source(Protocol):
 
     label: str
 
-    def has(self, name: str) -> bool: ...
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
 
     def open(self, name: str) -> BinaryIO:
-        """A new stream that the caller closes; InvalidArgument if there is no such file."""
+        """A new stream, which the caller closes. Raises InvalidArgument if there is no such file."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the archive or directory."""
 
 
 def open_source(path: Path) -> Source:
-    """The source at `path`, which may be a tar archive or a directory.
+    """Open the tar archive or directory at `path`.
 
     Raises:
         NotFound, PermissionDenied: it cannot be opened.
-        InvalidArgument: it is neither.
+        InvalidArgument: it is neither a tar archive nor a directory.
     """
     label = f"image {path}"
     try:
@@ -87,7 +89,7 @@ class _Directory:
 
 
 class _Archive:
-    """A tar archive, read at random: the index is made once, streams share the descriptor and nothing else."""
+    """A tar archive with random access: indexed once; streams share the descriptor and nothing else."""
 
     def __init__(self, fd: int, label: str) -> None:
         self._fd = fd
@@ -98,13 +100,13 @@ class _Archive:
         with open(fd, "rb", closefd=False) as stream:
             head = stream.peek(8)
             if head.startswith(b"\x1f\x8b"):
-                raise InvalidArgument(f"{label} is compressed as a whole", hint="decompress it first, with gunzip")
+                raise InvalidArgument(f"{label} is a compressed archive", hint="decompress it first, with gunzip")
             for count, entry in enumerate(TarReader(stream, label, seek=True)):
                 if count >= _MAX_FILES:
-                    raise InvalidArgument(f"{label}: more than {_MAX_FILES} files, not an image")
+                    raise InvalidArgument(f"{label}: more than {_MAX_FILES} files")
                 name = _normal(entry.name)
                 if entry.offset + entry.size > length:
-                    raise InvalidArgument(f"{label}: broken tar: cut off in {shown(name)}")
+                    raise InvalidArgument(f"{label}: broken tar: truncated in {shown(name)}")
                 if entry.type is EntryType.FILE:
                     self._files[name] = (entry.offset, entry.size)
                 elif entry.type is EntryType.SYMLINK:
@@ -139,7 +141,7 @@ def _normal(name: str) -> str:
 
 
 class _Section(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, with a position of its own."""
+    """`size` bytes of a file from `offset` on, with its own position."""
 
     def __init__(self, fd: int, offset: int, size: int) -> None:
         self._fd = fd

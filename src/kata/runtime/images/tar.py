@@ -1,8 +1,8 @@
-"""Tar streams from strangers: entries out, everything bounded.
+"""A reader for untrusted tar streams: everything is bounded.
 
 The format is POSIX.1-2001 pax ("ustar" with extended headers), with GNU's long names and base-256 numbers; see tar(5).
-The standard library's tarfile is not used: it reads headers of any size into memory, some of its expressions take
-quadratic time, and negative sizes send it in circles.
+The standard library's tarfile is not used: it reads headers of any size into memory, some of its regular expressions
+take quadratic time, and negative sizes make it loop.
 
 Not here: sparse files (image builders do not write them), global headers (skipped, as Docker and containerd do) and
 writing.
@@ -34,6 +34,8 @@ _XATTR = b"SCHILY.xattr."
 
 
 class EntryType(StrEnum):
+    """Type of an entry; the values are for messages."""
+
     FILE = "file"
     HARD_LINK = "hard link"
     SYMLINK = "symbolic link"
@@ -57,7 +59,7 @@ _TYPES = {
 
 
 def shown(name: str) -> str:
-    """A stranger's name for an error message: quoted, escaped, of bounded length."""
+    """An untrusted name for an error message: quoted, escaped, of bounded length."""
     return repr(name if len(name) <= 100 else name[:97] + "...")
 
 
@@ -87,17 +89,20 @@ class Entry:
 
 
 class TarReader:
-    """Iterate over the entries; between two of them, `chunks` gives the data of the last.
+    """Iterate over the entries; between two of them, `chunks` returns the data of the last.
 
-    Raises, while iterating: InvalidArgument for what is not a tar or is cut off, Unimplemented for sparse files.
+    Raises:
+        InvalidArgument: while iterating: it is not a tar archive, or is truncated.
+        Unimplemented: while iterating: a sparse file.
     """
 
     def __init__(self, stream: BinaryIO, label: str, *, seek: bool = False) -> None:
         """Read `stream` from its start.
 
         Args:
-            label: what error messages call it.
-            seek: jump over data that nobody asked for (a plain file) instead of reading it (a digest wants all).
+            stream: positioned at the beginning of the archive.
+            label: names it in errors.
+            seek: skip unread data by seeking (a plain file) instead of reading it (a stream whose digest is computed).
         """
         self._stream = stream
         self._label = label

@@ -1,12 +1,12 @@
 """Unpack an image: its layers, lowest first, onto an empty directory.
 
 Layers are tar streams with whiteouts (OCI image specification, layer.md): `.wh.NAME` removes NAME of lower layers,
-`.wh..wh..opq` removes everything in its directory that comes from lower layers. An archive is a stranger's: nothing is
+`.wh..wh..opq` removes everything in its directory that comes from lower layers. An archive is untrusted: nothing is
 created, removed or linked outside the target, entries and bytes are bounded, and whatever fails, the target is gone
 afterwards.
 
-The target may hold set-user-id programs and device nodes that strangers made: keep it beneath a directory that only
-root can enter. Without root, ownership is left out and device nodes are refused.
+The target may have set-user-id programs and device nodes of others: keep it beneath a directory that only root can
+enter. Without root, ownership is ignored and device nodes are refused.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ _WHITEOUT = ".wh."
 _META = ".wh..wh."
 _OPAQUE = ".wh..wh..opq"
 
-# What an archive may set. Not trusted.* and user.overlay.*: overlayfs takes its orders from them.
+# Extended attributes that an archive may set. Not trusted.* and user.overlay.*: they control overlayfs.
 _XATTRS = ("user.", "security.capability", "system.posix_acl_")
 _NO_XATTRS = "user.overlay."
 
 
 def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) -> None:  # noqa: B008 - frozen
-    """Fill `target`, which is absent or an empty directory.
+    """Unpack an image.
+
+    Args:
+        image: opened.
+        target: an empty directory, or one to be made; removed again after a failure.
+        limits: on entries and bytes.
 
     Raises:
         AlreadyExists: the target is not empty (and stays as it is).
-        InvalidArgument: a layer is damaged, does not match its digest, or wants something impossible.
+        InvalidArgument: a layer is damaged, does not match its digest, or asks for something impossible.
         ResourceExhausted: the disk is full or the image exceeds `limits`.
-        PermissionDenied: a device node without root.
+        PermissionDenied: not root, and the target cannot be written or a layer has a device node.
+        Unimplemented: a layer has sparse files, or is compressed with something other than gzip or zstd.
+        Internal: the disk fails.
     """
     try:
         target.mkdir(mode=0o755, exist_ok=True)
@@ -79,7 +86,7 @@ class _Unpacker:
                         self._apply(entry, reader)
                     except OSError as error:
                         raise _failure(error, f"{label}: cannot create {entry.type} {shown(entry.name)}") from error
-        # Last, because what is created in a directory changes its time.
+        # Last, because creating an entry in a directory changes its time.
         for name, mtime in self._times.items():
             self._set_directory_time(name, mtime)
 
@@ -172,7 +179,7 @@ class _Unpacker:
         if base == _OPAQUE:
             removed, children_only = directory.rstrip("/"), True
         elif base.startswith(_META):
-            return  # what aufs kept for itself
+            return  # aufs' own metadata
         else:
             removed, children_only = directory + base.removeprefix(_WHITEOUT), False
             if base.removeprefix(_WHITEOUT) in ("", ".", ".."):
@@ -183,7 +190,7 @@ class _Unpacker:
             elif (place := self._tree.place(removed, create=False)) is not None:
                 self._tree.remove(place, self._made)
         except (FileNotFoundError, NotADirectoryError):
-            pass  # there is nothing to hide
+            pass  # there is nothing to remove
 
     def _set_metadata(self, fd: int, entry: Entry) -> None:
         """Owner, attributes, mode: in this order, because a new owner takes capabilities and set-id bits away."""
@@ -214,7 +221,7 @@ class _Unpacker:
             elif stat.S_ISDIR(place.mode() or 0):
                 os.utime(place.name, ns=(mtime, mtime), dir_fd=place.fd, follow_symlinks=False)
         except OSError as error:
-            # A later entry removed it, or put a file or a link in circles in the place of its parent.
+            # A later entry removed it, or replaced its parent by a file or a looping link.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
 
@@ -227,5 +234,5 @@ def _failure(error: OSError, what: str) -> KataError:
         return PermissionDenied(f"{what}: {reason}", hint="run as root")
     if error.errno in (errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSYS):
         return Internal(f"{what}: {reason}")
-    # Everything else comes from what the archive asks for: names too long, links in circles, files as directories...
+    # Everything else is caused by the archive: names too long, looping links, files as directories...
     return InvalidArgument(f"{what}: {reason}")

@@ -1,7 +1,7 @@
-"""Who runs in an image: `user[:group]` looked up in the image's own /etc/passwd and /etc/group.
+"""The user of an image: `user[:group]` looked up in the image's own /etc/passwd and /etc/group.
 
-The rules are Docker's, which containerd shares: names win over numbers if the file lists them so, a number needs no
-entry, a user without a group gets the groups that list it, a group that is named brings no others.
+The rules are Docker's, which containerd shares: the first entry that matches as name or number counts, a number needs
+no entry, a user without a group gets the groups that list it, an explicit group has no additional ones.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def resolve_user(rootfs: Path, spec: str) -> User:
     """The ids for `spec`: "", "name", "uid", "name:group", "uid:gid" or a mixture; "" is root.
 
     Raises:
-        NotFound: no such rootfs.
-        InvalidArgument: no such user or group, or a number out of range.
+        NotFound: the rootfs cannot be opened.
+        InvalidArgument: there is no such user or group, or a number is out of range.
     """
     try:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

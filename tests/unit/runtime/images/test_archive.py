@@ -162,7 +162,7 @@ class TestDamage:
             (b"\0" * 10240, "not a container image"),
             (b"hello", "no tar header"),
             (b"x" * 5000, "no tar header"),
-            (gzip.compress(layer(entry("a", b"x"))), "compressed as a whole"),
+            (gzip.compress(layer(entry("a", b"x"))), "is a compressed archive"),
             (layer(entry("a", b"x")), "not a container image"),
         ],
     )
