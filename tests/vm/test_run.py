@@ -258,7 +258,7 @@ def test_out_of_memory_is_told(rootfs: Path, name: str) -> None:
         "run", "--rootfs", rootfs, "--name", name, "--memory", "16M", "--", "tail", "-c", "200m", "/dev/zero"
     )  # fmt: skip
     assert result.returncode == 137
-    assert b"for lack of memory, the limit is 16M" in result.stderr
+    assert b"killed by the OOM killer (limit 16M)" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- streams
@@ -402,7 +402,7 @@ def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> N
         os.kill(pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
-    assert b"kata: the virtual machine ended while the command ran" in errors
+    assert b"kata: the VM ended while the command was running" in errors
 
 
 def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path, name: str) -> None:
@@ -448,9 +448,9 @@ def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--memory", "1M", "--rootfs", "{rootfs}", "true"), "--memory 1M is too little, the minimum is 6M"),
+        (("--memory", "1M", "--rootfs", "{rootfs}", "true"), "--memory 1M is out of range (6M to 16T)"),
         (("--rootfs", "/nonexistent", "true"), "rootfs /nonexistent is not a directory"),
-        (("--rootfs", "{rootfs}"), "there is no command to run"),
+        (("--rootfs", "{rootfs}"), "no command is given"),
         (("--rootfs", "{rootfs}", "-u", "nobody-here", "true"), "nobody-here"),
         (("--rootfs", "{rootfs}", "-v", "/nonexistent:/x", "true"), "/nonexistent does not exist"),
         (("/nonexistent.tar",), "/nonexistent.tar: no such file or directory"),

@@ -1,4 +1,4 @@
-"""`kata check`: what works on this host, what does not, and what to do about it. One verdict a row."""
+"""`kata check`: what works on this host, what does not, and what to do about it. One row per check."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kata.runtime.config.settings import Config
 from kata.runtime.ledger.journal import STATE_ROOT
 
 SHIM = "containerd-shim-kata-v2"
-#: Without free memory for one sandbox's guest and what runs it, starting one is a gamble.
-_LITTLE_MEMORY_KIB = 512 << 10
-_LITTLE_DISK = 1 << 30
+#: One sandbox's guest and what runs it need about as much.
+_MIN_MEMORY_KIB = 512 << 10
+_MIN_DISK = 1 << 30
 _BUILD_TOOLS = ("apt-get", "dpkg-deb", "mkfs.erofs")
 
 
 class Status(StrEnum):
-    """FAILED means that `kata run` cannot work; WARNING that something else cannot, or not as well."""
+    """FAILED: `kata run` cannot work. WARNING: something else cannot, or works less well."""
 
     OK = "ok"
     WARNING = "warning"
@@ -36,9 +36,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One verdict.
+    """The result of one check.
 
     Attributes:
+        name: of what was checked.
+        status: whether it works.
+        text: what was found, one line.
         hint: what to do, or "".
     """
 
@@ -49,7 +52,7 @@ class Row:
 
 
 def check(config_path: Path | None = None) -> Iterator[Row]:
-    """All rows, as they are found out."""
+    """Yield a row per check, each as soon as it is known; without a readable configuration only the first two."""
     yield root()
     try:
         loaded = load(config_path)
@@ -67,28 +70,32 @@ def check(config_path: Path | None = None) -> Iterator[Row]:
 
 
 def passed(rows: list[Row]) -> bool:
-    """Whether `kata run` can work."""
+    """Return whether `kata run` can work."""
     return all(row.status is not Status.FAILED for row in rows)
 
 
 def root() -> Row:
+    """Check that this process is root's."""
     if os.geteuid() == 0:
-        return Row("root", Status.OK, "this is root")
-    return Row("root", Status.FAILED, "sandboxes are started by root", "run it with sudo")
+        return Row("root", Status.OK, "running as root")
+    return Row("root", Status.FAILED, "starting sandboxes needs root", "run it with sudo")
 
 
 def qemu(config: Config) -> Row:
+    """Check that the configured QEMU can be executed."""
     path = config.hypervisor.path
     if not os.access(path, os.X_OK):
-        return Row("qemu", Status.FAILED, f"{path} is not there", "install the package qemu-system-x86")
+        return Row(
+            "qemu", Status.FAILED, f"{path} does not exist or is not executable", "install the package qemu-system-x86"
+        )
     version = host.qemu_version(path)
     if not version:
-        return Row("qemu", Status.FAILED, f"{path} does not tell its version", "reinstall the package qemu-system-x86")
+        return Row("qemu", Status.FAILED, f"{path} does not print its version", "reinstall the package qemu-system-x86")
     return Row("qemu", Status.OK, f"{path}, version {version}")
 
 
 def guest_image(config: Config) -> Row:
-    """The configured files; with digests if they are an image of `kata image`."""
+    """Check that the configured files can be read; verify the digests if they are an image of `kata image`."""
     files = (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image)
     try:
         image = store.find()
@@ -108,6 +115,7 @@ def guest_image(config: Config) -> Row:
 
 
 def accelerator(config: Config) -> Row:
+    """Check that an accelerator can be used, and warn if it is TCG."""
     import asyncio
 
     from kata.runtime.hypervisor import accel
@@ -121,13 +129,13 @@ def accelerator(config: Config) -> Row:
     return Row(
         "accelerator",
         Status.WARNING,
-        f"tcg, the emulator: {chosen.reason}",
-        "sandboxes run, but slowly and without the isolation that KVM gives: do not run hostile code",
+        f"tcg (emulation): {chosen.reason}",
+        "sandboxes run slowly and without KVM's isolation: do not run untrusted code",
     )
 
 
 def namespaces(_config: Config) -> Row:
-    """Tried in a child, so that this process stays where it is."""
+    """Check that a mount namespace can be created, in a child so that this process keeps its own."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -138,37 +146,40 @@ def namespaces(_config: Config) -> Row:
         except BaseException:
             os._exit(1)
     if os.waitpid(pid, 0)[1] == 0:
-        return Row("mount namespaces", Status.OK, "can be made")
+        return Row("mount namespaces", Status.OK, "can be created")
     return Row(
         "mount namespaces",
         Status.FAILED,
-        "cannot be made",
-        "run it as root; in a container, give it CAP_SYS_ADMIN (a privileged one)",
+        "cannot be created",
+        "run it as root; a container needs CAP_SYS_ADMIN (a privileged container has it)",
     )
 
 
 def memory(_config: Config) -> Row:
+    """Check the available memory against what a sandbox needs."""
     available = host.memory()["MemAvailable"]
     text = f"{available >> 10} MiB available"
-    if available < _LITTLE_MEMORY_KIB:
-        return Row("memory", Status.WARNING, text, f"a sandbox wants {_LITTLE_MEMORY_KIB >> 10} MiB or more")
+    if available < _MIN_MEMORY_KIB:
+        return Row("memory", Status.WARNING, text, f"a sandbox needs about {_MIN_MEMORY_KIB >> 10} MiB")
     return Row("memory", Status.OK, text)
 
 
 def disk(_config: Config) -> Row:
-    place = next(path for path in (gc.RUN_ROOT, *gc.RUN_ROOT.parents) if path.is_dir())
-    free = shutil.disk_usage(place).free
-    text = f"{free >> 20} MiB free in {place}"
-    if free < _LITTLE_DISK:
-        return Row("disk", Status.WARNING, text, "images are unpacked there")
+    """Check the free space where `kata run` unpacks images."""
+    directory = next(path for path in (gc.RUN_ROOT, *gc.RUN_ROOT.parents) if path.is_dir())
+    free = shutil.disk_usage(directory).free
+    text = f"{free >> 20} MiB free in {directory}"
+    if free < _MIN_DISK:
+        return Row("disk", Status.WARNING, text, "`kata run` unpacks images there")
     return Row("disk", Status.OK, text)
 
 
 def leftovers(_config: Config) -> Row:
+    """Check for what sandboxes have left behind whose process is gone."""
     try:
         names = gc.leftovers()
     except OSError as error:
-        return Row("leftovers", Status.WARNING, f"cannot look: {error.strerror}", "run it as root")
+        return Row("leftovers", Status.WARNING, f"cannot be listed: {error.strerror}", "run it as root")
     if names:
         return Row(
             "leftovers", Status.WARNING, f"of {len(names)} dead sandboxes: {', '.join(names[:5])}", "run: kata gc"
@@ -177,7 +188,7 @@ def leftovers(_config: Config) -> Row:
 
 
 def containerd(_config: Config) -> Row:
-    """Only containerd and Kubernetes need it. The shim has to be where containerd looks: on *its* PATH."""
+    """Check for containerd and, on *its* PATH, the shim. `kata run` needs neither."""
     shim = shutil.which(SHIM, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     engine = shutil.which("containerd")
     if engine and shim:
@@ -187,20 +198,23 @@ def containerd(_config: Config) -> Row:
             "containerd",
             Status.WARNING,
             f"{SHIM} is not on containerd's usual PATH",
-            "needed by containerd only: make install",
+            "only containerd needs it; run: make install",
         )
     return Row("containerd", Status.WARNING, "not installed", "`kata run` does not need it")
 
 
 def build_tools(_config: Config) -> Row:
+    """Check for the programs that `kata image build` executes."""
     missing = [name for name in _BUILD_TOOLS if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
     if missing:
-        return Row("build tools", Status.WARNING, f"missing: {', '.join(missing)}", "needed by `kata image build` only")
-    return Row("build tools", Status.OK, "all there")
+        return Row(
+            "build tools", Status.WARNING, f"missing: {', '.join(missing)}", "only `kata image build` needs them"
+        )
+    return Row("build tools", Status.OK, "installed")
 
 
 def vhost(_config: Config) -> Row:
-    """Never needed: told so that a comparison with other runtimes is easy."""
+    """List vhost devices. They are not needed; other runtimes need them, so a comparison wants to know."""
     found = [name for name in ("vhost-vsock", "vhost-net") if _is_device(f"/dev/{name}")]
     return Row("vhost devices", Status.OK, f"{', '.join(found) or 'none'} (not needed)")
 
@@ -227,6 +241,7 @@ _PROBES: tuple[Callable[[Config], Row], ...] = (
 
 
 def as_json(rows: list[Row]) -> dict[str, Any]:
+    """Return the document that `kata check --json` prints."""
     return {"ok": passed(rows), "checks": [asdict(row) for row in rows]}
 
 
@@ -234,7 +249,7 @@ _COLORS = {Status.OK: "32", Status.WARNING: "33", Status.FAILED: "31"}
 
 
 def as_text(row: Row, *, color: bool = False) -> str:
-    """A row for people: one line, and one more for the hint."""
+    """Format a row for people: one line, and one more for the hint."""
     status = f"{row.status:<8}"
     if color:
         status = f"\x1b[{_COLORS[row.status]}m{status}\x1b[0m"

@@ -1,4 +1,4 @@
-"""`kata direct-volume`: what a storage driver runs, in the words of `kata-runtime direct-volume`."""
+"""`kata direct-volume`: called by storage drivers, with the syntax of `kata-runtime direct-volume`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 from kata.cli.render import ExitCode
 from kata.runtime.storage import direct_volume
 
-app = typer.Typer(help="Volumes on disks that the guest mounts, and the host does not.", no_args_is_help=True)
+app = typer.Typer(help="Manage volumes on disks that the guest mounts instead of the host.", no_args_is_help=True)
 
 VolumePath = Annotated[
-    str, typer.Option("--volume-path", metavar="PATH", help="Where the host would have the volume mounted.")
+    str, typer.Option("--volume-path", metavar="PATH", help="Mount point that the volume would have on the host.")
 ]
 
 
@@ -25,38 +25,38 @@ def add(
         typer.Option(
             "--mount-info",
             metavar="JSON",
-            help='Such as {"volume-type": "block", "device": "/dev/sdb", "fstype": "ext4"}.',
+            help='The record, such as {"volume-type": "block", "device": "/dev/sdb", "fstype": "ext4"}.',
         ),
     ],
 ) -> int:
-    """Record that a volume is on a disk."""
+    """Write the record of a volume."""
     direct_volume.add(volume_path, mount_info)
     return ExitCode.OK
 
 
 @app.command()
 def remove(volume_path: VolumePath) -> int:
-    """Remove the record. Containers that have the volume keep it."""
+    """Remove the record of a volume. Containers that use the volume keep it."""
     direct_volume.remove(volume_path)
     return ExitCode.OK
 
 
 @app.command()
 def stats(volume_path: VolumePath) -> int:
-    """Print how full a volume is that a sandbox has, as JSON."""
-    from kata.cli import volume_calls
+    """Print the usage of a volume in a running sandbox, as JSON."""
+    from kata.cli import management
 
-    print(json.dumps(volume_calls.stats(volume_path)))
+    print(json.dumps(management.volume_stats(volume_path)))
     return ExitCode.OK
 
 
 @app.command()
 def resize(
     volume_path: VolumePath,
-    size: Annotated[int, typer.Option("--size", metavar="BYTES", help="What the volume's disk has now.", min=1)],
+    size: Annotated[int, typer.Option("--size", metavar="BYTES", help="New size of the volume's disk.", min=1)],
 ) -> int:
-    """Let a volume that a sandbox has take all of its disk, which has grown. An image file is made that long."""
-    from kata.cli import volume_calls
+    """Grow a volume in a running sandbox to its disk's new size. An image file is extended to it first."""
+    from kata.cli import management
 
-    volume_calls.resize(volume_path, size)
+    management.resize_volume(volume_path, size)
     return ExitCode.OK

@@ -1,4 +1,4 @@
-"""`kata env`: versions, paths and settings for a bug report, in the sections and names of Kata's `kata-env`."""
+"""`kata env`: versions, paths and settings for a bug report, with the sections and names of Kata's `kata-env`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kata.runtime.hypervisor import accel
 from kata.runtime.resources.status import Status, read_all
 from kata.version import VERSION
 
-#: Of this output's format. Kata's own is at 1.0.27 and has fields that mean nothing here.
+#: Version of the output's format. Kata's own is at 1.0.27 and has fields that do not apply here.
 FORMAT_VERSION = "1.0.0"
 
 
 def collect(config_path: Path | None = None) -> dict[str, Any]:
-    """All sections, in order.
+    """Return all sections, in order.
 
     Raises:
         KataError: the configuration cannot be read.
@@ -35,7 +35,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
     name, reason = _accelerator(loaded.config.hypervisor)
     version = host.qemu_version(hypervisor.path)
     distribution, distribution_version = host.distribution()
-    vendor, model = host.processor()
+    vendor, model = host.cpu()
     memory = host.memory()
     major, minor, patch = (int(number) for number in re.findall(r"\d+", VERSION)[:3])
     return {
@@ -83,7 +83,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
 
 
 def _sandboxes(running: Sequence[Status]) -> dict[str, int]:
-    """How many sandboxes run, and what their machines have together."""
+    """Return how many sandboxes run, and the vCPUs and memory of all their VMs."""
     return {
         "Running": len(running),
         "VCPUs": sum(status.size.vcpus for status in running),
@@ -111,7 +111,7 @@ def _real(path: Path) -> str:
 
 
 def as_toml(sections: Mapping[str, Any]) -> str:
-    """Sections as TOML; a blank line before each."""
+    """Format the sections as TOML, with a blank line before each."""
     return "\n".join(_table((), sections)).strip() + "\n"
 
 
@@ -121,7 +121,7 @@ def _table(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"[{'.'.join(path)}]"
     for key, value in values.items():
-        # JSON's strings, numbers and truth values are TOML's too.
+        # JSON's strings, numbers and booleans are valid TOML.
         yield f"{'  ' * len(path)}{key} = {json.dumps(value, ensure_ascii=False)}"
     for key, value in table.items():
         if isinstance(value, Mapping):

@@ -1,8 +1,7 @@
-"""`kata factory`: make, show and remove the templates that virtual machines start from."""
+"""`kata factory`: make, list and remove the templates from which sandboxes are restored; keep VMs in standby."""
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from pathlib import Path
@@ -12,33 +11,30 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kata.cli.render import say
-from kata.errors import FailedPrecondition, PermissionDenied
+from kata.cli.render import say, warn
+from kata.cli.root import require_root
+from kata.errors import FailedPrecondition
 from kata.runtime.config.loader import load
-from kata.runtime.config.settings import Config
+from kata.runtime.config.settings import Config, FactoryConfig
 
-app = typer.Typer(help="Templates that virtual machines start from.", no_args_is_help=True)
+app = typer.Typer(help="Manage templates, from which sandboxes are restored.", no_args_is_help=True)
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
 ]
 
-#: Seconds that others may be making templates.
+#: For another process that is making a template.
 _LOCK_TIMEOUT_S = 60.0
 
 
 @app.command()
 def init(config: ConfigFile = None) -> None:
-    """Make the template for sandboxes without limits; does nothing if there is one."""
+    """Make the template for sandboxes without limits, unless it exists."""
     import asyncio
 
     loaded = _load(config)
-    if not loaded.factory.enable_template:
-        raise FailedPrecondition(
-            "templates are switched off", hint="set enable_template = true in [factory] of the configuration"
-        )
-    if os.geteuid() != 0:
-        raise PermissionDenied("kata factory init needs root", hint="run it with sudo")
+    _check_enabled(loaded.factory)
+    require_root("kata factory init")
     key, size = asyncio.run(_init(loaded))
     print(f"{key}  {size / 1e6:.0f} MB")
 
@@ -61,24 +57,19 @@ async def _init(config: Config) -> tuple[str, int]:
             return template.key, template.size
     finally:
         for problem in ledger.release():
-            say(f"cannot give back {problem}")
+            say(f"cannot release {problem}")
 
 
 @app.command()
 def serve(config: ConfigFile = None) -> None:
-    """Keep virtual machines in standby for the sandboxes that containerd starts; in the foreground, until ended."""
+    """Keep VMs in standby for sandboxes that containerd starts; in the foreground, until SIGTERM or Ctrl-C."""
     import logging
 
     from kata.shim.pool import Pool
 
     loaded = _load(config)
-    if not loaded.factory.enable_template or not loaded.factory.vm_cache_number:
-        raise FailedPrecondition(
-            "standby is switched off",
-            hint="set enable_template = true and vm_cache_number to 1 or more in [factory] of the configuration",
-        )
-    if os.geteuid() != 0:
-        raise PermissionDenied("kata factory serve needs root", hint="run it with sudo")
+    _check_enabled(loaded.factory, standby=True)
+    require_root("kata factory serve")
     logging.basicConfig(format="kata: %(message)s", level=logging.WARNING)
     Pool(loaded, loaded.factory.vm_cache_number, say).run()
 
@@ -86,9 +77,9 @@ def serve(config: ConfigFile = None) -> None:
 @app.command()
 def status(
     config: ConfigFile = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Show the templates, the most recently used first."""
+    """List the templates, the most recently used first."""
     from kata.runtime.hypervisor.template.store import list_templates
 
     factory = _load(config).factory
@@ -111,10 +102,10 @@ def status(
         print(encoder.dumps(found, indent=2))
         return
     if not factory.enable_template:
-        say("templates are switched off in the configuration")
+        say("templates are disabled in the configuration")
     table = Table(box=None, pad_edge=False)
-    for heading in ("TEMPLATE", "CPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED"):
-        table.add_column(heading, justify="right" if heading in ("CPUS", "MEMORY", "SIZE") else "left", no_wrap=True)
+    for heading in ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED"):
+        table.add_column(heading, justify="right" if heading in ("VCPUS", "MEMORY", "SIZE") else "left", no_wrap=True)
     for template in listed:
         table.add_row(
             template.key,
@@ -132,7 +123,7 @@ def status(
 
 @app.command()
 def destroy(config: ConfigFile = None) -> None:
-    """Remove all templates. Machines that started from them run on; the next start makes a new one."""
+    """Remove all templates. Running sandboxes are not affected; the next start makes a new template."""
     import asyncio
 
     root = _load(config).factory.template_path
@@ -150,5 +141,17 @@ async def _destroy(root: Path) -> list[str]:
 def _load(path: Path | None) -> Config:
     loaded = load(path)
     for warning in loaded.warnings:
-        say(f"warning: {warning}")
+        warn(warning)
     return loaded.config
+
+
+def _check_enabled(factory: FactoryConfig, *, standby: bool = False) -> None:
+    if standby and not (factory.enable_template and factory.vm_cache_number):
+        raise FailedPrecondition(
+            "standby is disabled",
+            hint="set enable_template = true and vm_cache_number to 1 or more in [factory] of the configuration",
+        )
+    if not factory.enable_template:
+        raise FailedPrecondition(
+            "templates are disabled", hint="set enable_template = true in [factory] of the configuration"
+        )

@@ -1,7 +1,7 @@
-"""A container in the foreground: its streams are this process's, so are its signals, and its exit code becomes ours.
+"""A container in the foreground, with this process's streams, signals and exit code.
 
-Signals by phase: while the sandbox starts they end it, while the command runs they are the command's, afterwards they
-end the wait for a slow reader of its output. The third SIGINT or SIGTERM is a SIGKILL to the command.
+Signals by phase: while the sandbox starts they end it, while the command runs they are forwarded to it, afterwards they
+end the wait for a slow reader of its output. The third SIGINT or SIGTERM is sent as SIGKILL.
 """
 
 from __future__ import annotations
@@ -28,20 +28,25 @@ from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.stdio import Stdio
 
-#: So many of these, and the user means it.
-_INSISTENT = (signal.SIGINT, signal.SIGTERM)
-_INSISTENCE = 3
-#: Seconds that a command has whose terminal is gone.
+#: After so many of these signals the command is killed.
+_TERMINATING = (signal.SIGINT, signal.SIGTERM)
+_MAX_TERMINATING = 3
+#: From SIGHUP to SIGKILL for a command whose terminal is gone.
 _HANGUP_GRACE_S = 2.0
-#: Seconds in which a living agent says so.
-_ALIVE_TIMEOUT_S = 5.0
+#: For the agent's answer to a health check.
+_CHECK_TIMEOUT_S = 5.0
 
 
 class Foreground:
-    """One run. `ledger` is handed on to the sandbox, which releases it.
+    """One run.
 
     Args:
+        request: what the user asked for.
+        sandbox_id: the id of the sandbox, and of its container.
         bundle: spec and root file system; nothing of it has to be on disk.
+        config: the configuration.
+        ledger: passed to the sandbox, which releases it.
+        signals: of this process; they are told to this run while it lasts.
     """
 
     def __init__(
@@ -57,17 +62,18 @@ class Foreground:
         self._main: asyncio.Task[Any] | None = None
         self._container: Container | None = None
         self._cut = 0
-        self._insisted = 0
+        self._terminating = 0
         self._output_error: OSError | None = None
         self._out_of_memory = False
         self._drained = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Start the sandbox, run the command, end the sandbox.
+        """Start the sandbox, run the command, stop the sandbox; return the exit code of `kata run`.
 
         Raises:
-            KataError: the sandbox could not start, or ended by itself.
+            KataError: the sandbox could not start, or ended unexpectedly.
+            CancelledError: the task was cancelled, and not by a signal.
         """
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -96,7 +102,7 @@ class Foreground:
             container = await sandbox.create_container(ContainerRequest(self._id, self._bundle, stdio))
             self._container = container
             if self._request.tty:
-                # Before the start, so that the command never sees another size.
+                # Before the start, so that the command never sees a different size.
                 await self._resize(container)
             await sandbox.start_container(container)
         except BaseException as error:
@@ -121,7 +127,7 @@ class Foreground:
         return HostSource(0, self._terminal_gone if self._request.tty else lambda: None)
 
     def _terminal_gone(self) -> None:
-        """A terminal that passes every key on ends only when it is hung up."""
+        """In raw mode a terminal's input ends only when it is hung up."""
         if self._container is not None:
             self._on_signal(signal.SIGHUP)
 
@@ -129,16 +135,16 @@ class Foreground:
         return HostSink(fd, self._output_failed)
 
     def _output_failed(self, error: OSError) -> None:
-        """Nobody takes the output any more: the command ends, as it would from SIGPIPE were it here."""
+        """The output cannot be written any more: kill the command, as SIGPIPE would if it ran on the host."""
         if self._output_error is None and self._container is not None:
             self._output_error = error
             self._spawn(self._kill(self._container, signal.SIGKILL))
 
     async def _drain(self, sinks: list[HostSink]) -> None:
-        """Wait until the consumers have taken everything, or a signal says that it is not wanted."""
-        taken = asyncio.gather(*(sink.ended.wait() for sink in sinks))
+        """Wait until all output has been written, or a signal ends the wait."""
+        written = asyncio.gather(*(sink.ended.wait() for sink in sinks))
         given_up = asyncio.ensure_future(self._drained.wait())
-        waits: tuple[asyncio.Future[Any], ...] = (taken, given_up)
+        waits: tuple[asyncio.Future[Any], ...] = (written, given_up)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -168,16 +174,16 @@ class Foreground:
             self._main.cancel()
 
     def _forward(self, container: Container, number: int) -> None:
-        if number in _INSISTENT:
-            self._insisted += 1
-        if self._insisted >= _INSISTENCE:
+        if number in _TERMINATING:
+            self._terminating += 1
+        if self._terminating >= _MAX_TERMINATING:
             number = signal.SIGKILL
         self._spawn(self._kill(container, number))
         if number == signal.SIGHUP and self._request.tty:
             self._spawn(self._hang_up(container))
 
     async def _hang_up(self, container: Container) -> None:
-        """The user's terminal is gone, so nobody could ever end what goes on after the signal."""
+        """The user's terminal is gone, so nobody could end a command that survives SIGHUP: kill it."""
         await asyncio.sleep(_HANGUP_GRACE_S)
         await self._kill(container, signal.SIGKILL)
 
@@ -201,14 +207,14 @@ class Foreground:
             return ExitCode.RUN_FAILED
         if status == KILLED:
             try:
-                await sandbox.agent.check(_ALIVE_TIMEOUT_S)
+                await sandbox.agent.check(_CHECK_TIMEOUT_S)
             except KataError as error:
                 raise Unavailable(
-                    "the virtual machine ended while the command ran", hint="`kata run --debug` tells more"
+                    "the VM ended while the command was running", hint="`kata run --debug` shows QEMU's messages"
                 ) from error
             if self._out_of_memory:
-                limit = f", the limit is {self._request.memory >> 20}M" if self._request.memory else ""
-                say(f"the command was killed for lack of memory{limit}", hint="give it more with --memory")
+                limit = f" (limit {self._request.memory >> 20}M)" if self._request.memory else ""
+                say(f"the command was killed by the OOM killer{limit}", hint="raise --memory")
         return status
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

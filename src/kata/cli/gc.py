@@ -1,7 +1,7 @@
-"""`kata gc`: give back what sandboxes left whose process is gone.
+"""`kata gc`: release what sandboxes have left behind whose process is gone.
 
-A sandbox is alive as long as a process has its ledger locked. After a reboot the ledgers are gone with /run, while an
-unpacked image beneath RUN_ROOT is not: a tree whose sandbox has no state directory is nobody's either.
+A sandbox runs as long as a process holds the lock on its ledger. After a reboot the ledgers are gone with /run, while
+unpacked images beneath RUN_ROOT remain: a tree whose sandbox has no state directory is left behind, too.
 """
 
 from __future__ import annotations
@@ -11,45 +11,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from kata.cli.root import require_root
+from kata.errors import FailedPrecondition, InvalidArgument
 from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.kinds import TREE
 
-#: Where `kata run` unpacks images, one directory a sandbox.
+#: Where `kata run` unpacks images, one directory per sandbox.
 RUN_ROOT = Path("/var/lib/kata/run")
 
 
 @dataclass(frozen=True)
 class Released:
-    """What became of one dead sandbox.
+    """The result of one release.
 
     Attributes:
-        given_back: what it held, as "kind value".
-        problems: one sentence for each thing that is still there.
+        sandbox_id: of the dead sandbox.
+        held: what it held, as "kind value".
+        problems: one message for each thing that could not be released.
     """
 
     sandbox_id: str
-    given_back: tuple[str, ...]
+    held: tuple[str, ...]
     problems: tuple[str, ...]
 
 
 def candidates(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Iterator[str]:
-    """Ids of the sandboxes that have something on this host, alive or not."""
+    """Yield the ids of sandboxes that have something on this host, running or dead."""
     names = {entry.name for root in (state_root, run_root) for entry in _directories(root)}
     for name in sorted(names):
         try:
             yield validate_id(name)
         except InvalidArgument:
-            continue  # nothing that this project made
+            continue  # not a sandbox
 
 
 def leftovers(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> list[str]:
-    """Ids of the sandboxes that nobody runs any more. Looks only; the lock is held for a moment."""
-    return [name for name in candidates(state_root, run_root) if not _is_alive(state_root / name)]
+    """Return the ids of dead sandboxes. Nothing is changed; each ledger is locked for a moment.
+
+    Raises:
+        OSError: a ledger cannot be opened.
+    """
+    return [name for name in candidates(state_root, run_root) if not _is_running(state_root / name)]
 
 
-def _is_alive(directory: Path) -> bool:
+def _is_running(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     try:
@@ -60,7 +66,12 @@ def _is_alive(directory: Path) -> bool:
 
 
 def release(sandbox_id: str, state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Released | None:
-    """Give back what a sandbox left; None if it is alive.
+    """Release what a dead sandbox has left behind; None if it runs.
+
+    Args:
+        sandbox_id: its id.
+        state_root: the directory of state directories.
+        run_root: the directory of unpacked images.
 
     Raises:
         OSError: the ledger cannot be opened.
@@ -78,14 +89,13 @@ def release(sandbox_id: str, state_root: Path = Path(STATE_ROOT), run_root: Path
 
 
 def run(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Iterator[Released]:
-    """Release every dead sandbox, one after the other.
+    """Release what dead sandboxes have left behind, and yield the result for each.
 
     Raises:
         PermissionDenied: this is not root.
         FailedPrecondition: a ledger cannot be opened.
     """
-    if os.geteuid() != 0:
-        raise PermissionDenied("kata gc needs root", hint="run it with sudo")
+    require_root("kata gc")
     for sandbox_id in candidates(state_root, run_root):
         try:
             released = release(sandbox_id, state_root, run_root)

@@ -1,4 +1,4 @@
-"""Facts about this host, read from where Linux keeps them. What is unknown is "" or 0: a report is no place to fail."""
+"""Facts about this host for reports. What cannot be found out is "" or 0, because a report should not fail."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _VERSION_TIMEOUT_S = 10.0
 
 
 def qemu_version(qemu: Path) -> str:
-    """Of the form "7.2.22"; "" if it is not there or does not say."""
+    """Return QEMU's version, such as "7.2.22"; "" if it is not installed or does not print one."""
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             [qemu, "--version"],
             capture_output=True,
             text=True,
@@ -23,12 +23,12 @@ def qemu_version(qemu: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     # QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)
-    words = answer.stdout.split()
+    words = result.stdout.split()
     return words[3] if words[:3] == ["QEMU", "emulator", "version"] and len(words) > 3 else ""
 
 
 def memory() -> dict[str, int]:
-    """MemTotal, MemFree and MemAvailable in KiB."""
+    """Return MemTotal, MemFree and MemAvailable in KiB (proc_meminfo(5))."""
     found = {"MemTotal": 0, "MemFree": 0, "MemAvailable": 0}
     for line in _lines("/proc/meminfo"):
         name, _, value = line.partition(":")
@@ -37,8 +37,8 @@ def memory() -> dict[str, int]:
     return found
 
 
-def processor() -> tuple[str, str]:
-    """Vendor and model."""
+def cpu() -> tuple[str, str]:
+    """Return the CPU's vendor and model (proc_cpuinfo(5))."""
     found: dict[str, str] = {}
     for line in _lines("/proc/cpuinfo"):
         name, _, value = line.partition(":")
@@ -47,7 +47,7 @@ def processor() -> tuple[str, str]:
 
 
 def distribution() -> tuple[str, str]:
-    """Name and version (os-release(5))."""
+    """Return name and version (os-release(5))."""
     found: dict[str, str] = {}
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         for line in _lines(path):
@@ -57,11 +57,12 @@ def distribution() -> tuple[str, str]:
 
 
 def kernel_release() -> str:
+    """Return the running kernel's release, as `uname -r` does."""
     return os.uname().release
 
 
 def has_vsock() -> bool:
-    """Whether the host could talk to guests by vsock. Nothing here needs it."""
+    """Return whether the host supports vsock. For information: it is not needed."""
     return os.path.exists("/dev/vhost-vsock")
 
 

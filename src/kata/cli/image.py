@@ -13,7 +13,7 @@ from rich.table import Table
 from kata.errors import KataError
 from kata.osbuilder import store
 
-app = typer.Typer(help="Guest kernel and root images.", no_args_is_help=True)
+app = typer.Typer(help="Build, list, check and remove guest images.", no_args_is_help=True)
 
 Root = Annotated[
     Path | None, typer.Option("--root", help="Directory of the images.", envvar="KATA_IMAGES", show_envvar=True)
@@ -25,10 +25,10 @@ def build(
     root: Root = None,
     cache: Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")] = None,
     mirror: Annotated[
-        str, typer.Option(help="Address of the Debian archive.", envvar="KATA_MIRROR", show_envvar=True)
+        str, typer.Option(help="URL of the Debian archive.", envvar="KATA_MIRROR", show_envvar=True)
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Build everything even if the image exists.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Fetch the package lists anew first.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build everything, even if the image exists.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Download the package lists again first.")] = False,
 ) -> None:
     """Build the guest image and make it the current one; does nothing if it is up to date."""
     from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
@@ -78,7 +78,7 @@ def list_(root: Root = None) -> None:
 def check(
     version: Annotated[str, typer.Argument(help="Version, or 'current'.")] = store.CURRENT, root: Root = None
 ) -> None:
-    """Compare an image's files with what was built."""
+    """Verify the digests of an image's files."""
     image = store.find(root, version)
     store.check(image)
     print(f"image {image.version} is complete and unchanged")
@@ -87,9 +87,9 @@ def check(
 @app.command()
 def prune(
     root: Root = None,
-    keep: Annotated[int, typer.Option(min=0, help="How many of the newest images stay.")] = 2,
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest images to keep.")] = 2,
 ) -> None:
-    """Remove old images, but never the current one or one in use."""
+    """Remove old images, except the current one and those in use."""
     for version in store.prune(root, keep=keep):
         print(version)
 

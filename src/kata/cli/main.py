@@ -1,6 +1,6 @@
-"""The command line `kata`: words to requests, results to text and exit codes. What a command does is in its module.
+"""The command line `kata`: arguments to requests, results to text and exit codes. Each command has its own module.
 
-Commands import what they need when they run, so that `kata --version` costs nothing.
+Commands import what they need when they run, so that `kata --version` is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kata.version import VERSION
 
 app = typer.Typer(
     name="kata",
-    help="Containers, each in a lightweight virtual machine of its own.",
+    help="Run containers, each sandbox in its own virtual machine (VM).",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -31,13 +31,13 @@ app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
 
-# typer.UsageError is not exported by every version, its subclass is.
+# Not every version of typer exports UsageError, but all export its subclass.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON in place of text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,15 +52,15 @@ def _kata(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
 ) -> None:
     context.obj = debug
 
 
 @app.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="Nothing ever stays: when the command has ended, or this process is gone for whatever reason, so is the "
-    "virtual machine. The exit code is the command's; 125: kata failed, 126: not executable, 127: not found.",
+    epilog="Nothing is ever kept: when the command has ended, or this process has died for any reason, the VM is gone, "
+    "too. The exit code is the command's; 125: kata failed, 126: not executable, 127: not found.",
 )
 def run(
     context: typer.Context,
@@ -68,51 +68,57 @@ def run(
         str | None,
         typer.Argument(
             metavar="IMAGE",
-            help="A file of `docker save`, an OCI archive or an OCI layout directory. Not with --rootfs.",
+            help="A file from `docker save`, an OCI archive or an OCI layout directory. Not with --rootfs.",
             show_default=False,
         ),
     ] = None,
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="COMMAND", help="Program and arguments, in place of the image's command.", show_default=False
+            metavar="COMMAND", help="Program and arguments, instead of the image's command.", show_default=False
         ),
     ] = None,
     rootfs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A directory as root file system.", show_default=False)
     ] = None,
-    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Pass standard input on.")] = False,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Forward standard input.")] = False,
     tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the command a terminal.")] = False,
     env: Annotated[
-        list[str] | None, typer.Option("-e", "--env", metavar="NAME[=VALUE]", help="Set a variable, or pass yours on.")
+        list[str] | None,
+        typer.Option(
+            "-e",
+            "--env",
+            metavar="NAME[=VALUE]",
+            help="Set an environment variable, or pass yours. May be repeated; the last one of a name wins.",
+        ),
     ] = None,
     volume: Annotated[
         list[str] | None,
-        typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Make a host path appear in the container."),
+        typer.Option(
+            "-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host path in the container. May be repeated."
+        ),
     ] = None,
     workdir: Annotated[
-        str | None, typer.Option("-w", "--workdir", metavar="DIR", help="Directory to start the command in.")
+        str | None, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory of the command.")
     ] = None,
     user: Annotated[
         str | None, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="Names or numbers, as in the image.")
     ] = None,
-    cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="Limit of CPUs, such as 2 or 0.5.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of memory, such as 256M or 2G.")] = None,
+    cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="CPU limit, such as 2 or 0.5.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 256M or 2G.")] = None,
     network: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help='A network of /etc/cni/net.d, or "bridge" for one that comes with kata; "none": loopback only.',
+            help='A network of /etc/cni/net.d, or "bridge", which needs no configuration; "none": loopback only.',
         ),
     ] = "none",
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the sandbox; random by default.")] = None,
-    _rm: Annotated[bool, typer.Option("--rm", help="Accepted for habit's sake: nothing ever stays.")] = False,
+    _rm: Annotated[bool, typer.Option("--rm", help="Accepted for compatibility: nothing is ever kept.")] = False,
     config: ConfigFile = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Say on stderr what is planned: machine, spec, mounts.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the plan on stderr: VM, spec, mounts.")] = False,
 ) -> int:
-    """Run a command in a container in a virtual machine, without a daemon."""
+    """Run a command in a container in a VM, and return its exit code."""
     from kata.cli import request
     from kata.cli.run import run as run_request
 
@@ -141,7 +147,7 @@ def run(
 
 @app.command()
 def check(config: ConfigFile = None, as_json: AsJson = False) -> int:
-    """Show what works on this host, what does not, and what to do about it."""
+    """Check the host: what works, what does not, and what to do about it."""
     from kata.cli import check as checks
 
     rows = []
@@ -157,7 +163,7 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> int:
 
 @app.command()
 def env(config: ConfigFile = None, as_json: AsJson = False) -> int:
-    """Print versions, paths and settings, for a bug report."""
+    """Print versions, paths and settings for a bug report."""
     from kata.cli import env as environment
 
     sections = environment.collect(config)
@@ -167,27 +173,29 @@ def env(config: ConfigFile = None, as_json: AsJson = False) -> int:
 
 @app.command()
 def gc() -> int:
-    """Give back what sandboxes left whose process is gone, for example after a kill -9 or a reboot."""
+    """Release what sandboxes have left behind whose process is gone, for example after a kill -9 or a reboot."""
     from kata.cli import gc as collector
 
     code = ExitCode.OK
     for released in collector.run():
-        print(f"{released.sandbox_id}: {'; '.join(released.given_back) or 'state directory'}")
+        print(f"{released.sandbox_id}: {'; '.join(released.held) or 'state directory'}")
         for problem in released.problems:
-            say(f"sandbox {released.sandbox_id}: cannot give back {problem}")
+            say(f"sandbox {released.sandbox_id}: cannot release {problem}")
             code = ExitCode.FAILED
     return code
 
 
 @app.command()
 def timings(
-    sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id: the pod's, or the container's own.")],
+    sandbox: Annotated[
+        str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
+    ],
     as_json: AsJson = False,
     as_spans: Annotated[
-        bool, typer.Option("--spans", help="A request of OpenTelemetry's protocol (OTLP, JSON) in place of text.")
+        bool, typer.Option("--spans", help="Print a request of OpenTelemetry's protocol (OTLP, JSON) instead of text.")
     ] = False,
 ) -> int:
-    """Show where the time of a running sandbox's start went."""
+    """Show where a running sandbox's start time went, with a row per phase."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -206,7 +214,7 @@ def timings(
 
 @app.command()
 def metrics() -> int:
-    """Print what all running sandboxes have measured, in the text format of Prometheus."""
+    """Print the start phases of all running sandboxes in the text format of Prometheus."""
     from kata.cli import timings as of_sandbox
 
     print(of_sandbox.as_metrics(of_sandbox.load_all()), end="")
@@ -214,7 +222,7 @@ def metrics() -> int:
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; whatever goes wrong has been told on stderr."""
+    """Run one command line and return its exit code; errors have been printed on stderr."""
     # No option before the command takes a value, so its first plain word is the command.
     command = next((word for word in arguments if not word.startswith("-")), "")
     failed, misused = (ExitCode.RUN_FAILED,) * 2 if command == "run" else (ExitCode.FAILED, ExitCode.USAGE)
@@ -229,7 +237,7 @@ def invoke(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return signalled(2)
     except BrokenPipeError:
-        # Whoever read our output has left. The interpreter would complain once more when it flushes at its end.
+        # The reader of the output has exited. The interpreter would report that again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return signalled(13)
     except KataError as error:
@@ -241,7 +249,7 @@ def invoke(arguments: list[str]) -> int:
 
 
 def _report_usage(error: Any) -> None:
-    """A mistake in the command line, in our own form. Without any word at all the help is the message."""
+    """Print a command line error in the form of all others. Without arguments the message is the help."""
     where = error.ctx.command_path if error.ctx is not None else "kata"
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
@@ -251,8 +259,8 @@ def _report_usage(error: Any) -> None:
 
 
 def main() -> None:
-    """The console script."""
-    # A descriptor of ours must never take the place of a closed standard stream.
+    """Run the console script `kata`."""
+    # A descriptor opened later must never become standard input, output or error where those are closed.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)

@@ -1,4 +1,4 @@
-"""The network of `kata run --network`: a namespace that this process holds, filled by CNI's plugins."""
+"""The network of `kata run --network`: a network namespace held by this process and configured by CNI plugins."""
 
 from __future__ import annotations
 
@@ -15,26 +15,36 @@ from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import CNI
 from kata.runtime.network import cni
 
-#: What there is without a configuration.
+#: The network that needs no configuration.
 BUILT_IN = "bridge"
 _RESOLV_CONF = "/etc/resolv.conf"
 _RECORD = "cni.json"
 
 
 def join_network(spec: Spec, name: str, sandbox_id: str, ledger: Ledger) -> Spec:
-    """Make a network namespace with an interface on a network, and give the container that.
+    """Create a network namespace with an interface on a network, and put it into the spec.
 
     The namespace lives as long as this process, which holds it open; what the plugins keep elsewhere is on the ledger.
+    A /etc/resolv.conf is mounted too, with the plugins' name servers or else the host's, unless the spec has one.
+
+    Args:
+        spec: the container's; it is not changed.
+        name: of the network.
+        sandbox_id: the plugins' container id (CNI_CONTAINERID).
+        ledger: holds the network, and its directory the files.
+
+    Returns:
+        The spec with the namespace and the mount.
 
     Raises:
-        NotFound: there is no such network.
-        FailedPrecondition: a plugin fails.
+        NotFound: the network does not exist.
+        FailedPrecondition: the namespace cannot be created, or a plugin fails.
     """
     network = find(name)
     try:
         namespace = new_network()
     except OSError as error:
-        raise FailedPrecondition(f"cannot make a network namespace: {error.strerror}") from error
+        raise FailedPrecondition(f"cannot create a network namespace: {error.strerror}") from error
     path = f"/proc/{os.getpid()}/fd/{namespace}"
     record = Path(ledger.directory) / _RECORD
     ledger.hold(CNI, str(record))
@@ -54,13 +64,17 @@ def join_network(spec: Spec, name: str, sandbox_id: str, ledger: Ledger) -> Spec
 
 
 def find(name: str, directory: Path = cni.CONFIGURATIONS) -> cni.ConfList:
-    """The network of that name. Raises NotFound."""
+    """Return the network of that name; BUILT_IN may be configured but need not be.
+
+    Raises:
+        NotFound: the network does not exist.
+    """
     try:
         return cni.find(name, directory)
     except NotFound:
         if name != BUILT_IN:
             raise
-    # Masquerading is what reaches beyond this host; plugins do it by iptables.
+    # Without masquerading the container reaches this host only. The bridge plugin needs iptables for it.
     masquerade = shutil.which("iptables") is not None
     bridge = {
         "type": "bridge",
@@ -74,7 +88,7 @@ def find(name: str, directory: Path = cni.CONFIGURATIONS) -> cni.ConfList:
 
 
 def host_nameservers(path: str = _RESOLV_CONF) -> Sequence[str]:
-    """The host's, without those that only the host can reach."""
+    """Return the host's name servers (resolv.conf(5)), without loopback addresses, which only the host can reach."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             words = [line.split() for line in file]

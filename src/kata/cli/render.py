@@ -1,9 +1,9 @@
-"""What the user reads on stderr when something goes wrong, and the exit code that goes with it: the one place for both.
+"""Messages on stderr, and exit codes.
 
     kata: there is no guest image in /var/lib/kata/images
     hint: run: kata image build
 
-Messages may carry words of the guest, which is hostile: nothing that could steer a terminal gets through.
+Messages may contain text of the guest, which is hostile: control characters are escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kata.errors import Code, KataError
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `kata`. From CONTAINER_FAILED on they are those of `kata run`, with Podman's meanings."""
+    """Exit codes of `kata`. From RUN_FAILED on they are those of `kata run`, with Podman's meanings."""
 
     OK = 0
     FAILED = 1
@@ -27,12 +27,12 @@ class ExitCode(IntEnum):
 
 
 def signalled(number: int) -> int:
-    """The exit code of something that a signal ended."""
+    """Return the exit code for a process that was killed by a signal."""
     return 128 + number
 
 
 def command_exit_code(error: KataError) -> int:
-    """The exit code of `kata run` when the guest could not start the command."""
+    """Return the exit code of `kata run` for an error of the guest on starting the command."""
     text = error.message
     if error.code == Code.NOT_FOUND and "executable file not found" in text:
         return ExitCode.NOT_FOUND
@@ -42,35 +42,35 @@ def command_exit_code(error: KataError) -> int:
 
 
 def report(error: BaseException, *, debug: bool = False) -> None:
-    """Tell about an error: one line, and a hint if there is one. With `debug`, the trace comes first."""
+    """Print an error: one line, and a hint if there is one. With `debug`, after the traceback."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KataError):
         say(error.message, hint=error.hint)
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        say(f"{where}{(error.strerror or str(error)).lower()}", hint=None if debug else _TRACE_HINT)
+        say(f"{where}{(error.strerror or str(error)).lower()}", hint=None if debug else _DEBUG_HINT)
     else:
-        say(f"unexpected error: {type(error).__name__}: {error}", hint=None if debug else _TRACE_HINT)
+        say(f"unexpected error: {type(error).__name__}: {error}", hint=None if debug else _DEBUG_HINT)
 
 
-_TRACE_HINT = "run with --debug for the trace; `kata env` prints what a bug report needs"
+_DEBUG_HINT = "run with --debug for the traceback; `kata env` prints what a bug report needs"
 
 
 def say(message: str, *, hint: str | None = None) -> None:
-    """A line for the user, on stderr."""
+    """Print a line on stderr, and a hint if there is one."""
     _print(f"kata: {printable(message)}")
     if hint:
         _print(f"hint: {printable(hint)}")
 
 
 def warn(message: str) -> None:
-    """A line about something that works all the same."""
+    """Print a warning on stderr."""
     say(f"warning: {message}")
 
 
 def detail(text: str) -> None:
-    """What --debug shows, line by line."""
+    """Print a text of --debug on stderr, line by line."""
     for line in text.splitlines():
         _print(f"debug: {''.join(map(_visible, line))}")
 
@@ -79,11 +79,11 @@ def _print(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        pass  # nobody can be told
+        pass  # there is nowhere left to report it
 
 
 def printable(text: str) -> str:
-    """The text on one line, with control characters and the like written as escapes."""
+    """Return the text on one line, with characters that are not printable as escapes."""
     return "".join(map(_visible, " ".join(text.split())))
 
 

@@ -1,4 +1,4 @@
-"""What the user asked `kata run` for, as words in and one frozen request out. Nothing is touched or started here."""
+"""The arguments of `kata run`, parsed into a frozen request. Pure: nothing is looked up or started."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from kata.errors import InvalidArgument
 from kata.oci.ids import validate_id
 from kata.oci.spec import LinuxResources, Mount
 
-#: Bytes; below this no program gets far enough to say what it lacks (Docker's bound, too).
-MINIMUM_MEMORY = 6 << 20
-MAXIMUM_MEMORY = 16 << 40
-MAXIMUM_CPUS = 240
-CPU_PERIOD_US = 100_000
+#: Bytes; with less a program fails before it can print why. Docker has the same minimum.
+_MIN_MEMORY = 6 << 20
+_MAX_MEMORY = 16 << 40
+_MIN_CPUS = 0.01
+_MAX_CPUS = 240
+_CPU_PERIOD_US = 100_000
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18})([bkmgt]?)", re.ASCII)
@@ -26,11 +27,12 @@ _CPUS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?", re.ASCII)
 
 @dataclass(frozen=True)
 class Volume:
-    """A host path in the container.
+    """A host path that is mounted in the container.
 
     Attributes:
         source: absolute, on the host.
         destination: absolute, in the container.
+        readonly: whether the container may only read it.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Volume:
     readonly: bool = False
 
     def mount(self) -> Mount:
+        """Return the bind mount for the spec (runtime-spec, config.md, Mounts)."""
         return {
             "destination": self.destination,
             "type": "bind",
@@ -54,15 +57,18 @@ class RunRequest:
         rootfs: a directory that is the root file system, or None.
         image: an image archive or layout directory, or None; exactly one of the two is set.
         command: replaces the image's command; may be empty with an image.
-        name: the sandbox's id, or None for one of our choice.
+        name: the sandbox's id, or None for a random one.
         env: (name, value) pairs, each name once.
+        volumes: no two with the same destination.
         workdir: None for the image's.
         user: "name", "uid", "name:group"…, or None for the image's.
-        cpus: how much of how many CPUs, 0 for no limit.
-        memory: bytes, 0 for no limit.
-        network: the name of a network of CNI's, or None for loopback only.
-        interactive: whether standard input is passed on.
+        cpus: CPU limit, 0 for none.
+        memory: memory limit in bytes, 0 for none.
+        network: name of a CNI network, or None for loopback only.
+        interactive: whether standard input is forwarded.
         tty: whether the command gets a terminal.
+        config: the configuration file, or None for the usual ones.
+        debug: whether to print the plan.
     """
 
     rootfs: Path | None = None
@@ -82,50 +88,50 @@ class RunRequest:
     debug: bool = False
 
     def resources(self) -> LinuxResources:
-        """The limits, as the OCI specification writes them."""
+        """Return the limits for the spec (runtime-spec, config-linux.md, Control groups)."""
         limits: LinuxResources = {}
         if self.memory:
             limits["memory"] = {"limit": self.memory}
         if self.cpus:
-            limits["cpu"] = {"quota": math.ceil(self.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
+            limits["cpu"] = {"quota": math.ceil(self.cpus * _CPU_PERIOD_US), "period": _CPU_PERIOD_US}
         return limits
 
 
 def split_words(words: Sequence[str], rootfs: Path | None) -> tuple[Path | None, tuple[str, ...]]:
-    """The positional words: the image (not with a rootfs) and the command.
+    """Split the positional arguments into the image (None with a rootfs) and the command.
 
     Raises:
-        InvalidArgument: there is nothing to run.
+        InvalidArgument: there is no image, no command with a rootfs, or a word is not valid text.
     """
     rest = list(words)
     image = None
     if rootfs is None:
         if not rest or not rest[0]:
             raise InvalidArgument(
-                "there is no image to run", hint="kata run IMAGE.tar -- COMMAND, or kata run --rootfs DIR -- COMMAND"
+                "no image is given", hint="kata run IMAGE.tar -- COMMAND, or kata run --rootfs DIR -- COMMAND"
             )
         image = Path(rest.pop(0))
         if rest[:1] == ["--"]:
             rest.pop(0)
     elif not rest:
-        raise InvalidArgument("there is no command to run", hint=f"kata run --rootfs {rootfs} -- COMMAND")
+        raise InvalidArgument("no command is given", hint=f"kata run --rootfs {rootfs} -- COMMAND")
     for word in rest:
-        _no_nul("the command", word)
+        _check_text("the command", word)
     return image, tuple(rest)
 
 
 def parse_env(values: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """`NAME=VALUE`, or `NAME` for the value that `environ` has (none: left out). The last of a name wins.
+    """Parse `NAME=VALUE`, or `NAME` for its value in `environ` (omitted without one). The last of a name wins.
 
     Raises:
-        InvalidArgument: no name, or a NUL.
+        InvalidArgument: a variable has no name, or is not valid text.
     """
     found: dict[str, str] = {}
     for text in values:
-        _no_nul("--env", text)
+        _check_text("--env", text)
         name, separator, value = text.partition("=")
         if not name or name != name.strip():
-            raise InvalidArgument(f"--env {text!r} has no name", hint="write NAME=VALUE, or NAME to pass yours on")
+            raise InvalidArgument(f"--env {text!r} has no name", hint="write NAME=VALUE, or NAME to pass yours")
         if separator:
             found[name] = value
         elif name in environ:
@@ -134,32 +140,32 @@ def parse_env(values: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[
 
 
 def parse_volumes(values: Sequence[str]) -> tuple[Volume, ...]:
-    """`SOURCE:DESTINATION[:ro|rw]` each; a source may be relative to the working directory.
+    """Parse `SOURCE:DESTINATION[:ro|rw]` each; a source may be relative to the working directory.
 
     Raises:
-        InvalidArgument: not of that form, or two on one destination.
+        InvalidArgument: a volume is malformed, or two have the same destination.
     """
     volumes = tuple(_parse_volume(text) for text in values)
     seen: set[str] = set()
     for volume in volumes:
         if volume.destination in seen:
-            raise InvalidArgument(f"two volumes on {volume.destination}")
+            raise InvalidArgument(f"--volume: two volumes have the destination {volume.destination}")
         seen.add(volume.destination)
     return volumes
 
 
 def _parse_volume(text: str) -> Volume:
-    _no_nul("--volume", text)
+    _check_text("--volume", text)
     fields = text.split(":")
     if len(fields) not in (2, 3) or not all(fields):
-        raise InvalidArgument(f"--volume {text!r} is not SOURCE:DESTINATION[:ro]")
+        raise InvalidArgument(f"invalid --volume {text!r}", hint="write SOURCE:DESTINATION[:ro]")
     source, destination = fields[0], fields[1]
     mode = fields[2] if len(fields) == 3 else "rw"
     if mode not in ("ro", "rw"):
-        raise InvalidArgument(f"--volume {text!r}: {mode!r} is neither ro nor rw")
+        raise InvalidArgument(f"--volume {text!r}: invalid mode {mode!r} (ro or rw)")
     if source[0] not in "./":
         raise InvalidArgument(
-            f"--volume {text!r}: {source!r} is not a path", hint=f"for a file or directory here, write ./{source}"
+            f"--volume {text!r}: {source!r} is not a path", hint=f"write ./{source} for a path in the working directory"
         )
     if not destination.startswith("/") or ".." in destination.split("/"):
         raise InvalidArgument(f"--volume {text!r}: {destination!r} is not an absolute path without '..'")
@@ -170,57 +176,57 @@ def _parse_volume(text: str) -> Volume:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes from "256M", "1g", "512k" or a plain number; units are powers of 1024.
+    """Parse "256M", "1g", "512k" or a number of bytes, into bytes; units are powers of 1024.
 
     Raises:
-        InvalidArgument: not a size, or out of bounds.
+        InvalidArgument: it is not a size, or out of range.
     """
     match = _SIZE.fullmatch(text.strip().lower().removesuffix("ib"))
     if match is None:
         raise InvalidArgument(f"--memory {text[:40]!r} is not a size", hint="write 256M or 2G")
     size = int(match[1]) * _UNITS[match[2]]
-    if size < MINIMUM_MEMORY:
-        raise InvalidArgument(f"--memory {text} is too little, the minimum is {MINIMUM_MEMORY >> 20}M")
-    if size > MAXIMUM_MEMORY:
-        raise InvalidArgument(f"--memory {text} is too much, the maximum is {MAXIMUM_MEMORY >> 40}T")
+    if not _MIN_MEMORY <= size <= _MAX_MEMORY:
+        raise InvalidArgument(
+            f"--memory {text} is out of range ({_MIN_MEMORY >> 20}M to {_MAX_MEMORY >> 40}T)", hint="write 256M or 2G"
+        )
     return size
 
 
 def parse_cpus(text: str) -> float:
-    """CPUs from "2" or "0.5".
+    """Parse a number of CPUs, "2" or "0.5".
 
     Raises:
-        InvalidArgument: not a number, or out of bounds.
+        InvalidArgument: it is not a number, or out of range.
     """
     if _CPUS.fullmatch(text.strip()) is None:
         raise InvalidArgument(f"--cpus {text[:40]!r} is not a number", hint="write 2 or 0.5")
     cpus = float(text)
-    if not 0.01 <= cpus <= MAXIMUM_CPUS:
-        raise InvalidArgument(f"--cpus {text} is out of bounds, expected 0.01 to {MAXIMUM_CPUS}")
+    if not _MIN_CPUS <= cpus <= _MAX_CPUS:
+        raise InvalidArgument(f"--cpus {text} is out of range ({_MIN_CPUS} to {_MAX_CPUS})")
     return cpus
 
 
 def parse_workdir(text: str) -> str:
-    """An absolute path in the container.
+    """Check that the path, which is in the container, is absolute.
 
     Raises:
-        InvalidArgument: it is relative.
+        InvalidArgument: it is relative, or not valid text.
     """
-    _no_nul("--workdir", text)
+    _check_text("--workdir", text)
     if not text.startswith("/"):
         raise InvalidArgument(f"--workdir {text!r} is not an absolute path")
     return text
 
 
 def parse_name(text: str) -> str:
-    """A sandbox's id.
+    """Check a sandbox's id.
 
     Raises:
-        InvalidArgument: no valid one.
+        InvalidArgument: it is invalid.
     """
     return validate_id(text, "--name")
 
 
-def _no_nul(what: str, text: str) -> None:
+def _check_text(what: str, text: str) -> None:
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidArgument(f"{what}: {text[:60]!a} is not valid text")

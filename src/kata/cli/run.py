@@ -1,9 +1,9 @@
-"""`kata run`: one container in one virtual machine, owned by this process and gone with it.
+"""`kata run`: one container in one VM, owned by this process and gone with it.
 
     request → root file system and spec (here) → sandbox, container, streams, signals (`Foreground`) → exit code
 
-What is held outside this process is on the sandbox's ledger: a kill -9 takes the virtual machine and the mounts along,
-and `kata gc` or the next sandbox of that name removes the rest.
+What is held outside this process is on the sandbox's ledger: a kill -9 ends the VM and its mounts as well, and
+`kata gc` or the next sandbox of that name removes the rest.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from kata.cli.gc import RUN_ROOT
 from kata.cli.network import join_network
 from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
+from kata.cli.root import require_root
 from kata.cli.signals import Interrupted, Signals, ignore
-from kata.errors import InvalidArgument, NotFound, PermissionDenied
+from kata.errors import InvalidArgument, NotFound
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.runtime.config.loader import load
@@ -40,14 +41,16 @@ from kata.runtime.storage.shared_tree import plan_container
 
 
 def run(request: RunRequest) -> int:
-    """Run the command in the foreground and return the exit code. The process's signals are taken over for good.
+    """Run the command in the foreground and return the exit code. This process's signal handlers are replaced.
 
     Raises:
-        KataError: it could not be run; nothing is left of the attempt.
+        PermissionDenied: this is not root.
+        NotFound: the guest image, the root file system, a volume or the network does not exist.
+        InvalidArgument: no command is named, or -it without a terminal.
+        KataError: any other reason why it could not be run. Nothing is left behind.
     """
     _setup_logging(request.debug)
-    if os.geteuid() != 0:
-        raise PermissionDenied("kata run needs root", hint="run it with sudo")
+    require_root("kata run")
     loaded = load(request.config)
     for warning in loaded.warnings:
         warn(warning)
@@ -62,25 +65,30 @@ def run(request: RunRequest) -> int:
             spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
             if request.network:
                 spec = join_network(spec, request.network, sandbox_id, ledger)
-            _tell_plan(sandbox_id, spec, debug=request.debug)
+            _print_plan(sandbox_id, spec, debug=request.debug)
             bundle = Bundle(Path(ledger.directory), spec, rootfs)
             return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals).run())
         finally:
             signals.tell(ignore)
-            # In general the sandbox has done so already; then this changes nothing.
+            # Usually the sandbox has done so already; then there is nothing to release.
             for problem in ledger.release():
-                warn(f"cannot give back {problem}")
+                warn(f"cannot release {problem}")
     except Interrupted as interruption:
         return signalled(interruption.number)
 
 
 def _check_before(request: RunRequest, config: Config) -> None:
-    """What would only fail after the slow parts."""
+    """Fail early on what would otherwise fail after the slow parts.
+
+    Raises:
+        NotFound: the guest image, the root file system or a volume does not exist.
+        InvalidArgument: -it without a terminal.
+    """
     for path in (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image):
         if not os.access(path, os.R_OK):
-            raise NotFound(f"guest image: {path} is not a readable file", hint="run: kata image build")
+            raise NotFound(f"guest image: cannot read {path}", hint="run: kata image build")
     if request.interactive and request.tty and not os.isatty(0):
-        raise InvalidArgument("standard input is not a terminal", hint="leave -t out, or -i")
+        raise InvalidArgument("standard input is not a terminal", hint="omit -t or -i")
     if request.rootfs is not None and not request.rootfs.is_dir():
         raise NotFound(f"rootfs {request.rootfs} is not a directory")
     for volume in request.volumes:
@@ -95,8 +103,8 @@ def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger) -> tu
     with open_archive(request.image) as image:
         tree = RUN_ROOT / sandbox_id
         ledger.hold(TREE, str(tree))
-        remove_tree(str(tree))  # what a reboot left, which no ledger knows
-        # Only for root: strangers' setuid programs lie beneath.
+        remove_tree(str(tree))  # left behind by a reboot, after which no ledger has it
+        # For root only: the image may contain setuid programs.
         RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
         tree.mkdir(mode=0o700)
         unpack(image, tree / "rootfs")
@@ -108,14 +116,21 @@ def _user(request: RunRequest, image: ImageConfig) -> str:
 
 
 def make_spec(request: RunRequest, image: ImageConfig, sandbox_id: str, rootfs: str, user: User) -> Spec:
-    """The container's spec: what the request says goes before what the image says.
+    """Make the container's spec; the request overrides the image's configuration (image-spec, config.md).
+
+    Args:
+        request: what the user asked for.
+        image: the image's configuration.
+        sandbox_id: becomes the host name.
+        rootfs: path of the root file system on the host.
+        user: who runs the command.
 
     Raises:
-        InvalidArgument: neither of them names a command.
+        InvalidArgument: neither the request nor the image names a command.
     """
     args = (*image.entrypoint, *(request.command or image.cmd))
     if not args:
-        raise InvalidArgument(f"image {request.image} names no command", hint=f"kata run {request.image} -- COMMAND")
+        raise InvalidArgument(f"image {request.image} has no command", hint=f"kata run {request.image} -- COMMAND")
     env = dict([DEFAULT_PATH.split("=", 1)], **({"TERM": "xterm"} if request.tty else {}))
     env.update(_variables(image))
     env.update(request.env)
@@ -127,7 +142,7 @@ def make_spec(request: RunRequest, image: ImageConfig, sandbox_id: str, rootfs: 
         cwd=request.workdir or image.working_dir or "/",
         user={"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
         terminal=request.tty,
-        # By destination, so that what lies beneath another volume is mounted after it.
+        # Sorted, so that a volume beneath another one is mounted after it.
         mounts=[volume.mount() for volume in sorted(request.volumes, key=lambda volume: volume.destination)],
         resources=request.resources(),
     )
@@ -138,8 +153,8 @@ def _variables(image: ImageConfig) -> Mapping[str, str]:
     return {name: value for name, _, value in pairs if name}
 
 
-def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
-    """Warn about mounts that will not happen; with `debug`, show spec and mounts. The machine's plan is in the log."""
+def _print_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
+    """Warn about skipped mounts; with `debug`, print spec and mounts. The VM's plan is in the log."""
     files = plan_container(
         sandbox_id,
         spec["mounts"],
@@ -159,7 +174,7 @@ def _tell_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """The log as lines for the user."""
+    """Print log records on stderr like all other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:

@@ -1,7 +1,6 @@
-"""This process's signals: taken over once and for good, told to whoever is in charge at the time.
+"""This process's signals: handled from the start to the end of the process, by one receiver at a time.
 
-Not by asyncio's own means, because those end with the event loop, and a signal between its end and the process's would
-then spoil the exit code.
+asyncio's own handlers end with the event loop: a signal between its end and the process's would change the exit code.
 """
 
 from __future__ import annotations
@@ -10,13 +9,17 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-#: Those that end a process unless it says otherwise, and come from people.
+#: Signals from the user that end a process by default.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """A signal ended what was being done."""
+    """A signal arrived before a receiver was set.
+
+    Attributes:
+        number: of the signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))
@@ -24,9 +27,9 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """FORWARDED and SIGWINCH of this process. Until somebody is in charge, those that end a process raise Interrupted.
+    """FORWARDED and SIGWINCH of this process. Until a receiver is set, those of ENDING raise Interrupted.
 
-    What is ignored stays ignored: that is how nohup and a shell's background jobs ask for it.
+    A signal that is ignored stays ignored, as nohup(1) and a shell's background jobs expect.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,7 @@ class Signals:
                 signal.signal(number, self._arrived)
 
     def tell(self, receiver: Callable[[int], object]) -> None:
-        """From now on `receiver` is called, in the main thread and between any two instructions of it."""
+        """Set the receiver: called in the main thread, between two of its bytecode instructions."""
         self._tell = receiver
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
@@ -44,10 +47,14 @@ class Signals:
 
 
 def interrupt(number: int) -> None:
-    """Raise Interrupted for a signal that ends a process."""
+    """Raise Interrupted for a signal of ENDING; a receiver.
+
+    Raises:
+        Interrupted: the signal is one of ENDING.
+    """
     if number in ENDING:
         raise Interrupted(number)
 
 
 def ignore(number: int) -> None:
-    """Everything is ending already, and within bounded time."""
+    """Ignore a signal; a receiver for when everything is ending already, within bounded time."""

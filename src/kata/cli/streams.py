@@ -1,9 +1,9 @@
-"""This process's standard streams as a container's: exact, and without a trace on the user's descriptors.
+"""This process's standard streams as a container's: complete, and without a side effect on the user's descriptors.
 
-O_NONBLOCK belongs to the open file description, which we share with whoever started us: a shell whose terminal turns
-non-blocking loses output. So pipes and terminals are opened once more (/proc/self/fd/N), which gives a description of
-our own. What cannot be opened again without harm is used as it is: a regular file (its offset is shared, and it never
-blocks), and a socket (each call says MSG_DONTWAIT).
+O_NONBLOCK belongs to the open file description (open(2)), which this process shares with its parent: a shell whose
+terminal becomes non-blocking loses output. So pipes and terminals are reopened through /proc/self/fd/N, which gives a
+description of our own. Two kinds are not reopened: a regular file, whose offset has to be shared and which never
+blocks, and a socket, for which each call passes MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Callable
 
 from kata.runtime.sandbox.stdio import PIECE, readable, widen, writable
 
-#: One write to a regular file: larger ones would hold up everything else for as long as the disk takes.
-_WRITE_SIZE = 1 << 20
+#: Bytes written at once: a larger write to a regular file would block the event loop for too long.
+_MAX_WRITE = 1 << 20
 
 
 class _HostStream:
-    """A descriptor to move bytes on and one to wait on.
+    """A descriptor for the bytes, and one to poll.
 
-    The second one is the user's own: a FIFO that is opened anew after its last writer has left never tells of that
-    end to those who poll it, while the user's description does.
+    The second one is a duplicate of the user's: a FIFO that is reopened after its last writer has closed it never
+    reports the hangup to poll(2), while the user's description does.
     """
 
     def __init__(self, fd: int, flags: int) -> None:
@@ -56,13 +56,14 @@ class _HostStream:
 
 
 class HostSource(_HostStream):
-    """`kata.runtime.sandbox.stdio.Source` of one of this process's descriptors, which stays the caller's.
+    """`kata.runtime.sandbox.stdio.Source` of one of this process's descriptors, which the caller keeps.
 
     Args:
-        at_end: called when there is nothing more to read.
+        fd: the descriptor.
+        at_end: called at the end of input.
 
     Raises:
-        OSError: the descriptor is closed, or cannot be opened again.
+        OSError: the descriptor is closed, or cannot be reopened.
     """
 
     def __init__(self, fd: int, at_end: Callable[[], None] = lambda: None) -> None:
@@ -70,6 +71,7 @@ class HostSource(_HostStream):
         self._at_end = at_end
 
     async def read(self) -> bytes:
+        """Implement Source: return the next bytes, at most PIECE; empty at the end."""
         data = b""
         while self._wait_fd >= 0:
             try:
@@ -78,7 +80,7 @@ class HostSource(_HostStream):
             except BlockingIOError:
                 await readable(self._wait_fd)
             except OSError:
-                break  # a terminal that was hung up
+                break  # the terminal was hung up
         if not data:
             self._at_end()
         return data
@@ -90,16 +92,17 @@ class HostSource(_HostStream):
 
 
 class HostSink:
-    """`kata.runtime.sandbox.stdio.Sink` of one of this process's descriptors, which stays the caller's.
+    """`kata.runtime.sandbox.stdio.Sink` of one of this process's descriptors, which the caller keeps.
 
     Args:
-        failed: told why nothing more can be written, once; what comes later is thrown away.
+        fd: the descriptor.
+        failed: called once with the error when a write fails; later data is discarded.
 
     Attributes:
-        ended: set when all has been written, or nothing more will be.
+        ended: set when everything is written, or nothing more will be.
 
     Raises:
-        OSError: the descriptor is closed, or cannot be opened again.
+        OSError: the descriptor is closed, or cannot be reopened.
     """
 
     def __init__(self, fd: int, failed: Callable[[OSError], None]) -> None:
@@ -111,13 +114,14 @@ class HostSink:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            # A pipe whose reader has left already: told when something is written, as a write would.
+            # A pipe without a reader. The first write reports it, as SIGPIPE would.
 
     async def write(self, data: bytes) -> None:
+        """Implement Sink: write all bytes, however slow the reader; an error goes to `failed`."""
         view = memoryview(data)
         while view and not self.ended.is_set():
             try:
-                view = view[self._write(view[:_WRITE_SIZE]) :]
+                view = view[self._write(view[:_MAX_WRITE]) :]
             except BlockingIOError:
                 assert self._stream is not None
                 await writable(self._stream._wait_fd)
@@ -133,9 +137,11 @@ class HostSink:
         return os.write(self._stream._fd, view)
 
     async def finish(self) -> None:
+        """Implement Sink: everything has been written."""
         self.close()
 
     def close(self) -> None:
+        """Implement Sink: nothing more is written."""
         self.ended.set()
         if self._stream is not None:
             self._stream.close()

@@ -1,4 +1,4 @@
-"""The user's terminal while a container has it: raw, and afterwards as it was."""
+"""The user's terminal while a container uses it: raw, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def raw(fd: int) -> Iterator[None]:
-    """Pass every key on as it is, including Ctrl-C, for as long as the context lasts. Nothing, if `fd` is no terminal.
+    """Put a terminal into raw mode, in which Ctrl-C is a key like any other. Does nothing if `fd` is not a terminal.
 
-    TCSANOW throughout: to wait for output to drain would be to wait for a user who pressed Ctrl-S.
+    TCSANOW throughout (termios(3)): waiting until output is drained would hang after a Ctrl-S.
     """
     try:
         saved = termios.tcgetattr(fd)
@@ -31,7 +31,7 @@ def raw(fd: int) -> Iterator[None]:
 
 
 def size(*fds: int) -> os.terminal_size | None:
-    """The size of the first of the descriptors that is a terminal and knows it."""
+    """Return the size of the first descriptor that is a terminal with a known size; None without one."""
     for fd in fds:
         try:
             found = os.get_terminal_size(fd)

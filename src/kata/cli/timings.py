@@ -1,6 +1,6 @@
-"""`kata timings` and `kata metrics`: where the time of sandboxes' starts went, for people and for what they watch with.
+"""`kata timings` and `kata metrics`: where a running sandbox's start time went, as text, metrics and spans.
 
-References: OTLP 1.3, its JSON form (opentelemetry-proto, trace/v1/trace.proto); the text format of Prometheus.
+References: OTLP 1.3 in JSON (opentelemetry-proto, trace/v1/trace.proto); Prometheus' text exposition format.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _BAR_WIDTH = 40
 
 
 def load(sandbox_id: str, state_root: Path = Path(STATE_ROOT)) -> Start:
-    """The start of a living sandbox.
+    """Read the start of a running sandbox.
 
     Raises:
-        InvalidArgument: the id is no id.
-        NotFound: there is no such sandbox.
+        InvalidArgument: the id is invalid.
+        NotFound: the sandbox does not exist.
     """
     return read(state_root / validate_id(sandbox_id))
 
 
 def as_table(phases: Sequence[Phase]) -> Table:
-    """A row a phase, with a bar where in the start it lies."""
+    """Format the phases as a table, a row per phase, with a bar for its place in the start."""
     end = max((phase.begin_ms + phase.length_ms for phase in phases), default=0.0) or 1.0
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("PHASE", no_wrap=True)
@@ -53,7 +53,7 @@ def _bar(phase: Phase, end: float) -> str:
 
 
 def load_all(state_root: Path = Path(STATE_ROOT)) -> dict[str, Start]:
-    """The starts of all living sandboxes, by id; what is not that far, or has just ended, is left out."""
+    """Read the starts of all running sandboxes, by id, without those that are still starting or have just ended."""
     found = {}
     for name in sorted(os.listdir(state_root)) if state_root.is_dir() else ():
         try:
@@ -64,14 +64,16 @@ def load_all(state_root: Path = Path(STATE_ROOT)) -> dict[str, Start]:
 
 
 def as_metrics(starts: Mapping[str, Start]) -> str:
-    """For Prometheus: how long each phase took."""
-    # Imported here: only this output takes it.
+    """Format the starts as Prometheus' text: when each phase began, and how long it took."""
+    # Imported here: only this output needs it.
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
     labels = ("sandbox_id", "container_id", "phase")
-    took = Gauge("kata_sandbox_start_phase_seconds", "What a phase of the start took", labels, registry=registry)
-    begins = Gauge("kata_sandbox_start_phase_begin_seconds", "When in the start it began", labels, registry=registry)
+    took = Gauge("kata_sandbox_start_phase_seconds", "Length of a phase of the start", labels, registry=registry)
+    begins = Gauge(
+        "kata_sandbox_start_phase_begin_seconds", "Begin of a phase, since the start's", labels, registry=registry
+    )
     for sandbox_id, start in starts.items():
         for phase in start.phases:
             took.labels(sandbox_id, phase.subject, phase.name).set(phase.length_ms / 1000)
@@ -80,8 +82,8 @@ def as_metrics(starts: Mapping[str, Start]) -> str:
 
 
 def as_spans(sandbox_id: str, start: Start) -> dict[str, Any]:
-    """For OpenTelemetry: a request of OTLP in JSON with one span for the start, and one in it for each phase."""
-    # The same each time that it is asked for, so that who sends it twice has it once.
+    """Build an ExportTraceServiceRequest of OTLP in JSON: one span for the start, and a child span per phase."""
+    # Trace and span ids are the same each time, so that a collector that gets them twice keeps them once.
     trace = hashlib.sha256(f"{sandbox_id} {start.began}".encode()).hexdigest()
 
     def span(number: int, name: str, begin_ms: float, end_ms: float, subject: str = "") -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_the_record_names_the_sandbox_until_it_has_ended_however_it_ends(
             assert len(direct_volume.users(str(volume))) == 1
         assert direct_volume.users(str(volume)) == []
         nobody = kata("stats", "--volume-path", str(volume), check=False)
-        assert (nobody.returncode, "no sandbox has the direct volume" in nobody.stderr) == (1, True)
+        assert (nobody.returncode, "no sandbox uses the direct volume" in nobody.stderr) == (1, True)
         with container(containerd, volume):
             (sandbox,) = direct_volume.users(str(volume))
             containerd.kill_sandbox(sandbox, shim=True, machine=False)

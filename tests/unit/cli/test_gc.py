@@ -61,7 +61,7 @@ def test_gives_back_what_the_dead_held_and_keeps_off_the_living(host: Host, tmp_
     collected = host.collect()
 
     assert list(collected) == ["dead"]
-    assert collected["dead"].given_back == (f"file {tmp_path / 'socket'}", f"tree {tree}")
+    assert collected["dead"].held == (f"file {tmp_path / 'socket'}", f"tree {tree}")
     assert collected["dead"].problems == ()
     assert not tree.exists()
     assert not (tmp_path / "socket").exists()
@@ -74,7 +74,7 @@ def test_gives_back_what_the_dead_held_and_keeps_off_the_living(host: Host, tmp_
 def test_tree_whose_ledger_a_reboot_took_is_found(host: Host) -> None:
     tree = host.tree("orphan")
     assert gc.leftovers(host.state, host.trees) == ["orphan"]
-    assert host.collect()["orphan"].given_back == (f"tree {tree}",)
+    assert host.collect()["orphan"].held == (f"tree {tree}",)
     assert not tree.exists()
 
 

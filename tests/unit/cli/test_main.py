@@ -38,7 +38,7 @@ def test_version_is_quick_to_import() -> None:
     [
         (["frobnicate"], 2, "kata: no such command 'frobnicate'"),
         (["check", "--frobnicate"], 2, "kata: no such option: --frobnicate"),
-        (["run"], 125, "kata: there is no image to run"),
+        (["run"], 125, "kata: no image is given"),
         (["run", "--rootfs"], 125, "kata: option '--rootfs' requires an argument"),
         (["run", "--frobnicate"], 125, "kata: no such option: --frobnicate"),
         (["run", "--memory", "lots", "x"], 125, "kata: --memory 'lots' is not a size"),
@@ -61,10 +61,10 @@ def test_no_command_is_a_call_for_help(capsys: pytest.CaptureFixture[str]) -> No
     assert any(line.strip().startswith("run ") for line in errors)
 
 
-def test_help_says_that_nothing_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_that_nothing_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, _ = outcome(capsys, "run", "--help")
     assert code == 0
-    assert "Nothing ever stays" in output
+    assert "Nothing is ever kept" in output
 
 
 def test_reader_that_leaves_is_no_error() -> None:

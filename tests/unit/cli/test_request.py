@@ -67,7 +67,7 @@ def test_bad_volume(text: str) -> None:
 
 
 def test_two_volumes_on_one_place() -> None:
-    with pytest.raises(InvalidArgument, match="two volumes on /b"):
+    with pytest.raises(InvalidArgument, match="two volumes have the destination /b"):
         request.parse_volumes(["/a:/b", "/c:/b/"])
 
 

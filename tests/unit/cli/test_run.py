@@ -53,7 +53,7 @@ def test_volumes_are_mounted_outer_ones_first() -> None:
 
 
 def test_no_command_at_all() -> None:
-    with pytest.raises(InvalidArgument, match=r"image i.tar names no command"):
+    with pytest.raises(InvalidArgument, match=r"image i.tar has no command"):
         make_spec(RunRequest(image=Path("i.tar")), ImageConfig(), "box", "/r", ROOT)
 
 
