@@ -165,6 +165,7 @@ class TestDamage:
             (gzip.compress(layer(entry("a", b"x"))), "is a compressed archive"),
             (layer(entry("a", b"x")), "not a container image"),
         ],
+        ids=["empty", "zeros", "short", "letters", "gzip", "tar"],
     )
     def test_not_an_image(self, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "image.tar").write_bytes(content)
