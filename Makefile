@@ -22,7 +22,7 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
 APT_TEST := protobuf-compiler iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-nested test-hosts check bench image install uninstall protos docs supported packages \
+.PHONY: help run test test-long test-nested test-hosts check bench image install uninstall protos docs supported packages \
   test-packages
 
 help: ## Print this help
@@ -33,7 +33,10 @@ run: $(VENV)/ready image ## Install what is missing, build the guest, run a cont
 
 test: $(VENV)/ready test-packages image ## Run all checks and tests
 	$(MAKE) check
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2 --dist loadgroup --durations 10
+
+test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
+	$(VENV)/bin/pytest -m long
 
 check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/ruff format --check

@@ -1,9 +1,13 @@
-"""What a test's marker asks of the machine; a test that cannot run here says what is missing."""
+"""What a test's marker asks of the host, and which tests run in one process when two run them (`-n 2`).
+
+A test that cannot run here says what is missing.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +26,18 @@ def _missing(marker: str) -> str | None:
     if marker == "containerd":
         return next((name for name in ("containerd", "ctr", "runc") if shutil.which(name) is None), None)
     return None
+
+
+#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs and a template. The other tests
+#: are spread over both.
+_GROUPS = ("integration", "vm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in _GROUPS:
+            item.add_marker(pytest.mark.xdist_group(room))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

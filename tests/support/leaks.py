@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from kata.shim.start import SOCKET_DIR
 #: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
 TEST_PREFIX = f"t{os.getpid()}"
 
+#: Those of pods that containerd's CRI plugin makes, and of the network namespaces that it gives them.
+POD_IDS = "[0-9a-f]{64}|cni-[0-9a-f-]{36}"
+
 #: What ended a moment ago may still be on its way out, on a busy host for a while.
 _SETTLE_S = 30.0
 _POLL_S = 0.05
@@ -31,24 +35,26 @@ _CGROUPS = "/sys/fs/cgroup"
 _NAMESPACES = Path("/run/netns")
 
 
-def snapshot(prefix: str = "") -> frozenset[str]:
+def snapshot(ids: str) -> frozenset[str]:
     """Everything a sandbox could have left, one sentence each.
 
     Args:
-        prefix: what the ids of the sandboxes in question begin with; others may come and go on the same machine.
+        ids: what the ids of the sandboxes in question begin with, as a regular expression; others may come and go on
+            the same host.
     """
-    kinds = (_processes(prefix), _mounts(prefix), _sockets(), _state(prefix), _cgroups(prefix), _taps(prefix))
+    ours = re.compile(ids)
+    kinds = (_processes(ours), _mounts(ours), _sockets(), _state(ours), _cgroups(ours), _taps(ours))
     return frozenset(itertools.chain.from_iterable(kinds))
 
 
-def assert_nothing_left(before: frozenset[str], prefix: str = "", *, within_s: float = _SETTLE_S) -> None:
+def assert_nothing_left(before: frozenset[str], ids: str, *, within_s: float = _SETTLE_S) -> None:
     """Fail with a list of what is there now and was not in `before`.
 
     Raises:
         AssertionError: something stays longer than `within_s` seconds.
     """
     deadline = time.monotonic() + within_s
-    while left := snapshot(prefix) - before:
+    while left := snapshot(ids) - before:
         if time.monotonic() > deadline:
             raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left)))
         time.sleep(_POLL_S)
@@ -73,28 +79,30 @@ def nothing_left(prefix: str) -> Iterator[None]:
             gc.release(sandbox_id)
 
 
-def _processes(prefix: str) -> Iterator[str]:
+def _processes(ours: re.Pattern[str]) -> Iterator[str]:
     """Processes that carry a sandbox's marker, and shims by their command line."""
-    marker = f"{MARKER}={STATE_ROOT}/{prefix}".encode()
+    marker = f"{MARKER}={STATE_ROOT}/"
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
-            command = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            environment = Path(f"/proc/{entry}/environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        is_shim = any(b"containerd-shim-kata" in word for word in command[:3]) and any(
-            flag == b"-id" and value.startswith(prefix.encode()) for flag, value in pairwise(command)
+        is_shim = any("containerd-shim-kata" in word for word in command[:3]) and any(
+            flag == "-id" and ours.match(value) for flag, value in pairwise(command)
         )
-        if is_shim or any(variable.startswith(marker) for variable in environment):
-            yield f"process {entry}: {b' '.join(command).decode(errors='replace')[:200]}"
+        if is_shim or any(
+            variable.startswith(marker) and ours.match(variable.removeprefix(marker)) for variable in environment
+        ):
+            yield f"process {entry}: {' '.join(command)[:200]}"
 
 
-def _mounts(prefix: str) -> Iterator[str]:
+def _mounts(ours: re.Pattern[str]) -> Iterator[str]:
     """Mounts in this mount namespace, which is the host's."""
     for mount in mountinfo.read():
-        if prefix in mount.point:
+        if ours.search(mount.point):
             yield f"mount {mount.id} on {mount.point}"
 
 
@@ -111,23 +119,25 @@ def _sockets() -> Iterator[str]:
                 continue
 
 
-def _state(prefix: str) -> Iterator[str]:
+def _state(ours: re.Pattern[str]) -> Iterator[str]:
     root = Path(STATE_ROOT)
-    for path in root.glob(f"{prefix}*") if root.is_dir() else ():
-        yield f"state directory {path}"
+    for path in root.iterdir() if root.is_dir() else ():
+        if ours.match(path.name):
+            yield f"state directory {path}"
 
 
-def _cgroups(prefix: str) -> Iterator[str]:
+def _cgroups(ours: re.Pattern[str]) -> Iterator[str]:
     for root, directories, _ in os.walk(_CGROUPS):
         for name in directories:
-            if name.startswith(prefix):
+            if ours.match(name):
                 yield f"cgroup {os.path.join(root, name)}"
 
 
-def _taps(prefix: str) -> Iterator[str]:
+def _taps(ours: re.Pattern[str]) -> Iterator[str]:
     """Tap devices of machines in the pods' network namespaces, and in this one, where none should ever be."""
     namespaces = [Path("/proc/thread-self/ns/net")]
-    namespaces += sorted(_NAMESPACES.glob(f"{prefix}*")) if _NAMESPACES.is_dir() else []
+    names = sorted(_NAMESPACES.iterdir()) if _NAMESPACES.is_dir() else []
+    namespaces += [path for path in names if ours.match(path.name)]
     for path in namespaces:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

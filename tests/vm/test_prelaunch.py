@@ -15,19 +15,23 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Bundle, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
+from kata.runtime.launch import start_slots
 from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
-from kata.runtime.launch.start_slots import acquire, try_acquire
+from kata.runtime.launch.start_slots import StartSlot, acquire, try_acquire
 from kata.runtime.launch.timings import read
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.processes import processes_of
 from kata.runtime.sandbox.sandbox import Sandbox
 from kata.runtime.sandbox.start import start_sandbox
 from tests.support import leaks
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
 PREFIX = f"{leaks.TEST_PREFIX}ahead-"
 MEMORY_MIB = 256
+#: Start slots of this host.
+SLOTS = start_slots._SLOTS_PER_CPU * len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +40,11 @@ def _nothing_stays() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+@pytest.fixture
+def config() -> Config:
+    """With a template that others use, too."""
     config = load().config
-    return replace(
-        config,
-        hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB),
-        factory=replace(config.factory, template_path=tmp_path_factory.mktemp("templates")),
-    )
+    return replace(config, hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB))
 
 
 @pytest.fixture
@@ -51,6 +52,19 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
     ledger = claim(f"{STATE_ROOT}/{PREFIX}{request.node.name[-20:].strip('_')}")
     yield ledger
     ledger.release()
+
+
+def take_all() -> list[StartSlot]:
+    """The host's start slots, as soon as the starts of others are through."""
+    taken: list[StartSlot] = []
+
+    def take() -> int:
+        while slot := try_acquire():
+            taken.append(slot)
+        return len(taken)
+
+    eventually(take, "every start slot", lambda count: count == SLOTS)
+    return taken
 
 
 def bundle_in(directory: Path, spec: Spec | None = None) -> Bundle:
@@ -70,7 +84,8 @@ async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch
 async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     """The first start makes the template, for the tests below as well."""
     bundle = bundle_in(tmp_path)
-    assert begin(ledger, bundle, config) is None
+    without = replace(config, factory=replace(config.factory, template_path=tmp_path / "none"))
+    assert begin(ledger, bundle, without) is None
     sandbox = await start(ledger, bundle, config, None)
     await sandbox.stop()
 
@@ -124,9 +139,7 @@ def test_a_bundle_that_is_none_is_left_to_who_can_complain(
 
 async def test_a_start_waits_for_a_slot_and_releases_it(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
-    taken = []
-    while slot := try_acquire():
-        taken.append(slot)
+    taken = take_all()
     starting = asyncio.ensure_future(start(ledger, bundle, config, begin(ledger, bundle, config)))
     try:
         await asyncio.sleep(0.5)
@@ -145,9 +158,7 @@ async def test_a_start_waits_for_a_slot_and_releases_it(tmp_path: Path, config: 
 
 
 async def test_who_gives_up_waiting_for_a_slot_leaves_nothing(tmp_path: Path, config: Config, ledger: Ledger) -> None:
-    taken = []
-    while slot := try_acquire():
-        taken.append(slot)
+    taken = take_all()
     starting = asyncio.ensure_future(start(ledger, bundle_in(tmp_path), config, None))
     await asyncio.sleep(0.2)
     starting.cancel()

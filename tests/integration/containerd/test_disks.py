@@ -21,6 +21,7 @@ from tests.support.descriptors import open_files
 from tests.support.images import BUSYBOX, busybox_rootfs
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
+from tests.support.repeats import repeated
 
 pytestmark = [
     pytest.mark.containerd,
@@ -31,8 +32,6 @@ pytestmark = [
 SIZE = 32 << 20
 #: Disks that a machine can have.
 MAXIMUM = 62
-#: Rounds of each kill at random moments.
-ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
 _TIMEOUT_S = 60.0
 #: Prints "ef53" of a disk with an ext2, ext3 or ext4 file system.
 MAGIC = "dd if={} bs=2 skip=540 count=1 2>/dev/null | od -An -tx2"
@@ -279,11 +278,11 @@ async def test_a_killed_shim_gives_the_disk_back(raw: RawShim, formatted: Loop) 
         assert formatted.is_free
 
 
-@pytest.mark.timeout(60 + 15 * ROUNDS)
 @pytest.mark.parametrize("victim", ["shim", "machine"])
-async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop, victim: str) -> None:
+@repeated(2, round_s=30)
+async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop, victim: str, rounds: int) -> None:
     """kill -9 at any moment of plugging and unplugging in a pod: the disk is the host's again, and whole."""
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
         task = await raw.task(sandbox_id)
         pod = await task.Create(raw.create_request(sandbox_id), timeout=60)

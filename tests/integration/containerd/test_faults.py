@@ -16,12 +16,10 @@ from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
+from tests.support.repeats import repeated
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
-
-#: Rounds of each kind at random moments. Ten for a thorough look.
-ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "3"))
 
 VICTIMS = pytest.mark.parametrize(
     ("shim", "machine"), [(False, True), (True, False), (True, True)], ids=["machine", "shim", "both"]
@@ -77,9 +75,10 @@ def test_while_it_runs(containerd: PrivateContainerd, shim: bool, machine: bool)
 
 
 @VICTIMS
-def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: bool) -> None:
+@repeated(2, round_s=60)
+def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: bool, rounds: int) -> None:
     generator = random.Random()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # From the shim's first steps over the machine's to a container that floods its output.
         moment = generator.uniform(0.02, 2.0)
         try:

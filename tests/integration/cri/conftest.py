@@ -13,7 +13,7 @@ from tests.support.cni import PLUGINS, Bridge
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri, Pod, pod_containerd
 from tests.support.images import BUSYBOX
-from tests.support.leaks import assert_nothing_left, snapshot
+from tests.support.leaks import POD_IDS, assert_nothing_left, snapshot
 
 CONFIGURATION = """\
 [hypervisor.qemu]
@@ -67,9 +67,9 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each case gives back what it took; a module's shared pod is not a case's."""
     if "pod" in request.fixturenames:
         request.getfixturevalue("pod")
-    before = snapshot()
+    before = snapshot(POD_IDS)
     yield
-    assert_nothing_left(before)
+    assert_nothing_left(before, POD_IDS)
 
 
 @pytest.fixture(autouse=True)

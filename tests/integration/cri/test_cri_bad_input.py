@@ -17,9 +17,9 @@ import pytest
 
 from kata.protocols import cri_pb2 as pb
 from tests.support.cri import Cri, Pod
+from tests.support.repeats import repeated
 
 MIB = 1 << 20
-CONTAINERS = 50
 
 
 @pytest.fixture
@@ -69,17 +69,19 @@ def test_a_network_namespace_whose_path_is_gone(own: Pod, cri: Cri) -> None:
     assert "eth0" in own.output("ip", "addr")
 
 
-def test_many_containers(own: Pod) -> None:
-    containers = [own.run() for _ in range(CONTAINERS)]
+@pytest.mark.parametrize("count", [15, pytest.param(50, marks=pytest.mark.long)])
+def test_many_containers(own: Pod, count: int) -> None:
+    containers = [own.run() for _ in range(count)]
     assert containers[0].sh("echo first") == "first\n"
     assert containers[-1].sh("echo last") == "last\n"
     with ThreadPoolExecutor(8) as removers:
         list(removers.map(lambda container: container.remove(), containers))
 
 
-def test_creation_and_removal_at_once(cri: Cri) -> None:
+@repeated(1, round_s=60)
+def test_creation_and_removal_at_once(cri: Cri, rounds: int) -> None:
     """Whoever comes first wins; the other one is told, and nothing stays."""
-    for _ in range(3):
+    for _ in range(rounds):
         with cri.pod("at-once") as pod:
             created = threading.Event()
 

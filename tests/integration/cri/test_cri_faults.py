@@ -20,9 +20,8 @@ from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri
 from tests.support.images import BUSYBOX
+from tests.support.repeats import repeated
 
-#: Rounds with each victim. Twenty are a hundred kills.
-ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "2"))
 #: Seconds that a pod's life takes, from RunPodSandbox to its removal.
 LIFE_S = 2.5
 #: Seconds for containerd to get rid of what has been cut short.
@@ -38,9 +37,9 @@ def kata(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("victim", [*PROGRAMS, "all three", "containerd"])
-@pytest.mark.timeout(120 + 60 * ROUNDS)
-def test_a_pod_that_is_cut_short(kata: Cri, containerd: PrivateContainerd, victim: str) -> None:
-    for number in range(ROUNDS):
+@repeated(1, round_s=120)
+def test_a_pod_that_is_cut_short(kata: Cri, containerd: PrivateContainerd, victim: str, rounds: int) -> None:
+    for number in range(rounds):
         moment = random.uniform(0.02, LIFE_S)
         living = threading.Thread(target=_live, args=(kata, f"cut-{victim.replace(' ', '-')}-{number}"))
         living.start()
