@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +13,11 @@ from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
 from kata.ttrpc import ConnectionClosed, StatusError
 from tests.support.waiting import eventually_async
-from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
+from tests.vm.guest import SHARED, Agent, Guest, container_spec
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 _ids = (f"c{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    for guest in sandboxed():
-        make_rootfs(guest.share, "base")
-        yield guest
 
 
 ROOTFS = f"{SHARED}/base/rootfs"

@@ -51,7 +51,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         "-device", "nvdimm,memdev=pm",
         "-device", "edu,bus=rp12", "-device", "edu,bus=rp13",
     ]  # fmt: skip
-    for guest in sandboxed("intel_iommu=on", "iommu=pt", "agent.hotplug_timeout=5s", devices=devices):
+    for guest in sandboxed("intel_iommu=on", "iommu=pt", "agent.hotplug_timeout=3s", devices=devices):
         make_rootfs(guest.share, "base")
         yield guest
 
@@ -212,7 +212,7 @@ async def test_a_device_of_the_guests_by_its_name(agent: Agent, guest: Guest) ->
     assert await agent.wait(named) == 0
     assert (await agent.read_all(named)).split() == [b"by", b"name", b"4"]
     asks["annotations"] = {"cdi.k8s.io/test": "kata.test/random=1"}
-    with pytest.raises(StatusError, match=r"no CDI device kata\.test/random=1 appeared within 5 s"):
+    with pytest.raises(StatusError, match=r"no CDI device kata\.test/random=1 appeared within 3 s"):
         await agent.create("never", asks)
     for container_id in (driver, named):
         await agent.remove(container_id)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,18 +14,11 @@ from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
 from kata.ttrpc import StatusError
 from tests.support.waiting import eventually_async
-from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing, sandboxed
+from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, missing
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 ROOTFS = f"{SHARED}/base/rootfs"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    for guest in sandboxed():
-        make_rootfs(guest.share, "base")
-        yield guest
 
 
 async def output(agent: Agent, container_id: str, script: str, **fields: object) -> str:
@@ -46,7 +38,7 @@ async def test_details_and_metrics(agent: Agent) -> None:
     assert details.agent_details.supports_seccomp
     assert "9p" in details.agent_details.storage_handlers
     text = (await agent.rpc.GetMetrics(pb.GetMetricsRequest())).metrics
-    assert "kata_agent_scrape_count 1\n" in text
+    assert "kata_agent_scrape_count " in text
     assert 'kata_guest_meminfo{item="memtotal"} ' in text
     version = await agent.health.Version(health_pb2.CheckRequest())
     assert version.grpc_version == "0.0.1"

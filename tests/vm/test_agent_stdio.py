@@ -7,26 +7,18 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
 from kata.ttrpc import StatusError
-from tests.vm.guest import SHARED, Agent, Guest, container_spec, make_rootfs, sandboxed
+from tests.vm.guest import SHARED, Agent, container_spec
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 _ids = (f"s{number}" for number in itertools.count())
 ROOTFS = f"{SHARED}/base/rootfs"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    for guest in sandboxed():
-        make_rootfs(guest.share, "base")
-        yield guest
 
 
 async def test_four_megabytes_go_in_and_out_unchanged(agent: Agent) -> None:

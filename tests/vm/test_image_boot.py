@@ -121,9 +121,15 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
-def seeded_cache(directory: Path) -> Path:
-    """A cache with the packages of the usual one, so that nothing is downloaded, and no intermediates."""
+def seeded_cache(directory: Path, *, base: bool = False) -> Path:
+    """A cache with the packages of the usual one, so that nothing is downloaded.
+
+    Args:
+        base: with its intermediates as well.
+    """
     (directory / "debs").mkdir(parents=True)
+    if base:
+        shutil.copytree(DEFAULT_CACHE / "base", directory / "base")
     for deb in (DEFAULT_CACHE / "debs").glob("*.deb"):
         shutil.copy(deb, directory / "debs")
     return directory
@@ -176,10 +182,9 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path,
 
 @builds
 def test_force_repairs_an_image_and_its_intermediate(tmp_path: Path, source: Path) -> None:
-    options = BuildOptions(images=tmp_path / "images", cache=seeded_cache(tmp_path / "cache"), agent=source)
+    options = BuildOptions(images=tmp_path / "images", cache=seeded_cache(tmp_path / "cache", base=True), agent=source)
     image = build(options)
-    (kernel,) = options.cache.glob("base/*/vmlinux")
-    for damaged in (kernel, image.rootfs):
+    for damaged in (*options.cache.glob("base/*/vmlinux"), image.rootfs):
         with damaged.open("r+b") as file:
             file.seek(5000)
             file.write(b"damaged")

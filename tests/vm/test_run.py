@@ -247,7 +247,9 @@ def test_no_such_network(rootfs: Path, name: str) -> None:
 
 def test_as_many_root_ports_as_the_configuration_says(rootfs: Path, name: str, tmp_path: Path) -> None:
     configuration = tmp_path / "configuration.toml"
-    configuration.write_text("[hypervisor.qemu]\ndefault_memory = 512\npcie_root_port = 6\n")
+    configuration.write_text(
+        "[hypervisor.qemu]\ndefault_memory = 512\npcie_root_port = 6\n[factory]\nenable_template = false\n"
+    )
     script = "ls /sys/bus/pci/drivers/pcieport | grep -c 0000"
     done = kata("run", "--config", configuration, "--name", name, "--rootfs", rootfs, "--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (0, b"6\n"), done.stderr

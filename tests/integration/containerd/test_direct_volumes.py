@@ -23,8 +23,9 @@ pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_t
 
 KATA = str(Path(sys.executable).with_name("kata"))
 _TIMEOUT_S = 60.0
-#: Bytes of a new disk, and of one that has grown: xfs has no smaller one.
-SIZE, GROWN = 320 << 20, 448 << 20
+MIB = 1 << 20
+#: MiB of a new disk, and of one that has grown: xfs has no smaller one.
+SIZES = {"ext4": (64, 112), "xfs": (320, 448)}
 
 
 def kata(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -58,7 +59,8 @@ def make(tmp_path: Path) -> Iterator[Callable[[str, str], tuple[str, Callable[[]
     def make(kind: str, fstype: str) -> tuple[str, Callable[[], None]]:
         image = tmp_path / "disk.img"
         image.touch()
-        os.truncate(image, SIZE)
+        size, grown = SIZES[fstype]
+        os.truncate(image, size * MIB)
         subprocess.run([f"mkfs.{fstype}", "-q", image], check=True, capture_output=True, timeout=_TIMEOUT_S)
         if kind == "image":
             # Growing it is left to QEMU.
@@ -68,7 +70,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[str, str], tuple[str, Callable[[]
         loops.append(device)
 
         def grow() -> None:
-            os.truncate(image, GROWN)
+            os.truncate(image, grown * MIB)
             subprocess.run(["losetup", "--set-capacity", device], check=True, timeout=_TIMEOUT_S)
 
         return device, grow
@@ -106,6 +108,10 @@ def test_a_direct_volume_is_used_asked_about_and_grown(
 ) -> None:
     device, grow = make(kind, fstype)
     path = str(volume)
+    size, grown = SIZES[fstype]
+    some = size // 5
+    #: More than there was place for before.
+    more = size - some + (grown - size) // 4
     with recorded(volume, device, fstype, fsGroup="1234"), container(containerd, volume) as run:
         assert run("grep ' /data ' /proc/mounts").split()[2] == fstype
         assert run("stat -c '%g %A' /data; echo hello >/data/file; stat -c %g /data/file").split() == [
@@ -115,25 +121,25 @@ def test_a_direct_volume_is_used_asked_about_and_grown(
         ]
         assert list(volume.iterdir()) == [], "the host has mounted nothing"
         before, inodes = usage(volume, 1), usage(volume, 2)
-        assert 0 < before["total"] < SIZE
+        assert 0 < before["total"] < size * MIB
         assert before["used"] + before["available"] <= before["total"]
-        run("dd if=/dev/zero of=/data/big bs=1M count=64 2>/dev/null; sync")
-        assert usage(volume, 1)["used"] - before["used"] > 60 << 20
+        run(f"dd if=/dev/zero of=/data/big bs=1M count={some} 2>/dev/null; sync")
+        assert usage(volume, 1)["used"] - before["used"] > some * 0.9 * MIB
         assert usage(volume, 2)["used"] == inodes["used"] + 1
         grow()
-        kata("resize", "--volume-path", path, "--size", str(GROWN))
+        kata("resize", "--volume-path", path, "--size", str(grown * MIB))
         after = usage(volume, 1)
-        assert after["total"] - before["total"] > (GROWN - SIZE) * 0.9
-        assert os.path.getsize(volume.parent / "disk.img") == GROWN
-        run("dd if=/dev/zero of=/data/bigger bs=1M count=250 2>/dev/null && cat /data/file")
-        assert int(run("df -m /data | tail -1").split()[1]) == -(-after["total"] // (1 << 20))
+        assert after["total"] - before["total"] > (grown - size) * 0.9 * MIB
+        assert os.path.getsize(volume.parent / "disk.img") == grown * MIB
+        run(f"dd if=/dev/zero of=/data/bigger bs=1M count={more} 2>/dev/null && cat /data/file")
+        assert int(run("df -m /data | tail -1").split()[1]) == -(-after["total"] // MIB)
         if kind == "image":
-            shrunk = kata("resize", "--volume-path", path, "--size", str(SIZE), check=False)
+            shrunk = kata("resize", "--volume-path", path, "--size", str(size * MIB), check=False)
             assert (shrunk.returncode, "does not shrink" in shrunk.stderr) == (1, True), shrunk.stderr
         else:
-            more = kata("resize", "--volume-path", path, "--size", str(2 * GROWN), check=False)
-            assert more.returncode == 1, "the device is smaller"
-            assert "block_resize" in more.stderr
+            refused = kata("resize", "--volume-path", path, "--size", str(2 * grown * MIB), check=False)
+            assert refused.returncode == 1, "the device is smaller"
+            assert "block_resize" in refused.stderr
     gone = kata("stats", "--volume-path", path, check=False)
     assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
     assert "no direct volume is recorded" in gone.stderr
