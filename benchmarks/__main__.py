@@ -29,10 +29,20 @@ _PART_SANDBOXES = 20
 
 
 def measure(parts: Sequence[str], runs: int, sandboxes: int, console: Console) -> Report:
-    """Run parts one after the other; what fails is in the report, and the others go on."""
+    """Run parts one after the other, and return the report; a part that fails does not stop the others.
+
+    Args:
+        parts: names, in order.
+        runs: counted runs of each contender.
+        sandboxes: at most so many at a time.
+        console: for progress.
+
+    Raises:
+        KataError: nothing can be measured.
+    """
     begin = time.monotonic()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    described = machine()  # first: what cannot be described cannot be measured, and said before it takes minutes
+    described = machine()  # first, because it fails early where nothing can be measured
     failures: dict[str, str] = {}
     with TemporaryDirectory(prefix="kata-bench-") as scratch, PrivateContainerd() as containerd:
         containerd.import_image(busybox_archive(Path(scratch) / "busybox.tar", name=BUSYBOX))
@@ -49,14 +59,21 @@ def measure(parts: Sequence[str], runs: int, sandboxes: int, console: Console) -
 
 
 def run_parts(stage: Stage, names: Sequence[str], parts: Mapping[str, Part], console: Console) -> dict[str, str]:
-    """Run parts on a stage; returns what failed and why. What such a part has left before counts all the same."""
+    """Run parts on a stage; return what failed and why. Figures that a part recorded before it failed are kept.
+
+    Args:
+        stage: gets the figures.
+        names: parts to run, in order.
+        parts: all parts.
+        console: for progress.
+    """
     failures: dict[str, str] = {}
     for name in names:
         stage.part = name
         begin = time.monotonic()
         try:
             parts[name].run(stage)
-        except Exception as error:  # whatever it is, the other parts are worth measuring
+        except Exception as error:  # any failure of one part must not stop the others
             failures[name] = error.message if isinstance(error, KataError) else repr(error)
             console.print(f"{name} failed: {failures[name]}", markup=False)
         console.print(f"{name} took {time.monotonic() - begin:.0f} s", markup=False)
@@ -64,18 +81,18 @@ def run_parts(stage: Stage, names: Sequence[str], parts: Mapping[str, Part], con
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure sandboxes side by side with runc and with bare QEMU.",
         epilog="parts: " + " ".join(f"{name}: {part.sentence}" for name, part in PARTS.items()),
     )
-    made.add_argument("--only", action="append", choices=tuple(PARTS), help="measure just this part; repeatable")
+    made.add_argument("--only", action="append", choices=tuple(PARTS), help="measure only this part; may be repeated")
     made.add_argument("--runs", type=_positive, default=5, help="counted runs of each contender (default 5)")
     made.add_argument(
         "--sandboxes",
         type=_positive,
-        help=f"at most so many at a time (default {_FULL_SANDBOXES}, with --only {_PART_SANDBOXES})",
+        help=f"at most this many sandboxes at a time (default {_FULL_SANDBOXES}, with --only {_PART_SANDBOXES})",
     )
     made.add_argument("--json", type=Path, default=Path("results/bench.json"), help="where to write the figures")
     made.add_argument("--html", type=Path, default=Path("results/bench.html"), help="where to write the page")
@@ -93,7 +110,7 @@ def _positive(word: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write, or print what was written; returns the exit status."""
+    """Measure and write a report, or print a written one; return the exit status."""
     options = parser().parse_args(arguments)
     # A file or a pipe has no width of its own.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)

@@ -1,7 +1,7 @@
-"""Start one sandbox's machine with a configuration file, print the time at which its agent answered, end it.
+"""Start one sandbox with a configuration file, print the time at which its agent answered, stop it.
 
-The benchmark runs this as a process of its own, so that all that a front end has to load and do counts. It goes about
-that as the shim does (`kata.shim.prelaunch`): QEMU first.
+The benchmark runs this as a process of its own, so that everything that a front end loads and does is measured. It
+starts as the shim does (`kata.shim.prelaunch`): QEMU first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kata.shim.imports import leave_out_inspect, leave_out_openssl, leave_out_pu
 
 
 def main() -> None:
+    """Do it; the configuration file is the only argument."""
     leave_out_inspect()
     leave_out_openssl()
     from kata.oci.default import default_spec
@@ -30,7 +31,7 @@ def main() -> None:
     spec = default_spec(["true"], rootfs="/nonexistent", hostname=sandbox_id)
     (Path(ledger.directory) / "config.json").write_text(json.dumps(spec), encoding="utf-8")
     config = load(Path(sys.argv[1])).config
-    ahead = prelaunch(sandbox_id, ledger.directory, config, ledger)
+    prepared = prelaunch(sandbox_id, ledger.directory, config, ledger)
 
     load_asyncio()
     leave_out_pure_protobuf()
@@ -43,8 +44,8 @@ def main() -> None:
     async def start() -> float:
         begun, now = time.monotonic(), time.time()
         bundle = load_bundle(Path(ledger.directory))
-        sandbox = await start_sandbox(sandbox_id, bundle, config, ledger, begun=begun, prepared=ahead)
-        # What follows the answer, the sandbox's own set-up, has no counterpart in a bare machine.
+        sandbox = await start_sandbox(sandbox_id, bundle, config, ledger, begun=begun, prepared=prepared)
+        # What follows the answer, the set-up of the sandbox, has no counterpart with QEMU alone.
         answer = next(
             phase for phase in timings.read(Path(ledger.directory)).phases if phase.name in ("first answer", "boot")
         )

@@ -1,4 +1,4 @@
-"""QEMU with nothing around it, and the sandboxes' own machine: from an execution to the agent's answer."""
+"""QEMU alone with the VM of a sandbox, and a sandbox's start: from the execution to the agent's answer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from kata.ttrpc.envelope import Request
 
 _BOOT_TIMEOUT_S = 60.0
 _SCRIPT_TIMEOUT_S = 120.0
-#: The name of what runs in a bare machine.
+#: The id of sandbox and container in a bare VM.
 _BARE = "bare"
 
 
 def default_plan(directory: Path) -> VmPlan:
-    """The machine of a sandbox without limits, its file server included."""
+    """Return the plan of the VM of a sandbox without limits, its file server included."""
     (directory / "shared").mkdir(exist_ok=True)
     config = load().config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
@@ -44,24 +44,24 @@ def default_plan(directory: Path) -> VmPlan:
 
 
 def template_of(plan: VmPlan) -> Template:
-    """The template that sandboxes of this plan start from; the caller closes it.
+    """Open the template from which sandboxes of this plan are restored; the caller closes it.
 
     Raises:
-        KataError: there is none.
+        KataError: it does not exist.
     """
     return open_template(load().config.factory.template_path, key_of(description(as_template(plan))))
 
 
 @contextmanager
-def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[int, float]]:
-    """A machine whose agent answers: booted, or gone on from what was saved.
+def bare_vm(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[int, float]]:
+    """A VM whose agent answers: booted, or restored from a template.
 
     Yields:
         QEMU's process id, and the seconds from its execution to the answer to a health check.
 
     Raises:
-        Internal: it ended before.
-        TimeoutError: nothing answered.
+        Internal: QEMU ended before.
+        TimeoutError: the agent did not answer.
     """
     with ExitStack() as stack:
         ends = {name: socket.socketpair() for name in (QMP_FD, CONSOLE_FD, RESTORE_FD, *plan.channels)}
@@ -87,13 +87,17 @@ def bare_machine(plan: VmPlan, saved: Template | None = None) -> Iterator[tuple[
 
 
 def bare_seconds(plan: VmPlan, saved: Template | None = None) -> float:
-    """Seconds from QEMU's execution to the agent's answer."""
-    with bare_machine(plan, saved) as (_, seconds):
+    """Return the seconds from QEMU's execution to the agent's answer; see `bare_vm`."""
+    with bare_vm(plan, saved) as (_, seconds):
         return seconds
 
 
 def answered(config: Path) -> float:
-    """Seconds from the execution of a process of ours to the agent's answer in the sandbox that it starts."""
+    """Return the seconds from the execution of `benchmarks.answer` to the answer of its sandbox's agent.
+
+    Raises:
+        Internal: the process failed.
+    """
     begin = time.time()
     command = [sys.executable, "-m", "benchmarks.answer", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * _BOOT_TIMEOUT_S)
@@ -103,16 +107,19 @@ def answered(config: Path) -> float:
 
 
 def run_bare(plan: VmPlan, script: str, prepare: Callable[[VirtualMachine, AgentClient], Awaitable[None]]) -> str:
-    """What a shell script writes that runs in the guest's own root, in our machine without a sandbox around it.
+    """Run a shell script in the guest's own root, in a VM without a sandbox; return its output.
 
-    The machine goes on from the template, as those of sandboxes do: memory that is a file's behaves differently.
+    The VM is restored from the template, as those of sandboxes are: memory that is mapped from a file behaves
+    differently.
 
     Args:
+        plan: of the VM.
+        script: for sh(1).
         prepare: called when the agent answers, before the script runs.
 
     Raises:
         Internal: the script failed.
-        KataError: the machine did.
+        KataError: the VM failed.
     """
     with template_of(plan) as saved:
         return asyncio.run(_run_bare(plan, saved, script, prepare))
@@ -121,15 +128,15 @@ def run_bare(plan: VmPlan, script: str, prepare: Callable[[VirtualMachine, Agent
 async def _run_bare(
     plan: VmPlan, saved: Template, script: str, prepare: Callable[[VirtualMachine, AgentClient], Awaitable[None]]
 ) -> str:
-    machine = factory.restore(plan, memory=saved.memory, state=saved.state)
+    vm = factory.restore(plan, memory=saved.memory, state=saved.state)
     try:
-        await machine.start()
-        agent = await AgentClient.connect(machine.channel(AGENT_CHANNEL))
+        await vm.start()
+        agent = await AgentClient.connect(vm.channel(AGENT_CHANNEL))
         await agent.check(_BOOT_TIMEOUT_S)
         await agent.create_sandbox(agent_pb2.CreateSandboxRequest(sandbox_id=_BARE))
-        await prepare(machine, agent)
+        await prepare(vm, agent)
         spec = default_spec(["/bin/sh", "-c", script], rootfs="/", hostname="")
-        # The guest's root comes with all that is mounted in it, and every device may be used.
+        # The guest's root has its own mounts, and every device may be used.
         spec["mounts"] = [{"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}]
         spec["linux"] |= {"maskedPaths": [], "readonlyPaths": [], "resources": {}}
         request = agent_pb2.CreateContainerRequest(container_id=_BARE, OCI=to_proto(spec))
@@ -139,7 +146,7 @@ async def _run_bare(
             status = await agent.wait_process(_BARE, "")
         output = await agent.read_stdout(_BARE, "")
         if status:
-            raise Internal(f"{script} in a bare machine ended with {status}: {output.decode(errors='replace')}")
+            raise Internal(f"{script} in a bare VM ended with status {status}: {output.decode(errors='replace')}")
         return output.decode()
     finally:
-        await machine.stop(0)
+        await vm.stop(0)

@@ -1,4 +1,4 @@
-"""Who is measured: a name, and what `ctr run` gets for it."""
+"""What is compared: a name, and the options of `ctr run` for it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CONTENDERS: Mapping[str, tuple[str, ...]] = {
     "runc": ("--runtime", "io.containerd.runc.v2"),
 }
 
-#: Measured to compare with: a machine on which it does not run is still worth measuring.
+#: Measured for comparison. A host on which one does not run can still be measured.
 OPTIONAL = frozenset({"runc"})
 
 
 def usable(
     containerd: PrivateContainerd, contenders: Mapping[str, tuple[str, ...]] = CONTENDERS
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """The contenders that run here, and for each other one what it said.
+    """Return the contenders that run here, and for each other one why it does not.
 
-    What the first start of a contender makes (a template, caches) is there afterwards.
+    A container of each is run, so that afterwards what a first start makes (a template, caches) exists.
     """
     found: dict[str, tuple[str, ...]] = {}
     complaints: dict[str, str] = {}

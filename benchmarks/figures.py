@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-#: What the figures of the others are divided by.
+#: Contenders by whose figures the others' are divided.
 REFERENCES = ("runc", "bare qemu")
 #: Units of which more is better.
 RATES = ("MB/s",)
@@ -15,15 +15,15 @@ RATES = ("MB/s",)
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of one contender.
+    """The measurements of one contender.
 
     Attributes:
         part: the part of the benchmark that measured it.
         name: what was measured; figures of one name are comparable.
-        contender: of whom.
+        contender: the contender's name.
         unit: "s", "ms", "MiB", "MB/s" or "failed".
         values: one for each run, or for each sandbox of several.
-        count: how many sandboxes there were at the same time, 0 where that says nothing.
+        count: how many sandboxes there were at the same time; 0 where that does not matter.
     """
 
     part: str
@@ -47,7 +47,7 @@ class Figure:
 
 
 def number(value: float) -> str:
-    """A number as people write it: three significant digits, no more than three decimals."""
+    """Format a number for people: three significant digits, at most three decimals."""
     for limit, decimals in ((100, 0), (10, 1), (1, 2)):
         if abs(value) >= limit:
             return f"{value:,.{decimals}f}"
@@ -55,12 +55,12 @@ def number(value: float) -> str:
 
 
 def title(figure: Figure) -> str:
-    """The figure's name, with the number of sandboxes if that matters."""
+    """Return the figure's name, with the number of sandboxes if that matters."""
     return f"{figure.name} ({figure.count})" if figure.count else figure.name
 
 
 def ratio(figure: Figure, reference: str, figures: Iterable[Figure]) -> float | None:
-    """The figure's median divided by the one of `reference` for the same thing; None if there is none."""
+    """Return the figure's median divided by that of `reference` for the same thing; None if it has none."""
     for other in figures:
         if (other.contender, other.name, other.count) == (reference, figure.name, figure.count) and other.median:
             return figure.median / other.median
@@ -68,19 +68,19 @@ def ratio(figure: Figure, reference: str, figures: Iterable[Figure]) -> float | 
 
 
 def ratio_text(figure: Figure, reference: str, figures: Iterable[Figure]) -> str:
-    """The ratio with two decimals, or nothing where there is none or it says nothing."""
+    """Return the ratio with two decimals; "" without one, and for the reference itself."""
     found = None if figure.contender == reference else ratio(figure, reference, figures)
     return "" if found is None else f"{found:.2f}"
 
 
 def ordered(figures: Sequence[Figure]) -> tuple[Figure, ...]:
-    """What is comparable side by side; else as it was measured."""
+    """Sort figures: comparable ones side by side, otherwise in the order of measuring."""
     names = list(dict.fromkeys((figure.part, figure.name) for figure in figures))
     return tuple(sorted(figures, key=lambda figure: (names.index((figure.part, figure.name)), figure.count)))
 
 
 def by_name(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
-    """Figures of the same thing together, in the order in which they were measured."""
+    """Group figures by name, in the order of measuring."""
     groups: dict[str, list[Figure]] = {}
     for figure in figures:
         groups.setdefault(figure.name, []).append(figure)
@@ -88,7 +88,7 @@ def by_name(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that an action takes."""
+    """Return the seconds that an action takes."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
@@ -97,7 +97,13 @@ def timed(action: Callable[[], object]) -> float:
 def alternate(
     runs: int, actions: Mapping[str, Callable[[], float]], *, warm_up: bool = True
 ) -> dict[str, tuple[float, ...]]:
-    """Measure each action `runs` times, in turn, after one run of each that does not count unless `warm_up` is off."""
+    """Measure actions alternately.
+
+    Args:
+        runs: counted runs of each action.
+        actions: by contender; each returns its measurement.
+        warm_up: whether to run each action once before, uncounted.
+    """
     for action in actions.values() if warm_up else ():
         action()
     measured: dict[str, list[float]] = {name: [] for name in actions}
@@ -107,7 +113,7 @@ def alternate(
 
 
 def turns(runs: int, names: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """(run, name) in the order of measuring. Every other run goes backwards, so that nobody is always the one after."""
+    """Yield (run, name) in the order of measuring. Every other run is reversed, so that none always follows another."""
     order = list(names)
     for run in range(runs):
         for name in order if run % 2 == 0 else reversed(order):

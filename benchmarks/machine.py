@@ -1,4 +1,4 @@
-"""The machine, as far as it matters for the figures."""
+"""A description of the host, as far as it matters for the figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from kata.version import VERSION
 
 
 def machine() -> dict[str, str]:
-    """What one has to know of a machine to judge its figures, by name."""
+    """Return hardware and versions of this host, by name.
+
+    Raises:
+        KataError: no VM can run here.
+    """
     config = load().config
     verdict = asyncio.run(accel.choose_for(config.hypervisor))
     return {

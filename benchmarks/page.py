@@ -1,4 +1,4 @@
-"""The report as one page of HTML that needs nothing from anywhere else: figures in, text out."""
+"""The report as one page of HTML without external resources. Pure: figures in, text out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.report import Report
 from benchmarks.style import COLOURS, STYLE
 from benchmarks.text import HEADINGS, row
 
-#: Whose figures are told in the first lines, and beside whom.
+#: The contender of the tiles at the top, and the one it is compared with.
 _OURS, _BESIDE = "kata", "runc"
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """Return the whole page."""
     colours = colours_of(report.figures)
     sections = [_part(report, name, colours) for name in report.parts if report.of(name)]
     return (
@@ -29,7 +29,7 @@ def page(report: Report) -> str:
 
 
 def colours_of(figures: Sequence[Figure]) -> dict[str, int]:
-    """A number of a colour for each contender, the same in all plots."""
+    """Return the number of a colour for each contender, the same in all plots."""
     names = dict.fromkeys(figure.contender for figure in figures)
     return {name: index % COLOURS for index, name in enumerate(names)}
 
@@ -43,7 +43,7 @@ def _head(report: Report) -> str:
         "<header>\n<h1>Sandboxes beside runc and bare QEMU</h1>\n"
         f'<p class="soft">{escape(when)}{" · " if accelerator else ""}{escape(accelerator)}</p>\n'
         "<p>Bars and points are medians, whiskers reach from the lowest to the highest value. Runs of the contenders "
-        "alternate on one machine, so compare within this page: other machines give other figures and similar "
+        "alternate on one host, so compare within this page: other hosts give other figures and similar "
         f"ratios.</p>\n<nav>{''.join(links)}</nav>\n</header>\n"
     )
 
@@ -57,17 +57,17 @@ def _failures(report: Report) -> str:
 
 
 def _tiles(report: Report) -> str:
-    """Of each part the first thing that has a ratio, for the reader in a hurry."""
+    """The first thing of each part that has a ratio, as a summary."""
     tiles = []
     for part in report.parts:
-        told = [
+        compared = [
             (figure, times)
             for figure in report.of(part)
             if figure.contender == _OURS and (times := ratio(figure, _BESIDE, report.figures)) is not None
         ]
-        if not told:
+        if not compared:
             continue
-        first = [(figure, times) for figure, times in told if figure.name == told[0][0].name]
+        first = [(figure, times) for figure, times in compared if figure.name == compared[0][0].name]
         figure, times = max(first, key=lambda pair: pair[0].count)
         tiles.append(
             f'<div class="tile"><small>{escape(title(figure))}</small><b>{number(figure.median)} '
@@ -80,17 +80,17 @@ def _part(report: Report, name: str, colours: Mapping[str, int]) -> str:
     cards = []
     for what, figures in by_name(report.of(name)).items():
         if figures[0].unit == "failed":
-            continue  # the table has them, and what failed is told above
+            continue  # it is in the table, and in the failures above
         counts = {figure.count for figure in figures}
         grows = len(counts) > 1
         drawn = lines(figures, colours) if grows else bars(figures, colours)
         unit = figures[0].unit
-        told = f"{unit}{', more is better' if unit in RATES else ''}"
+        caption = f"{unit}{', more is better' if unit in RATES else ''}"
         if grows:
-            told += " by number of sandboxes, logarithmic"
+            caption += " by number of sandboxes, logarithmic"
         elif counts != {0}:
-            told += f", {counts.pop()} at a time"
-        cards.append(f'<div class="card"><h3>{escape(what)} <span>{escape(told)}</span></h3>{drawn}</div>\n')
+            caption += f", {counts.pop()} at a time"
+        cards.append(f'<div class="card"><h3>{escape(what)} <span>{escape(caption)}</span></h3>{drawn}</div>\n')
     return (
         f'<section id="{escape(name)}">\n<h2>{escape(name)}</h2>\n'
         f'<p class="soft">{escape(report.parts[name])}</p>\n<div class="cards">\n{"".join(cards)}</div>\n</section>\n'

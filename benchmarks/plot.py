@@ -1,4 +1,4 @@
-"""Plots as SVG in a page: figures in, text out. Colours and fonts come from the page's style sheet."""
+"""Plots as SVG for the page. Pure: figures in, text out. Colours and fonts come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _APART = 15
 
 
 def bars(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
-    """A bar to the median for each contender, with a whisker from the lowest to the highest value.
+    """Draw a bar to the median for each contender, with a whisker from the lowest to the highest value.
 
     Args:
-        figures: of the same thing, so of one unit.
-        colours: contender to number of the colour.
+        figures: of the same thing, and so with one unit.
+        colours: the number of the colour of each contender.
     """
     scale = (WIDTH - _LABEL - _VALUE) / (max(figure.high for figure in figures) or 1.0)
     drawn = []
@@ -31,7 +31,7 @@ def bars(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
         middle = index * _ROW + _ROW / 2
         low, median, high = (_LABEL + value * scale for value in (figure.low, figure.median, figure.high))
         drawn.append(
-            f'<g class="c{colours[figure.contender]}"><title>{_told(figure)}</title>'
+            f'<g class="c{colours[figure.contender]}"><title>{_label_of(figure)}</title>'
             f'<text class="name" x="{_LABEL - 10}" y="{middle:.1f}">{escape(figure.contender)}</text>'
             f'<rect class="bar" x="{_LABEL}" y="{middle - _BAR / 2:.1f}" width="{max(median - _LABEL, 1):.1f}" '
             f'height="{_BAR}" rx="2"/>'
@@ -45,11 +45,11 @@ def bars(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
 
 
 def lines(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
-    """The median against the number of sandboxes, with whiskers; that number on a logarithmic axis.
+    """Draw medians against the number of sandboxes, which has a logarithmic axis, with whiskers.
 
     Args:
         figures: of the same thing, each with a count.
-        colours: contender to number of the colour.
+        colours: the number of the colour of each contender.
     """
     counts = sorted({figure.count for figure in figures})
     step = nice_step(max(figure.high for figure in figures))
@@ -81,7 +81,7 @@ def lines(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
         for point in points:
             x, low, high = across(point.count), up(point.low), up(point.high)
             drawn.append(
-                f'<g><title>{_told(point)}</title><path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}"/>'
+                f'<g><title>{_label_of(point)}</title><path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}"/>'
                 f'<circle cx="{x:.1f}" cy="{up(point.median):.1f}" r="4"/></g>'
             )
         last = points[-1]
@@ -93,7 +93,7 @@ def lines(figures: Sequence[Figure], colours: Mapping[str, int]) -> str:
 
 
 def nice_step(highest: float) -> float:
-    """A distance of ticks that people read easily, for about four of them up to `highest`."""
+    """Return a distance of ticks that is easy to read, for about four ticks up to `highest`."""
     if highest <= 0:
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(highest / 4))
@@ -101,7 +101,7 @@ def nice_step(highest: float) -> float:
 
 
 def _spread(wanted: Mapping[str, float]) -> dict[str, float]:
-    """Heights close to the wanted ones at which names do not cover each other."""
+    """Return heights near the wanted ones at which names do not overlap."""
     placed: dict[str, float] = {}
     lowest = math.inf
     for name, y in sorted(wanted.items(), key=lambda item: -item[1]):
@@ -113,7 +113,7 @@ def _cap(x: float, y: float) -> str:
     return f"M{x:.1f} {y - 5:.1f}V{y + 5:.1f}"
 
 
-def _told(figure: Figure) -> str:
+def _label_of(figure: Figure) -> str:
     at = f", {figure.count} at a time" if figure.count else ""
     spread = f"{number(figure.low)} … {number(figure.high)}"
     return escape(f"{figure.contender}{at}: {number(figure.median)} {figure.unit} ({spread}, n = {len(figure.values)})")

@@ -1,4 +1,4 @@
-"""Which processes a sandbox has, and how much memory they take. Linux's own accounts, read from /proc."""
+"""Which processes a sandbox has, and how much memory they use, read from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _KINDS = (("qemu-system", "qemu"), ("virtfs-proxy-helper", "file server"), ("con
 
 
 def kind_of(command: list[str]) -> str:
-    """What a process of a sandbox is, by its arguments: "qemu", "file server", "shim" or "container"."""
+    """Return what a process of a sandbox is, by its arguments: "qemu", "file server", "shim" or "container"."""
     for part, kind in _KINDS:
-        # A shim in Python has its interpreter and an option of that in front.
+        # The arguments of a shim in Python begin with the interpreter and an option of it.
         if any(part in os.path.basename(word) for word in command[:3]):
             return kind
     return "container"
 
 
 def belonging(shims: Mapping[int, str], parents: Mapping[int, int], marked: Mapping[int, str]) -> dict[str, list[int]]:
-    """All processes of each sandbox: its shim, what descends from that, and what carries the sandbox's mark.
+    """Return all processes of each sandbox: its shim, the shim's descendants, and those with the sandbox's marker.
 
     Args:
-        shims: process id to sandbox.
-        parents: process id to the parent's, of all processes.
-        marked: process id to the sandbox in its environment.
+        shims: the sandbox of each shim, by process id.
+        parents: the parent of each process.
+        marked: the sandbox in the environment of each process that has the marker.
     """
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
@@ -46,7 +46,7 @@ def belonging(shims: Mapping[int, str], parents: Mapping[int, int], marked: Mapp
 
 
 def processes(shims: Mapping[int, str]) -> dict[str, list[int]]:
-    """All processes of each sandbox that a shim has; see `belonging`."""
+    """Return all processes of each sandbox of a shim; see `belonging`."""
     prefix = f"{MARKER}={STATE_ROOT}/".encode()
     parents: dict[int, int] = {}
     marked: dict[int, str] = {}
@@ -66,17 +66,17 @@ def processes(shims: Mapping[int, str]) -> dict[str, list[int]]:
 
 
 def pss_mib(pid: int) -> float:
-    """Proportional set size of a process in MiB: what several share counts in shares."""
+    """Return a process's proportional set size in MiB: a page that several processes map counts in part."""
     return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
 
 
 def rss_mib(pid: int) -> float:
-    """Resident set size of a process in MiB."""
+    """Return a process's resident set size in MiB."""
     return _field(Path(f"/proc/{pid}/status"), "VmRSS:")
 
 
 def pss_by_kind(pids: Iterable[int]) -> dict[str, float]:
-    """MiB of a sandbox's processes, by what they are."""
+    """Return the proportional set size in MiB of a sandbox's processes, by kind."""
     total: dict[str, float] = {}
     for pid in pids:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -1,4 +1,4 @@
-"""All of a run: figures, the machine, and what went wrong. JSON in and out."""
+"""The report of a run: figures, the host, and what failed; to and from JSON."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kata.errors import InvalidArgument
 
 @dataclass(frozen=True)
 class Report:
-    """What a run has found.
+    """The results of a run.
 
     Attributes:
         date: when it began, ISO 8601.
-        machine: what is said of it, by name.
-        parts: what was measured, name to a sentence.
+        machine: the host's description, by name.
+        parts: the sentence of each part that was measured.
         figures: in the order of measuring.
-        failures: part or contender to why it failed.
+        failures: why a part or contender failed, by name.
         notes: what else a reader has to know.
-        seconds: what the whole run took.
+        seconds: length of the whole run.
     """
 
     date: str
@@ -33,21 +33,21 @@ class Report:
     seconds: float = 0.0
 
     def of(self, part: str) -> list[Figure]:
-        """The figures of one part."""
+        """Return the figures of one part."""
         return [figure for figure in self.figures if figure.part == part]
 
 
 def to_json(report: Report) -> str:
-    """The report as JSON; the medians are in it for people."""
+    """Write a report as JSON; medians are included for people."""
     figures = [{**asdict(figure), "median": figure.median} for figure in report.figures]
     return json.dumps({**asdict(report), "figures": figures}, indent=2, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> Report:
-    """A report that `to_json` has written.
+    """Read a report that `to_json` has written.
 
     Raises:
-        InvalidArgument: it has not.
+        InvalidArgument: it is not one.
     """
     try:
         data = json.loads(text)

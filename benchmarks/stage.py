@@ -1,4 +1,4 @@
-"""The stage that the parts measure on: a private containerd with an image, and the figures they leave."""
+"""The stage on which parts measure: a private containerd with an image, and the figures that they record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Stage:
     """What a part gets.
 
     Attributes:
-        contenders: name to options of `ctr run`, those that run here.
+        containerd: runs the containers; it has the image BUSYBOX.
+        contenders: options of `ctr run` by name, of those that run here.
         runs: counted runs of each contender.
-        sandboxes: no more than so many at a time.
+        sandboxes: at most so many at a time.
         directory: for files of the parts.
+        figures: what was recorded.
+        part: the name of the part that runs.
     """
 
     containerd: PrivateContainerd
@@ -34,7 +37,14 @@ class Stage:
     part: str = ""
 
     def record(self, name: str, unit: str, measured: Mapping[str, tuple[float, ...]], count: int = 0) -> None:
-        """Keep what was measured, by contender."""
+        """Record measurements.
+
+        Args:
+            name: of what was measured.
+            unit: of the values.
+            measured: the values of each contender.
+            count: see `Figure`.
+        """
         self.figures += [
             Figure(self.part, name, contender, unit, values, count) for contender, values in measured.items()
         ]
@@ -42,26 +52,26 @@ class Stage:
     def command(
         self, options: tuple[str, ...], container: str, *command: str, flags: tuple[str, ...] = ()
     ) -> list[str]:
-        """The command line of a `ctr run`."""
+        """Return the command line of a `ctr run` with the image."""
         return self.containerd.ctr_command("run", *flags, *options, BUSYBOX, container, *command)
 
     def run_true(self, options: tuple[str, ...]) -> float:
-        """Seconds that `ctr run --rm` of `true` takes."""
+        """Return the seconds that `ctr run --rm` of `true` takes."""
         container = unique_id("bench")
         return timed(lambda: self.containerd.ctr("run", "--rm", *options, BUSYBOX, container, "true", timeout=180))
 
     def launch(self, contender: str, container: str) -> None:
-        """Start a container that does nothing."""
+        """Start a container that sleeps."""
         self.containerd.ctr("run", "-d", *self.contenders[contender], BUSYBOX, container, *_FOREVER)
 
     def remove(self, container: str) -> None:
-        """End and remove a container, whatever its state."""
+        """Kill and remove a container in any state."""
         self.containerd.ctr("task", "rm", "-f", container, check=False)
         self.containerd.ctr("container", "rm", container, check=False)
 
     @contextmanager
     def running(self, contender: str) -> Iterator[str]:
-        """The id of a container that does nothing, removed afterwards."""
+        """A container that sleeps, removed afterwards; yields its id."""
         container = unique_id("bench")
         try:
             self.launch(contender, container)

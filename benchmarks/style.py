@@ -1,4 +1,4 @@
-"""The page's style sheet, for light and dark surroundings."""
+"""The page's style sheet, with a light and a dark colour scheme."""
 
 from __future__ import annotations
 

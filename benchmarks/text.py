@@ -8,12 +8,12 @@ from benchmarks.figures import REFERENCES, Figure, number, ratio_text, title
 from benchmarks.report import Report
 
 HEADINGS = ("part", "what", "who", "median", "min … max", "runs", *(f"÷ {name}" for name in REFERENCES))
-#: From this column on they are numbers.
+#: The first column with numbers.
 _NUMBERS = 3
 
 
 def row(figure: Figure, figures: tuple[Figure, ...]) -> tuple[str, ...]:
-    """The cells of a figure, as in HEADINGS."""
+    """Return the cells of a figure, one for each of HEADINGS."""
     return (
         figure.part,
         title(figure),
@@ -26,7 +26,7 @@ def row(figure: Figure, figures: tuple[Figure, ...]) -> tuple[str, ...]:
 
 
 def table(report: Report) -> Table:
-    """For a terminal."""
+    """Return the report as a table for a terminal."""
     made = Table(title="medians, and the spread from the lowest to the highest value")
     for index, heading in enumerate(HEADINGS):
         made.add_column(heading, justify="left" if index < _NUMBERS else "right", no_wrap=index >= _NUMBERS)
@@ -42,7 +42,7 @@ def table(report: Report) -> Table:
 
 
 def markdown(report: Report) -> str:
-    """For the documentation: the machine, then the table."""
+    """Return the report in Markdown, for the documentation: the host, then the table."""
     lines = [f"Measured {report.date[:10]} in {report.seconds / 60:.0f} minutes.", ""]
     lines += [f"- {name}: {_escaped(value)}" for name, value in report.machine.items()]
     lines += [f"- note: {_escaped(note)}" for note in report.notes]

@@ -1,1 +1,1 @@
-"""What a developer of this project runs; not installed."""
+"""Programs for developers of this project; not installed."""

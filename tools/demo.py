@@ -1,4 +1,4 @@
-"""`make run`: one container in a virtual machine, through a real containerd, for everybody to see."""
+"""`make run`: one container in a virtual machine, through a real containerd."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ IMAGE = BUSYBOX
 
 
 def main() -> int:
+    """Run the container and show its output; return the exit status."""
     console = Console(highlight=False, soft_wrap=True)
     try:
         with TemporaryDirectory(prefix="kata-demo-") as scratch, PrivateContainerd() as containerd:
-            console.print("starting a containerd of our own and importing an image made from Debian's busybox")
+            console.print("starting a private containerd and importing an image with the guest's busybox")
             containerd.import_image(busybox_archive(Path(scratch) / "busybox.tar", name=IMAGE))
             command = ("run", "--rm", "--runtime", "io.containerd.kata.v2", IMAGE, "hello", "uname", "-a")
             console.print(f"$ ctr {shlex.join(command)}", style="bold")
             begin = time.monotonic()
             console.print(containerd.ctr(*command).stdout, end="")
-            console.print(f"That was the guest's kernel; the whole took {time.monotonic() - begin:.1f} s.")
+            console.print(f"This is the guest's kernel; the whole command took {time.monotonic() - begin:.1f} s.")
     except KataError as error:
         console.print(f"make run: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), style="red")
         return 1

@@ -1,12 +1,12 @@
 """Regenerate the `*_pb2.py` and `*_pb2.pyi` modules from the `.proto` sources beside them in `kata.protocols`.
 
     python -m tools.generate_protocols           writes them
-    python -m tools.generate_protocols --check   exit status 1 if one differs from what its source gives
+    python -m tools.generate_protocols --check   exit status 1 if one differs from the output for its source
 
-The modules are checked in, so that neither users nor the guest need a compiler. Debian's protoc 3.21 is the one to
-use: what it writes runs on python-protobuf 4.21 (the guest) and on every later one; a newer protoc's output would not
-run in the guest. Messages keep upstream's names; files are called `kata/protocols/…` in the descriptor pool, where
-another package's file of the same name would be an error.
+The modules are checked in, so that neither users nor the guest need a compiler. Use Debian's protoc 3.21: its output
+runs on python-protobuf 4.21 and later, while a newer protoc's output needs a newer one. Messages keep upstream's names;
+files are called `kata/protocols/…` in the descriptor pool, where a file of the same name from another package would be
+an error.
 
 Not for: messages of ttrpc itself, which `kata.ttrpc` encodes by hand.
 """
@@ -22,13 +22,13 @@ from pathlib import Path
 SOURCE_ROOT = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE_ROOT / "kata/protocols"
 PROTOC_VERSION = "libprotoc 3.21.12"
-_DEADLINE = 60.0  # seconds for one run of protoc
+_PROTOC_TIMEOUT_S = 60.0
 
-# The stubs are right for those who import them, but protoc does not write them for mypy's strict mode.
+# The stubs are correct, but protoc does not write them for mypy's strict mode.
 _STUB_HEADER = b"# mypy: ignore-errors\n"
 
-# protoc only needs to know the shape of what a source imports, and the files that hold it are in a development package
-# that is often missing. Each of these shapes is frozen for ever.
+# protoc needs the definitions of what a source imports, and their files are in a development package that is often
+# missing. These definitions never change.
 _WELL_KNOWN = {
     "any": "message Any { string type_url = 1; bytes value = 2; }",
     "empty": "message Empty {}",
@@ -37,26 +37,26 @@ _WELL_KNOWN = {
 
 
 class GenerateError(Exception):
-    """protoc is missing, is another version, or refused a source."""
+    """protoc is missing, has another version, or rejects a source."""
 
 
 def sources() -> list[Path]:
-    """The `.proto` files, relative to the source root, sorted."""
+    """Return the `.proto` files, relative to the source root, sorted."""
     return sorted(path.relative_to(SOURCE_ROOT) for path in PACKAGE.rglob("*.proto"))
 
 
 def generate() -> dict[Path, bytes]:
-    """What the sources give: generated file, relative to the source root, → content.
+    """Return the content of each generated file, by its path relative to the source root.
 
     Raises:
-        GenerateError: protoc is missing, is another version, or refused a source.
+        GenerateError: protoc is missing, has another version, or rejects a source.
     """
     protoc = shutil.which("protoc")
     if protoc is None:
         raise GenerateError("protoc is not installed (Debian: protobuf-compiler)")
     version = _run([protoc, "--version"]).strip()
     if version != PROTOC_VERSION:
-        raise GenerateError(f"protoc says '{version}', the modules are made with '{PROTOC_VERSION}'")
+        raise GenerateError(f"protoc is {version!r}; the modules are generated with {PROTOC_VERSION!r}")
     with tempfile.TemporaryDirectory(prefix="kata-protocols-") as scratch:
         include, out = Path(scratch, "include"), Path(scratch, "out")
         well_known = include / "google" / "protobuf"
@@ -72,14 +72,22 @@ def generate() -> dict[Path, bytes]:
 
 
 def stale() -> list[Path]:
-    """Generated files that are missing, differ from what the sources give, or have lost their source."""
+    """Return generated files that are missing, out of date, or without a source.
+
+    Raises:
+        GenerateError: as `generate`.
+    """
     wanted = generate()
     present = {path.relative_to(SOURCE_ROOT): path.read_bytes() for path in PACKAGE.rglob("*_pb2.py*")}
     return sorted(path for path in wanted.keys() | present.keys() if wanted.get(path) != present.get(path))
 
 
 def write() -> list[Path]:
-    """Bring the generated files up to date; the answer is what was changed."""
+    """Bring the generated files up to date; return those that were changed.
+
+    Raises:
+        GenerateError: as `generate`.
+    """
     wanted = generate()
     changed = stale()
     for path in changed:
@@ -93,7 +101,9 @@ def write() -> list[Path]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE, cwd=SOURCE_ROOT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROTOC_TIMEOUT_S, cwd=SOURCE_ROOT, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GenerateError(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
@@ -102,6 +112,7 @@ def _run(command: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    """Write or check; return the exit status."""
     if arguments not in ([], ["--check"]):
         sys.stderr.write("usage: python -m tools.generate_protocols [--check]\n")
         return 2

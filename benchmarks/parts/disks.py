@@ -1,6 +1,6 @@
-"""A disk of the host's in a container, read and written in sequence, past the guest's page cache.
+"""A disk of the host in a container, read and written in sequence, bypassing the guest's page cache.
 
-QEMU alone is our machine and agent without a sandbox; the disk is the same one, plugged in the same way.
+QEMU alone has the same VM and agent without a sandbox; the same disk is hot-plugged in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WAYS = {
     "write": _DD + " if=/dev/zero of={disk} oflag=direct conv=fsync",
     "read": _DD + " if={disk} of=/dev/null iflag=direct",
 }
-#: Where the guest has the only disk besides its root.
+#: The node of the only disk besides the guest's root.
 _IN_GUEST = "/dev/vdb"
 
 
@@ -42,13 +42,13 @@ def measure(stage: Stage) -> None:
                 name: partial(_in_container, stage, options, disk, command)
                 for name, options in stage.contenders.items()
             }
-            actions["bare qemu"] = partial(_in_machine, stage, disk, command)
+            actions["bare qemu"] = partial(_in_bare_vm, stage, disk, command)
             stage.record(f"{way} {_MEGABYTES} MB", "MB/s", alternate(min(stage.runs, _MAX_RUNS), actions))
 
 
 @contextmanager
 def _disk(directory: Path) -> Iterator[str]:
-    """A loop device on a file whose blocks are there."""
+    """A loop device on a file whose blocks are allocated."""
     image = directory / "disk.img"
     with image.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, _MEGABYTES << 20)
@@ -64,13 +64,13 @@ def _disk(directory: Path) -> Iterator[str]:
 
 
 def _script(command: str, disk: str) -> str:
-    """Once for practice, then a piece and all of it, against the machine's own clock of hundredths of a second."""
+    """Run the command once to warm up, then on one MB and on all, with the guest's clock, in 10 ms, in between."""
     piece, whole = (command.format(disk=disk, count=count) for count in (1, _MEGABYTES))
     return f"{whole} && {_CLOCK} && {piece} && {_CLOCK} && {whole} && {_CLOCK}"
 
 
 def _rate(said: str) -> float:
-    """MB/s by the three times that the script has written, without what it takes to load `dd` over 9p."""
+    """Return MB/s for the three times that the script has printed, without the time to load `dd` over 9p."""
     begin, between, end = (float(word) for word in said.split())
     return ((_MEGABYTES - 1) << 20) / 1_000_000 / ((end - between) - (between - begin))
 
@@ -84,7 +84,7 @@ def _in_container(stage: Stage, options: tuple[str, ...], disk: str, command: st
     )
 
 
-def _in_machine(stage: Stage, disk: str, command: str) -> float:
+def _in_bare_vm(stage: Stage, disk: str, command: str) -> float:
     fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
     try:
         return _rate(run_bare(default_plan(stage.directory), _script(command, _IN_GUEST), partial(_plug, fd)))
@@ -92,6 +92,6 @@ def _in_machine(stage: Stage, disk: str, command: str) -> float:
         os.close(fd)
 
 
-async def _plug(fd: int, machine: VirtualMachine, agent: AgentClient) -> None:
-    """Give the machine the disk, and wait until the guest has it."""
-    await machine.plug(BlockDevice(id="disk0", fd=fd))
+async def _plug(fd: int, vm: VirtualMachine, agent: AgentClient) -> None:
+    """Hot-plug the disk, and wait until the guest has it."""
+    await vm.plug(BlockDevice(id="disk0", fd=fd))

@@ -1,6 +1,6 @@
-"""Files of a container, over each way that they can come: what the way costs, and how fast files are.
+"""Files of a container over 9p, over virtio-fs and on a disk: start, memory, and how fast files are.
 
-By scripts for a shell in it that stays: an exec for each would cost more than what is measured.
+Scripts run in one shell per container: an exec for each would take longer than what is measured.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _STAT = f"[ $(find many -type f -size -9 | wc -l) = {_FILES} ]"
 _READ = f"[ $(find many -type f -exec cat {{}} + | wc -l) = {_FILES} ]"
 _PACK = "tar -cf packed.tar few"
 _UNPACK = f"mkdir unpacked && tar -xf packed.tar -C unpacked && [ $(ls unpacked/few | wc -l) = {_PACKED} ]"
-#: With what the container wrote on its way to the disk, not in the guest's memory.
+#: Flushed, so that the data is not just in the guest's memory.
 _WRITE_BIG = f"dd if=/dev/zero of=big bs=1000000 count={_MEGABYTES} conv=fsync 2>/dev/null"
 _READ_BIG = "dd if=big of=/dev/null bs=1000000 2>/dev/null"
 
 
 class Shell:
-    """A shell in a container that takes one command after the other."""
+    """A shell in a container that runs one script after the other."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -46,24 +46,24 @@ class Shell:
 
         Raises:
             Internal: it failed.
-            DeadlineExceeded: it takes too long.
+            DeadlineExceeded: it did not end in time.
         """
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{{ {script}; }}; echo $?\n".encode())
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], _TIMEOUT_S)[0]:
-            raise DeadlineExceeded(f"no end after {_TIMEOUT_S:.0f} s of: {script}")
+            raise DeadlineExceeded(f"script did not end within {_TIMEOUT_S:.0f} s: {script}")
         if (said := self._process.stdout.readline()) != b"0\n":
-            raise Internal(f"status {said.decode(errors='replace').strip() or 'unknown'} of: {script}")
+            raise Internal(f"script ended with status {said.decode(errors='replace').strip() or 'unknown'}: {script}")
 
     def seconds(self, script: str) -> float:
-        """Seconds that a script takes, as seen from the host."""
+        """Return the seconds that a script takes, by the host's clock."""
         return timed(lambda: self.run(script))
 
 
 _DISK_MIB = 512
-#: Where a container has the disk; the others are measured in their root file system.
+#: Mount points of disks; the others are measured in their root file system.
 _PLACES = {"kata, on a disk": "/data"}
 
 
@@ -102,7 +102,7 @@ def measure(stage: Stage) -> None:
 
 
 def _ways(stage: Stage) -> dict[str, tuple[str, ...]]:
-    """The contenders, and the other ways that files come to the first."""
+    """Return the contenders, and kata with other kinds of file systems."""
     if "kata" not in stage.contenders:
         return dict(stage.contenders)
     ours = stage.contenders["kata"]

@@ -1,4 +1,4 @@
-"""Memory of idle sandboxes, at several numbers of them: what they share weighs less the more there are."""
+"""Memory of idle sandboxes, for several numbers of them, as they share more the more there are."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
-from benchmarks.bare import bare_machine, default_plan, template_of
+from benchmarks.bare import bare_vm, default_plan, template_of
 from benchmarks.processes import processes, pss_by_kind, pss_mib
 from benchmarks.stage import Stage
 from tests.support.containerd import unique_id
 
 _COUNTS = (1, 5, 20, 50, 100)
 _BARE_COUNTS = (1, 5)
-#: Idle is what is measured.
+#: Until a new sandbox is idle.
 _SETTLE_S = 3.0
 _TOTAL = "idle sandbox"
 
@@ -43,7 +43,7 @@ def _sandboxes(stage: Stage, contender: str) -> None:
 
 
 def _record(stage: Stage, contender: str, containers: list[str]) -> None:
-    """Each sandbox as a whole, then by kind of process."""
+    """Record each sandbox as a whole, then by kind of process."""
     pids = processes(stage.containerd.shims())
     each = [pss_by_kind(pids[container]) for container in containers]
     stage.record(_TOTAL, "MiB", {contender: tuple(sum(kinds.values()) for kinds in each)}, len(containers))
@@ -53,7 +53,7 @@ def _record(stage: Stage, contender: str, containers: list[str]) -> None:
 
 
 def _bare(stage: Stage) -> None:
-    """QEMU gone on from the same template: what the machine alone takes."""
+    """QEMU alone, restored from the same template."""
     plan = default_plan(stage.directory)
     with template_of(plan) as saved, ExitStack() as stack:
         pids: list[int] = []
@@ -61,7 +61,7 @@ def _bare(stage: Stage) -> None:
             if count > stage.sandboxes:
                 break
             while len(pids) < count:
-                pids.append(stack.enter_context(bare_machine(plan, saved))[0])
+                pids.append(stack.enter_context(bare_vm(plan, saved))[0])
             time.sleep(_SETTLE_S)
             values = tuple(pss_mib(pid) for pid in pids)
             stage.record(_TOTAL, "MiB", {"bare qemu": values}, count)

@@ -1,6 +1,6 @@
-"""TCP between the host and a machine on a bridge: a container on a CNI network, and QEMU with a tap device on it.
+"""TCP between the host and a VM on a bridge: a container on a CNI network, and QEMU with a tap device on it.
 
-QEMU alone is our machine and agent without a sandbox: its tap device is on the bridge itself, where a sandbox has a
+QEMU alone has the same VM and agent without a sandbox: its tap device is on the bridge itself, where a sandbox has a
 veth pair and traffic control in between.
 """
 
@@ -37,8 +37,8 @@ _TIMEOUT_S = 90.0
 #: Each run takes seconds.
 _MAX_RUNS = 3
 
-#: What the guest's end does. busybox's `nc` writes a kilobyte at a time, so a web server is what sends; `nc` tells that
-#: it is there, and when it has done its work.
+#: The guest's end. busybox's `nc` writes 1 KiB at a time, so a web server sends; `nc` reports that it is ready, and
+#: waits until the host has received everything.
 _TAKE = "nc {address} {port} >/dev/null </dev/null"
 _SEND = "truncate -s {bytes} /dev/shm/zeros && httpd -p 80 -h /dev/shm && " + _TAKE
 _DIRECTIONS = {"to the host": _SEND, "from the host": _TAKE}
@@ -52,7 +52,7 @@ def measure(stage: Stage) -> None:
                 name: partial(_in_container, stage, bridge, options, direction, script)
                 for name, options in stage.contenders.items()
             }
-            actions["bare qemu"] = partial(_in_machine, stage, bridge, direction, script)
+            actions["bare qemu"] = partial(_in_bare_vm, stage, bridge, direction, script)
             stage.record(f"TCP {direction}", "MB/s", alternate(min(stage.runs, _MAX_RUNS), actions, warm_up=False))
 
 
@@ -65,7 +65,7 @@ def _in_container(stage: Stage, bridge: Bridge, options: tuple[str, ...], direct
         return peer.rate()
 
 
-def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> float:
+def _in_bare_vm(stage: Stage, bridge: Bridge, direction: str, script: str) -> float:
     with _peer(bridge.gateway, direction) as peer:
         command = script.format(address=bridge.gateway, port=peer.port, bytes=_BYTES)
         (tap,) = open_tap(_TAP)
@@ -77,9 +77,9 @@ def _in_machine(stage: Stage, bridge: Bridge, direction: str, script: str) -> fl
         return peer.rate()
 
 
-async def _plug(tap: int, own: str, machine: VirtualMachine, agent: AgentClient) -> None:
-    """Give the machine an interface that is the tap device."""
-    path = await machine.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
+async def _plug(tap: int, own: str, vm: VirtualMachine, agent: AgentClient) -> None:
+    """Hot-plug a NIC on the tap device, and configure its interface."""
+    path = await vm.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
     address = types_pb2.IPAddress(family=types_pb2.v4, address=own, mask="24")
     interface = types_pb2.Interface(
         device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path
@@ -119,15 +119,19 @@ class _Peer:
             for _ in range(_MEGABYTES):
                 connection.sendall(piece)
             connection.shutdown(socket.SHUT_WR)
-            # The end comes when the other one has taken all.
+            # The other end closes when it has received everything.
             connection.recv(1)
             self._rate = _BYTES / 1_000_000 / (time.perf_counter() - begin)
 
     def rate(self) -> float:
-        """MB/s, once the connection has ended."""
+        """Wait for the end of the connection, and return MB/s.
+
+        Raises:
+            Internal: not everything was transferred.
+        """
         self._thread.join(_TIMEOUT_S)
         if not self._rate:
-            raise Internal("the connection broke before all had been carried")
+            raise Internal("the connection ended before everything was transferred")
         return self._rate
 
     def close(self) -> None:

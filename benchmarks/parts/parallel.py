@@ -1,4 +1,4 @@
-"""Many containers at the same moment."""
+"""Many containers, started together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.stage import Stage
 from kata.errors import Internal, KataError
 
 _COUNTS = (1, 5, 10, 20)
-#: Rounds of twenty take long, and many starts make each of them steady.
+#: A round of twenty takes long, and varies little because it has many starts.
 _MAX_ROUNDS = 2
 
 
@@ -33,7 +33,7 @@ def measure(stage: Stage) -> None:
 
 
 def _round(stage: Stage, options: tuple[str, ...], count: int) -> tuple[float, list[str]]:
-    """Seconds until all have ended, and what those said that failed."""
+    """Return the seconds until all have ended, and the messages of those that failed."""
 
     def one(_: int) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Pods by containerd's CRI plugin, on the network of a real CNI plugin: how fast they start."""
+"""How fast pods start, through containerd's CRI plugin and on the network of a real CNI plugin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.cri import Cri, pod_containerd
 from tests.support.images import BUSYBOX
 
 _COUNT = 10
-#: Rounds of ten pods take long, and many starts make each of them steady.
+#: A round of ten pods takes long, and varies little because it has many starts.
 _MAX_ROUNDS = 3
 
 
@@ -47,7 +47,7 @@ def _pods(stage: Stage) -> Iterator[dict[str, Cri]]:
 
 
 def _start(cri: Cri, count: int) -> float:
-    """Seconds until a container runs in each of so many pods."""
+    """Return the seconds until a container runs in each of `count` pods."""
     with ExitStack() as stack:
 
         def start(name: str) -> None:

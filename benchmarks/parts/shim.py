@@ -1,4 +1,4 @@
-"""The shim's executable, run by hand as containerd runs it; and the memory of the one that stays."""
+"""The shim's executable, run as containerd runs it, and the memory of a shim that serves a container."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kata.errors import Internal, NotFound
 from kata.shim.launcher import NAME
 from tests.support.rawshim import RawShim
 
-#: Executables next to our own, by contender.
+#: The executables of other contenders' shims.
 _OTHERS = {"runc": "containerd-shim-runc-v2"}
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 #: A shim starts in a twentieth of a second, so many runs cost little.
@@ -28,7 +28,7 @@ def measure(stage: Stage) -> None:
 
 
 async def _processes(stage: Stage, names: list[str]) -> None:
-    """`start` and `delete` as whole processes. `delete` finds what a shim leaves that was killed."""
+    """Measure `start` and `delete` as whole processes; `delete` finds what a killed shim has left behind."""
     runs = max(_MIN_RUNS, 3 * stage.runs)
     start: dict[str, list[float]] = {name: [] for name in names}
     delete: dict[str, list[float]] = {name: [] for name in names}
@@ -45,7 +45,7 @@ async def _processes(stage: Stage, names: list[str]) -> None:
 
 
 def _shim(contender: str) -> RawShim:
-    """Bundles for a contender's shim; another one than ours takes the place of the launcher."""
+    """Return bundles for a contender's shim, which replaces the launcher unless it is this project's."""
     shim = RawShim("bench", _ENVIRONMENT)
     if contender in _OTHERS:
         executable = shutil.which(_OTHERS[contender])
@@ -59,7 +59,7 @@ def _shim(contender: str) -> RawShim:
 
 def _once(shim: RawShim) -> tuple[float, float]:
     container = shim.bundle("true")
-    # runc's shim writes that with Create and its `delete` wants it; empty is the runtime by default.
+    # runc's shim writes this file in Create, and its `delete` needs it; empty means the default runtime.
     (shim.path(container) / "runtime").touch()
     started = timed(lambda: shim.start(container))
     shim.kill(container)
@@ -73,7 +73,7 @@ def _once(shim: RawShim) -> tuple[float, float]:
 
 
 def _resident(stage: Stage) -> None:
-    """Of shims that have a running container."""
+    """Measure the resident memory of shims with a running container."""
     measured: dict[str, list[float]] = {name: [] for name in stage.contenders}
     for _, name in turns(min(stage.runs, 3), stage.contenders):
         with stage.running(name) as container:

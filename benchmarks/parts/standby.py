@@ -1,7 +1,7 @@
-"""`ctr run --rm` of `true` with a machine in standby each time.
+"""`ctr run --rm` of `true` with a VM in standby each time.
 
-A part of its own: while there is a pool, every start takes a machine out of it. Each run waits until one is ready again
-and the pool has come to rest, as it does on a node that does not start containers back to back.
+A part of its own, because while a pool runs every start takes a VM from it. Each run waits until the next VM is ready
+and the pool is idle, as on a node that does not start containers back to back.
 """
 
 from __future__ import annotations

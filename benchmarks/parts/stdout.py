@@ -1,6 +1,6 @@
 """Standard output of a container, through containerd's FIFO and `ctr` into a pipe.
 
-The clock starts at the first byte and stops at the last: how long a start takes is another part's question.
+The clock starts at the first byte and stops at the last, so the start is not included.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def _rate(stage: Stage, options: tuple[str, ...]) -> float:
         seconds = time.perf_counter() - begin
         _, said = process.communicate(timeout=60)
         if first + rest != _BYTES or process.returncode != 0:
-            raise Internal(f"{first + rest} bytes of {_BYTES}, status {process.returncode}: {said.decode()[-500:]}")
+            raise Internal(
+                f"ctr run ended with status {process.returncode} after {first + rest} of {_BYTES} bytes: "
+                f"{said.decode()[-500:]}"
+            )
         return rest / 1_000_000 / seconds
     finally:
         if process.poll() is None:

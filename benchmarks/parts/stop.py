@@ -1,7 +1,7 @@
-"""The end of a container that runs: kill, wait, remove.
+"""The end of a running container: kill, wait, remove.
 
-`ctr` has no command that waits. But a `ctr run --rm` in the foreground waits without polling, and then removes task and
-container: the time is from the start of `ctr task kill` to the end of that.
+`ctr` has no command that waits, but a `ctr run --rm` in the foreground waits without polling, and then removes task and
+container. The time is from the start of `ctr task kill` to the end of `ctr run`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.containerd import unique_id
 
 _START_S = 60.0
 _END_S = 60.0
-#: After a start, so that nothing of that is still going on when the clock starts.
+#: After a start, so that it is over when the clock starts.
 _SETTLE_S = 0.5
 
 
@@ -60,6 +60,6 @@ def _wait_for(stage: Stage, container: str, waiter: subprocess.Popen[bytes]) -> 
             if line.split()[0] == container and line.split()[-1] == "RUNNING":
                 return
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"container {container} does not run after {_START_S:.0f} s")
+            raise DeadlineExceeded(f"container {container} is not running after {_START_S:.0f} s")
         time.sleep(0.05)
     raise Internal(f"container {container} ended before it was killed: {waiter.communicate()[1].decode()[-500:]}")

@@ -1,4 +1,4 @@
-"""A pod's network made by real CNI plugins, as containerd's CRI plugin makes it: by bridge, or by macvlan.
+"""A pod's network, made by real CNI plugins as containerd's CRI plugin makes it: by bridge or by macvlan.
 
 Reference: the CNI specification, 1.0.0, sections 1 (configuration) and 2 (execution protocol).
 """
@@ -18,11 +18,11 @@ from typing import Any
 from kata.errors import FailedPrecondition
 from kata.runtime.network import cni
 
-#: Where Debian's containernetworking-plugins has them.
+#: Installed by Debian's containernetworking-plugins.
 PLUGINS = Path("/usr/lib/cni")
 _NETNS = Path("/run/netns")
 _TIMEOUT_S = 20.0
-#: 10.224.0.0/12 in networks of 256.
+#: The /24 networks of 10.224.0.0/12.
 _SUBNET_BASE, _SUBNETS = 224, 16 * 256
 
 
@@ -31,8 +31,9 @@ class Pod:
     """A network namespace with an interface eth0.
 
     Attributes:
+        name: of the pod, and of the namespace for ip-netns(8).
         netns: the path of the namespace.
-        addresses: those that the plugin gave, without the length of the prefix, in its order.
+        addresses: assigned by the plugin, without prefix lengths, in its order.
     """
 
     name: str
@@ -51,10 +52,11 @@ class Network:
         self._config = config
 
     def write(self, directory: Path, *chained: Mapping[str, Any]) -> None:
-        """Write the configuration for somebody else who runs the plugins, containerd for one.
+        """Write the configuration for another program that runs the plugins, such as containerd.
 
         Args:
-            chained: plugins that come after the network's own.
+            directory: of configurations.
+            chained: plugins that run after the network's own.
         """
         network = {key: value for key, value in self._config.items() if key not in ("cniVersion", "name")}
         whole = {
@@ -87,10 +89,11 @@ class Bridge(Network):
     Args:
         name: the bridge's, at most 15 characters.
         directory: for the plugin's records.
+        mtu: of the pods' interfaces, in bytes.
 
     Attributes:
-        subnet: the first three numbers of its IPv4 network of 256, as "10.231.77"; IPv6 is fd00:X:Y:Z::/64 of them.
-        taken: the plugin's record of the addresses in use: a file for each, called as the address is.
+        subnet: the first three numbers of its IPv4 /24, such as "10.231.77"; its IPv6 network is fd00:10:231:77::/64.
+        taken: the plugin's record of the addresses in use: a file for each, with the address as its name.
     """
 
     def __init__(self, name: str, directory: Path, *, mtu: int = 1500) -> None:
@@ -124,11 +127,13 @@ class Bridge(Network):
 
 
 class Macvlan(Network):
-    """Pods side by side on one interface, each with a hardware address of its own. A context manager.
+    """Pods on one interface, each with its own hardware address. A context manager.
 
-    The interface is made for it, one end of a veth pair: what is put on it reaches the other pods, and nobody else.
+    The interface is one end of a new veth pair, so packets reach the other pods only.
 
-    Args: as of `Bridge`.
+    Args:
+        name: the interface's, at most 14 characters.
+        directory: for the plugin's records.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -160,10 +165,13 @@ class Macvlan(Network):
 
 
 def _free_subnet(name: str) -> str:
-    """A network of the name's own that the host does not reach otherwise.
+    """Return a /24 network, by the name, to which the host has no route yet.
 
-    Two runs of the tests at once, or one after another that was killed, would share a fixed one: the host then reaches
-    the pods of the older bridge only.
+    A fixed one would be shared by two test runs at once, or with one that was killed: the host then reaches only the
+    pods of the older bridge.
+
+    Raises:
+        FailedPrecondition: all are in use.
     """
     taken = subprocess.run(["ip", "route", "show"], check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
     first = zlib.crc32(name.encode())
@@ -171,7 +179,7 @@ def _free_subnet(name: str) -> str:
         subnet = f"10.{_SUBNET_BASE + number % _SUBNETS // 256}.{number % 256}"
         if f"{subnet}.0/24 " not in taken.stdout:
             return subnet
-    raise FailedPrecondition("test network: all subnets are taken")
+    raise FailedPrecondition("test network: all subnets are in use")
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

@@ -1,10 +1,9 @@
-"""A containerd of one's own: for tests, the demonstration and the benchmark.
+"""A private containerd: for tests, the demonstration and the benchmark.
 
-It shares nothing with a containerd that the host may run but /run/containerd/s, where the names of the shims' sockets
-are hashes of, among other things, the address of the containerd that asked. The CRI plugin is off unless asked for:
-what is mostly wanted here is the runtime contract, spoken by `ctr`.
+With the host's containerd it shares only /run/containerd/s, where the names of the shims' sockets are hashes that
+include containerd's address. The CRI plugin is off by default, since most tests use the runtime through `ctr`.
 
-Not here: images to run (`tests.support.images`) and the check for leftovers (`tests.support.leaks`).
+Images are in `tests.support.images`, the check for leftovers is in `tests.support.leaks`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
 
-#: The runtime's name for `ctr run --runtime`: containerd makes the name of the executable from its last two parts.
+#: The runtime's name for `ctr run --runtime`; its last two parts name the executable.
 RUNTIME = "io.containerd.kata.v2"
 
 _PARENT = "/tmp"
@@ -41,7 +40,7 @@ _TERM_S = 5.0
 _KILL_S = 5.0
 _POLL_S = 0.02
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: Of the caller's environment only these reach the shim.
+#: Variables of the caller that are passed on to the shim.
 _PASSED_ON = ("KATA_CONF_FILE", "KATA_IMAGES")
 
 _CONFIG = """\
@@ -70,7 +69,7 @@ disabled_plugins = [
 """
 
 
-#: With it containerd serves Kubernetes' interface, too: pods by the runtime handlers "kata" and "runc".
+#: Enables the CRI plugin, with the runtime handlers "kata" and "runc".
 _CRI = """
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
@@ -96,8 +95,9 @@ class CriOptions:
     """What the CRI plugin needs.
 
     Attributes:
-        pause: name of the image of a pod's own container.
-        plugins, networks: directories of CNI plugins and of their configuration.
+        pause: name of the image of a pod's pause container.
+        plugins: directory of CNI plugins.
+        networks: directory of CNI configurations.
     """
 
     pause: str
@@ -106,23 +106,23 @@ class CriOptions:
 
 
 class PrivateContainerd:
-    """A running containerd; a context manager that leaves nothing behind, whatever happened to its containers.
+    """A running containerd; a context manager that leaves nothing behind, whatever has happened to its containers.
 
-    To be started from a thread that lives as long as it should: it dies with that thread.
+    It is killed when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
 
     Args:
-        environment: more variables for containerd and so for the shims; wins over what is passed on by default.
+        environment: more variables for containerd and so for the shims; overrides what is passed on by default.
         debug: whether containerd and the shims log debug messages.
         namespace: containerd's, for all that `ctr` does here.
-        cri: serve Kubernetes' interface, too.
+        cri: enables the CRI plugin.
 
     Attributes:
-        directory: everything it has on disk; short, because socket paths have 108 bytes.
+        directory: everything it has on disk; short, because a socket path has room for 108 bytes (unix(7)).
         bundle_root: where containerd 1.6 keeps the bundles of this namespace.
 
     Raises:
         NotFound: containerd or ctr is not installed.
-        FailedPrecondition: it does not come up; the end of its log is in the message.
+        FailedPrecondition: it does not start; the message has the end of its log.
     """
 
     def __init__(
@@ -173,11 +173,15 @@ class PrivateContainerd:
 
     @property
     def pid(self) -> int:
-        """containerd's process id; 0 while it does not run."""
+        """containerd's process id; 0 while it is stopped."""
         return self._process.pid if self._process is not None else 0
 
     def start(self) -> None:
-        """Run containerd on its directory and wait until it takes calls; only needed after `stop`."""
+        """Run containerd and wait until it accepts calls; only needed after `stop`.
+
+        Raises:
+            FailedPrecondition: it ends, or does not accept calls in time.
+        """
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self._config)],
@@ -195,7 +199,7 @@ class PrivateContainerd:
                 self._process = None
                 raise FailedPrecondition(f"containerd ended with status {status}: {self.log_tail(5)}")
             if time.monotonic() > deadline:
-                raise FailedPrecondition(f"containerd takes no calls after {_START_S:.0f} s: {self.log_tail(5)}")
+                raise FailedPrecondition(f"containerd does not accept calls after {_START_S:.0f} s: {self.log_tail(5)}")
             time.sleep(_POLL_S)
 
     def _listens(self) -> bool:
@@ -208,7 +212,7 @@ class PrivateContainerd:
         return True
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End containerd itself; the shims and their containers live on, as they do when containerd is upgraded."""
+        """Stop containerd itself; shims and containers keep running, as when containerd is upgraded."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -225,20 +229,20 @@ class PrivateContainerd:
         self.start()
 
     def log_text(self) -> str:
-        """All that containerd and the shims have logged."""
+        """Return the log of containerd and the shims."""
         try:
             return self.log_file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 
     def log_tail(self, lines: int = 30) -> str:
-        """The last lines of the log, joined by " | ", for an error message."""
+        """Return the last lines of the log, joined by " | ", for an error message."""
         return " | ".join(self.log_text().strip().splitlines()[-lines:])
 
     # ------------------------------------------------------------------------------------------------------------- ctr
 
     def ctr_command(self, *arguments: str) -> list[str]:
-        """The command line of a ctr that talks to this containerd."""
+        """Return the command line of a `ctr` for this containerd."""
         return [self._ctr, "--address", str(self.address), "--namespace", self.namespace, *arguments]
 
     def ctr(
@@ -247,6 +251,7 @@ class PrivateContainerd:
         """Run ctr to its end.
 
         Args:
+            arguments: of ctr.
             input: its standard input; None is /dev/null.
             timeout: seconds, after which ctr is killed.
             check: whether a status other than 0 is an error.
@@ -255,8 +260,8 @@ class PrivateContainerd:
             Status and output; bytes that are not UTF-8 are surrogates (`encode("utf-8", "surrogateescape")`).
 
         Raises:
-            DeadlineExceeded: it took longer.
-            Internal: `check` is set and it failed.
+            DeadlineExceeded: it did not end in time.
+            Internal: it failed, and `check` is set.
         """
         what = f"ctr {' '.join(arguments)}"
         try:
@@ -272,7 +277,7 @@ class PrivateContainerd:
         except subprocess.TimeoutExpired as error:
             said = _text((error.stdout or b"") + (error.stderr or b"")).strip()
             raise DeadlineExceeded(
-                f"{what} did not end within {timeout:.0f} s; it said: {said[-500:]!r}; containerd's log ends with: "
+                f"{what} did not end within {timeout:.0f} s; its output: {said[-500:]!r}; containerd's log ends with: "
                 f"{self.log_tail(10)}"
             ) from None
         if check and done.returncode != 0:
@@ -284,30 +289,30 @@ class PrivateContainerd:
         return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
     def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
-        """Import and unpack an image archive; returns the names of its images."""
+        """Import and unpack an image archive; return the names of its images."""
         done = self.ctr("images", "import", str(archive), timeout=timeout)
         return re.findall(r"^unpacking (\S+) ", done.stdout, flags=re.MULTILINE)
 
     # ------------------------------------------------------------------------------------------------------------- end
 
     def shims(self) -> dict[int, str]:
-        """The living shims of this containerd, of any runtime: process id to sandbox id."""
+        """Return the running shims of this containerd, of any runtime: sandbox id by process id."""
         return dict(_shims_of(str(self.address)))
 
-    def kill_sandbox(self, sandbox_id: str, *, shim: bool, machine: bool) -> bool:
-        """SIGKILL a sandbox's shim, its virtual machine, or both; returns whether anything asked for was there."""
+    def kill_sandbox(self, sandbox_id: str, *, shim: bool, vm: bool) -> bool:
+        """Send SIGKILL to a sandbox's shim, to its VM, or to both; return whether there was such a process."""
         victims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id]
-        if machine:
+        if vm:
             victims += processes_of(f"{STATE_ROOT}/{sandbox_id}")
         for pid in victims:
             _signal(pid, signal.SIGKILL)
         return bool(victims)
 
     def close(self) -> None:
-        """End the tasks, containerd, its shims and their machines, and remove the directory. Idempotent."""
+        """End tasks, containerd, its shims and their VMs, and remove the directory. Idempotent."""
         if self._process is not None:
             self._delete_tasks()
-        # What is left is ended by force; containerd first, since it would clean up after its shims at the same time.
+        # The rest is killed; containerd first, because it would clean up after its shims at the same time.
         self.stop()
         _clear(self.directory)
         if self._lock is not None:
@@ -315,21 +320,21 @@ class PrivateContainerd:
             self._lock = None
 
     def _delete_tasks(self) -> None:
-        """The gentle way, which gives back what runtimes of any kind hold."""
+        """Delete tasks regularly, so that runtimes of any kind release what they hold."""
         try:
             for task in self.ctr("tasks", "ls", "--quiet", check=False, timeout=_CTR_S).stdout.split():
                 self.ctr("tasks", "delete", "--force", task, check=False, timeout=_CTR_S)
         except DeadlineExceeded:
-            pass  # a shim or containerd hangs: force ends them
+            pass  # a shim or containerd hangs, and is killed
 
 
 def unique_id(prefix: str) -> str:
-    """An id that no other sandbox on this machine has: the state directories of all containerds lie side by side."""
+    """Return an id that is unique on this host, where sandboxes of all containerds share one directory of states."""
     return f"{prefix}-{secrets.token_hex(4)}"
 
 
 def _clear(directory: Path) -> None:
-    """Give back by force what is left of a containerd that has ended: shims, their sandboxes, mounts, files."""
+    """Release what a containerd that has ended has left behind: shims, their sandboxes, mounts, files."""
     address = str(directory / "c.sock")
     shims = dict(_shims_of(address))
     for number, wait_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
@@ -343,14 +348,14 @@ def _clear(directory: Path) -> None:
 
 
 def _clear_abandoned() -> None:
-    """Give back what others left that were killed: nobody holds the lock any more."""
+    """Release what killed test runs have left behind: no process holds the lock on their directories."""
     for directory in Path(_PARENT).glob(f"{_PREFIX}*"):
         try:
             if directory.lstat().st_uid != os.geteuid():
                 continue
             held = lock.acquire(directory / _LOCK, flags=0)
         except OSError:
-            continue  # just being made, or just removed
+            continue  # being created or removed
         if held is None:
             continue  # in use
         try:
@@ -400,14 +405,14 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def _release(sandbox_id: str) -> None:
-    """Give back what a sandbox held whose shim had to be killed."""
+    """Release what a sandbox held whose shim was killed."""
     directory = f"{STATE_ROOT}/{sandbox_id}"
     if not os.path.isdir(directory):
         return
     try:
         Ledger(directory, wait_s=_KILL_S).release()
     except Locked:
-        pass  # somebody else's sandbox of that name
+        pass  # another sandbox with that id
 
 
 def _unmount_beneath(directory: Path) -> None:

@@ -1,6 +1,6 @@
-"""Pods by containerd's CRI plugin, as a kubelet has them; with defaults for what a test does not care about.
+"""Pods through containerd's CRI plugin, as a kubelet makes them, with defaults for what a test does not set.
 
-Reference: the container runtime interface, runtime.v1 (`kata/protocols/cri.proto` has the part that is used).
+Reference: the Container Runtime Interface, runtime.v1 (`kata/protocols/cri.proto` has the part that is used).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.containerd import CriOptions, PrivateContainerd
 from tests.support.images import busybox_archive
 from tests.support.waiting import eventually
 
-#: The image of a pod's own container.
+#: The image of a pod's pause container.
 _PAUSE = "docker.io/library/pause:latest"
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
@@ -31,7 +31,7 @@ _CHANNELS = Subprotocol("v4.channel.k8s.io")
 
 @dataclass(frozen=True)
 class Done:
-    """What a command in a container said, and its status."""
+    """The output of a command in a container, and its exit status."""
 
     stdout: str
     stderr: str
@@ -39,7 +39,7 @@ class Done:
 
 
 class Cri:
-    """A connection to the CRI plugin. A context manager, which waits until runtime and network are ready.
+    """A client of the CRI plugin. A context manager, which waits until runtime and network are ready.
 
     Args:
         address: containerd's socket.
@@ -68,14 +68,14 @@ class Cri:
         self._channel.close()
 
     def call(self, method: str, **fields: Any) -> Any:
-        """Make a call with the request's fields. Raises grpc.RpcError."""
+        """Make a call with the request's fields; return the response. Raises grpc.RpcError."""
         rpc = self._rpcs[method]
         request = getattr(pb, rpc.input_type.name)(**fields)
-        answer = getattr(pb, rpc.output_type.name)
+        response = getattr(pb, rpc.output_type.name)
         call = self._channel.unary_unary(
             f"/{rpc.containing_service.full_name}/{method}",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
+            response_deserializer=response.FromString,
         )
         return call(request, timeout=_TIMEOUT_S)
 
@@ -117,13 +117,13 @@ class Pod:
 
     @property
     def addresses(self) -> list[str]:
-        """IP addresses, the first one first."""
+        """IP addresses, the primary one first."""
         network = self._cri.call("PodSandboxStatus", pod_sandbox_id=self.id).status.network
         return [network.ip, *(one.ip for one in network.additional_ips)]
 
     @contextmanager
     def forward(self, port: int) -> Iterator[Forwarded]:
-        """A connection to a port of the pod by way of containerd's streaming server, as a kubelet makes it."""
+        """A connection to a port of the pod through containerd's streaming server, as a kubelet makes it."""
         url = self._cri.call("PortForward", pod_sandbox_id=self.id, port=[port]).url
         with _channels(f"{url}?port={port}") as channels:
             yield Forwarded(channels, port)
@@ -138,13 +138,20 @@ class Pod:
         image: str = "",
         **fields: Any,
     ) -> Container:
-        """A container that is not started; `fields` are further ones of ContainerConfig.
+        """Create a container without starting it.
 
-        Without a command it sleeps, or, if it has an image of its own, does what that says.
+        Args:
+            command: by default the image's command, or sleep for the default image.
+            env: environment variables.
+            mounts: of the CRI.
+            resources: limits.
+            security: its security context; by default with a pid namespace of its own.
+            image: by default that of `Cri`.
+            fields: more fields of ContainerConfig.
         """
         self._made += 1
         security = security or pb.LinuxContainerSecurityContext()
-        # The kubelet's choice for a pod that says nothing.
+        # The kubelet's default.
         if not security.HasField("namespace_options"):
             security.namespace_options.pid = pb.CONTAINER
         config = pb.ContainerConfig(
@@ -165,13 +172,13 @@ class Pod:
         return Container(self._cri, container_id, self._logs / f"{self._made}.log")
 
     def run(self, *command: str, **options: Any) -> Container:
-        """A started container; options as `create`."""
+        """Create and start a container; options as of `create`."""
         container = self.create(*command, **options)
         container.start()
         return container
 
     def output(self, *command: str, **options: Any) -> str:
-        """What a container that runs `command` to its end writes; it has to end with 0, and is removed."""
+        """Run `command` in a container to its end and return its output; it has to exit with 0, and is removed."""
         container = self.run(*command, **options)
         status = container.wait()
         log = container.log()
@@ -181,7 +188,7 @@ class Pod:
 
 
 class Channels:
-    """Kubernetes' channels over a WebSocket: the first byte of each message is a channel's number."""
+    """Kubernetes' channels over a WebSocket (v4.channel.k8s.io): a message begins with its channel's number, a byte."""
 
     def __init__(self, websocket: Connection) -> None:
         self._websocket = websocket
@@ -190,7 +197,7 @@ class Channels:
         self._websocket.send(bytes([channel]) + data)
 
     def receive(self) -> tuple[int, bytes]:
-        """The next message's channel and content; those without content are passed over."""
+        """Return the channel and content of the next message that is not empty."""
         while True:
             message = self._websocket.recv(timeout=_TIMEOUT_S)
             assert isinstance(message, bytes)
@@ -211,7 +218,7 @@ class Forwarded:
         self._channels.send(0, data)
 
     def receive(self, size: int) -> bytes:
-        """At least so many bytes. Raises ConnectionError with the error's text."""
+        """Return at least `size` bytes. Raises ConnectionError for a message on the error channel."""
         data = b""
         while len(data) < size:
             channel, piece = self._channels.receive()
@@ -222,7 +229,7 @@ class Forwarded:
 
 
 class Attached:
-    """A container's streams: channel 0 for its input, 1 and 2 for its output and errors, 3 for what goes wrong."""
+    """A container's streams: channel 0 is standard input, 1 standard output, 2 standard error, and 3 is for errors."""
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
@@ -231,7 +238,7 @@ class Attached:
         self._channels.send(0, data)
 
     def receive(self, size: int) -> tuple[bytes, bytes]:
-        """So many bytes in all, of output and errors."""
+        """Return at least `size` bytes in total, of standard output and standard error."""
         said = {1: b"", 2: b""}
         while sum(map(len, said.values())) < size:
             channel, piece = self._channels.receive()
@@ -253,7 +260,7 @@ class Container:
         self._cri.call("StartContainer", container_id=self.id)
 
     def stop(self, timeout: int = 0) -> None:
-        """Ask it to end, and kill it after `timeout` seconds."""
+        """Send its stop signal, and SIGKILL after `timeout` seconds."""
         self._cri.call("StopContainer", container_id=self.id, timeout=timeout)
 
     def remove(self) -> None:
@@ -265,7 +272,7 @@ class Container:
         return found
 
     def wait(self, timeout: float = 60.0) -> pb.ContainerStatus:
-        """Its status once it has ended."""
+        """Wait for its end; return its status."""
         return eventually(
             lambda: self.status,
             "the container's end",
@@ -274,25 +281,26 @@ class Container:
         )
 
     def exec(self, *command: str, timeout: int = 30) -> Done:
-        """Run a command in it to its end. Raises grpc.RpcError, DEADLINE_EXCEEDED for one."""
-        answer = self._cri.call("ExecSync", container_id=self.id, cmd=command, timeout=timeout)
-        return Done(answer.stdout.decode(errors="replace"), answer.stderr.decode(errors="replace"), answer.exit_code)
+        """Run a command in it to its end. Raises grpc.RpcError, with DEADLINE_EXCEEDED after `timeout` seconds."""
+        response = self._cri.call("ExecSync", container_id=self.id, cmd=command, timeout=timeout)
+        output, errors = (stream.decode(errors="replace") for stream in (response.stdout, response.stderr))
+        return Done(output, errors, response.exit_code)
 
     @contextmanager
     def attach(self) -> Iterator[Attached]:
-        """Its streams by way of containerd's streaming server, as a kubelet gets them; it has to have an input."""
+        """Its streams through containerd's streaming server, as a kubelet attaches; it needs an open standard input."""
         url = self._cri.call("Attach", container_id=self.id, stdin=True, stdout=True, stderr=True).url
         with _channels(url) as channels:
             yield Attached(channels)
 
     def sh(self, script: str) -> str:
-        """What a shell script in it writes; it has to end with 0."""
+        """Run a shell script in it and return its output; it has to exit with 0."""
         done = self.exec("sh", "-c", script)
         assert done.status == 0, done
         return done.stdout
 
     def update(self, **limits: Any) -> None:
-        """Change limits, fields of LinuxContainerResources."""
+        """Set limits: fields of LinuxContainerResources."""
         self._cri.call("UpdateContainerResources", container_id=self.id, linux=pb.LinuxContainerResources(**limits))
 
     def stats(self) -> pb.ContainerStats:
@@ -300,11 +308,11 @@ class Container:
         return found
 
     def wait_log(self, text: str, timeout: float = 30.0) -> None:
-        """Wait until it has written a text."""
+        """Wait until its log contains a text."""
         eventually(self.log, f"{text!r} in the log", lambda log: text in log, within_s=timeout)
 
     def log(self) -> str:
-        """What it has written, from the log that a kubelet would read: "TIME STREAM TAG TEXT" a line."""
+        """Return its output from the log for a kubelet, with lines of the form "TIME STREAM TAG TEXT"."""
         text = ""
         for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines():
             _, _, tag, said = line.split(" ", 3)
@@ -316,11 +324,12 @@ class Container:
 def pod_containerd(
     network: Network, directory: Path, *, plugins: Path = PLUGINS, **options: Any
 ) -> Iterator[PrivateContainerd]:
-    """A containerd that makes pods on a network, with the images that `Cri` wants of it.
+    """A containerd that makes pods on a network, with the images for `Cri`.
 
     Args:
-        plugins: directory of the CNI plugins.
+        network: of the pods.
         directory: for the images and the network's configuration.
+        plugins: directory of the CNI plugins.
         options: more of `PrivateContainerd`.
     """
     networks = directory / "net.d"

@@ -1,4 +1,4 @@
-"""What a running process has open, for tests that look while it opens and closes."""
+"""The open files of a running process, for tests that look while it opens and closes them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def open_files(pid: int | str = "self") -> dict[str, str]:
-    """The descriptors of a process and what each refers to, as /proc has it (proc_pid_fd(5)).
+    """Return the descriptors of a process and what each refers to (proc_pid_fd(5)).
 
-    One that is closed between the listing and the look is left out.
+    One that is closed in the meantime is left out.
     """
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():

@@ -1,8 +1,8 @@
-"""What programs expect of a file system, tried one by one, for a Python in a container:
+"""Checks of what programs expect from a file system, run by a Python in a container:
 
     python3 filecheck.py DIRECTORY
 
-prints a JSON object: what was tried, and true, or why not. Runs alone, on Python's standard library.
+prints a JSON object: each check, and true or why it failed. It needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _read(name: str) -> bytes:
 
 
 def _in_child(function: Callable[[], bool]) -> bool:
-    """Whether a function holds in another process."""
+    """Return the result of a function in a child process."""
     pid = os.fork()
     if not pid:
         try:

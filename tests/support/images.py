@@ -1,4 +1,4 @@
-"""Small images without a registry: busybox as an OCI archive that containerd and `kata run` take."""
+"""Small images without a registry: busybox as an OCI archive for containerd and `kata run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ _GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 
 def busybox_archive(out: Path, name: str = BUSYBOX, command: tuple[str, ...] = ("sh",)) -> Path:
-    """Write an OCI archive whose only program is busybox to `out`; returns `out`."""
+    """Write an OCI archive whose only program is busybox.
+
+    Args:
+        out: path of the archive.
+        name: see `write_oci_archive`.
+        command: the image's.
+
+    Returns:
+        `out`.
+
+    Raises:
+        NotFound: no guest image has been built.
+    """
     rootfs = out.with_name(out.name + ".rootfs")
     rootfs.mkdir(parents=True)
     try:
@@ -36,7 +48,7 @@ def busybox_archive(out: Path, name: str = BUSYBOX, command: tuple[str, ...] = (
 
 
 def busybox() -> bytes:
-    """The program: the guest image's own, which needs no libraries beside it.
+    """Return the guest image's busybox, which is statically linked.
 
     Raises:
         NotFound: no guest image has been built.
@@ -45,7 +57,11 @@ def busybox() -> bytes:
 
 
 def busybox_rootfs(directory: Path) -> None:
-    """Fill a directory with busybox and a link for each applet. Raises as of `busybox`."""
+    """Fill a directory with busybox and a link for each applet.
+
+    Raises:
+        NotFound: no guest image has been built.
+    """
     for name in ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "tmp").chmod(0o1777)
@@ -59,9 +75,12 @@ def busybox_rootfs(directory: Path) -> None:
 
 
 def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -> Path:
-    """Write an image of one layer, made from a directory, as an OCI archive; the same input gives the same bytes.
+    """Write an image with one layer, made from a directory, as an OCI archive; the same input gives the same bytes.
 
     Args:
+        rootfs: becomes the layer; all files are owned by root.
+        config: of the image.
+        out: path of the archive.
         name: the full name for containerd, such as docker.io/library/busybox:latest.
 
     Returns:

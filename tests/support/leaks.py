@@ -1,6 +1,6 @@
-"""What a sandbox may leave on the host, counted before and after: processes, mounts, sockets, files, cgroups, taps.
+"""What a sandbox may leave behind on the host: processes, mounts, sockets, state directories, cgroups, tap devices.
 
-Reads the kernel's own lists and not the project's: a leak that the project's bookkeeping does not know is the point.
+It is read from the kernel and not from the ledgers, to find leaks that no ledger has.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def assert_nothing_left(before: frozenset[str], ids: str, *, within_s: float = _
 
 @contextmanager
 def nothing_left(prefix: str) -> Iterator[None]:
-    """Around a test: what its sandboxes leave is a failure, and is given back for the sake of the next test.
+    """Fail a test if its sandboxes leave something behind, and release that before the next test.
 
     Args:
         prefix: what their ids begin with.
@@ -107,7 +107,7 @@ def _mounts(ours: re.Pattern[str]) -> Iterator[str]:
 
 
 def _sockets() -> Iterator[str]:
-    """Sockets of shims that nobody serves: their names are hashes and tell nothing."""
+    """Sockets of shims that no process serves; their names are hashes, without the sandbox's id."""
     directory = Path(SOCKET_DIR)
     for path in directory.iterdir() if directory.is_dir() else ():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# In a chroot the root is no mount point: there, what can be changed is changed.
+# In a chroot the root is not a mount point: there only /run can be changed.
 _SCRIPT = 'mount --make-rslave / 2>/dev/null || mount --make-slave /run 2>/dev/null; exec "$@"'
 
 
 def in_mount_namespace(*command: str) -> list[str]:
-    """The command line that runs `command` where its mounts do not reach the host."""
+    """Return the command line that runs `command` in a mount namespace whose mounts do not reach the host."""
     return ["unshare", "--mount", "--propagation=unchanged", "sh", "-c", _SCRIPT, "sh", *command]

@@ -1,4 +1,4 @@
-"""Debian's own programs, unpacked from their packages and not installed: images of some, and a registry."""
+"""Debian packages, unpacked without being installed: for images, and for the registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kata.osbuilder.packages import PackageCache
 from kata.runtime.images.model import ImageConfig
 from tests.support.images import busybox_rootfs, write_oci_archive
 
-#: Packages stay there from one run to the next.
+#: Packages are kept there for the next run.
 _CACHE = Path("/var/cache/kata-test")
 _TIMEOUT_S = 60.0
 
@@ -18,7 +18,7 @@ NGINX = ("nginx",)
 PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
 
-#: Named by dependencies, for what nobody does in a container of a test.
+#: Dependencies that the containers of tests do not need.
 _UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
 
 _NGINX_CONF = """\
@@ -38,7 +38,7 @@ http {
 
 
 def nginx_archive(out: Path, name: str) -> Path:
-    """nginx, serving /srv on port 80, IPv4 and IPv6. Raises Unavailable if its packages cannot be had."""
+    """Write an image with nginx, which serves /srv on port 80 over IPv4 and IPv6; return `out`. Raises as `unpack`."""
     rootfs = _rootfs(out, NGINX)
     (rootfs / "etc/nginx/nginx.conf").write_text(_NGINX_CONF)
     (rootfs / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
@@ -52,14 +52,14 @@ def nginx_archive(out: Path, name: str) -> Path:
 
 
 def python_archive(out: Path, name: str) -> Path:
-    """Python with its standard library. Raises Unavailable if its packages cannot be had."""
+    """Write an image with Python and its standard library; return `out`. Raises as `unpack`."""
     rootfs = _rootfs(out, PYTHON)
     config = ImageConfig(cmd=("/usr/bin/python3",), env=("PATH=/usr/bin:/bin",))
     return write_oci_archive(rootfs, config, out, name)
 
 
 def iptables_archive(out: Path, name: str) -> Path:
-    """iptables and ip6tables over nf_tables, and busybox. Raises Unavailable if its packages cannot be had."""
+    """Write an image with iptables and ip6tables over nf_tables, and busybox; return `out`. Raises as `unpack`."""
     rootfs = _rootfs(out, IPTABLES)
     for program in ("iptables", "ip6tables"):
         (rootfs / "usr/sbin" / program).symlink_to("xtables-nft-multi")
@@ -67,10 +67,11 @@ def iptables_archive(out: Path, name: str) -> Path:
 
 
 def unpack(directory: Path, *names: str) -> None:
-    """Unpack packages and what they depend on into a directory, without running anything of theirs.
+    """Unpack packages and their dependencies into a directory, without running maintainer scripts.
 
     Raises:
-        Unavailable, Internal: they cannot be had.
+        Unavailable: a package cannot be downloaded.
+        Internal: a package does not exist.
     """
     cache = PackageCache(_CACHE)
     try:
@@ -89,10 +90,10 @@ def unpack(directory: Path, *names: str) -> None:
 
 
 def _rootfs(out: Path, names: tuple[str, ...]) -> Path:
-    """The packages' files beside those of busybox, in a directory beside `out`."""
+    """Make a directory beside `out` with the files of busybox and of the packages."""
     rootfs = out.with_name(f"{out.name}.rootfs")
     rootfs.mkdir()
-    # Debian is merged: /bin and /lib are links, and packages have files in either place.
+    # Merged /usr: /bin and /lib are links, and packages may have files under either name.
     for directory in ("bin", "sbin", "lib", "lib64"):
         (rootfs / "usr" / directory).mkdir(parents=True)
         (rootfs / directory).symlink_to(f"usr/{directory}")

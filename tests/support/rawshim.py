@@ -1,7 +1,7 @@
-"""A shim without a containerd: the test takes containerd's part, call by call.
+"""A shim without a containerd: the test makes containerd's calls itself.
 
-For what containerd never does (nonsense, races, calls in a wrong order) and for protocols that Debian's containerd does
-not speak yet (version 2's start parameters, version 3 of the Task service).
+For what containerd never does (malformed requests, races, calls in a wrong order), and for what Debian's containerd
+does not support yet (the start parameters of containerd 2, version 3 of the Task service).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _BINARY_S = 60.0
 
 
 class RawShim:
-    """Bundles in a directory of their own and the shim binary, run by hand. A context manager.
+    """Bundles in a directory of their own, and the shim binary. A context manager.
 
     Args:
         prefix: what the ids begin with.
-        environment: of the shim; TTRPC_ADDRESS is empty unless it is in here.
+        environment: of the shim, added to PATH; without TTRPC_ADDRESS the shim publishes no events.
         wrapper: a command that runs the shim, e.g. with fewer privileges.
 
     Attributes:
@@ -71,7 +71,17 @@ class RawShim:
     def bundle(
         self, *command: str, annotations: Mapping[str, str] | None = None, spec: object = None, **options: Any
     ) -> str:
-        """Make a bundle that runs `command` in busybox, or with exactly `spec` as its config.json; returns its id."""
+        """Make a bundle.
+
+        Args:
+            command: runs in busybox; sleep by default.
+            annotations: of the spec.
+            spec: the whole config.json instead, as an object or as text; ... for a bundle without one.
+            options: of `default_spec`.
+
+        Returns:
+            The container's id.
+        """
         container_id = unique_id(self._prefix)
         path = self._bundles[container_id] = self.directory / container_id
         path.mkdir()
@@ -84,7 +94,7 @@ class RawShim:
         return container_id
 
     def path(self, container_id: str) -> Path:
-        """The bundle's directory."""
+        """Return the bundle's directory."""
         return self._bundles[container_id]
 
     def binary(self, container_id: str, action: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -119,11 +129,11 @@ class RawShim:
         return done.stdout.decode().removeprefix("unix://")
 
     def pid(self, container_id: str) -> int:
-        """The process that serves the container."""
+        """Return the id of the process that serves the container."""
         return int((self.path(container_id) / "shim.pid").read_text())
 
     def kill(self, container_id: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the shim that was started for this container, if it lives."""
+        """Send a signal to the shim that was started for this container, if it still runs."""
         try:
             pid = self.pid(container_id)
             if container_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -132,19 +142,19 @@ class RawShim:
             pass
 
     async def connect(self, socket_path: str, module: ModuleType = task_v2_pb2) -> Stub:
-        """The Task service at a socket; closed with this helper."""
+        """Connect to the Task service at a socket; the connection is closed with this helper."""
         client = await ttrpc.Client.connect_unix(socket_path)
         self._clients.append(client)
         return Stub(client, module.DESCRIPTOR.services_by_name["Task"])
 
     async def task(self, container_id: str) -> Stub:
-        """`start` and connect in one."""
+        """Run `start` and connect."""
         return await self.connect(await asyncio.to_thread(self.start, container_id))
 
     def create_request(self, container_id: str, **fields: Any) -> task_v2_pb2.CreateTaskRequest:
-        """What Create gets for a bundle of this helper, whose rootfs needs no mounts."""
+        """Return the request of Create for a bundle of this helper, whose rootfs needs no mounts."""
         return task_v2_pb2.CreateTaskRequest(id=container_id, bundle=str(self.path(container_id)), **fields)
 
     def exec_spec(self, *command: str, **more: Any) -> dict[str, Any]:
-        """An OCI process for Exec."""
+        """Return the OCI process for Exec."""
         return {"args": list(command), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}, **more}

@@ -1,4 +1,4 @@
-"""An image registry on loopback: Debian's docker-registry, with its files in a directory of the caller's."""
+"""An image registry on loopback: Debian's docker-registry, with its files in a directory of the caller."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Registry:
         directory: for its program, configuration, images and log.
 
     Attributes:
-        address: host and port, the beginning of the images' names. containerd speaks plain HTTP to loopback.
+        address: host and port, with which the images' names begin. containerd uses plain HTTP for loopback.
 
     Raises:
         FailedPrecondition: it does not start.
-        Unavailable, Internal: its package cannot be had.
+        Unavailable: its package cannot be downloaded.
+        Internal: its package does not exist.
     """
 
     def __init__(self, directory: Path) -> None:

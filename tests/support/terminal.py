@@ -1,4 +1,4 @@
-"""Runs a program on a terminal of its own and plays the person in front of it."""
+"""Runs a program on a terminal of its own, and types what a user would."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ def on_a_terminal(
     """Run a command on a pseudo-terminal to its end.
 
     Args:
+        argv: the command.
         script: (what to wait for in the output since the last step, what to type then).
+        environment: the command's; None for the caller's.
         size: rows and columns.
-        timeout: seconds for the whole; the command is killed then.
+        timeout: seconds for everything; the command is killed then.
 
     Returns:
-        Its exit status and all of its output, as the terminal got it (lines end in CR LF).
+        Its exit status and its output, as the terminal received it (lines end in CR LF).
 
     Raises:
-        TimeoutError: names the step that was not reached and what was said instead.
+        TimeoutError: the command did not end, or a step was not reached.
     """
     main, terminal = os.openpty()
     fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
@@ -56,10 +58,10 @@ def on_a_terminal(
                 os.write(main, answer)
             if not select.select([main], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 step = f"waiting for {steps[0][0]!r}" if steps else "waiting for its end"
-                raise TimeoutError(f"{argv[0]}: {step} for {timeout:.0f} s, it said {said[-500:]!r}")
+                raise TimeoutError(f"{argv[0]}: {step} for {timeout:.0f} s; its output ends with {said[-500:]!r}")
             try:
                 piece = os.read(main, 65536)
-            except OSError:  # EIO: nobody has the terminal open any more
+            except OSError:  # EIO: no process has the terminal open any more
                 break
             if not piece:
                 break

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, overload
 
 from kata.errors import DeadlineExceeded
 
-#: Seconds between two looks, unless told otherwise.
+#: Default time between two looks.
 _POLL_S = 0.02
-#: Seconds until a wait is given up, unless told otherwise: far more than an idle host takes, for a busy one.
+#: Default deadline of a wait: far more than an idle host needs, for a busy one.
 _WITHIN_S = 60.0
 
 Seen = TypeVar("Seen")
@@ -27,14 +27,17 @@ def eventually(
     within_s: float = _WITHIN_S,
     poll_s: float = _POLL_S,
 ) -> Seen:
-    """Look again and again, until what is seen is as wanted; returns that.
+    """Look repeatedly until the result is as wanted; return it.
 
     Args:
-        what: should be there, for the complaint.
-        wanted: whether that is what is waited for; by default, that there is something.
+        look: returns the result.
+        what: names it in the error.
+        wanted: whether the result is as wanted; by default, whether it is true.
+        within_s: seconds until the wait fails.
+        poll_s: seconds between two looks.
 
     Raises:
-        DeadlineExceeded: it was not within `within_s` seconds; with what was seen last.
+        DeadlineExceeded: it was not as wanted in time; the message has the last result.
     """
     deadline = time.monotonic() + within_s
     while not wanted(seen := look()):
@@ -73,7 +76,7 @@ async def eventually_async(
     within_s: float = _WITHIN_S,
     poll_s: float = _POLL_S,
 ) -> Any:
-    """`eventually` for a test with an event loop, which runs meanwhile; `look` may be a coroutine function."""
+    """`eventually` for a test with an event loop, which keeps running; `look` may be a coroutine function."""
     deadline = time.monotonic() + within_s
     while True:
         found = look()
@@ -90,9 +93,9 @@ def _check(deadline: float, what: str, within_s: float, seen: object) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process has ended and let go of all that it had open; whoever made it need not have waited for it.
+    """Return whether a process has ended and closed all its files; it may still be a zombie.
 
-    Not the same as a process without a command line or an environment: that one may still have its files open.
+    A process without a command line or an environment is not enough: it may still have open files.
     """
     try:
         pidfd = os.pidfd_open(pid)

@@ -450,7 +450,7 @@ def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--memory", "1M", "--rootfs", "{rootfs}", "true"), "--memory 1M is out of range (6M to 16T)"),
+        (("--memory", "1M", "--rootfs", "{rootfs}", "true"), "--memory 1M is too small; the minimum is 6M"),
         (("--rootfs", "/nonexistent", "true"), "rootfs /nonexistent is not a directory"),
         (("--rootfs", "{rootfs}"), "no command is given"),
         (("--rootfs", "{rootfs}", "-u", "nobody-here", "true"), "nobody-here"),

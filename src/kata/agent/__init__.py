@@ -1,1 +1,1 @@
-"""The guest's side: PID 1 of the virtual machine, which runs the sandbox's containers as the host asks it to."""
+"""The agent: PID 1 of the guest, which runs the sandbox's containers by the host's calls."""

@@ -49,7 +49,7 @@ class AgentConfig:
 
 
 def parse_bool(text: str) -> bool:
-    """ "true", "false", or an integer of which only 0 is false.
+    """Parse "true", "false", or an integer of which only 0 is false.
 
     Raises:
         ValueError: anything else.
@@ -60,10 +60,10 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a bare number ("3") or a number with a unit ("500ms", "2m").
+    """Parse a number ("3") or a number with a unit ("500ms", "2m") into seconds.
 
     Raises:
-        ValueError: no number, or negative.
+        ValueError: it is not a number, or negative.
     """
     digits = text.rstrip("".join(_UNITS)) if text else ""
     unit = text[len(digits) :] or "s"

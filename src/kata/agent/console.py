@@ -1,4 +1,4 @@
-"""The debug console: a root shell in the guest, for whoever connects to its channel.
+"""The debug console: a root shell in the guest for the clients of its channel.
 
 Off unless the kernel command line says `agent.debug_console`. The channel is a raw byte stream to a terminal: the vsock
 port of `agent.debug_console_vport` as in Kata, or the virtio-serial port "kata.console" without one.
@@ -26,6 +26,11 @@ def address(vport: int) -> str:
 
 async def serve(reaper: Reaper, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Run a shell for one connection; the end of either ends the other.
+
+    Args:
+        reaper: starts the shell.
+        reader: of the connection.
+        writer: of the connection; closed at the end.
 
     Raises:
         OSError: the shell cannot be executed.

@@ -36,7 +36,7 @@ _LINGER_S = 60.0
 _FREEZE_TIMEOUT_S = 10.0
 _CGROUP_TIMEOUT_S = 5.0
 _POLL_S = 0.01
-#: Between the end of a process and pre-spawning the next one: first whoever waits for the exit.
+#: Between the end of a process and pre-spawning the next one, so that waiters for the exit come first.
 _PRESPAWN_DELAY_S = 0.02
 #: For a timeout of 0, Kata's "wait for ever": a process that survives SIGKILL for this long hangs in the kernel.
 _REMOVE_TIMEOUT_S = 60.0
@@ -83,7 +83,7 @@ class Container:
 
         Args:
             container_id: a valid id.
-            spec: OCI spec; `root.path` is a directory that is there when the storages are mounted.
+            spec: OCI spec; `root.path` is a directory that exists when the storages are mounted.
             storages: the sandbox's storages, and those of them that this container asks for.
             namespaces: those of the sandbox that it joins.
             agent: what it uses.
@@ -128,7 +128,7 @@ class Container:
             finished["process"] = self._translated(finished["process"])
         self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
-        # Hooks are told the bundle's path, and a pre-spawned container has another one.
+        # Hooks get the bundle's path, and a pre-spawned container has a different one.
         stdio = agent.open_stdio(finished.get("process") or {}, prespawned=not finished.get("hooks"))
         self._held.callback(stdio.close)
         with agent.reaper.adopting():
@@ -141,11 +141,15 @@ class Container:
         self._held.callback(agent.oom.forget, self.id)
 
     def _translated(self, process: Mapping[str, Any]) -> dict[str, Any]:
-        """An OCI process whose environment names PCI devices by their addresses in this guest."""
+        """Return an OCI process whose environment has the guest's addresses of PCI devices."""
         return {**process, "env": environment.translate(process.get("env") or (), self._addresses)}
 
     async def _remove_cgroup(self) -> None:
-        """Remove the cgroup if a killed runtime has left it; usually it is gone by now."""
+        """Remove the cgroup if a killed runtime has left it; usually it is gone by now.
+
+        Raises:
+            OSError: it is still in use at the deadline.
+        """
         self.kill_all()
         deadline = time.monotonic() + _CGROUP_TIMEOUT_S
         while True:
@@ -160,7 +164,12 @@ class Container:
             await asyncio.sleep(_POLL_S)
 
     def _mount_rootfs(self, source: str) -> str:
-        """Bind-mount the root directory into the bundle, out of the host's reach."""
+        """Bind-mount the root directory into the bundle, where the host cannot replace it.
+
+        Raises:
+            InvalidArgument: it is not a directory.
+            FailedPrecondition: it cannot be mounted.
+        """
         if not source.startswith("/") or not os.path.isdir(source):
             raise InvalidArgument(f"container {self.id}: root path {source!r} is not a directory in the guest")
         target = f"{self.bundle}/rootfs"
@@ -196,10 +205,10 @@ class Container:
             raise FailedPrecondition(f"container {self.id} is {self.state.value}")
 
     def process(self, exec_id: str) -> Process:
-        """The process `exec_id`; "" or the container's own id is the init process.
+        """Return the process `exec_id`; "" or the container's own id is the init process.
 
         Raises:
-            NotFound: there is none.
+            NotFound: it does not exist.
         """
         process = self._processes.get("" if exec_id == self.id else exec_id)
         if process is None:
@@ -232,7 +241,7 @@ class Container:
         async with self._lock:
             former = self._processes.get(exec_id)
             if former and not former.running and exec_id:
-                self._forget(exec_id, former)  # the id is asked for again: nobody will read its output
+                self._forget(exec_id, former)  # the id is reused: nobody will read its output
             if exec_id in self._processes or exec_id == self.id:
                 raise AlreadyExists(f"process {exec_id} already exists in container {self.id}")
             self._require(State.CREATED, State.RUNNING)
@@ -259,7 +268,7 @@ class Container:
         return taken
 
     def _prespawn_soon(self, _: asyncio.Future[int]) -> None:
-        """An exec has ended, as a probe's does: the next one will come."""
+        """An exec has ended: if it was a probe's, the next one will come."""
         asyncio.get_running_loop().call_later(_PRESPAWN_DELAY_S, self._prespawn)
 
     def _prespawn(self) -> None:
@@ -273,10 +282,10 @@ class Container:
             self._next = None
 
     async def wait(self, exec_id: str) -> int:
-        """The exit code of a process, 128 + n for signal n. An exec is forgotten some time after.
+        """Wait for a process and return its exit code, 128 + n for signal n. An exec is forgotten some time later.
 
         Raises:
-            NotFound: there is no such process.
+            NotFound: the process does not exist.
         """
         process = self.process(exec_id)
         code = await process.wait()
@@ -293,7 +302,7 @@ class Container:
             limit: bytes at most.
 
         Raises:
-            NotFound: there is no such process.
+            NotFound: the process does not exist.
         """
         process = self.process(exec_id)
         output = process.stdio.stdout if stream == "stdout" else process.stdio.stderr
@@ -308,8 +317,8 @@ class Container:
         """Send a signal; SIGKILL to the init process reaches every process of the container at once.
 
         Raises:
-            InvalidArgument: no such signal.
-            NotFound: no such process, or it has ended.
+            InvalidArgument: the signal does not exist.
+            NotFound: the process does not exist, or has ended.
         """
         process = self.process(exec_id)
         if number == signal.SIGTERM and not exec_id:
@@ -331,7 +340,7 @@ class Container:
 
         Raises:
             FailedPrecondition: it is not running.
-            DeadlineExceeded: a process does not stop; all go on running.
+            DeadlineExceeded: a process does not freeze; all keep running.
         """
         async with self._lock:
             self._require(State.RUNNING)
@@ -352,7 +361,7 @@ class Container:
         cgroup.set_frozen(self.cgroup, frozen)
         try:
             async with asyncio.timeout(_FREEZE_TIMEOUT_S):
-                # The change is announced by inotify only, which is more machinery than a few polls are worth.
+                # The kernel reports the change by inotify only; a few polls are simpler.
                 while cgroup.is_frozen(self.cgroup) != frozen and self.process("").running:  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except BaseException as error:
@@ -374,13 +383,13 @@ class Container:
             await self._agent.runtime.update(self.id, resources)
 
     async def remove(self, timeout: float = 0) -> None:
-        """Kill all processes and give everything back.
+        """Kill all processes and release everything.
 
         Args:
-            timeout: seconds that the init process may take to end; 0 means Kata's "for ever", within reason.
+            timeout: seconds that the init process may take to end; 0, Kata's "for ever", means a minute.
 
         Raises:
-            DeadlineExceeded: the init process survives SIGKILL; the container stays.
+            DeadlineExceeded: the init process survives SIGKILL; the container is kept.
         """
         async with self._lock:
             self._drop_next()

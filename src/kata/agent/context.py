@@ -1,4 +1,4 @@
-"""What all containers of an agent use, among it the streams of processes that are spawned before they are asked for."""
+"""What all containers of an agent use, including the streams of pre-spawned processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AgentContext:
         self._prespawned: list[Stdio] = []
 
     def prespawn_containers(self) -> None:
-        """Pre-spawn the next few containers, whatever they will be. Those that fail are created when asked for."""
+        """Pre-spawn the next few containers. Where that fails they are created on request."""
         try:
             while len(self._prespawned) < _PRESPAWNED:
                 self._prespawned.append(self.prespawn(""))
@@ -60,7 +60,7 @@ class AgentContext:
             log.warning("cannot pre-spawn a container: %s", error)
 
     def prespawn(self, container_id: str) -> Stdio:
-        """Pre-spawn a container, or a process in the one that is named; returns the streams that it will have.
+        """Pre-spawn a container, or a process in the one that is named; return the streams that it will have.
 
         Raises:
             OSError: pipes or process cannot be made.

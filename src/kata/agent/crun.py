@@ -79,16 +79,17 @@ class Call:
         return self._exited.done()
 
     async def finish(self) -> str:
-        """Wait for its end; returns what it has written to the last of the files.
+        """Wait for its end; return what it has written to the last of the files.
 
         Raises:
             DeadlineExceeded: it did not end in time, and was killed.
-            NotFound, PermissionDenied, FailedPrecondition, Internal: it failed; see `explain`.
+            KataError: it failed: NotFound, PermissionDenied, FailedPrecondition or Internal, see `explain`.
         """
         try:
             status = await self._reaper.finish(self._pid, self._exited, f"crun {self._verb}", _TIMEOUT_S)
             if status:
-                raise explain(self._verb, status, _text(self._memory["--log"]))
+                error: KataError = explain(self._verb, status, _text(self._memory["--log"]))
+                raise error
             return _text(list(self._memory.values())[-1])
         finally:
             self._close()
@@ -106,7 +107,7 @@ class Call:
 
 
 def explain(verb: str, status: int, log: str) -> KataError:
-    """The error that crun's log means. Container engines look for runc's texts, hence the quotes in one.
+    """Return the error for crun's log, with runc's texts, quotes included, where container engines look for them.
 
     Args:
         verb: crun's command.

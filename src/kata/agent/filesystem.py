@@ -29,7 +29,11 @@ _XFS_IOC_FSGROWFSDATA = 0x4010586E
 
 
 def stats(path: str) -> csi_pb2.VolumeStatsResponse:
-    """Bytes and inodes of the file system at `path`. Raises OSError."""
+    """Return bytes and inodes of the file system at `path` (statvfs(3)).
+
+    Raises:
+        OSError: it cannot be asked.
+    """
     space = os.statvfs(path)
     answer = csi_pb2.VolumeStatsResponse()
     block = space.f_frsize
@@ -105,7 +109,11 @@ def _length(disk: str) -> int:
 
 
 async def _wait(disk: str, size: int, timeout: float) -> int:
-    """Wait for a disk's new size; returns what it has."""
+    """Wait for a disk's new size, and return what it has, in bytes.
+
+    Raises:
+        DeadlineExceeded: it is still smaller after `timeout` seconds.
+    """
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
         length = _length(disk)

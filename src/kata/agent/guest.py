@@ -61,7 +61,7 @@ def reseed(data: bytes) -> None:
         OSError: the kernel refuses.
     """
     if not 0 < len(data) <= _MAX_SEED:
-        raise InvalidArgument(f"seed is {len(data)} bytes long; 1 to {_MAX_SEED} are accepted")
+        raise InvalidArgument(f"invalid seed of {len(data)} bytes (1 to {_MAX_SEED})")
     fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
@@ -74,7 +74,7 @@ def reseed(data: bytes) -> None:
 def set_time(seconds: int, microseconds: int) -> None:
     """Set the clock to the host's time of the request.
 
-    A clock that is ahead of that by less than the delay of a request stays: an earlier request that set it was quicker.
+    A clock that is ahead of it by less than a request's delay is not changed: it was set by an earlier, faster request.
     So a host that sets the time repeatedly gets the best of its attempts, and no step backwards.
 
     Args:
@@ -82,7 +82,7 @@ def set_time(seconds: int, microseconds: int) -> None:
         microseconds: of the second.
 
     Raises:
-        InvalidArgument: no time of day.
+        InvalidArgument: it is not a time.
         OSError: the kernel refuses.
     """
     if seconds < 0 or not 0 <= microseconds < 1_000_000:

@@ -27,6 +27,11 @@ async def save(reaper: Reaper, *, ipv6: bool) -> bytes:
 async def restore(reaper: Reaper, data: bytes, *, ipv6: bool) -> bytes:
     """Replace the tables that are named in `data`, in the form of iptables-restore(8).
 
+    Args:
+        reaper: starts the program.
+        data: the rules.
+        ipv6: whether they are of IPv6.
+
     Returns:
         What the program printed.
 

@@ -19,9 +19,10 @@ MAX_MESSAGE = 4096
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON. `extra={"fields": {...}}` adds keys."""
+    """Formats a record as one line of JSON. `extra={"fields": {...}}` adds keys."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format a record, its message cut to MAX_MESSAGE characters."""
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}: {self.formatException(record.exc_info)}"
@@ -44,5 +45,5 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # asyncio logs its choice of selector and slow callbacks at debug level, which says nothing about a sandbox.
+    # asyncio logs its choice of selector and slow callbacks at debug level, which is of no use here.
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLevelName(level)))

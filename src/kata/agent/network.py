@@ -82,7 +82,11 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
 
 
 async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) -> Link:
-    """The interface for which `is_it` holds, now or when the kernel announces it."""
+    """Wait for the interface for which `is_it` holds (rtnetlink(7)).
+
+    Raises:
+        DeadlineExceeded: it does not appear.
+    """
     with Netlink(rtnetlink.GROUP_LINK) as events, Netlink() as netlink:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
@@ -204,7 +208,11 @@ def _family(family: int) -> int:
 
 
 def _ip(text: str, family: int) -> str:
-    """An address in its canonical form. Raises InvalidArgument."""
+    """Return an address in its canonical form.
+
+    Raises:
+        InvalidArgument: it is not an address of the family.
+    """
     try:
         return socket.inet_ntop(_family(family), socket.inet_pton(_family(family), text))
     except (OSError, ValueError):

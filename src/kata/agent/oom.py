@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 
-#: A pod whose containers are killed in a loop while nobody asks must not fill memory; the oldest event is dropped.
+#: A pod whose containers are killed in a loop while nobody reads the events must not fill memory; the oldest is lost.
 _MAX_EVENTS = 256
 
 

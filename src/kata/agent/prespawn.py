@@ -1,4 +1,4 @@
-"""A container, or a process in one, spawned before anybody asks for it."""
+"""A pre-spawned container, or a pre-spawned process in one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 from kata.agent.crun import Call
 
-#: crun that was spawned a moment ago may still load its libraries.
+#: A crun that has just been spawned may still be loading its libraries.
 _START_TIMEOUT_S = 5.0
 _POLL_S = 0.002
 
 
 class PreSpawned:
-    """crun, spawned before it is known what for: it waits for the description, which comes through a FIFO.
+    """A crun that waits for the description of its container or process, which comes through a FIFO.
 
-    In an emulated guest half of crun's time goes into execve(2) and loading its libraries, which is done before it
-    reads the first byte.
+    In an emulated guest half of crun's time is spent in execve(2) and loading libraries, before it reads the first
+    byte.
 
     Args:
         name: distinguishes it from others.
@@ -49,12 +49,12 @@ class PreSpawned:
             raise
 
     async def describe(self, description: bytes, again: str = "") -> bool:
-        """Have it do what is described.
+        """Write the description, which starts the work.
 
         Args:
             description: the JSON that it reads.
             again: a file with the same content, for a crun that reads the path twice; the directory then stays, and
-                whoever deletes the container removes it.
+                it is removed with the container.
 
         Returns:
             False if it has died; it is then discarded.
@@ -80,11 +80,15 @@ class PreSpawned:
         return delivered
 
     async def _open(self) -> int:
-        """The writing end, as soon as crun has opened the reading end. Raises OSError: it never does."""
+        """Open the writing end, as soon as crun has opened the reading end.
+
+        Raises:
+            OSError: crun has died, or does not open it in time.
+        """
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
-                # Not blocking in the kernel: for a crun that has died that would be for ever.
+                # A blocking open would wait for ever for a crun that has died.
                 return os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno != errno.ENXIO or self.call.ended or time.monotonic() > deadline:
@@ -92,6 +96,6 @@ class PreSpawned:
             await asyncio.sleep(_POLL_S)
 
     def discard(self) -> None:
-        """Kill it: nobody will ask for it."""
+        """Kill it, unused."""
         self.call.kill()
         shutil.rmtree(self._directory)

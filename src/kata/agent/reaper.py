@@ -38,13 +38,13 @@ class Result:
 
 
 def exit_code(wait_status: int) -> int:
-    """A shell's exit code of a wait status: 128 + n if signal n ended the process."""
+    """Return a shell's exit code for a wait status (wait(2)): 128 + n if signal n ended the process."""
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
 
 
 class Reaper:
-    """Collects the exits of all children on SIGCHLD and gives each to whoever watches that process.
+    """Collects the exits of all children on SIGCHLD and gives each to those who watch that process.
 
     One per process. `start` before the first child, `stop` at the end, both within the running event loop.
 
@@ -59,11 +59,11 @@ class Reaper:
         self._adopting = 0
 
     def start(self) -> None:
-        """Begin to collect."""
+        """Begin to collect exits."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
     def stop(self) -> None:
-        """Collect no more."""
+        """Stop collecting exits."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def reap(self) -> None:
@@ -98,9 +98,10 @@ class Reaper:
                 self._early.clear()
 
     def watch(self, pid: int) -> asyncio.Future[int]:
-        """A future of the exit code of `pid`, which must be a child or have been adopted.
+        """Return a future of the exit code of `pid`, which must be a child or have been adopted.
 
-        Several may wait for it: await it through asyncio.shield, so that cancelling one does not cancel it for all.
+        Several tasks may wait for it: await it through asyncio.shield, so that cancelling one does not cancel it for
+        all.
         """
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if pid in self._early:
@@ -123,7 +124,9 @@ class Reaper:
 
         Args:
             argv: the program, looked up in $PATH, and its arguments.
-            stdin, stdout, stderr: descriptors; /dev/null for None.
+            stdin: a descriptor; /dev/null for None.
+            stdout: likewise.
+            stderr: likewise.
             terminal: path of a terminal, which is all three streams and controls the session.
             env: its environment.
 
@@ -172,7 +175,8 @@ class Reaper:
         """Wait for a spawned helper; at the deadline or when cancelled, kill its process group.
 
         Args:
-            pid, exited: as `spawn` returned them.
+            pid: as `spawn` returned it.
+            exited: as `spawn` returned it.
             name: names it in the error.
             timeout: seconds.
 

@@ -1,4 +1,4 @@
-"""The container runtime: crun. A call is one process, and none where a few system calls do."""
+"""The container runtime: crun. A call is one process, or none where a few system calls are enough."""
 
 from __future__ import annotations
 
@@ -22,32 +22,50 @@ _NO_STREAMS = Streams()
 
 
 class Runtime(Protocol):
-    """What the agent needs of a container runtime. Every method may raise KataError; none leaves a helper behind."""
+    """What the agent needs of a container runtime. Every method may raise KataError; none leaves a process behind."""
 
     def prespawn(self, streams: Streams, container_id: str = "") -> None:
-        """Pre-spawn the `create` of some container with these streams, or the `exec` in the one that is named."""
+        """Pre-spawn the `create` of a container with these streams, or an `exec` in the container that is named."""
 
     def discard(self, streams: Streams) -> None:
-        """Kill what was pre-spawned with these streams and has not been used."""
+        """Kill what was pre-spawned with these streams, unless it has been used."""
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
-        """Create the container, its init process waiting to be started; returns that process's pid."""
+        """Create the container, its init process waiting to be started.
+
+        Args:
+            container_id: a valid id.
+            bundle: its directory, with config.json.
+            streams: of the init process.
+
+        Returns:
+            The init process's pid.
+        """
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
         """Let the init process run its program; `hooks`: the spec has `poststart` hooks."""
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
-        """Run one more process (OCI `process`) in the container; returns its pid."""
+        """Run one more process in the container.
+
+        Args:
+            container_id: of a created container.
+            process: the OCI `process`.
+            streams: of the process.
+
+        Returns:
+            The process's pid.
+        """
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Apply OCI `linux.resources`."""
 
     async def delete(self, container_id: str) -> None:
-        """Remove the container, killing what is left of it. Idempotent."""
+        """Kill all processes of the container and remove it. Idempotent."""
 
 
 class Crun:
-    """`Runtime` by crun.
+    """The `Runtime` by crun; its methods are described there.
 
     Args:
         reaper: starts crun and adopts what it leaves behind.
@@ -65,6 +83,7 @@ class Crun:
         self._names: dict[str, str] = {}
 
     def prespawn(self, streams: Streams, container_id: str = "") -> None:
+        """Implement `Runtime`. Raises OSError if crun cannot be executed."""
         self._count += 1
         # No container's id begins like that (`kata.oci.ids`).
         name = f"_prespawned-{self._count}"
@@ -78,11 +97,13 @@ class Crun:
         self._prespawned[streams] = PreSpawned(name, fifo, lambda: call({"--pid-file": b""}, streams))
 
     def discard(self, streams: Streams) -> None:
+        """Implement `Runtime`."""
         prespawned = self._prespawned.pop(streams, None)
         if prespawned is not None:
             prespawned.discard()
 
     async def create(self, container_id: str, bundle: str, streams: Streams) -> int:
+        """Implement `Runtime`: by the pre-spawned crun with these streams, if it still runs."""
         prespawned = self._prespawned.pop(streams, None)
         configuration = f"{bundle}/config.json"
         if prespawned is not None and await prespawned.describe(_read(configuration), configuration):
@@ -91,6 +112,7 @@ class Crun:
         return await self._start("create", streams, [f"--bundle={bundle}", container_id], {})
 
     async def start(self, container_id: str, *, hooks: bool) -> None:
+        """Implement `Runtime`: without crun if there are no hooks to run."""
         name = self._name(container_id)
         if hooks:
             await self._call("start", [name])
@@ -98,6 +120,7 @@ class Crun:
             _write_exec_fifo(container_id, f"{self._root}/{name}/exec.fifo")
 
     async def exec(self, container_id: str, process: Mapping[str, Any], streams: Streams) -> int:
+        """Implement `Runtime`: by the pre-spawned crun with these streams, if it still runs."""
         description = json.dumps(process).encode()
         prespawned = self._prespawned.pop(streams, None)
         if prespawned is not None and await prespawned.describe(description):
@@ -106,6 +129,7 @@ class Crun:
         return await self._start("exec", streams, options, {"--process": description})
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        """Implement `Runtime`."""
         cpu = resources.get("cpu") or {}
         if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
             # crun lifts a quota only together with a period.
@@ -113,6 +137,7 @@ class Crun:
         await self._call("update", [self._name(container_id)], {"--resources": json.dumps(resources).encode()})
 
     async def delete(self, container_id: str) -> None:
+        """Implement `Runtime`, and remove the directory of a pre-spawned container."""
         name = self._name(container_id)
         if _is_directory(f"{self._root}/{name}"):
             await self._call("delete", ["--force", name])
@@ -123,7 +148,7 @@ class Crun:
         return self._names.get(container_id, container_id)
 
     async def _start(self, verb: str, streams: Streams, options: Sequence[str], files: dict[str, bytes]) -> int:
-        """A call that leaves a process running, whose pid it returns. The caller is inside `Reaper.adopting`."""
+        """Make a call that leaves a process running, and return its pid. The caller is inside `Reaper.adopting`."""
         if streams.console_socket:
             options = [f"--console-socket={streams.console_socket}", *options]
         return int(await self._call(verb, options, files | {"--pid-file": b""}, streams))
@@ -135,7 +160,7 @@ class Crun:
         files: Mapping[str, bytes] | None = None,
         streams: Streams = _NO_STREAMS,
     ) -> str:
-        """Run crun once; returns what it wrote to the last of `files`."""
+        """Run crun once; return what it wrote to the last of `files`."""
         return await Call(self._reaper, self._root, verb, options, files or {}, streams).finish()
 
 
@@ -147,6 +172,7 @@ def _write_exec_fifo(container_id: str, path: str) -> None:
 
     Raises:
         FailedPrecondition: no process reads there.
+        OSError: the FIFO cannot be opened for another reason.
     """
     try:
         # Not blocking: the process has opened it before crun returned, or is dead.

@@ -51,7 +51,7 @@ class Sandbox:
         self.running = False
         self.storages = Storages(agent.paths)
         self._agent = agent
-        self._owns_machine = is_init
+        self._owns_guest = is_init
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
         self._pinned: list[str] = []
@@ -83,7 +83,7 @@ class Sandbox:
         try:
             for directory in (paths.sandbox, paths.shared, paths.namespaces):
                 os.makedirs(directory, mode=0o755, exist_ok=True)
-            if self._owns_machine and request.hostname:
+            if self._owns_guest and request.hostname:
                 socket.sethostname(request.hostname)
             for module in request.kernel_modules:
                 await self._load_module(module.name, module.parameters)
@@ -100,7 +100,7 @@ class Sandbox:
             raise
 
     async def _load_module(self, name: str, parameters: Sequence[str]) -> None:
-        if not self._owns_machine:
+        if not self._owns_guest:
             raise FailedPrecondition(f"cannot load kernel module {name}: the agent is not PID 1")
         if not name.replace("-", "_").replace("_", "").isalnum():
             raise InvalidArgument(f"invalid kernel module name {name!r}")
@@ -119,13 +119,13 @@ class Sandbox:
         path = f"{self._agent.paths.sandbox}/{name}"
         with open(path, "w", encoding="utf-8") as file:
             file.write(content)
-        if self._owns_machine:
+        if self._owns_guest:
             target = os.path.realpath(f"/etc/{name}")
             mount.bind(path, target, 0)
             self._bound.append(target)
 
     async def destroy(self) -> None:
-        """Remove all containers and give everything back. Failures are logged: nobody would try again."""
+        """Remove all containers and release everything. Failures are logged, as nothing would be retried."""
         results = await asyncio.gather(
             *(container.remove() for container in self._containers.values()), return_exceptions=True
         )

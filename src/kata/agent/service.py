@@ -30,7 +30,7 @@ from kata.version import VERSION
 
 log = logging.getLogger(__name__)
 
-# Kata's agents answer this: the version of the RPC interface, which never changed.
+# Kata's agents return this version of the RPC interface, which has never changed.
 _GRPC_VERSION = "0.0.1"
 
 
@@ -38,26 +38,31 @@ class HealthService:
     """grpc.Health."""
 
     async def check(self, request: health_pb2.CheckRequest, ctx: CallContext) -> health_pb2.HealthCheckResponse:
+        """Health.Check: always SERVING. An agent that hangs does not answer."""
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     async def version(self, request: health_pb2.CheckRequest, ctx: CallContext) -> health_pb2.VersionCheckResponse:
+        """Health.Version: the version of the RPC interface and of this agent."""
         return health_pb2.VersionCheckResponse(grpc_version=_GRPC_VERSION, agent_version=VERSION)
 
 
 class AgentService:
     """grpc.AgentService. RPCs that are not here are answered with UNIMPLEMENTED.
 
+    Docstrings name the gRPC codes that callers have to expect; any RPC on a container or process that does not exist
+    returns NOT_FOUND.
+
     Args:
-        sandbox: where containers live.
+        sandbox: has the containers.
         agent: what they use.
-        is_init: whether this agent is PID 1, so that the guest's configuration is its to change.
+        is_init: whether this agent is PID 1, and may change the guest's configuration.
         stopped: set when the sandbox has been destroyed.
     """
 
     def __init__(self, sandbox: Sandbox, agent: AgentContext, is_init: bool, stopped: asyncio.Event) -> None:
         self._sandbox = sandbox
         self._agent = agent
-        self._owns_machine = is_init
+        self._owns_guest = is_init
         self._stopped = stopped
         self._metrics = Metrics()
 
@@ -68,19 +73,22 @@ class AgentService:
         return self._container(request).process(request.exec_id)
 
     def _require_init(self) -> None:
-        if not self._owns_machine:
-            raise FailedPrecondition("the agent is not PID 1: the guest's configuration is not its to change")
+        if not self._owns_guest:
+            raise FailedPrecondition("the agent is not PID 1: it must not change the guest's configuration")
 
     async def create_sandbox(self, request: pb.CreateSandboxRequest, ctx: CallContext) -> Empty:
+        """CreateSandbox: mount storages and prepare what containers share. ALREADY_EXISTS if a sandbox runs."""
         await self._sandbox.create(request)
         return Empty()
 
     async def destroy_sandbox(self, request: pb.DestroySandboxRequest, ctx: CallContext) -> Empty:
-        await (self._sandbox.halt() if self._owns_machine else self._sandbox.destroy())
+        """DestroySandbox: kill all processes and flush; the agent ends afterwards."""
+        await (self._sandbox.halt() if self._owns_guest else self._sandbox.destroy())
         self._stopped.set()
         return Empty()
 
     async def create_container(self, request: pb.CreateContainerRequest, ctx: CallContext) -> Empty:
+        """CreateContainer: all or nothing. ALREADY_EXISTS; NOT_FOUND: the program; FAILED_PRECONDITION: no sandbox."""
         spec: Mapping[str, Any] = convert.from_proto(request.OCI)
         await self._sandbox.create_container(
             request.container_id, spec, list(request.storages), request.devices, request.sandbox_pidns
@@ -88,14 +96,24 @@ class AgentService:
         return Empty()
 
     async def start_container(self, request: pb.StartContainerRequest, ctx: CallContext) -> Empty:
+        """StartContainer: run the program. FAILED_PRECONDITION if it was started before, or has ended."""
         await self._container(request).start()
         return Empty()
 
     async def remove_container(self, request: pb.RemoveContainerRequest, ctx: CallContext) -> Empty:
+        """RemoveContainer: kill and remove it. DEADLINE_EXCEEDED if its init process survives SIGKILL."""
         await self._sandbox.remove_container(request.container_id, request.timeout)
         return Empty()
 
     async def exec_process(self, request: pb.ExecProcessRequest, ctx: CallContext) -> Empty:
+        """ExecProcess: run one more process in a container.
+
+        Raises:
+            InvalidArgument: no process, or an invalid id.
+            AlreadyExists: a running process has the id.
+            NotFound: the container or the program does not exist.
+            FailedPrecondition: the container is not running.
+        """
         if not request.HasField("process") or not request.process.Args:
             raise InvalidArgument(f"exec in container {request.container_id} has no process")
         exec_id = validate_id(request.exec_id, "exec id")
@@ -103,28 +121,35 @@ class AgentService:
         return Empty()
 
     async def signal_process(self, request: pb.SignalProcessRequest, ctx: CallContext) -> Empty:
+        """SignalProcess: send a signal. NOT_FOUND also for a process that has ended."""
         self._container(request).signal(request.exec_id, request.signal)
         return Empty()
 
     async def wait_process(self, request: pb.WaitProcessRequest, ctx: CallContext) -> pb.WaitProcessResponse:
+        """WaitProcess: wait for the exit code, 128 + n for signal n."""
         return pb.WaitProcessResponse(status=await self._container(request).wait(request.exec_id))
 
     async def update_container(self, request: pb.UpdateContainerRequest, ctx: CallContext) -> Empty:
+        """UpdateContainer: set limits. FAILED_PRECONDITION if it is stopped; INTERNAL if crun fails."""
         await self._container(request).update(convert.resources_from_proto(request.resources))
         return Empty()
 
     async def stats_container(self, request: pb.StatsContainerRequest, ctx: CallContext) -> pb.StatsContainerResponse:
+        """StatsContainer: figures of the container's cgroup."""
         return stats.read(self._container(request).cgroup)
 
     async def pause_container(self, request: pb.PauseContainerRequest, ctx: CallContext) -> Empty:
+        """PauseContainer: freeze it. FAILED_PRECONDITION if not running; DEADLINE_EXCEEDED if it does not freeze."""
         await self._container(request).pause()
         return Empty()
 
     async def resume_container(self, request: pb.ResumeContainerRequest, ctx: CallContext) -> Empty:
+        """ResumeContainer: thaw it. FAILED_PRECONDITION if it is not paused; DEADLINE_EXCEEDED if it does not thaw."""
         await self._container(request).resume()
         return Empty()
 
     async def write_stdin(self, request: pb.WriteStreamRequest, ctx: CallContext) -> pb.WriteStreamResponse:
+        """WriteStdin: write to standard input; no data closes it. FAILED_PRECONDITION if it is closed."""
         stdio = self._process(request).stdio
         if not request.data:
             await stdio.close_stdin()
@@ -133,63 +158,78 @@ class AgentService:
         return pb.WriteStreamResponse(len=len(request.data))
 
     async def close_stdin(self, request: pb.CloseStdinRequest, ctx: CallContext) -> Empty:
+        """CloseStdin: close standard input, but keep a terminal open. Idempotent."""
         await self._process(request).stdio.close_stdin()
         return Empty()
 
     async def tty_win_resize(self, request: pb.TtyWinResizeRequest, ctx: CallContext) -> Empty:
+        """TtyWinResize: set the size of the process's terminal. UNAVAILABLE if it has none."""
         self._process(request).stdio.resize(request.row, request.column)
         return Empty()
 
     async def get_oom_event(self, request: pb.GetOOMEventRequest, ctx: CallContext) -> pb.OOMEvent:
+        """GetOOMEvent: wait for the next container of which the OOM killer has killed a process."""
         return pb.OOMEvent(container_id=await self._agent.oom.next())
 
     async def update_interface(self, request: pb.UpdateInterfaceRequest, ctx: CallContext) -> types_pb2.Interface:
+        """UpdateInterface: find and configure one. INVALID_ARGUMENT; DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
         return await network.update_interface(request.interface, self._agent.devices)
 
     async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:
+        """UpdateRoutes: replace all routes. INVALID_ARGUMENT; FAILED_PRECONDITION if the kernel refuses."""
         self._require_init()
         return network.update_routes(request.routes)
 
     async def list_interfaces(self, request: pb.ListInterfacesRequest, ctx: CallContext) -> pb.Interfaces:
+        """ListInterfaces: all interfaces, loopback included."""
         return network.list_interfaces()
 
     async def list_routes(self, request: pb.ListRoutesRequest, ctx: CallContext) -> pb.Routes:
+        """ListRoutes: the routes of the main table."""
         return network.list_routes()
 
     async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest, ctx: CallContext) -> Empty:
+        """AddARPNeighbors: add static neighbours. INVALID_ARGUMENT; FAILED_PRECONDITION if the kernel refuses."""
         self._require_init()
         network.add_neighbours(request.neighbors)
         return Empty()
 
     async def get_ip_tables(self, request: pb.GetIPTablesRequest, ctx: CallContext) -> pb.GetIPTablesResponse:
+        """GetIPTables: all tables, as iptables-save(8) prints them. FAILED_PRECONDITION without the program."""
         return pb.GetIPTablesResponse(data=await iptables.save(self._agent.reaper, ipv6=request.is_ipv6))
 
     async def set_ip_tables(self, request: pb.SetIPTablesRequest, ctx: CallContext) -> pb.SetIPTablesResponse:
+        """SetIPTables: replace tables, all or nothing. INVALID_ARGUMENT if iptables-restore(8) rejects them."""
         self._require_init()
         said = await iptables.restore(self._agent.reaper, request.data, ipv6=request.is_ipv6)
         return pb.SetIPTablesResponse(data=said)
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
+        """CopyFile: write a file, or a chunk of one, below the shared directory. INVALID_ARGUMENT for other paths."""
         files.copy(request, self._agent.paths.shared)
         return Empty()
 
     async def get_volume_stats(self, request: pb.VolumeStatsRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+        """GetVolumeStats: bytes and inodes of a storage. NOT_FOUND if nothing is mounted there."""
         with self._sandbox.storages.at(request.volume_guest_path) as path:
             return filesystem.stats(path)
 
     async def resize_volume(self, request: pb.ResizeVolumeRequest, ctx: CallContext) -> Empty:
+        """ResizeVolume: grow a file system to its disk. DEADLINE_EXCEEDED if that does not grow; UNIMPLEMENTED."""
         with self._sandbox.storages.at(request.volume_guest_path) as path:
             await filesystem.grow(path, request.size, self._agent.config.hotplug_timeout)
         return Empty()
 
     async def add_swap(self, request: pb.AddSwapRequest, ctx: CallContext) -> Empty:
+        """AddSwap: swap to the disk at a PCI path. DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
         path = "/".join(f"{slot:02x}" for slot in request.PCIPath)
         self._swap_to(await self._agent.devices.disk("blk", path))
         return Empty()
 
     async def add_swap_path(self, request: pb.AddSwapPathRequest, ctx: CallContext) -> Empty:
+        """AddSwapPath: swap to a disk by its device node. DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
         self._swap_to(await self._agent.devices.disk("mmioblk", request.path))
         return Empty()
@@ -202,31 +242,39 @@ class AgentService:
             raise FailedPrecondition(f"cannot swap to {node}: {error.strerror}") from error
 
     async def get_guest_details(self, request: pb.GuestDetailsRequest, ctx: CallContext) -> pb.GuestDetailsResponse:
-        return guest.details(request, self._sandbox.storages.drivers, self._owns_machine)
+        """GetGuestDetails: sizes of memory blocks, and what the agent supports."""
+        return guest.details(request, self._sandbox.storages.drivers, self._owns_guest)
 
     async def reseed_random_dev(self, request: pb.ReseedRandomDevRequest, ctx: CallContext) -> Empty:
+        """ReseedRandomDev: feed the kernel's random number generator. INVALID_ARGUMENT for no or too much data."""
         guest.reseed(request.data)
         return Empty()
 
     async def set_guest_date_time(self, request: pb.SetGuestDateTimeRequest, ctx: CallContext) -> Empty:
+        """SetGuestDateTime: set the clock. INVALID_ARGUMENT for what is no time."""
         self._require_init()
         guest.set_time(request.Sec, request.Usec)
         return Empty()
 
     async def online_cpu_mem(self, request: pb.OnlineCPUMemRequest, ctx: CallContext) -> Empty:
+        """OnlineCPUMem: take hot-plugged vCPUs and memory into use. DEADLINE_EXCEEDED if they do not appear."""
         self._require_init()
         timeout = self._agent.config.hotplug_timeout if request.wait else 0.0
         await guest.online(request.nb_cpus, not request.cpu_only, timeout)
         return Empty()
 
     async def get_metrics(self, request: pb.GetMetricsRequest, ctx: CallContext) -> pb.Metrics:
+        """GetMetrics: figures of guest and agent in Prometheus' text format."""
         return pb.Metrics(metrics=self._metrics.render())
 
     def reader(self, stream: str) -> Handler:
-        """ReadStdout or ReadStderr, which answer ReadStreamResponse{data=1}.
+        """Make the handler of ReadStdout or ReadStderr, in which no data means the end.
 
-        The message is encoded by hand, in two pieces: in an emulated guest each copy of the output is a third of the
-        call's time.
+        The response, ReadStreamResponse{data=1}, is encoded by hand in two pieces: in an emulated guest each copy of
+        the output takes a third of the call's time.
+
+        Args:
+            stream: "stdout" or "stderr".
         """
 
         async def read(ctx: CallContext, payload: bytes) -> Answer:
@@ -241,7 +289,7 @@ class AgentService:
 
 
 def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
-    """The handlers of both services, for a ttrpc server."""
+    """Return the handlers of both services, for a ttrpc server."""
     service = pb.DESCRIPTOR.services_by_name["AgentService"]
     return {
         **handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], HealthService()),
@@ -252,7 +300,7 @@ def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
 
 
 def to_status(error: Exception) -> tuple[int, str]:
-    """The gRPC code and text of a failed call. An unexpected error has its chain of causes in the text, for the log."""
+    """Return gRPC code and text for a failed call. For an unexpected error the text has the chain of causes."""
     if isinstance(error, KataError) and error.code != Code.INTERNAL:
         return error.code, str(error)
     texts = []

@@ -43,7 +43,11 @@ class Output:
         return self._fd < 0
 
     async def read(self, limit: int) -> bytes:
-        """At most `limit` bytes as soon as there are any; b"" at the end, and from then on."""
+        """Return at most `limit` bytes as soon as there are any; b"" at the end, and from then on.
+
+        Raises:
+            OSError: reading fails.
+        """
         async with self._lock:
             while self._fd >= 0:
                 try:
@@ -103,10 +107,11 @@ class Input:
         self._waiter: asyncio.Future[bool] | None = None
 
     async def write(self, data: bytes) -> int:
-        """Write all of `data`, waiting for the process to take it; returns its length.
+        """Write all of `data`, waiting for the process to read it; return its length.
 
         Raises:
             FailedPrecondition: the stream is closed, by the host or by the process.
+            OSError: writing fails for another reason.
         """
         async with self._lock:
             view = memoryview(data)

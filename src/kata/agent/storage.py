@@ -109,7 +109,7 @@ class Storages:
 
         Raises:
             InvalidArgument: the path is outside of the base directory.
-            NotFound: no storage is there.
+            NotFound: no storage is mounted there.
         """
         point = self._inside(point)
         if point not in self._users:
@@ -141,7 +141,11 @@ class Storages:
                 mounts.umount(f"{directory}/{name}")
 
     def _inside(self, path: str) -> str:
-        """The normal form of a path below the base directory."""
+        """Return the normal form of a path below the base directory.
+
+        Raises:
+            InvalidArgument: it is not below it.
+        """
         try:
             parts = relative_parts(path)
         except ValueError as error:
@@ -182,7 +186,11 @@ class Storages:
         self._mount_at(request.source, point, request.fstype, request.options)
 
     def _disk(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A disk: `source` is its device node in the guest. It is never formatted."""
+        """A disk: `source` is its device node in the guest. It is never formatted.
+
+        Raises:
+            InvalidArgument: the file system type is missing.
+        """
         if not request.fstype:
             raise InvalidArgument(f"storage {point}: file system type is missing")
         self._mount_at(request.source, point, request.fstype, request.options)
@@ -200,7 +208,11 @@ class Storages:
                 os.chmod(mounted, stat.S_IMODE(os.stat(mounted).st_mode) | stat.S_ISGID)
 
     def _local(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A directory on a file system that is already mounted."""
+        """A directory on a file system that is already mounted.
+
+        Raises:
+            InvalidArgument: an option is malformed.
+        """
         options = list(request.options)
         group = _take_group(options)
         mode = next((option[5:] for option in options if option.startswith("mode=")), "0777")
@@ -282,7 +294,11 @@ class Storages:
 
 
 def _take_group(options: list[str]) -> int | None:
-    """Remove "fsgid=N" from the options, where it is not the file system's to understand; returns N."""
+    """Remove "fsgid=N", which no file system understands, from the options; return N.
+
+    Raises:
+        InvalidArgument: N is not a number.
+    """
     for option in options:
         if option.startswith("fsgid="):
             options.remove(option)
@@ -294,10 +310,10 @@ def _take_group(options: list[str]) -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "2097152", "2M", "2Mi" or "1G".
+    """Parse "2097152", "2M", "2Mi" or "1G" into bytes.
 
     Raises:
-        InvalidArgument: none of these.
+        InvalidArgument: it is not a size.
     """
     digits = text.rstrip("kKmMgGtTiB")
     unit = text[len(digits) :].rstrip("B").removesuffix("i").lower()
@@ -307,7 +323,12 @@ def parse_size(text: str) -> int:
 
 
 def _reserve_hugepages(options: Iterable[str]) -> None:
-    """Reserve the pages for a mount with pagesize= and size= (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+    """Reserve the pages for a mount with pagesize= and size= (Documentation/admin-guide/mm/hugetlbpage.rst).
+
+    Raises:
+        InvalidArgument: an option is missing or malformed, or the guest has no pages of that size.
+        FailedPrecondition: the guest does not have that many.
+    """
     values = dict(option.split("=", 1) for option in options if "=" in option)
     if "pagesize" not in values or "size" not in values:
         raise InvalidArgument("hugetlbfs storage needs the options pagesize and size")

@@ -69,10 +69,12 @@ async def warm_up(server: Server, sandbox: Sandbox, agent: AgentContext) -> None
 
 
 def warm_up_handler(server: Server, sandbox: Sandbox, agent: AgentContext) -> Handler:
-    """The handler of `kata.protocols.standby`.
+    """Return the handler of `kata.protocols.standby`.
 
     Args:
-        server, sandbox, agent: see `warm_up`.
+        server: see `warm_up`.
+        sandbox: see `warm_up`.
+        agent: see `warm_up`.
     """
 
     async def handle(ctx: CallContext, payload: bytes) -> bytes:
@@ -88,7 +90,9 @@ async def run_container(server: Server, sandbox: Sandbox, agent: AgentContext) -
     """Run a container once, by calls to the agent's server, and pre-spawn the first containers.
 
     Args:
-        server, sandbox, agent: see `warm_up`.
+        server: see `warm_up`.
+        sandbox: see `warm_up`.
+        agent: see `warm_up`.
     """
     agent.prespawn_containers()
     ours, theirs = socket.socketpair()

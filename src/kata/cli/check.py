@@ -214,7 +214,7 @@ def build_tools(_config: Config) -> Row:
 
 
 def vhost(_config: Config) -> Row:
-    """List vhost devices. They are not needed; other runtimes need them, so a comparison wants to know."""
+    """List vhost devices. They are not needed, but other runtimes use them."""
     found = [name for name in ("vhost-vsock", "vhost-net") if _is_device(f"/dev/{name}")]
     return Row("vhost devices", Status.OK, f"{', '.join(found) or 'none'} (not needed)")
 

@@ -46,7 +46,7 @@ class Foreground:
         bundle: spec and root file system; nothing of it has to be on disk.
         config: the configuration.
         ledger: passed to the sandbox, which releases it.
-        signals: of this process; they are told to this run while it lasts.
+        signals: of this process; delivered to this run while it lasts.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Foreground:
         """
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        self._signals.tell(lambda number: loop.call_soon_threadsafe(self._signalled, number))
+        self._signals.deliver_to(lambda number: loop.call_soon_threadsafe(self._signalled, number))
         try:
             sandbox = await start_sandbox(self._id, self._bundle, self._config, self._ledger, progress=say)
             try:
@@ -93,7 +93,7 @@ class Foreground:
                 return signalled(self._cut)
             raise
         finally:
-            self._signals.tell(ignore)
+            self._signals.deliver_to(ignore)
 
     async def _in_sandbox(self, sandbox: Sandbox) -> int:
         stdout, stderr = self._sink(1), None if self._request.tty else self._sink(2)
@@ -183,7 +183,7 @@ class Foreground:
             self._spawn(self._hang_up(container))
 
     async def _hang_up(self, container: Container) -> None:
-        """The user's terminal is gone, so nobody could end a command that survives SIGHUP: kill it."""
+        """The user's terminal is gone: kill a command that survives SIGHUP, as the user no longer can."""
         await asyncio.sleep(_HANGUP_GRACE_S)
         await self._kill(container, signal.SIGKILL)
 

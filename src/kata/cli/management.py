@@ -29,7 +29,7 @@ def call(sandbox_id: str, service: str, method: str, request: Any) -> Any:
 
     Raises:
         InvalidArgument: the id is invalid.
-        NotFound: the sandbox does not run, or the sandbox says so of what was asked for.
+        NotFound: the sandbox does not run, or returns this error.
         KataError: any other error that the sandbox returns.
     """
     return asyncio.run(_call(validate_id(sandbox_id, "sandbox id"), service, method, request))

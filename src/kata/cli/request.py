@@ -185,10 +185,10 @@ def parse_memory(text: str) -> int:
     if match is None:
         raise InvalidArgument(f"--memory {text[:40]!r} is not a size", hint="write 256M or 2G")
     size = int(match[1]) * _UNITS[match[2]]
-    if not _MIN_MEMORY <= size <= _MAX_MEMORY:
-        raise InvalidArgument(
-            f"--memory {text} is out of range ({_MIN_MEMORY >> 20}M to {_MAX_MEMORY >> 40}T)", hint="write 256M or 2G"
-        )
+    if size < _MIN_MEMORY:
+        raise InvalidArgument(f"--memory {text} is too small; the minimum is {_MIN_MEMORY >> 20}M")
+    if size > _MAX_MEMORY:
+        raise InvalidArgument(f"--memory {text} is too large; the maximum is {_MAX_MEMORY >> 40}T")
     return size
 
 

@@ -69,7 +69,7 @@ def run(request: RunRequest) -> int:
             bundle = Bundle(Path(ledger.directory), spec, rootfs)
             return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals).run())
         finally:
-            signals.tell(ignore)
+            signals.deliver_to(ignore)
             # Usually the sandbox has done so already; then there is nothing to release.
             for problem in ledger.release():
                 warn(f"cannot release {problem}")

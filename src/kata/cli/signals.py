@@ -33,17 +33,17 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self._tell: Callable[[int], object] = interrupt
+        self._receiver: Callable[[int], object] = interrupt
         for number in (*FORWARDED, signal.SIGWINCH):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._arrived)
 
-    def tell(self, receiver: Callable[[int], object]) -> None:
-        """Set the receiver: called in the main thread, between two of its bytecode instructions."""
-        self._tell = receiver
+    def deliver_to(self, receiver: Callable[[int], object]) -> None:
+        """Set the receiver of signals: called in the main thread, between two of its bytecode instructions."""
+        self._receiver = receiver
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        self._tell(number)
+        self._receiver(number)
 
 
 def interrupt(number: int) -> None:

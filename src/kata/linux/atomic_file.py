@@ -19,6 +19,7 @@ def write(path: str | PathLike[str], content: str | bytes, *, mode: int = 0o644)
     lists such a directory passes hidden names over. Not durable: after a power failure the file may be empty or old.
 
     Args:
+        path: of the file.
         content: a string is written as UTF-8.
         mode: permissions, less the umask.
 

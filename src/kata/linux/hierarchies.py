@@ -127,7 +127,16 @@ def make(hierarchy: Hierarchy, directory: str) -> None:
 
 
 def join(hierarchy: Hierarchy, group: str, pid: int) -> None:
-    """Move a process with all its threads into a cgroup; one that has ended is ignored. Raises OSError."""
+    """Move a process with all its threads into a cgroup; one that has ended is ignored.
+
+    Args:
+        hierarchy: of the cgroup.
+        group: its path; see `Hierarchy.directory`.
+        pid: of the process.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     try:
         cgroup.write(hierarchy.directory(group), "cgroup.procs", str(pid))
     except ProcessLookupError:
@@ -135,7 +144,16 @@ def join(hierarchy: Hierarchy, group: str, pid: int) -> None:
 
 
 def join_thread(hierarchy: Hierarchy, group: str, tid: int) -> None:
-    """Move a single thread into a cgroup; version 1 only; one that has ended is ignored. Raises OSError."""
+    """Move a single thread into a cgroup; one that has ended is ignored.
+
+    Args:
+        hierarchy: of the cgroup, version 1 only.
+        group: its path; see `Hierarchy.directory`.
+        tid: of the thread.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     try:
         cgroup.write(hierarchy.directory(group), "tasks", str(tid))
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""PCI addresses, which name a function of a device on one machine: "0000:05:1f.0" is domain, bus, slot, function.
+"""PCI addresses, which name a function of a device on one host: "0000:05:1f.0" is domain, bus, slot, function.
 
 Source: the kernel's Documentation/ABI/testing/sysfs-bus-pci.
 """

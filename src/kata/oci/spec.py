@@ -31,11 +31,15 @@ NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup
 
 
 class Box(TypedDict):
+    """`consoleSize`, in characters."""
+
     height: U32
     width: U32
 
 
 class User(TypedDict, total=False):
+    """`process.user`."""
+
     uid: U32
     gid: U32
     umask: U32
@@ -44,6 +48,8 @@ class User(TypedDict, total=False):
 
 
 class Capabilities(TypedDict, total=False):
+    """`process.capabilities`."""
+
     bounding: list[str]
     effective: list[str]
     inheritable: list[str]
@@ -52,12 +58,16 @@ class Capabilities(TypedDict, total=False):
 
 
 class Rlimit(TypedDict):
+    """One of `process.rlimits`."""
+
     type: str
     hard: U64
     soft: U64
 
 
 class Process(TypedDict, total=False):
+    """`process`, and the process of an exec."""
+
     terminal: bool
     consoleSize: Box
     user: User
@@ -76,17 +86,23 @@ class Process(TypedDict, total=False):
 
 
 class Root(TypedDict, total=False):
+    """`root`."""
+
     path: Required[str]
     readonly: bool
 
 
 class IDMapping(TypedDict):
+    """One of `linux.uidMappings` or `gidMappings`."""
+
     containerID: U32
     hostID: U32
     size: U32
 
 
 class Mount(TypedDict, total=False):
+    """One of `mounts`."""
+
     destination: Required[str]
     type: str
     source: str
@@ -96,6 +112,8 @@ class Mount(TypedDict, total=False):
 
 
 class Hook(TypedDict, total=False):
+    """One hook."""
+
     path: Required[str]
     args: list[str]
     env: list[str]
@@ -103,6 +121,8 @@ class Hook(TypedDict, total=False):
 
 
 class Hooks(TypedDict, total=False):
+    """`hooks`, by when they run."""
+
     prestart: list[Hook]
     createRuntime: list[Hook]
     createContainer: list[Hook]
@@ -112,11 +132,15 @@ class Hooks(TypedDict, total=False):
 
 
 class Namespace(TypedDict, total=False):
+    """One of `linux.namespaces`."""
+
     type: Required[NamespaceType]
     path: str
 
 
 class Device(TypedDict, total=False):
+    """One of `linux.devices`."""
+
     path: Required[str]
     type: Required[Literal["c", "b", "u", "p"]]
     major: I64
@@ -127,6 +151,8 @@ class Device(TypedDict, total=False):
 
 
 class DeviceCgroup(TypedDict, total=False):
+    """One of `linux.resources.devices`."""
+
     allow: Required[bool]
     type: Literal["", "a", "b", "c"]
     major: I64
@@ -135,6 +161,8 @@ class DeviceCgroup(TypedDict, total=False):
 
 
 class Memory(TypedDict, total=False):
+    """`linux.resources.memory`, in bytes."""
+
     limit: I64
     reservation: I64
     swap: I64
@@ -147,6 +175,8 @@ class Memory(TypedDict, total=False):
 
 
 class CPU(TypedDict, total=False):
+    """`linux.resources.cpu`; times are in microseconds."""
+
     shares: U64
     quota: I64
     burst: U64
@@ -159,10 +189,14 @@ class CPU(TypedDict, total=False):
 
 
 class Pids(TypedDict):
+    """`linux.resources.pids`."""
+
     limit: I64
 
 
 class WeightDevice(TypedDict, total=False):
+    """One of `blockIO.weightDevice`."""
+
     major: Required[I64]
     minor: Required[I64]
     weight: U32
@@ -170,12 +204,16 @@ class WeightDevice(TypedDict, total=False):
 
 
 class ThrottleDevice(TypedDict):
+    """One of `blockIO`'s throttled devices."""
+
     major: I64
     minor: I64
     rate: U64
 
 
 class BlockIO(TypedDict, total=False):
+    """`linux.resources.blockIO`."""
+
     weight: U32
     leafWeight: U32
     weightDevice: list[WeightDevice]
@@ -186,21 +224,29 @@ class BlockIO(TypedDict, total=False):
 
 
 class HugepageLimit(TypedDict):
+    """One of `linux.resources.hugepageLimits`."""
+
     pageSize: str
     limit: U64
 
 
 class InterfacePriority(TypedDict):
+    """One of `network.priorities`."""
+
     name: str
     priority: U32
 
 
 class Network(TypedDict, total=False):
+    """`linux.resources.network`."""
+
     classID: U32
     priorities: list[InterfacePriority]
 
 
 class LinuxResources(TypedDict, total=False):
+    """`linux.resources`, and the limits of an update."""
+
     devices: list[DeviceCgroup]
     memory: Memory
     cpu: CPU
@@ -213,6 +259,8 @@ class LinuxResources(TypedDict, total=False):
 
 
 class SeccompArg(TypedDict, total=False):
+    """One condition of a seccomp rule."""
+
     index: Required[U32]
     value: Required[U64]
     valueTwo: U64
@@ -220,6 +268,8 @@ class SeccompArg(TypedDict, total=False):
 
 
 class Syscall(TypedDict, total=False):
+    """One seccomp rule."""
+
     names: Required[list[str]]
     action: Required[str]
     errnoRet: U32
@@ -227,6 +277,8 @@ class Syscall(TypedDict, total=False):
 
 
 class Seccomp(TypedDict, total=False):
+    """`linux.seccomp`."""
+
     defaultAction: Required[str]
     defaultErrnoRet: U32
     architectures: list[str]
@@ -237,12 +289,16 @@ class Seccomp(TypedDict, total=False):
 
 
 class IntelRdt(TypedDict, total=False):
+    """`linux.intelRdt`."""
+
     closID: str
     l3CacheSchema: str
     memBwSchema: str
 
 
 class Linux(TypedDict, total=False):
+    """`linux`."""
+
     uidMappings: list[IDMapping]
     gidMappings: list[IDMapping]
     sysctl: dict[str, str]
@@ -261,6 +317,8 @@ class Linux(TypedDict, total=False):
 
 
 class Spec(TypedDict, total=False):
+    """A container's config.json."""
+
     ociVersion: str
     process: Process
     root: Root

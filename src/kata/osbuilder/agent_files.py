@@ -1,4 +1,4 @@
-"""The agent's files: the part of this package that runs in the guest."""
+"""The agent's files: the parts of this package that run in the guest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = ("__init__.py", "version.py", "errors.py", "agent", "ttrpc", "protocols"
 PACKAGE = Path("usr/lib/kata/kata")
 LAUNCHER = Path("usr/bin/kata-agent")
 
-# Isolated, without site: the paths of the image are known, and every file not looked for is time saved at start.
+# Isolated, without site: the image's paths are known, and each file that is not looked for saves time at start.
 LAUNCHER_TEXT = """\
 #!/usr/bin/python3 -IS
 import sys
@@ -43,7 +43,7 @@ def collect(source: Path) -> dict[str, bytes]:
     for part in PARTS:
         path = source / part
         if not path.exists():
-            raise NotFound(f"the agent's part {path} is missing", hint="install the package completely")
+            raise NotFound(f"the agent's part {path} is missing", hint="reinstall the package")
         modules = [path] if path.is_file() else path.rglob("*.py")
         found.update((str(module.relative_to(source)), module.read_bytes()) for module in modules)
     return dict(sorted(found.items()))
@@ -59,7 +59,7 @@ def digest(files: Mapping[str, bytes]) -> str:
 
 
 def install(files: Mapping[str, bytes], root: Path) -> None:
-    """Write the agent below a guest root."""
+    """Write the agent below a guest root. Raises OSError."""
     for name, content in files.items():
         path = root / PACKAGE / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Build a guest image: resolve, fetch, assemble, publish.
 
-What does not depend on the agent (kernel, initrd, the root's packages) is kept as an intermediate in the cache, so that
-a changed agent costs seconds. Everything is made in a directory that no reader looks at and appears by one rename.
+The parts that do not depend on the agent (kernel, initrd, the root's packages) are kept as an intermediate in the
+cache, so that a changed agent costs seconds. Everything is made in a hidden directory and appears by one rename.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
 
-# Told what happens next, one short phrase each time.
+#: Called with the next step, a short phrase.
 Progress = Callable[[str], None]
 
 _TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "mkfs.erofs", "setpriv", "tar")
-# A whole build takes a minute; another one may be waiting for the network.
-_LOCK_TIMEOUT = 900.0
-# Intermediates: the current one, and one to go back to.
+#: A whole build takes a minute; another one may be waiting for the network.
+_LOCK_TIMEOUT_S = 900.0
+#: Intermediates to keep: the current and the previous one.
 _BASES_KEPT = 2
 
 
@@ -42,9 +42,9 @@ class BuildOptions:
         images: root of the image store.
         cache: for packages and intermediates; may be deleted at any time between builds.
         mirror: address of the Debian archive.
-        agent: directory of this package's sources, of which the agent's part is taken.
-        force: build all of it even if that version exists, the intermediate too.
-        update: fetch the package lists anew first.
+        agent: directory of this package's sources, which the agent's parts are taken from.
+        force: build everything even if that version exists, including the intermediate.
+        update: update the package lists first.
     """
 
     images: Path = field(default_factory=store.images_root)
@@ -56,11 +56,15 @@ class BuildOptions:
 
 
 def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestImage:
-    """Build the image that the inputs ask for, unless it exists, and make it the current one.
+    """Build the image for the inputs, unless it exists, and make it the current one.
+
+    Args:
+        options: the inputs.
+        progress: called with each step.
 
     Raises:
         PermissionDenied: not root.
-        FailedPrecondition: another architecture, or packages that apt does not know.
+        FailedPrecondition: another architecture, or packages that apt cannot find.
         NotFound: a tool or a part of the agent is missing.
         Unavailable: no network.
         ResourceExhausted: the disk is full.
@@ -71,7 +75,7 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
     try:
         options.images.mkdir(parents=True, exist_ok=True)
         options.cache.mkdir(parents=True, exist_ok=True)
-        with store.lock(options.images, timeout=_LOCK_TIMEOUT), store.lock(options.cache, timeout=_LOCK_TIMEOUT):
+        with store.lock(options.images, timeout=_LOCK_TIMEOUT_S), store.lock(options.cache, timeout=_LOCK_TIMEOUT_S):
             for directory in (options.images, options.cache):
                 _remove_leftovers(directory)
             try:
@@ -89,7 +93,7 @@ def _check_host() -> None:
     if os.geteuid() != 0:
         raise PermissionDenied("only root can build a guest image", hint="run it with sudo")
     if os.uname().machine != "x86_64":
-        raise FailedPrecondition(f"guest images are built for x86_64 only, this machine is {os.uname().machine}")
+        raise FailedPrecondition(f"guest images are built for x86_64 only, not for {os.uname().machine}")
     commands.require(_TOOLS)
     if not suite.KEYRING.exists():
         raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
@@ -131,14 +135,14 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
 
 
 def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Recipe:
-    """The recipe of this moment, with all its packages in the cache."""
+    """The current recipe, with all its packages in the cache."""
     if update:
         progress("updating the package lists")
         cache.update()
     try:
         packages = _fetch(cache, progress)
     except (FailedPrecondition, Unavailable):
-        # No lists yet, or lists that name files which the archive has replaced meanwhile.
+        # No lists yet, or outdated ones, with files that the archive has replaced.
         if update:
             raise
         progress("updating the package lists")
@@ -158,7 +162,7 @@ def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
 
 
 def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: Progress) -> Path:
-    """The directory with what does not depend on the agent: vmlinux, initrd, root.tar, base.json."""
+    """The intermediate's directory: vmlinux, initrd, root.tar, base.json."""
     bases = options.cache / "base"
     base = bases / recipe.base_key
     if base.is_dir() and not options.force:
@@ -229,7 +233,7 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress) -> G
     _sync_tree(staging)
     target = images / version
     if target.exists():
-        # The same version has the same bytes: only a damaged file changes by this, and readers keep what they opened.
+        # The same version has the same bytes: this replaces damaged files only, and readers keep what they opened.
         for name in (*store.FILES, store.MANIFEST):
             (staging / name).replace(target / name)
         sync_directory(target)

@@ -1,4 +1,4 @@
-"""Run the host's tools: one child, one deadline, one kind of error.
+"""Run the host's tools, each with a deadline.
 
 A child never outlives its builder: it is killed at its deadline, when the caller is interrupted, and by the kernel when
 the builder itself is killed.
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from kata.errors import DeadlineExceeded, Internal, NotFound, ResourceExhausted
 
-# Which Debian package brings a tool that a host may lack.
+# The Debian package of each tool.
 _PACKAGE_OF = {
     "apt-cache": "apt",
     "apt-get": "apt",
@@ -34,13 +34,19 @@ _ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
 
 
 def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a tool to its end and return what it wrote to standard output.
+    """Run a tool to its end and return its standard output.
+
+    Args:
+        argv: the tool and its arguments.
+        timeout: seconds.
+        cwd: working directory; None for this process's.
+        env: variables in addition to a fixed environment.
 
     Raises:
         NotFound: the tool is not installed.
         DeadlineExceeded: it took longer than `timeout` seconds and was killed.
         ResourceExhausted: the disk is full.
-        Internal: it failed in another way; the message ends with its last words.
+        Internal: it failed in another way; the message ends with the last lines of its output.
     """
     try:
         done = subprocess.run(
@@ -61,7 +67,15 @@ def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: di
 
 
 def pipe(producer: Sequence[str], consumer: Sequence[str], *, timeout: float) -> None:
-    """Run `producer | consumer` to the end of both; errors as in :func:`run`."""
+    """Run `producer | consumer` to the end of both.
+
+    Args:
+        producer, consumer: tools and their arguments.
+        timeout: seconds, for both.
+
+    Raises:
+        NotFound, DeadlineExceeded, ResourceExhausted, Internal: as `run`.
+    """
     with subprocess.Popen(
         _confined(producer), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_ENVIRONMENT
     ) as first:
@@ -84,10 +98,10 @@ def pipe(producer: Sequence[str], consumer: Sequence[str], *, timeout: float) ->
 
 
 def require(tools: Iterable[str]) -> None:
-    """Find out before any work that a tool is missing.
+    """Check that tools are installed, before any work.
 
     Raises:
-        NotFound: with the command that installs it.
+        NotFound: one is not; the hint has the command that installs it.
     """
     for tool in tools:
         if shutil.which(tool, path=_PATH) is None:
@@ -95,12 +109,12 @@ def require(tools: Iterable[str]) -> None:
 
 
 def digests(*tools: str) -> dict[str, str]:
-    """SHA-256 of each tool's program: another one may write other bytes."""
+    """SHA-256 of each tool's program, because another version may write other bytes."""
     return {tool: hashlib.sha256(Path(shutil.which(tool, path=_PATH) or "").read_bytes()).hexdigest() for tool in tools}
 
 
 def disk_full(where: Path) -> ResourceExhausted:
-    """The error for a file system without room."""
+    """The error for a full file system."""
     return ResourceExhausted(f"no space left on the file system of {where}", hint="free 1 GB there and build again")
 
 
@@ -114,4 +128,4 @@ def _fail(argv: Sequence[str], status: int, words: str) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device", argv[0])
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     how = f"signal {-status}" if status < 0 else f"status {status}"
-    raise Internal(f"{' '.join(argv[:2])} ended with {how}: {' | '.join(lines[-3:]) or 'it said nothing'}")
+    raise Internal(f"{' '.join(argv[:2])} failed with {how}: {' | '.join(lines[-3:]) or 'no output'}")

@@ -1,7 +1,7 @@
-"""cpio archives in the newc format, as the Linux kernel reads it for an initramfs.
+"""A writer for cpio archives in the newc format, as the Linux kernel reads it for an initramfs.
 
-Bytes out, no files read: the same entries give the same bytes (inode numbers count up, times are zero, root owns all).
-Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel. Archives of others are not read.
+Pure: the same entries give the same bytes (inode numbers count up, times are zero, root owns everything).
+Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel.
 """
 
 from __future__ import annotations
@@ -36,18 +36,33 @@ class Entry:
 
 
 def directory(path: str) -> Entry:
+    """A directory, mode 0755."""
     return Entry(path, stat.S_IFDIR | 0o755)
 
 
 def file(path: str, data: bytes, mode: int = 0o644) -> Entry:
+    """A regular file.
+
+    Args:
+        path: relative.
+        data: its content.
+        mode: permission bits.
+    """
     return Entry(path, stat.S_IFREG | mode, data)
 
 
 def symlink(path: str, target: str) -> Entry:
+    """A symbolic link."""
     return Entry(path, stat.S_IFLNK | 0o777, target.encode())
 
 
 def character_device(path: str, major: int, minor: int) -> Entry:
+    """A character device, mode 0600.
+
+    Args:
+        path: relative.
+        major, minor: its number.
+    """
     return Entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
 
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from kata.osbuilder import cpio
 
-# What init.sh calls. Busybox acts as the command whose name it was called by.
+# The commands of init.sh, as links to busybox.
 _APPLETS = ("insmod", "mount", "poweroff", "reboot", "sh", "sleep", "switch_root")
 
 
@@ -24,7 +24,7 @@ def build(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
     """
     named = [(PurePosixPath(path).name, content) for path, content in modules]
     entries = [cpio.directory(name) for name in ("bin", "dev", "modules", "proc", "sys", "sysroot")]
-    # The kernel opens it as the standard streams of /init, before anything mounted /dev.
+    # The kernel opens it as the standard streams of /init, before /dev is mounted.
     entries.append(cpio.character_device("dev/console", 5, 1))
     entries.append(cpio.file("init", files(__package__).joinpath("init.sh").read_bytes(), 0o755))
     entries.append(cpio.file("bin/busybox", busybox, 0o755))

@@ -8,17 +8,12 @@ is entered directly. Sources: Documentation/arch/x86/boot.rst (setup header), Do
 from __future__ import annotations
 
 import struct
-import sys
 
+from kata import zstd
 from kata.errors import InvalidArgument
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-# The kernel's text, data and init sections; today's Debian kernel has 60 MB.
-_VMLINUX_LIMIT = 512 << 20
+#: Bytes of the decompressed kernel; Debian's has 60 MB.
+_MAX_VMLINUX = 512 << 20
 
 _SETUP_SECTS = 0x1F1
 _HEADER_MAGIC = 0x202
@@ -42,17 +37,17 @@ def extract_vmlinux(bzimage: bytes) -> bytes:
 
 
 def has_pvh_entry(elf: bytes) -> bool:
-    """Whether an x86-64 ELF file carries the note that names its PVH entry point.
+    """Whether an x86-64 ELF file has a note with its PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY).
 
     Raises:
-        InvalidArgument: not such a file.
+        InvalidArgument: it is not an x86-64 ELF file.
     """
     if elf[:6] != b"\x7fELF\x02\x01" or len(elf) < 64 or elf[18:20] != b"\x3e\x00":
         raise InvalidArgument("the kernel is not an x86-64 ELF file")
     table, entry_size, entries = struct.unpack_from("<Q", elf, 32)[0], *struct.unpack_from("<HH", elf, 54)
     for start in range(table, table + entries * entry_size, entry_size or 1):
         if start + 40 > len(elf):
-            raise InvalidArgument("the kernel's program headers lie outside of the file")
+            raise InvalidArgument("the kernel's program headers are outside of the file")
         kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", elf, start)
         if kind == _PT_NOTE and _has_pvh_note(elf[offset : offset + size]):
             return True
@@ -77,23 +72,23 @@ def _payload(bzimage: bytes) -> bytes:
     if protocol < 0x208:
         raise InvalidArgument(f"the kernel's boot protocol {protocol >> 8}.{protocol & 255} is older than 2.8")
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
-    # The real-mode code takes one boot sector and `setup_sects` more; 0 stands for 4.
+    # The real-mode code is one boot sector and `setup_sects` more; 0 means 4 (Documentation/arch/x86/boot.rst).
     start = ((bzimage[_SETUP_SECTS] or 4) + 1) * 512 + offset
     payload = bzimage[start : start + length]
     if len(payload) != length:
-        raise InvalidArgument("the kernel image is cut off")
+        raise InvalidArgument("the kernel image is truncated")
     return payload
 
 
 def _decompress(payload: bytes) -> bytes:
     if not payload.startswith(b"\x28\xb5\x2f\xfd"):
         raise InvalidArgument(f"the kernel is not compressed with zstd (payload starts with {payload[:6].hex()})")
-    # The size, which kernel builds append, comes after the end of the frame.
+    # The kernel's build appends the size after the end of the frame.
     decompressor = zstd.ZstdDecompressor()
     try:
-        vmlinux = decompressor.decompress(payload, _VMLINUX_LIMIT)
+        vmlinux = decompressor.decompress(payload, _MAX_VMLINUX)
     except zstd.ZstdError as error:
         raise InvalidArgument(f"the kernel's payload is damaged: {error}") from None
     if not decompressor.eof:
-        raise InvalidArgument("the kernel's payload is cut off or larger than 512 MiB")
+        raise InvalidArgument("the kernel's payload is truncated or larger than 512 MiB")
     return vmlinux

@@ -63,6 +63,7 @@ class ModuleTree:
 
     @classmethod
     def parse(cls, modules_dep: str, modules_builtin: str) -> ModuleTree:
+        """Parse the texts of modules.dep and modules.builtin (modules.dep(5))."""
         dependencies = {}
         for line in modules_dep.splitlines():
             path, _, needs = line.partition(":")

@@ -38,8 +38,8 @@ _UNNEEDED = (
     "openssl-provider-*",
 )
 
-_LISTS_TIMEOUT = 180.0
-_DOWNLOAD_TIMEOUT = 900.0
+_LISTS_TIMEOUT_S = 180.0
+_DOWNLOAD_TIMEOUT_S = 900.0
 
 _INSTALLED = re.compile(r"^Inst (\S+) \((\S+) ", re.MULTILINE)
 _URI = re.compile(r"^'[^']+' (\S+) (\d+) SHA256:([0-9a-f]{64})$", re.MULTILINE)
@@ -100,6 +100,7 @@ class PackageCache:
         }
 
     def path(self, package: Package) -> Path:
+        """Where a package is, or will be, in the cache."""
         return self._debs / package.filename
 
     def resolve(self) -> PackageSet:
@@ -158,7 +159,7 @@ class PackageCache:
             Unavailable: no network, or the mirror does not answer or cannot be trusted.
         """
         try:
-            self._run("apt-get", "update", "--error-on=any", timeout=_DOWNLOAD_TIMEOUT)
+            self._run("apt-get", "update", "--error-on=any", timeout=_DOWNLOAD_TIMEOUT_S)
         except Internal as error:
             raise Unavailable(
                 f"cannot update the package lists: {error}", hint="check the network, or name a mirror with --mirror"
@@ -176,7 +177,7 @@ class PackageCache:
         """
         names = [f"{package.name}={package.version}" for package in packages]
         try:
-            self._run("apt-get", "download", *names, timeout=_DOWNLOAD_TIMEOUT, cwd=self._debs)
+            self._run("apt-get", "download", *names, timeout=_DOWNLOAD_TIMEOUT_S, cwd=self._debs)
         except Internal as error:
             raise Unavailable(
                 f"cannot download packages: {error}", hint="check the network, then run: kata image build --update"
@@ -191,7 +192,7 @@ class PackageCache:
             if path.name not in kept:
                 path.unlink()
 
-    def _run(self, tool: str, *arguments: str, timeout: float = _LISTS_TIMEOUT, cwd: Path | None = None) -> str:
+    def _run(self, tool: str, *arguments: str, timeout: float = _LISTS_TIMEOUT_S, cwd: Path | None = None) -> str:
         # The way to the network is the host's: proxies, and an apt configuration named in the environment.
         names = (name for name in os.environ if name.lower().endswith("_proxy") or name == "APT_CONFIG")
         environment = {name: os.environ[name] for name in names}
@@ -216,7 +217,11 @@ def parse_uris(listed: str) -> list[Package]:
 
 
 def build_date(deb: Path) -> int:
-    """When a package was made, in seconds since 1970: the time stamp of the first member of its archive (deb(5))."""
+    """When a package was made, in seconds since 1970: the time stamp of the first member of its archive (deb(5)).
+
+    Raises:
+        Internal: it is not a Debian package.
+    """
     with deb.open("rb") as file:
         header = file.read(36)
     if header[:8] != b"!<arch>\n" or not header[24:36].strip().isdigit():

@@ -1,4 +1,4 @@
-"""What an image is made of, and the version that follows from it.
+"""The inputs of an image, and the version that is derived from them.
 
 The same inputs give the same version, and the same version the same bytes. Inputs are the packages (by digest), the
 agent's files, the builder's own files, and the program that writes the file system.
@@ -35,27 +35,27 @@ class Recipe:
 
     @property
     def base_key(self) -> str:
-        """Names what does not depend on the agent: kernel, initrd and the root's packages."""
+        """Key of the intermediate, which does not depend on the agent: kernel, initrd and the root's packages."""
         return _digest({"builder": self.builder, "packages": [package.sha256 for package in self.packages]})
 
     @property
     def key(self) -> str:
-        """Names the whole image."""
+        """Key of the whole image."""
         return _digest({"base": self.base_key, "agent": self.agent, "tools": dict(self.tools)})
 
     @property
     def version(self) -> str:
-        """Of the image, e.g. "0.1.0-3fd90a7be812": the project's version and the inputs'."""
+        """Version of the image, e.g. "0.1.0-3fd90a7be812": the project's version and a digest of the inputs."""
         return f"{VERSION}-{self.key[:12]}"
 
     @property
     def uuid(self) -> str:
-        """Of the root file system."""
+        """UUID of the root file system."""
         return str(UUID(self.key[:32]))
 
 
 def builder_digest() -> str:
-    """Of the files that say how an image is made: all of this package."""
+    """Digest of the builder's files: all of this package."""
     total = hashlib.sha256()
     here = Path(__file__).parent
     for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh", ".txt")):

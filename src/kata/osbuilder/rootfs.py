@@ -17,8 +17,8 @@ from kata.errors import Internal
 from kata.osbuilder.commands import pipe, run
 from kata.osbuilder.modules import ModuleTree, root_modules
 
-# Seconds for one tool; all of them take a few on an idle machine.
-TIMEOUT = 300.0
+#: For one tool; all of them take a few seconds on an idle host.
+_TOOL_TIMEOUT_S = 300.0
 
 # Debian has one directory for programs and libraries; packages may still name the old ones.
 _MERGED = ("bin", "lib", "lib64", "sbin")
@@ -103,7 +103,7 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(deb)],
             ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}", *excludes],
-            timeout=TIMEOUT,
+            timeout=_TOOL_TIMEOUT_S,
         )
     for library in root.glob("usr/lib/python3.*"):
         for pattern in _STDLIB_UNNEEDED:
@@ -112,11 +112,20 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
 
 
 def unpack_part(deb: Path, target: Path, part: str) -> None:
-    """Unpack one directory of a package, named as its archive does: "./boot"."""
+    """Unpack one directory of a package.
+
+    Args:
+        deb: the package.
+        target: directory to unpack into.
+        part: the directory's name in the archive, such as "./boot".
+
+    Raises:
+        ResourceExhausted, DeadlineExceeded, Internal: as `commands.pipe`.
+    """
     pipe(
         ["dpkg-deb", "--fsys-tarfile", str(deb)],
         ["tar", "--extract", "--keep-directory-symlink", f"--directory={target}", part],
-        timeout=TIMEOUT,
+        timeout=_TOOL_TIMEOUT_S,
     )
 
 
@@ -132,13 +141,13 @@ def index_modules(root: Path, release: str) -> ModuleTree:
         root: the guest's root, with the kernel's modules in it.
         release: e.g. "6.12.118+deb13-amd64".
     """
-    run(["chroot", str(root), "depmod", release], timeout=TIMEOUT)
+    run(["chroot", str(root), "depmod", release], timeout=_TOOL_TIMEOUT_S)
     modules = root / MODULES / release
     return ModuleTree.parse((modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text())
 
 
 def trim_modules(tree: ModuleTree, root: Path, release: str) -> ModuleTree:
-    """Leave the modules that the guest needs, not compressed: an emulated processor would decompress them each time.
+    """Leave the modules that the guest needs, not compressed: an emulated vCPU would decompress them each time.
 
     Args:
         tree: what there is.
@@ -177,7 +186,7 @@ def configure(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(target)
     _install_applets(root)
-    run(["ldconfig", "-r", str(root)], timeout=TIMEOUT)
+    run(["ldconfig", "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
     _delete(root / "var/cache/ldconfig")
 
 
@@ -188,7 +197,7 @@ def compile_python(root: Path, *directories: str) -> None:
     """
     # -B and -f: what the compiler itself imports it would otherwise cache in the usual way, and then take for compiled.
     compiler = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=TIMEOUT)
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=_TOOL_TIMEOUT_S)
 
 
 def check(root: Path) -> None:
@@ -201,35 +210,48 @@ def check(root: Path) -> None:
         with compiled.open("rb") as file:
             if file.read(8)[4:] != _UNCHECKED:
                 raise Internal(f"{compiled.relative_to(root)} depends on its source's time stamp")
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=TIMEOUT)
+    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=_TOOL_TIMEOUT_S)
     for program in ("/usr/bin/crun", "/usr/bin/kmod"):
         # Not run: without /proc, crun does not start. The dynamic loader fails where a library is missing.
-        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=TIMEOUT)
+        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=_TOOL_TIMEOUT_S)
 
 
 def pack(root: Path, archive: Path) -> None:
     """The directory as a tar file whose bytes depend on its content only."""
     sorting = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"]
-    run(["tar", "--create", f"--file={archive}", f"--directory={root}", *sorting, "."], timeout=TIMEOUT)
+    run(["tar", "--create", f"--file={archive}", f"--directory={root}", *sorting, "."], timeout=_TOOL_TIMEOUT_S)
 
 
 def unpack_archive(archive: Path, root: Path) -> None:
     """The reverse of :func:`pack`."""
     root.mkdir()
-    run(["tar", "--extract", f"--file={archive}", f"--directory={root}", "--preserve-permissions"], timeout=TIMEOUT)
+    run(
+        ["tar", "--extract", f"--file={archive}", f"--directory={root}", "--preserve-permissions"],
+        timeout=_TOOL_TIMEOUT_S,
+    )
 
 
 def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
-    """The directory as an erofs image; its bytes depend on content, `date` (seconds since 1970) and `uuid` only."""
+    """Write a directory as an erofs image (mkfs.erofs(1)).
+
+    Args:
+        root: the directory.
+        image: the file to write; its bytes depend on content, `date` and `uuid` only.
+        date: of all files, in seconds since 1970.
+        uuid: of the file system.
+
+    Raises:
+        ResourceExhausted, DeadlineExceeded, Internal: as `commands.run`.
+    """
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
-    run(["mkfs.erofs", *options, str(image), str(root)], timeout=TIMEOUT)
+    run(["mkfs.erofs", *options, str(image), str(root)], timeout=_TOOL_TIMEOUT_S)
 
 
 def _install_applets(root: Path) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"
-    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=TIMEOUT).split():
+    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TOOL_TIMEOUT_S).split():
         if not any((root / "usr" / where / applet).exists() for where in ("bin", "sbin")):
             (binaries / applet).symlink_to("busybox")
 

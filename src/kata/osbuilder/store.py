@@ -3,9 +3,8 @@
     <root>/<version>/{vmlinux,initrd,root.erofs,manifest.json}
     <root>/current -> <version>
 
-A version's directory appears complete, by one rename, or not at all. Making images is not done here, but in
-:mod:`kata.osbuilder.build`. This module is on the way of every sandbox start, so what only
-administration needs is imported there.
+A version's directory appears complete, by one rename, or not at all. Images are made in `kata.osbuilder.build`. Every
+sandbox start imports this module, so imports for administration only are in the functions that need them.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ DEFAULT_ROOT = Path("/var/lib/kata/images")
 FILES = ("vmlinux", "initrd", "root.erofs")
 MANIFEST = "manifest.json"
 CURRENT = "current"
-# A build in progress, or what a killed one left behind.
+#: Prefix of a build in progress, or of what a killed one left behind.
 BUILDING = ".build-"
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-_MANIFEST_LIMIT = 1 << 20
+_MAX_MANIFEST = 1 << 20
 _HINT = "run: kata image build"
 
 
@@ -40,12 +39,12 @@ class GuestImage:
     """One complete image.
 
     Attributes:
-        version: names its content.
-        directory: holds the files.
+        version: derived from its inputs; see `kata.osbuilder.recipe`.
+        directory: of the files.
         kernel: uncompressed ELF kernel with a PVH entry.
         initrd: cpio archive.
         rootfs: erofs image.
-        manifest: what it was made of; see docs/guest-image.md.
+        manifest: its inputs and digests; see docs/guest-image.md.
     """
 
     version: str
@@ -57,28 +56,32 @@ class GuestImage:
 
     @property
     def size(self) -> int:
-        """Of the three files, in bytes."""
+        """Size of the three files, in bytes."""
         return sum(int(self.manifest["files"][name]["size"]) for name in FILES)
 
 
 def images_root() -> Path:
-    """Where images are kept: $KATA_IMAGES, or /var/lib/kata/images."""
+    """Directory of the images: $KATA_IMAGES, or /var/lib/kata/images."""
     return Path(os.environ.get("KATA_IMAGES") or DEFAULT_ROOT)
 
 
 def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
-    """The current image, or that of a version.
+    """Find the current image, or that of a version.
 
-    The image's directory is the version's own, not the link: it stays the same when another image becomes current.
+    The image's directory is the version's, not the link: it stays the same when another image becomes current.
+
+    Args:
+        root: directory of the images; None for `images_root`.
+        version: of the image.
 
     Raises:
-        NotFound: there is none.
-        InvalidArgument: that is no version.
-        FailedPrecondition: it is damaged.
+        NotFound: there is no such image.
+        InvalidArgument: the version is invalid.
+        FailedPrecondition: the image is damaged.
     """
     root = images_root() if root is None else root
     if not _VERSION.fullmatch(version):
-        raise InvalidArgument(f"'{version[:64]}' is not the version of a guest image")
+        raise InvalidArgument(f"invalid version '{version[:64]}' of a guest image")
     if version == CURRENT:
         try:
             version = os.readlink(root / CURRENT)
@@ -105,7 +108,7 @@ def check(image: GuestImage) -> None:
     """Read all files and compare them with the manifest.
 
     Raises:
-        FailedPrecondition: a file is not what was built.
+        FailedPrecondition: a file differs from its digest.
     """
     for name in FILES:
         path = image.directory / name
@@ -115,7 +118,7 @@ def check(image: GuestImage) -> None:
             raise FailedPrecondition(f"guest image {image.version} is damaged: {error}", hint=_HINT) from None
         if found != image.manifest["files"][name]["sha256"]:
             raise FailedPrecondition(
-                f"guest image {image.version} is damaged: {path} is not the file that was built",
+                f"guest image {image.version} is damaged: {path} does not match its digest",
                 hint=f"{_HINT} --force",
             )
 
@@ -126,7 +129,7 @@ def list_images(root: Path | None = None) -> list[GuestImage]:
     images: list[tuple[int, GuestImage]] = []
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.is_dir() and not directory.is_symlink() and _VERSION.fullmatch(directory.name):
-            # Damaged, or just being removed by somebody else.
+            # Damaged, or just being removed.
             with contextlib.suppress(FailedPrecondition, NotFound, OSError):
                 images.append((directory.stat().st_mtime_ns, find(root, directory.name)))
     return [image for _, image in sorted(images, key=lambda entry: entry[0], reverse=True)]
@@ -135,7 +138,7 @@ def list_images(root: Path | None = None) -> list[GuestImage]:
 def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
     """Remove old images and return their versions.
 
-    The newest `keep` stay, and so does the current one and each that a process has open or mapped.
+    The newest `keep` stay, and so do the current one and those that a process has open or mapped.
 
     Raises:
         InvalidArgument: `keep` is negative.
@@ -155,7 +158,7 @@ def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
         used = _versions_in_use(candidates)
         for image in candidates:
             if image.version not in used:
-                # Out of sight by one rename first: nobody finds half an image.
+                # Renamed first, so that nobody finds half an image.
                 doomed = root / f"{BUILDING}removed-{image.version}"
                 image.directory.rename(doomed)
                 shutil.rmtree(doomed)
@@ -164,7 +167,7 @@ def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
 
 
 def switch_current(root: Path, version: str) -> None:
-    """Make a version the current one, at once for everybody who looks."""
+    """Make a version the current one, atomically. Raises OSError."""
     link = root / f"{BUILDING}current"
     link.unlink(missing_ok=True)
     link.symlink_to(version)
@@ -174,10 +177,15 @@ def switch_current(root: Path, version: str) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path, *, timeout: float) -> Iterator[None]:
-    """Hold the one right to change a directory.
+    """Hold the lock for changes of a directory.
+
+    Args:
+        directory: which has to exist.
+        timeout: seconds to wait.
 
     Raises:
-        DeadlineExceeded: somebody else held it for `timeout` seconds.
+        DeadlineExceeded: another process held it until the timeout.
+        OSError: the lock file cannot be made.
     """
     fd = flock.acquire(directory / ".lock", timeout=timeout)
     if fd is None:
@@ -202,7 +210,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         with path.open("rb") as file:
-            manifest = json.loads(file.read(_MANIFEST_LIMIT))
+            manifest = json.loads(file.read(_MAX_MANIFEST))
         for name in FILES:
             int(manifest["files"][name]["size"])
             str(manifest["files"][name]["sha256"])
@@ -223,7 +231,7 @@ def _versions_in_use(images: list[GuestImage]) -> set[str]:
     inodes = {inode: version for (_, inode), version in owners.items()}
     used = set()
     for process in Path("/proc").glob("[0-9]*"):
-        # A process may end while it is looked at.
+        # A process may end meanwhile.
         with contextlib.suppress(OSError):
             for link in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
@@ -232,7 +240,7 @@ def _versions_in_use(images: list[GuestImage]) -> set[str]:
                         used.add(version)
         with contextlib.suppress(OSError):
             for line in (process / "maps").read_text(errors="replace").splitlines():
-                # address permissions offset device inode path; some file systems report another device here than stat.
+                # address permissions offset device inode path; on some file systems the device differs from stat(2)'s.
                 fields = line.split(maxsplit=5)
                 version = inodes.get(int(fields[4])) if len(fields) == 6 else None
                 if version and f"/{version}/" in fields[5]:

@@ -72,7 +72,11 @@ def _last(message: list[tuple[int, bytes]], wanted: int) -> bytes:
 
 
 def _fields(data: bytes) -> list[tuple[int, bytes]]:
-    """The length-delimited fields of a message; others are skipped."""
+    """Return the length-delimited fields of a message, as (number, value); others are skipped.
+
+    Raises:
+        InvalidArgument: it is not a message.
+    """
     # Not among the imports: containerd 1.x usually writes nothing.
     from kata.ttrpc.wire import MalformedMessage, fields
 

@@ -1,6 +1,6 @@
-"""The shim's `delete`: give back what is left, when containerd has lost the daemon and at the end of every container.
+"""The shim's `delete`: release what is left, when containerd has lost the daemon and at the end of every container.
 
-containerd waits for it for five seconds. After a clean shutdown there is nothing to do; after a crash it gives back
+containerd waits for it for five seconds. After a clean shutdown there is nothing to do; after a crash it releases
 what the ledger lists. A container in a pod that lives on has no ledger of its own.
 """
 
@@ -37,7 +37,7 @@ def delete(arguments: Arguments) -> None:
     directory = f"{STATE_ROOT}/{arguments.id}"
     if os.path.isdir(directory):
         for problem in _take_over(directory).release():
-            os.write(2, f"cannot give back {problem}\n".encode())
+            os.write(2, f"cannot release {problem}\n".encode())
     os.write(1, delete_response(KILLED, time.time_ns()))
 
 

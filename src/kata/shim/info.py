@@ -1,4 +1,4 @@
-"""`containerd-shim-kata-v2 -info`: what containerd 2 asks of every runtime before it first uses it."""
+"""`containerd-shim-kata-v2 -info`: how containerd 2 queries a runtime before it first uses it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from kata.version import VERSION
 
 def info() -> None:
     """Print a serialised RuntimeInfo; the options on standard input do not change it."""
-    answer = types_pb2.RuntimeInfo(name="io.containerd.kata.v2", version=types_pb2.RuntimeVersion(version=VERSION))
-    os.write(1, answer.SerializeToString())
+    response = types_pb2.RuntimeInfo(name="io.containerd.kata.v2", version=types_pb2.RuntimeVersion(version=VERSION))
+    os.write(1, response.SerializeToString())

@@ -14,7 +14,11 @@ from kata.shim.arguments import parse
 
 
 def main() -> None:
-    """Run what the command line asks for, and end the process."""
+    """Run the action of the command line, and end the process: status 1 after a KataError or OSError.
+
+    Raises:
+        InvalidArgument: the action or an option is missing; like any KataError it is caught here, and printed.
+    """
     try:
         arguments = parse(sys.argv[1:])
         if arguments.switches["v"] or arguments.switches["version"]:

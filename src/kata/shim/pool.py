@@ -146,7 +146,7 @@ class Pool:
             return
 
     def _end(self) -> None:
-        """Have all in standby give back what they hold, and do it for those that do not respond."""
+        """Have all in standby release what they hold, and do it for those that do not respond."""
         deadline = time.monotonic() + _EXIT_TIMEOUT_S
         self._read_all(0)  # those that have a sandbox are left alone
         for member in self._waiting.values():
@@ -171,7 +171,7 @@ def _give_back(directory: str, wait_s: float) -> None:
     except Locked:
         return
     for problem in problems:
-        log.warning("standby: could not give back %s", problem)
+        log.warning("standby: cannot release %s", problem)
 
 
 def _signal(child: int, number: int) -> None:

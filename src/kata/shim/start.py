@@ -35,11 +35,14 @@ _MAX_CONFIG = 10 << 20
 
 
 def start(arguments: Arguments) -> None:
-    """Do the `start` action: the parent returns with the address printed, the child never returns.
+    """Do the `start` action: the parent prints the address and returns, the child never returns.
 
     Raises:
-        KataError: bad input, or the sandbox already exists.
-        OSError: the socket cannot be made.
+        InvalidArgument: the command line, standard input or the bundle is invalid.
+        NotFound: the bundle has no spec, or the container's sandbox is not running.
+        AlreadyExists: the sandbox or its socket is in use.
+        FailedPrecondition: the socket cannot be made.
+        OSError: a file cannot be written.
     """
     begun = time.monotonic()
     validate_id(arguments.id)
@@ -95,7 +98,11 @@ def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str
 
 
 def _read_stdin() -> bytes:
-    """Standard input, unless it is a terminal or /dev/null: containerd passes a pipe."""
+    """Read standard input, unless it is a terminal or /dev/null: containerd passes a pipe.
+
+    Raises:
+        InvalidArgument: it is too large.
+    """
     if os.isatty(0) or stat.S_ISCHR(os.fstat(0).st_mode):
         return b""
     data = b""
@@ -108,7 +115,12 @@ def _read_stdin() -> bytes:
 
 
 def _sandbox_of_bundle(own_id: str) -> str:
-    """The id of the sandbox to which the bundle's container belongs."""
+    """Return the id of the sandbox to which the bundle's container belongs.
+
+    Raises:
+        NotFound: the bundle has no config.json.
+        InvalidArgument: config.json is too large, or not a spec.
+    """
     try:
         with open("config.json", "rb") as file:
             text = file.read(_MAX_CONFIG + 1)

@@ -210,7 +210,12 @@ def _open_output(address: str) -> Sink | None:
 
 
 async def _start_binary(address: str, environment: Mapping[str, str]) -> tuple[BinarySink, BinarySink]:
-    """Start a logging binary; query parameters are its arguments: a name, then its value unless that is empty."""
+    """Start a logging binary; query parameters are its arguments: a name, then its value unless that is empty.
+
+    Raises:
+        NotFound: it cannot be executed.
+        DeadlineExceeded: it does not report that it is ready.
+    """
     _, path = _path(address)
     arguments = [path]
     for name, value in parse_qsl(urlsplit(address).query, keep_blank_values=True):

@@ -94,7 +94,13 @@ class TaskService:
     # ------------------------------------------------------------------------------------------------ life of a task
 
     async def create(self, request: task_v2_pb2.CreateTaskRequest, ctx: CallContext) -> task_v2_pb2.CreateTaskResponse:
-        """Create a container, and its sandbox with the first one."""
+        """Create a container, and its sandbox with the first one.
+
+        Raises:
+            Unimplemented: it is to be restored from a checkpoint.
+            KataError: bundle, streams, sandbox or container: as `load_bundle`, `open_stdio`, `start_sandbox` and
+                `Sandbox.create_container`.
+        """
         self._asked = True
         if request.checkpoint or request.parent_checkpoint:
             raise Unimplemented(f"container {request.id}: restoring from a checkpoint is not supported")
@@ -127,7 +133,12 @@ class TaskService:
         return task_v2_pb2.CreateTaskResponse(pid=sandbox.pid)
 
     async def _sandbox_for(self, bundle: Bundle, options: any_pb2.Any) -> Sandbox:
-        """The sandbox, started with the first container."""
+        """Return the sandbox, which is started with the first container.
+
+        Raises:
+            FailedPrecondition: the sandbox has ended.
+            KataError: it cannot start, see `start_sandbox`.
+        """
         async with self._starting:
             if self._sandbox is None:
                 if self._ledger.fileno() < 0:
@@ -242,7 +253,11 @@ class TaskService:
         return _EMPTY
 
     async def checkpoint(self, request: task_v2_pb2.CheckpointTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
-        """Not supported."""
+        """Refuse: checkpoints are not supported.
+
+        Raises:
+            Unimplemented: always.
+        """
         raise Unimplemented(f"container {request.id}: checkpoints are not supported")
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:

@@ -52,7 +52,11 @@ class Inbox:
             self._changed.set()
 
     async def get(self) -> bytes | None:
-        """The next message, or None at the end."""
+        """The next message, or None at the end.
+
+        Raises:
+            TtrpcError: the error that `end` was given.
+        """
         while not self._messages:
             if self.error is not None:
                 raise self.error

@@ -36,6 +36,7 @@ def fields(data: bytes | memoryview, limit: int) -> Iterator[tuple[int, int | me
     Fields of fixed width are skipped, groups are refused.
 
     Args:
+        data: the message.
         limit: fields that are accepted at most: each costs time, and the sender may be hostile.
 
     Raises:

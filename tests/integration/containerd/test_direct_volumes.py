@@ -157,7 +157,7 @@ def test_the_record_names_the_sandbox_until_it_has_ended_however_it_ends(
         assert (nobody.returncode, "no sandbox uses the direct volume" in nobody.stderr) == (1, True)
         with container(containerd, volume):
             (sandbox,) = direct_volume.users(str(volume))
-            containerd.kill_sandbox(sandbox, shim=True, machine=False)
+            containerd.kill_sandbox(sandbox, shim=True, vm=False)
         # containerd executes `delete` when it notices, and does not make ctr wait for that.
         eventually(lambda: direct_volume.users(str(volume)), "no sandbox has the volume", lambda users: not users)
         os.close(os.open(device, os.O_RDWR | os.O_EXCL))

@@ -68,7 +68,7 @@ def test_while_it_runs(containerd: PrivateContainerd, shim: bool, machine: bool)
     with running(containerd, "sh", "-c", "echo up; exec sleep 600") as (container_id, process):
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        containerd.kill_sandbox(container_id, shim=shim, machine=machine)
+        containerd.kill_sandbox(container_id, shim=shim, vm=machine)
     # Without a shim ctr says "ttrpc: closed" and ends with 1, as it does with runc's.
     assert process.returncode == (1 if shim else 137)
     forgotten(containerd, container_id)
@@ -87,7 +87,7 @@ def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: b
                 process,
             ):
                 time.sleep(moment)
-                while process.poll() is None and not containerd.kill_sandbox(container_id, shim=shim, machine=machine):
+                while process.poll() is None and not containerd.kill_sandbox(container_id, shim=shim, vm=machine):
                     time.sleep(0.02)
             assert process.returncode != 0
             forgotten(containerd, container_id)

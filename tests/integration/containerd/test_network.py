@@ -143,15 +143,15 @@ def test_pods_on_macvlan_reach_each_other(containerd: PrivateContainerd, tmp_pat
         assert "root:x:0:0" in said
 
 
-@pytest.mark.parametrize(("shim", "machine"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("shim", "vm"), [(True, False), (False, True), (True, True)])
 def test_a_kill_leaves_the_namespace_as_it_was(
-    containerd: PrivateContainerd, bridge: Bridge, shim: bool, machine: bool
+    containerd: PrivateContainerd, bridge: Bridge, shim: bool, vm: bool
 ) -> None:
     container = unique_id(TEST_PREFIX)
     with bridge.pod(container) as pod, left_as_found(pod):
         start(containerd, pod, container, "sleep", "1000")
         assert any("ingress" in line for line in interfaces(pod))
-        containerd.kill_sandbox(container, shim=shim, machine=machine)
+        containerd.kill_sandbox(container, shim=shim, vm=vm)
         remove(containerd, container)
 
 
@@ -291,7 +291,7 @@ def test_a_killed_shim_leaves_no_macvtap_interface(
         )
         assert "it is in use" in refused.stderr
         assert len(interfaces(pod)) == len(before) + 1
-        assert containerd.kill_sandbox(name, shim=True, machine=False)
+        assert containerd.kill_sandbox(name, shim=True, vm=False)
         remove(containerd, name)
 
 

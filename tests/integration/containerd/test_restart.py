@@ -62,7 +62,7 @@ def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None
 def test_a_shim_that_died_while_containerd_was_away(containerd: PrivateContainerd) -> None:
     container_id = detached(containerd, "sleep", "600")
     containerd.stop()
-    containerd.kill_sandbox(container_id, shim=True, machine=True)
+    containerd.kill_sandbox(container_id, shim=True, vm=True)
     containerd.start()
     # containerd finds nobody at the address, runs `delete` and forgets the task.
     ended(containerd, container_id, "none")

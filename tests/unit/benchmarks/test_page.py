@@ -98,6 +98,7 @@ def test_needs_nothing_from_elsewhere() -> None:
     assert not re.search(r"https?:|url\(|@import|//[a-z]", text)
     assert not {"script", "link", "img", "iframe"} & set(made.seen)
     ids = {value for _, name, value in made.attributes if name == "id"}
+    assert sum(name == "href" for _, name, _ in made.attributes) == len(ids), "each section is linked"
     for tag, name, value in made.attributes:
         assert name != "src", tag
         if name == "href":

@@ -33,10 +33,10 @@ def test_what_ends_nothing_interrupts_nothing(number: signal.Signals) -> None:
 def test_whoever_is_in_charge_is_told() -> None:
     signals = Signals()
     told: list[int] = []
-    signals.tell(told.append)
+    signals.deliver_to(told.append)
     for number in FORWARDED:
         os.kill(os.getpid(), number)
-    signals.tell(ignore)
+    signals.deliver_to(ignore)
     os.kill(os.getpid(), signal.SIGTERM)
     assert told == list(FORWARDED)
 

@@ -16,7 +16,7 @@ def test_output_comes_back() -> None:
 
 
 def test_a_failure_is_told_with_its_last_words() -> None:
-    with pytest.raises(Internal, match=r"sh -c ended with status 3: two \| three \| four"):
+    with pytest.raises(Internal, match=r"sh -c failed with status 3: two \| three \| four"):
         commands.run(["sh", "-c", "for i in one two three four; do echo $i >&2; done; exit 3"], timeout=10)
 
 

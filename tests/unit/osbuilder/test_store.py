@@ -115,7 +115,7 @@ def test_check_reads_the_contents(root: Path) -> None:
     content = bytearray(image.rootfs.read_bytes())
     content[3] ^= 1
     image.rootfs.write_bytes(content)
-    with pytest.raises(FailedPrecondition, match=r"root\.erofs is not the file that was built"):
+    with pytest.raises(FailedPrecondition, match=r"root\.erofs does not match its digest"):
         store.check(image)
     image.rootfs.unlink()
     with pytest.raises(FailedPrecondition, match="damaged"):

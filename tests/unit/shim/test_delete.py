@@ -108,7 +108,7 @@ def test_what_cannot_be_given_back_is_told_and_stays_on_the_ledger(
     ledger.close()
     delete()
     captured = capfdbinary.readouterr()
-    assert captured.err.startswith(b"cannot give back file " + os.fsencode(directory))
+    assert captured.err.startswith(b"cannot release file " + os.fsencode(directory))
     assert task_v2_pb2.DeleteResponse.FromString(captured.out).exit_status == 137
     assert (state / "box/ledger").exists()
 

@@ -4,7 +4,7 @@
     interface   a network interface, by PCI path             its name
     disk        virtio-blk by PCI path, SCSI by "ID:LUN"     its node below /dev
     file_system virtio-fs                                    nothing: it is mounted by its tag
-    node        mmio disks and persistent memory             the node, as soon as it is there
+    node        mmio disks and persistent memory             the node, as soon as it exists
 
 All of them look before they wait, so no device is missed, and wait no longer than `agent.hotplug_timeout`.
 """
@@ -38,11 +38,12 @@ Found = TypeVar("Found")
 class LoadDriver(Protocol):
     """Load a kernel module by its name or alias, followed by parameters; a module that does not exist is no error."""
 
-    def __call__(self, *module: str) -> Awaitable[None]: ...
+    def __call__(self, *module: str) -> Awaitable[None]:
+        """Load `module[0]` with the parameters `module[1:]`."""
 
 
 async def no_driver(*module: str) -> None:
-    """`LoadDriver` of an agent that is not PID 1."""
+    """Do nothing: the `LoadDriver` of an agent that is not PID 1."""
 
 
 class Finder:
@@ -51,7 +52,7 @@ class Finder:
     Args:
         timeout: seconds that each may take to appear.
         load: loads drivers, as the guest has no udev.
-        root: what /sys and /dev are below; another one for tests.
+        root: prefix of /sys and /dev; not "" in tests only.
     """
 
     def __init__(self, timeout: float, load: LoadDriver = no_driver, root: str = "") -> None:

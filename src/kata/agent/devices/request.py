@@ -72,7 +72,15 @@ def _add(updates: dict[str, GuestDevice], request: agent_pb2.Device, device: Gue
 
 
 async def _assigned(request: agent_pb2.Device, finder: Finder, addresses: dict[str, str]) -> list[str]:
-    """Directories in sysfs of the devices of a host's IOMMU group; their addresses are added to `addresses`."""
+    """Find the devices of a host's IOMMU group, and add their addresses to `addresses`, host to guest.
+
+    Returns:
+        Their directories in sysfs.
+
+    Raises:
+        InvalidArgument: two devices of the host are one of the guest, or the reverse.
+        DeadlineExceeded: a device does not appear.
+    """
     directories = []
     for host, path in vfio.parse_options(request.options).items():
         directory = await finder.pci(path)
@@ -90,10 +98,11 @@ def _device(node: str, final_path: str = "") -> GuestDevice:
 
 
 async def find_storages(requests: Iterable[agent_pb2.Storage], finder: Finder) -> list[agent_pb2.Storage]:
-    """The storages, those on a disk with its device node as source.
+    """Return the storages, those on a disk with its device node as source.
 
     Raises:
-        InvalidArgument, DeadlineExceeded: as `Finder.disk`.
+        InvalidArgument: an address is malformed.
+        DeadlineExceeded: a disk does not appear.
     """
     found = []
     for request in requests:

@@ -106,7 +106,11 @@ def _renumbered(rule: Mapping[str, Any], numbers: Mapping[_Number, GuestDevice])
 
 
 def _refuse_double_paths(devices: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse two devices with one path: only one would exist."""
+    """Refuse two devices with one path: only one would exist.
+
+    Raises:
+        InvalidArgument: there are two.
+    """
     seen: dict[str, _Number] = {}
     for entry in devices:
         if seen.setdefault(str(entry.get("path")), _number(entry)) != _number(entry):

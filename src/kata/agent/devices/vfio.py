@@ -42,7 +42,7 @@ def parse_options(options: Iterable[str]) -> dict[str, str]:
         pci_path.parse(path)
         paths[host] = path
     if not paths:
-        raise InvalidArgument("VFIO group has no devices")
+        raise InvalidArgument("IOMMU group has no devices")
     return paths
 
 
@@ -70,8 +70,8 @@ async def give_to_container(finder: Finder, directories: Sequence[str]) -> str:
         directories: the devices' in sysfs.
 
     Raises:
-        FailedPrecondition: the guest has no IOMMU, they are in several groups, or the driver refuses them.
-        DeadlineExceeded: the group's node does not appear.
+        FailedPrecondition: the guest has no IOMMU, they are in several IOMMU groups, or the driver refuses them.
+        DeadlineExceeded: the IOMMU group's node does not appear.
     """
     for module in (_DRIVER, "vfio_iommu_type1"):
         await finder.load(module)

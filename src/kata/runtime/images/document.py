@@ -49,7 +49,7 @@ class Document:
         return Document(self._get(key, dict, "an object") or {}, f"{self.label}: {key}")
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings."""
+        """A list of strings. Raises InvalidArgument."""
         items = self._list(key)
         if not all(isinstance(item, str) for item in items):
             raise InvalidArgument(f"{self.label}: {key} is not a list of strings")
@@ -60,7 +60,7 @@ class Document:
         return [Document(item, f"{self.label}: {key}[{number}]") for number, item in enumerate(self._list(key))]
 
     def mapping(self, key: str) -> dict[str, str]:
-        """An object of strings."""
+        """An object of strings. Raises InvalidArgument."""
         value = self._get(key, dict, "an object") or {}
         if len(value) > MAX_ITEMS or not all(isinstance(item, str) for item in value.values()):
             raise InvalidArgument(f"{self.label}: {key} is not an object of strings")

@@ -10,16 +10,11 @@ import gzip
 import hashlib
 import io
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
+from kata import zstd
 from kata.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from kata.runtime.images.model import Layer
 from kata.runtime.images.tar import CHUNK, shown

@@ -1,7 +1,7 @@
-"""A directory tree that a stranger fills: every path is resolved beneath its root, as if in a chroot.
+"""A directory tree of untrusted content: every path is resolved beneath its root, as if in a chroot.
 
 Parents are opened with openat2(2) and RESOLVE_IN_ROOT, so that symbolic links in the tree lead to places in the tree;
-the last component of a path is never followed. Nothing here is safe against others who change the tree meanwhile.
+the last component of a path is never followed. Not safe against other processes that change the tree meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kata.errors import InvalidArgument
 from kata.linux.openat2 import openat2
 from kata.runtime.images.tar import shown
 
-# Far more than real images have, and few enough to walk with a descriptor for each level.
+#: Far more than real images have, and few enough for a descriptor for each level.
 MAX_DEPTH = 256
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -26,11 +26,12 @@ _NOTHING: frozenset[tuple[int, str]] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A name in an open directory: what the *at() system calls take.
+    """A name in an open directory, for the *at() system calls.
 
     Attributes:
         fd: the directory; it belongs to the tree and is valid until the tree's next `place` or `remove`.
         inode: the directory's; with the name it identifies the place, however its parent was reached.
+        name: of the entry, which need not exist.
     """
 
     fd: int
@@ -39,10 +40,11 @@ class Place:
 
     @property
     def key(self) -> tuple[int, str]:
+        """Identifies the place."""
         return self.inode, self.name
 
     def mode(self) -> int | None:
-        """The mode of what is there, or None."""
+        """The mode (st_mode) of the entry; None if there is none."""
         try:
             return os.lstat(self.name, dir_fd=self.fd).st_mode
         except FileNotFoundError:
@@ -66,18 +68,19 @@ class Tree:
         os.close(self.root)
 
     def place(self, name: str, *, create: bool = True) -> Place | None:
-        """Where `name` belongs; None for the root itself.
+        """The place of a path; None for the root itself.
 
         Args:
-            create: make missing parents; otherwise FileNotFoundError.
+            name: the path.
+            create: make missing parents; otherwise they are a FileNotFoundError.
 
         Raises:
-            InvalidArgument: the path holds "..", or is too deep.
-            OSError: a parent is not a directory, a link leads nowhere or in circles.
+            InvalidArgument: the path contains "..", or is too deep.
+            OSError: a parent is not a directory, or a dangling or looping link.
         """
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
-            raise InvalidArgument(f"path {shown(name)} holds '..'")
+            raise InvalidArgument(f"path {shown(name)} contains '..'")
         if len(parts) > MAX_DEPTH:
             raise _too_deep(name)
         if not parts:
@@ -86,15 +89,24 @@ class Tree:
         return Place(fd, inode, parts[-1])
 
     def remove(self, place: Place, keep: Set[tuple[int, str]] = _NOTHING) -> None:
-        """Remove what is at `place` and beneath it, except the places with a key in `keep` and what leads to them."""
+        """Remove a place and everything beneath it, except places in `keep` and their parents. Raises OSError."""
         _remove(place.fd, place.inode, place.name, keep)
         # The path of the open parent may lead elsewhere now.
         self._forget()
 
     def empty(self, name: str, keep: Set[tuple[int, str]]) -> None:
-        """Remove what is in the directory `name` except the places in `keep`; symbolic links to it are followed."""
+        """Remove the content of a directory.
+
+        Args:
+            name: its path; symbolic links are followed.
+            keep: keys of places that stay, with their parents.
+
+        Raises:
+            InvalidArgument: the path contains "..".
+            OSError: it is not a directory, or the disk fails.
+        """
         if ".." in name.split("/"):
-            raise InvalidArgument(f"path {shown(name)} holds '..'")
+            raise InvalidArgument(f"path {shown(name)} contains '..'")
         fd = openat2(self.root, name or ".", _DIRECTORY)
         try:
             _remove_children(fd, keep)

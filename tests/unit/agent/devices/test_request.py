@@ -24,7 +24,7 @@ NULL = GuestDevice("c", 1, 3)
         ({"type": "nvdimm", "vm_path": "/dev/pmem0"}, "is empty or taken"),
         ({"type": "blk", "id": "/dev/vdb", "container_path": "/dev/a"}, "invalid PCI path"),
         ({"type": "scsi", "id": "0", "container_path": "/dev/a"}, "invalid SCSI address"),
-        ({"type": "vfio-pci", "id": "7", "container_path": "/dev/vfio/7"}, "VFIO group has no devices"),
+        ({"type": "vfio-pci", "id": "7", "container_path": "/dev/vfio/7"}, "IOMMU group has no devices"),
         ({"type": "vfio-pci-gk", "id": "7", "options": ["0000:3b:00.0=zz"]}, "invalid PCI path"),
     ],
 )

@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
+from kata import zstd
 from kata.runtime.images.archive import open_archive
 from kata.runtime.images.model import UnpackLimits
 from kata.runtime.images.unpack import unpack
