@@ -44,7 +44,7 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test-nested: $(VENV)/ready test-packages image ## Test VFIO and vsock on an emulated host that has them (about 12 minutes)
+test-nested: $(VENV)/ready test-packages image ## Test under KVM, and VFIO and vsock, on an emulated host (about 10 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
 
 test-hosts: $(VENV)/ready test-packages ## Test in a clean root of the other Debian release (about X minutes)

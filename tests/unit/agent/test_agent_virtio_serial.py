@@ -32,7 +32,7 @@ def pair() -> Iterator[tuple[int, str]]:
 
 async def read_until(fd: int, size: int) -> bytes:
     data = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(data) < size:
             try:
                 data += os.read(fd, 65536)

@@ -29,7 +29,7 @@ def test_a_child_ends_with_its_deadline(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"sh did not end within 0\.5 s|within 0 s|within 1 s"):
         commands.run(["sh", "-c", f"echo $$ >{tmp_path}/pid; exec sleep 60"], timeout=0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -71,7 +71,7 @@ def test_a_pipe_ends_with_its_deadline(producer: str, consumer: str) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         commands.pipe(["sh", "-c", producer], ["sh", "-c", consumer], timeout=0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
 
 
 def test_digests_are_those_of_the_programs() -> None:

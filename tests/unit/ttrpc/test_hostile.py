@@ -66,7 +66,7 @@ def test_server_bears_any_client(caplog: pytest.LogCaptureFixture, wire: bytes, 
             if patient:
                 await asyncio.sleep(0.002)
             theirs.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await serving
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -92,7 +92,7 @@ def test_client_bears_any_server(caplog: pytest.LogCaptureFixture, wire: bytes) 
             await asyncio.sleep(0)
             theirs.sendall(wire)
             theirs.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
                 await client.close()
             assert all(isinstance(o, bytes | StatusError | ConnectionClosed | None) for o in outcomes), outcomes

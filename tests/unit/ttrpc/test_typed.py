@@ -108,7 +108,7 @@ async def test_generator_is_closed_with_its_connection(connected: Connected) -> 
     async with Stub(client, SERVICE).Down(StringValue(value="endless")) as stream:
         assert (await anext(stream)).value == "endless0"
         await client.close()
-    await asyncio.wait_for(implementation.closed.wait(), 5)
+    await asyncio.wait_for(implementation.closed.wait(), 60)
 
 
 async def test_only_what_is_implemented_is_served(connected: Connected) -> None:

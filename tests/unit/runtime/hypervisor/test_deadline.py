@@ -55,7 +55,7 @@ async def test_who_waits_for_nothing_gets_no_more_time() -> None:
         begin = time.monotonic()
         with pytest.raises(DeadlineExceeded, match=r"^it did not answer within 0 s$"):
             await before_deadline("it", never(), 0.3, idle.pid)
-        assert 0.3 <= time.monotonic() - begin < 5
+        assert 0.3 <= time.monotonic() - begin < 60
         idle.kill()
 
 
@@ -76,7 +76,7 @@ async def test_not_for_ever(crowded: int, monkeypatch: pytest.MonkeyPatch) -> No
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await before_deadline("it", never(), 0.3, crowded)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 async def test_what_takes_too_long_is_cancelled_and_so_is_what_nobody_wants_any_more() -> None:

@@ -69,7 +69,7 @@ async def test_who_waits_gets_the_next_one(tmp_path: Path) -> None:
     await asyncio.sleep(0.1)
     assert not waiting.done()
     taken[0].release()
-    slot = await asyncio.wait_for(waiting, 10)
+    slot = await asyncio.wait_for(waiting, 60)
     assert try_acquire(str(tmp_path)) is None
     slot.release()
     for slot in taken:
@@ -91,7 +91,7 @@ async def test_who_stops_waiting_has_none(tmp_path: Path) -> None:
 async def test_who_has_waited_for_long_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_slots, "MAX_WAIT_S", 0.1)
     taken = all_of(tmp_path)
-    without = await asyncio.wait_for(acquire(str(tmp_path)), 10)
+    without = await asyncio.wait_for(acquire(str(tmp_path)), 60)
     without.release()
     assert try_acquire(str(tmp_path)) is None
     for slot in taken:
@@ -106,7 +106,7 @@ async def test_it_is_released_after_a_time_unless_it_is_kept(tmp_path: Path) -> 
     assert try_acquire(str(tmp_path)) is None
     taken[0].release_in(60)
     taken[0].release_in(0.05)
-    taken[0] = await asyncio.wait_for(acquire(str(tmp_path)), 10)
+    taken[0] = await asyncio.wait_for(acquire(str(tmp_path)), 60)
     for slot in taken:
         slot.release()
 

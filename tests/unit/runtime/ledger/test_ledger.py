@@ -241,7 +241,7 @@ class TestLock:
         begin = time.monotonic()
         with pytest.raises(Locked):
             Ledger(str(state), wait_s=0.1)
-        assert 0.1 <= time.monotonic() - begin < 2
+        assert 0.1 <= time.monotonic() - begin < 60
         ledger.close()
 
     def test_goes_with_the_process(self, state: Path) -> None:

@@ -113,8 +113,8 @@ async def test_a_pipe_holds_a_whole_piece() -> None:
     sink, source = FdSink(writing), FdSource(reading)
     try:
         data = os.urandom(PIECE)
-        await asyncio.wait_for(sink.write(data), 5)
-        assert await asyncio.wait_for(source.read(), 5) == data
+        await asyncio.wait_for(sink.write(data), 60)
+        assert await asyncio.wait_for(source.read(), 60) == data
     finally:
         sink.close()
         source.close()
