@@ -327,7 +327,7 @@ class TestOneContainer:
         first, second = await asyncio.gather(task.Wait(wait, timeout=30), newer.Wait(wait_v3(wait), timeout=30))
         assert first.exit_status == second.exit_status == 4
         await refused(
-            task.Kill(task_v2_pb2.KillRequest(id=container_id, exec_id="e", signal=9)), Code.NOT_FOUND, "ended already"
+            task.Kill(task_v2_pb2.KillRequest(id=container_id, exec_id="e", signal=9)), Code.NOT_FOUND, "already ended"
         )
         gone = await task.Delete(task_v2_pb2.DeleteRequest(id=container_id, exec_id="e"))
         assert (gone.exit_status, gone.exited_at) == (4, first.exited_at)
@@ -336,7 +336,7 @@ class TestOneContainer:
         waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30))
         await task.Kill(task_v2_pb2.KillRequest(id=container_id, signal=9, all=True))
         assert (await waiting).exit_status == 137
-        await refused(task.Kill(task_v2_pb2.KillRequest(id=container_id, signal=9)), Code.NOT_FOUND, "ended already")
+        await refused(task.Kill(task_v2_pb2.KillRequest(id=container_id, signal=9)), Code.NOT_FOUND, "already ended")
         assert (await task.State(task_v2_pb2.StateRequest(id=container_id))).status == 3
         deleted = await task.Delete(task_v2_pb2.DeleteRequest(id=container_id))
         assert (deleted.exit_status, deleted.pid) == (137, created.pid)
