@@ -6,6 +6,7 @@ Imports nothing slow: a shim needs this before anything else.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.resources.sizing import Size
 
 _MIB = 1 << 20
+_FIRST_CPU = 4096
+_BOGOMIPS = re.compile(rb"^bogomips\s*: (\d+\.\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,32 @@ class Host:
     Attributes:
         size: its CPUs and memory.
         accelerator: "kvm" or "tcg", as `kata.runtime.hypervisor.accel` chooses.
+        tsc_mhz: frequency of the CPUs' time-stamp counter; 0 if it is not known.
         kernel, initrd, image: the guest image, links resolved: the one that is current now stays this VM's, whatever is
             built meanwhile.
     """
 
     size: Size
     accelerator: str
+    tsc_mhz: int
     kernel: Path
     initrd: Path
     image: Path
+
+
+def tsc_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
+    """The frequency of the time-stamp counter, as the kernel measured it when it booted; 0 if it does not say.
+
+    On x86 the kernel takes the counter for its delay loop, one "bogomip" of which is half a MHz
+    (arch/x86/kernel/tsc.c, lpj_fine).
+    """
+    try:
+        with cpuinfo.open("rb", buffering=0) as file:
+            first = file.read(_FIRST_CPU)  # of many: all would take long
+    except OSError:
+        return 0
+    found = _BOGOMIPS.search(first)
+    return round(float(found[1]) / 2) if found else 0
 
 
 def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
@@ -39,6 +59,7 @@ def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
     return Host(
         size=Size(os.cpu_count() or 1, memory // _MIB),
         accelerator=accelerator,
+        tsc_mhz=tsc_mhz(),
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
         image=hypervisor.image.resolve(),

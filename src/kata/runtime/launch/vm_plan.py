@@ -67,7 +67,11 @@ def plan_vm(
         kernel=host.kernel,
         initrd=host.initrd,
         image=host.image,
-        kernel_params=(*agent_params(config, host.accelerator), *hypervisor.kernel_params.split()),
+        kernel_params=(
+            *clock_params(host),
+            *agent_params(config, host.accelerator),
+            *hypervisor.kernel_params.split(),
+        ),
         share_dir=directory / "shared",
         share_fs=hypervisor.shared_fs,
         virtiofsd=hypervisor.virtio_fs_daemon if hypervisor.shared_fs == SHARE_VIRTIO_FS else None,
@@ -87,6 +91,15 @@ def plan_vm(
 def as_template(plan: VmPlan) -> VmPlan:
     """The VM that is saved as the template from which VMs of `plan` are restored."""
     return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
+
+
+def clock_params(host: Host) -> tuple[str, ...]:
+    """What the guest's kernel is told of its clock.
+
+    An emulated guest has the host's time-stamp counter. Where the host is busy, the guest's kernel was seen to measure
+    it against the emulated timers as an eighth of what it is, and the guest's time then ran that much too fast.
+    """
+    return (f"tsc_early_khz={host.tsc_mhz * 1000}",) if host.accelerator == "tcg" and host.tsc_mhz else ()
 
 
 def agent_params(config: Config, accelerator: str) -> tuple[str, ...]:

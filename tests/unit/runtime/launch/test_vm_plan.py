@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
-from kata.runtime.launch.host import Host, look_at_host
+from kata.runtime.launch.host import Host, look_at_host, tsc_mhz
 from kata.runtime.launch.vm_plan import agent_params, plan_vm
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Size
@@ -19,6 +21,7 @@ BOX = Path("/run/kata/box")
 HOST = Host(
     size=Size(8, 65536),
     accelerator="tcg",
+    tsc_mhz=2596,
     kernel=Path("/images/one/vmlinux"),
     initrd=Path("/images/one/initrd"),
     image=Path("/images/one/rootfs"),
@@ -62,6 +65,23 @@ def test_the_image_is_pinned(tmp_path: Path) -> None:
     assert host.kernel == tmp_path / "one/vmlinux"
     assert host.size.vcpus > 0
     assert host.size.memory_mib > 0
+
+
+def test_an_emulated_guest_is_told_how_fast_its_clock_is() -> None:
+    assert "tsc_early_khz=2596000" in plan_vm("box", BOX, spec(), config(), HOST).kernel_params
+    for other in (replace(HOST, tsc_mhz=0), replace(HOST, accelerator="kvm")):
+        params = plan_vm("box", BOX, spec(), config(), other).kernel_params
+        assert not [param for param in params if param.startswith("tsc")]
+
+
+@pytest.mark.parametrize(
+    ("text", "mhz"),
+    [("processor\t: 0\nbogomips\t: 5192.31\n\nprocessor\t: 1\nbogomips\t: 1.00\n", 2596), ("BogoMIPS\t: 48.00\n", 0)],
+)
+def test_the_frequency_is_what_the_hosts_kernel_has_measured(tmp_path: Path, text: str, mhz: int) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert tsc_mhz(tmp_path / "cpuinfo") == mhz
+    assert tsc_mhz(tmp_path / "missing") == 0
 
 
 def test_the_agent_is_told_what_to_serve_on() -> None:
