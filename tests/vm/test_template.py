@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from typing import Any
 import pytest
 
 from kata.cli import gc
+from kata.cli.host import qemu_version
 from kata.errors import FailedPrecondition, ResourceExhausted
 from kata.linux import mount
 from kata.oci import convert
@@ -31,6 +34,7 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.hypervisor.qemu.command import MAPS_READ_ONLY_SINCE
 from kata.runtime.hypervisor.template import build, store, template
 from kata.runtime.launch.bring_up import bring_up, ensure_template
 from kata.runtime.launch.guest_clock import settle_clock
@@ -161,6 +165,24 @@ async def test_a_machine_goes_on_in_a_moment_and_writes_nothing_to_the_template(
         after.st_ctime_ns,
         after.st_blocks,
     )
+
+
+async def test_memory_is_open_for_reading_only_where_qemu_can(config: Config, root: Path) -> None:
+    version = qemu_version(config.hypervisor.path).split(".")
+    async with started(config, "readonly") as one:
+        [key] = keys(root)
+        descriptors = [
+            link.name
+            for link in Path("/proc", str(one.machine.pid), "fd").iterdir()
+            if os.readlink(link) == str(root / key / template.MEMORY)
+        ]
+        infos = [Path("/proc", str(one.machine.pid), "fdinfo", fd).read_text() for fd in descriptors]
+    # proc(5): octal, as open(2) has them.
+    flags = [int(text, 8) for info in infos for text in re.findall(r"^flags:\s+(\d+)", info, re.MULTILINE)]
+    assert flags
+    assert len(flags) == len(descriptors)
+    writable = any(flag & os.O_ACCMODE != os.O_RDONLY for flag in flags)
+    assert writable == ((int(version[0]), int(version[1])) < MAPS_READ_ONLY_SINCE)
 
 
 #: Run with the guest's own Python: what only this clone can know, then the time for each line of input.

@@ -244,7 +244,7 @@ class VirtualMachine(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs run again. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""
 
-    async def save(self, state: int, timeout: float) -> None:
+    async def save(self, state: int, timeout: float) -> bool:
         """Write the state of devices and vCPUs to the file `state`; the VM does not run afterwards.
 
         The guest's memory is complete in the file that the VM was created with.
@@ -252,6 +252,9 @@ class VirtualMachine(Protocol):
         Args:
             state: descriptor, open for writing.
             timeout: seconds.
+
+        Returns:
+            Whether this VMM can restore VMs from memory that it may only read.
 
         Raises:
             FailedPrecondition: the VM's memory is no file, or a device cannot be saved.

@@ -192,6 +192,13 @@ def test_a_restored_machine_writes_to_no_file_and_boots_nothing(full: VmPlan) ->
     assert not {"-kernel", "-initrd", "-append"} & set(argv)
 
 
+def test_a_saved_memory_is_opened_for_reading_only_where_qemu_can(full: VmPlan) -> None:
+    fds = FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22}
+    argv = command_line(full, fds, read_only_memory=True)
+    [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
+    assert memory.endswith(",share=off,readonly=on,rom=off")
+
+
 def test_a_restored_machine_has_the_devices_of_the_saved_one(full: VmPlan) -> None:
     saved = command_line(full, FDS | {MEMORY_FD: 20})
     restored = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +102,14 @@ class TestOpen:
             assert found.size == 4096
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(found.memory)
+
+    @pytest.mark.parametrize(("read_only", "mode"), [(False, os.O_RDWR), (True, os.O_RDONLY)])
+    def test_memory_is_opened_as_the_manifest_says(self, root: Path, read_only: bool, mode: int) -> None:
+        directory = make_template(root)
+        (directory / template.MANIFEST).unlink()
+        template.write_manifest(directory, {}, read_only=read_only)
+        with template.open_template(root, "k") as found:
+            assert fcntl.fcntl(found.memory, fcntl.F_GETFL) & os.O_ACCMODE == mode
 
     def test_none(self, root: Path) -> None:
         with pytest.raises(NotFound, match="template k does not exist"):

@@ -26,6 +26,8 @@ CONSOLE_FD = ":console"
 MEMORY_FD = ":memory"
 #: The state of a saved VM, to be restored; MEMORY_FD is then that VM's memory, which this one maps privately.
 STATE_FD = ":state"
+#: The first version of QEMU (major, minor) that maps memory privately from a file that it has open for reading only.
+MAPS_READ_ONLY_SINCE = (8, 2)
 #: A second QMP monitor, on which the restore is requested before a client has connected to the first.
 RESTORE_FD = ":restore"
 #: The connection to the program that serves the shared tree; without it, QEMU serves 9p by itself.
@@ -42,7 +44,7 @@ _TRANSLATION_CACHE_MIB = 256
 _TCG_CPU = "max,-erms,-fsrm"
 
 
-def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
+def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool = False) -> list[str]:
     """The arguments that run the plan's VM.
 
     Args:
@@ -50,6 +52,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
             channel, and for SHARE_FD if another program serves the shared tree; files for MEMORY_FD (to save the VM
             later, or to share its memory) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
+        read_only_memory: open the file of a saved VM's memory for reading only: for QEMU since MAPS_READ_ONLY_SINCE.
 
     Raises:
         InvalidArgument: the kernel command line is too long.
@@ -66,7 +69,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int]) -> list[str]:
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
         ("-m", _memory_size(plan)),
-        *_memory(plan, fds),
+        *_memory(plan, fds, read_only_memory),
         ("-rtc", "base=utc,clock=host"),
         *_origin(plan, fds),
         ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
@@ -95,12 +98,15 @@ def _memory_size(plan: VmPlan) -> str:
     return size
 
 
-def _memory(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+def _memory(plan: VmPlan, fds: Mapping[str, int], read_only: bool) -> list[tuple[str, ...]]:
     if MEMORY_FD not in fds:
         return []
-    share = "off" if STATE_FD in fds and not plan.shares_memory else "on"
+    share = "share=on"
+    if STATE_FD in fds and not plan.shares_memory:
+        # rom=off: what the guest writes goes to copies of the file's pages.
+        share = "share=off,readonly=on,rom=off" if read_only else "share=off"
     path = f"/proc/self/fd/{fds[MEMORY_FD]}"
-    return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={share}")]
+    return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},{share}")]
 
 
 def _origin(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ Reference: QEMU's docs/devel/migration.rst, "x-ignore-shared".
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
@@ -88,7 +89,8 @@ class QemuProcess:
 
     Args:
         plan: the VM.
-        memory: descriptor of a file that is the guest's memory; with `state`, of a saved VM's memory.
+        memory: descriptor of a file that is the guest's memory; with `state`, of a saved VM's memory, which QEMU opens
+            for reading only if the descriptor is.
         state: descriptor of a saved VM's state to restore. Both stay the caller's.
 
     Attributes:
@@ -122,6 +124,7 @@ class QemuProcess:
                 wanted = restore_commands(state)
                 self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.output, write_end = os.pipe()
+            read_only = memory is not None and fcntl.fcntl(memory, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             if plan.shares_memory and (state is not None or memory is None):
                 memory = copy = memory_to_share(plan.memory_mib, memory)
             files = {MEMORY_FD: memory, STATE_FD: state}
@@ -131,7 +134,7 @@ class QemuProcess:
             if server:
                 theirs[SHARE_FD], theirs[_HELPER_FD] = share_connection(plan)
                 fds[SHARE_FD] = theirs[SHARE_FD].fileno()
-            self.argv = command_line(plan, fds)
+            self.argv = command_line(plan, fds, read_only_memory=read_only)
             capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not server else ()
             popen = confine.spawn(
                 confine.confined(self.argv, capabilities),

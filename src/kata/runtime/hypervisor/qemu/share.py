@@ -1,12 +1,13 @@
 """The server of the shared tree: over 9p QEMU's helper or QEMU itself, over virtio-fs virtiofsd.
 
-QEMU 7.2, Debian 12's, cannot create FIFOs, sockets and device nodes there by itself: the fix of CVE-2023-2861 broke
-that, and a repair was posted upstream in December 2024. Its `virtfs-proxy-helper` can. Where there is no helper, QEMU
-serves the files; versions other than 7.2 have not been tried. With the helper, QEMU needs no capability at all, and a
-guest that breaks out of 9p is in a process in a chroot.
+QEMU 7.2 cannot create FIFOs, sockets and device nodes there by itself: the fix of CVE-2023-2861 broke that. Its
+`virtfs-proxy-helper` can. With the helper, QEMU needs no capability at all, and a guest that breaks out of 9p is in a
+process in a chroot. QEMU 10 has no helper any more and is repaired; it serves the files itself, all but device nodes,
+for which it is not given the capability.
 
-virtiofsd (the one of QEMU 7.2) works on memory that it shares with the guest. It runs in a chroot, too: in a mount
-namespace of its own it would not see later mounts in the tree.
+virtiofsd works on memory that it shares with the guest. It runs in a chroot, too: in a mount namespace of its own it
+would not see later mounts in the tree. The one in C of QEMU 7.2 and the one in Rust, which Debian packages under the
+same path, take the same arguments.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setgid",
 _VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "setfcap", "setpcap")
 
 
-def _find_helper() -> Path | None:
+def find_helper() -> Path | None:
     """The 9p helper's executable, or None if QEMU comes without."""
     return next((path for path in _HELPERS if os.access(path, os.X_OK)), None)
 
@@ -45,7 +46,7 @@ def server_of(plan: VmPlan) -> Path | None:
     """
     if plan.share_dir is None:
         return None
-    return plan.virtiofsd if plan.share_fs == SHARE_VIRTIO_FS else _find_helper()
+    return plan.virtiofsd if plan.share_fs == SHARE_VIRTIO_FS else find_helper()
 
 
 def connection(plan: VmPlan) -> tuple[Socket, Socket]:

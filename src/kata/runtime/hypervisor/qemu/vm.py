@@ -34,7 +34,7 @@ from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 from kata.runtime.hypervisor.qemu import confine, slots
-from kata.runtime.hypervisor.qemu.command import QMP_FD, RESTORE_FD, SHARE_CHARDEV
+from kata.runtime.hypervisor.qemu.command import MAPS_READ_ONLY_SINCE, QMP_FD, RESTORE_FD, SHARE_CHARDEV
 from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
 from kata.runtime.hypervisor.qemu.process import QemuProcess, restore_commands
 
@@ -378,7 +378,7 @@ class QemuVm:
             self._resizer = Resizer(self.plan, self._run)
         return self._resizer
 
-    async def save(self, state: int, timeout: float) -> None:
+    async def save(self, state: int, timeout: float) -> bool:
         """Write the VM's state, without its memory, to the file `state`; see `VirtualMachine.save`."""
         what = f"saving the VM of {self.plan.sandbox_id}"
         if not self._to_be_saved or self._qmp is None:
@@ -394,6 +394,13 @@ class QemuVm:
             raise DeadlineExceeded(f"{what} did not end within {timeout:.0f} s") from None
         if status != "completed":
             raise FailedPrecondition(f"{what} ended as {status}")
+        return await self._version() >= MAPS_READ_ONLY_SINCE
+
+    async def _version(self) -> tuple[int, int]:
+        """Of QEMU; (0, 0) if it does not say. Raises as `_execute`."""
+        answer = await self._execute("query-version", _QMP_TIMEOUT_S)
+        found = answer.get("qemu") if isinstance(answer, dict) else None
+        return (int(found["major"]), int(found["minor"])) if isinstance(found, dict) else (0, 0)
 
     async def _run(self, command: Command) -> object:
         """Run a QMP command with its descriptor. Raises as `_execute`."""

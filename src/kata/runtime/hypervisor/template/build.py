@@ -115,8 +115,8 @@ async def _make(
             progress(
                 f"building a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it"
             )
-            await _boot_and_save(plan, directory, make_ready, progress)
-            template.write_manifest(directory, vm)
+            read_only = await _boot_and_save(plan, directory, make_ready, progress)
+            template.write_manifest(directory, vm, read_only=read_only)
             os.rename(directory, root / key)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -126,8 +126,8 @@ async def _make(
         raise kind(f"cannot write a template to {root}: {(error.strerror or str(error)).lower()}") from error
 
 
-async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, progress: Progress) -> None:
-    """Boot and save a VM, and write the files `memory` and `state`."""
+async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, progress: Progress) -> bool:
+    """Boot and save a VM, and write the files `memory` and `state`; returns what `VirtualMachine.save` does."""
     memory = os.memfd_create("template-memory", os.MFD_CLOEXEC)
     state = os.memfd_create("template-state", os.MFD_CLOEXEC)
     try:
@@ -141,12 +141,13 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
                 await vm.start()
                 await make_ready(vm)
                 progress("saving it")
-                await vm.save(state, _SAVE_TIMEOUT_S)
+                read_only = await vm.save(state, _SAVE_TIMEOUT_S)
             finally:
                 await vm.stop(0)
         size = _copy(memory, directory / template.MEMORY)
         _copy(state, directory / template.STATE)
         progress(f"the template takes {size / 1e6:.0f} MB")
+        return read_only
     finally:
         os.close(memory)
         os.close(state)

@@ -33,7 +33,7 @@ from kata.runtime.hypervisor.base import VmPlan
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 
 #: Incremented when the same key no longer means the same content.
-_FORMAT = 2
+_FORMAT = 3
 _MAX_MANIFEST = 64 * 1024
 _MAX_STATE = 64 * 1024 * 1024
 
@@ -84,12 +84,13 @@ def key_of(vm: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, vm], sort_keys=True).encode()).hexdigest()[:24]
 
 
-def write_manifest(directory: Path, vm: Mapping[str, Any]) -> None:
+def write_manifest(directory: Path, vm: Mapping[str, Any], *, read_only: bool = False) -> None:
     """Write the manifest of a template whose other files are complete.
 
     Args:
         directory: the template's.
         vm: from `description`.
+        read_only: whether the VMM is content to read the memory's file, as `VirtualMachine.save` says.
 
     Raises:
         OSError: a file is missing or cannot be written.
@@ -97,6 +98,7 @@ def write_manifest(directory: Path, vm: Mapping[str, Any]) -> None:
     manifest = {
         "format": _FORMAT,
         "vm": vm,
+        "read_only": read_only,
         "memory": _memory_identity(os.stat(directory / MEMORY)),
         "state": hashlib.sha256((directory / STATE).read_bytes()).hexdigest(),
     }
@@ -123,8 +125,9 @@ def open_template(root: Path, key: str) -> Template:
     fds: list[int] = []
     try:
         manifest = read_manifest(directory)
-        # For writing, because the VMM opens the memory so, although it maps it privately and never writes.
-        fds.append(os.open(directory / MEMORY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+        # Some VMMs open the memory for writing, although they map it privately and never write.
+        mode = os.O_RDONLY if manifest["read_only"] else os.O_RDWR
+        fds.append(os.open(directory / MEMORY, mode | os.O_NOFOLLOW | os.O_CLOEXEC))
         fds.append(os.open(directory / STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         info = os.fstat(fds[0])
         if _memory_identity(info) != manifest["memory"]:
@@ -150,7 +153,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read a manifest and check it.
 
     Returns:
-        "vm": the VM's `description`; "memory", "state": how to tell that the files are unchanged.
+        "vm": the VM's `description`; "read_only": how the memory is opened; "memory", "state": how to tell that the
+        files are unchanged.
 
     Raises:
         FailedPrecondition: it is malformed or of another version.
@@ -162,7 +166,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(data)
         if manifest["format"] != _FORMAT or not isinstance(manifest["vm"], dict):
             raise ValueError("written by another version")
-        return {name: manifest[name] for name in ("vm", "memory", "state")}
+        return {name: manifest[name] for name in ("vm", "read_only", "memory", "state")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(f"template {directory.name} is broken: manifest: {error}") from None
 
