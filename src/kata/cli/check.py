@@ -141,7 +141,8 @@ def namespaces(_config: Config) -> Row:
         try:
             from kata.runtime.launch.mount_namespace import enter_mount_namespace
 
-            enter_mount_namespace(STATE_ROOT)
+            # Before the first sandbox there is no such directory.
+            enter_mount_namespace(STATE_ROOT if os.path.isdir(STATE_ROOT) else os.path.dirname(STATE_ROOT))
             os._exit(0)
         except BaseException:
             os._exit(1)

@@ -32,7 +32,7 @@ enable_template = {template}
 """
 #: Each line a promise of a file system to its users; the first that is broken is the exit status.
 SCRIPT = """
-grep -q 'kataShared / virtiofs' /proc/mounts || exit 2
+grep -q ' / virtiofs ' /proc/mounts || exit 2
 echo first >/a && ln /a /b && [ "$(stat -c %h /a)" = 2 ] || exit 3
 mv /b /c && [ "$(cat /c)" = first ] || exit 4
 mkfifo /fifo && [ -p /fifo ] || exit 5

@@ -203,7 +203,7 @@ class HypervisorConfig:
         default=Path("/usr/lib/qemu/virtiofsd"),
         metadata=_row(
             FilePath(),
-            "virtiofsd, which serves virtio-fs: the one of QEMU 7.2. Later ones take other arguments.",
+            "virtiofsd, which serves virtio-fs: the one in C of QEMU 7.2 or the one in Rust, tried with version 1.13.",
         ),
     )
     virtio_fs_cache: str = field(
