@@ -20,9 +20,10 @@ ANNOTATION_PREFIX = "io.katacontainers.config."
 _DAY = 86400
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MAX_RATE = 1 << 50
-#: The free slots of the root bus.
-_MAX_ROOT_PORTS = 18
-_MAX_VCPUS = 240  # Kata's limit for x86-64; KVM's is higher, an xAPIC has 255 ids.
+#: PCIe root ports of a VM at most: the free slots of its root bus.
+MAX_ROOT_PORTS = 18
+#: vCPUs of a VM at most: Kata's limit for x86-64; KVM's is higher, an xAPIC has 255 ids.
+MAX_VCPUS = 240
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class HypervisorConfig:
     default_vcpus: int = field(
         default=1,
         metadata=_row(
-            Integer(-1, _MAX_VCPUS, round_up=True),
+            Integer(-1, MAX_VCPUS, round_up=True),
             "vCPUs of a sandbox before its containers' limits are added; 0 means 1, -1 means as many as the host has "
             "CPUs, which is also the most.",
             annotation="default_vcpus",
@@ -149,7 +150,7 @@ class HypervisorConfig:
     default_maxvcpus: int = field(
         default=0,
         metadata=_row(
-            Integer(0, _MAX_VCPUS),
+            Integer(0, MAX_VCPUS),
             "The maximum of vCPUs of a sandbox; 0 means as many as the host has CPUs.",
             annotation="default_max_vcpus",
         ),
@@ -322,7 +323,7 @@ class HypervisorConfig:
     pcie_root_port: int = field(
         default=0,
         metadata=_row(
-            Integer(0, _MAX_ROOT_PORTS),
+            Integer(0, MAX_ROOT_PORTS),
             "PCIe root ports for devices of the host, one for each. There are at least four, and as many as the first "
             "container of a sandbox has devices; a pod in which a later container has several needs more.",
             annotation="pcie_root_port",
@@ -395,7 +396,7 @@ class HypervisorConfig:
 
     def max_vcpus(self, host_cpus: int) -> int:
         """The maximum of vCPUs on a host with `host_cpus` CPUs, at least 1."""
-        return max(1, min(self.default_maxvcpus or host_cpus, host_cpus, _MAX_VCPUS))
+        return max(1, min(self.default_maxvcpus or host_cpus, host_cpus, MAX_VCPUS))
 
     def max_memory(self, host_mib: int) -> int:
         """The maximum of memory on a host with `host_mib` MiB, in MiB; at least `default_memory`."""

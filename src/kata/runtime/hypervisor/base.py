@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 from kata.errors import InvalidArgument
+from kata.runtime.config.settings import MAX_ROOT_PORTS, MAX_VCPUS
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 
 #: The least memory of a guest, in MiB: with less, kernel and agent were seen to die without an error.
 MIN_MEMORY_MIB = 128
 #: Channels between host and guest that a VM can have.
 MAX_CHANNELS = 7
-#: PCIe root ports that a VM has by default, and the most that it can have.
-ROOT_PORTS, MAX_ROOT_PORTS = 4, 18
+#: PCIe root ports that a VM has at least.
+MIN_ROOT_PORTS = 4
 #: How the guest mounts the shared tree; the names are those of the setting `shared_fs`.
 SHARE_9P, SHARE_VIRTIO_FS = "virtio-9p", "virtio-fs"
 
@@ -30,7 +31,6 @@ _ACCELERATORS = ("kvm", "tcg")
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _CPU_FEATURES = re.compile(r"[A-Za-z0-9_.+=,-]*")
-_MAX_VCPUS = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class VmPlan:
     virtiofsd_args: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     iommu: bool = False
-    root_ports: int = ROOT_PORTS
+    root_ports: int = MIN_ROOT_PORTS
     mmio_window: int = 0
     devices: tuple[VfioDevice, ...] = ()
     seccomp: bool = True
@@ -112,18 +112,18 @@ class VmPlan:
             raise InvalidArgument(f"invalid accelerator {self.accelerator!r} ({' or '.join(_ACCELERATORS)})")
         if self.shares_memory and self.virtiofsd is None:
             raise InvalidArgument("virtio-fs needs virtiofsd", hint="set virtio_fs_daemon in the configuration")
-        if not 1 <= self.vcpus <= _MAX_VCPUS:
-            raise InvalidArgument(f"invalid number of vCPUs {self.vcpus} (1 to {_MAX_VCPUS})")
-        if self.max_vcpus and not self.vcpus <= self.max_vcpus <= _MAX_VCPUS:
-            raise InvalidArgument(f"invalid maximum of vCPUs {self.max_vcpus} ({self.vcpus} to {_MAX_VCPUS})")
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise InvalidArgument(f"invalid number of vCPUs {self.vcpus} (1 to {MAX_VCPUS})")
+        if self.max_vcpus and not self.vcpus <= self.max_vcpus <= MAX_VCPUS:
+            raise InvalidArgument(f"invalid maximum of vCPUs {self.max_vcpus} ({self.vcpus} to {MAX_VCPUS})")
         if self.memory_mib < MIN_MEMORY_MIB:
             raise InvalidArgument(
                 f"{self.memory_mib} MiB is not enough memory for a guest; the minimum is {MIN_MEMORY_MIB} MiB",
                 hint="raise default_memory in the configuration",
             )
-        if not ROOT_PORTS <= self.root_ports <= MAX_ROOT_PORTS:
+        if not MIN_ROOT_PORTS <= self.root_ports <= MAX_ROOT_PORTS:
             raise InvalidArgument(
-                f"invalid number of PCIe root ports {self.root_ports} ({ROOT_PORTS} to {MAX_ROOT_PORTS})"
+                f"invalid number of PCIe root ports {self.root_ports} ({MIN_ROOT_PORTS} to {MAX_ROOT_PORTS})"
             )
         if len(self.devices) > self.root_ports:
             raise InvalidArgument(f"{len(self.devices)} devices of the host for {self.root_ports} PCIe root ports")

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kata.oci.spec import Spec
-from kata.runtime.config.settings import Config
-from kata.runtime.hypervisor.base import MAX_ROOT_PORTS, ROOT_PORTS, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
+from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.launch.host import Host
 from kata.runtime.ledger.processes import MARKER
@@ -79,7 +79,7 @@ def plan_vm(
         virtiofsd_args=hypervisor.virtio_fs_extra_args,
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
-        root_ports=min(max(ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS),
+        root_ports=min(max(MIN_ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS),
         mmio_window=mmio_window,
         devices=devices,
         seccomp=bool(hypervisor.seccompsandbox),

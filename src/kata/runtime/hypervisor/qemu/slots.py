@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kata.errors import ResourceExhausted
-from kata.runtime.hypervisor.base import ROOT_PORTS
+from kata.runtime.hypervisor.base import MIN_ROOT_PORTS
 
 #: Slots of the root bus for root ports: the default four, then what the VM's own devices leave free.
 _ROOT_PORTS = (*range(0x4, 0x8), *range(0x11, 0x1F))
@@ -52,7 +52,7 @@ class Slot:
         return f"{self.behind:02x}/{self.number:02x}"
 
 
-def options(root_ports: int = ROOT_PORTS, mmio_window: int = 0) -> Iterator[tuple[str, str]]:
+def options(root_ports: int = MIN_ROOT_PORTS, mmio_window: int = 0) -> Iterator[tuple[str, str]]:
     """The options of QEMU's command line for root ports and bridges.
 
     Args:
@@ -86,7 +86,7 @@ class Slots:
         taken: how many of them, the first ones, have a device at boot.
     """
 
-    def __init__(self, root_ports: int = ROOT_PORTS, taken: int = 0) -> None:
+    def __init__(self, root_ports: int = MIN_ROOT_PORTS, taken: int = 0) -> None:
         self._root_ports = root_ports
         self._free = {
             *(Slot(bridge, number) for bridge in _BRIDGES for number in _BRIDGE_SLOTS),
