@@ -62,4 +62,4 @@ def test_what_cannot_be_is_told(containerd: PrivateContainerd, options: tuple[st
     done = run(containerd, options, "true", swappiness=60, total=1 << 49)
     assert "has no room for" in done.stderr
     done = run(containerd, options, "true", swappiness=201)
-    assert "swappiness: '201' is not a number from 0 to 200" in done.stderr
+    assert "swappiness: invalid number '201' (0 to 200)" in done.stderr
