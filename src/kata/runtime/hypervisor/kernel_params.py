@@ -27,6 +27,8 @@ _ALWAYS = (
     "tsc=reliable",
     # Patching locks when CPUs come and go costs more than it gains.
     "noreplace-smp",
+    # Hot-plugged memory is the agent's to take into use, as movable, so that it can be unplugged; newer kernels would.
+    "memhp_default_state=offline",
 )
 
 
