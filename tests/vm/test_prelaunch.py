@@ -40,11 +40,14 @@ def _nothing_stays() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def config() -> Config:
-    """With a template that others use, too."""
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = load().config
-    return replace(config, hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB))
+    return replace(
+        config,
+        hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB),
+        factory=replace(config.factory, template_path=tmp_path_factory.mktemp("templates")),
+    )
 
 
 @pytest.fixture
@@ -77,6 +80,13 @@ def begin(ledger: Ledger, bundle: Bundle, config: Config) -> Prelaunch | None:
     return prelaunch(Path(ledger.directory).name, str(bundle.path), config, ledger)
 
 
+def begun(ledger: Ledger, bundle: Bundle, config: Config) -> Prelaunch:
+    """As soon as others leave a start slot."""
+    ahead = eventually(lambda: begin(ledger, bundle, config), "a prelaunched VM")
+    assert ahead is not None
+    return ahead
+
+
 async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch | None) -> Sandbox:
     return await start_sandbox(Path(ledger.directory).name, bundle, config, ledger, prepared=ahead)
 
@@ -84,16 +94,14 @@ async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch
 async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     """The first start makes the template, for the tests below as well."""
     bundle = bundle_in(tmp_path)
-    without = replace(config, factory=replace(config.factory, template_path=tmp_path / "none"))
-    assert begin(ledger, bundle, without) is None
+    assert begin(ledger, bundle, config) is None
     sandbox = await start(ledger, bundle, config, None)
     await sandbox.stop()
 
 
 async def test_the_sandbox_takes_it_over(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
-    ahead = begin(ledger, bundle, config)
-    assert ahead is not None
+    ahead = begun(ledger, bundle, config)
     pid = ahead.process.pid
     sandbox = await start(ledger, bundle, config, ahead)
     try:
@@ -105,8 +113,7 @@ async def test_the_sandbox_takes_it_over(tmp_path: Path, config: Config, ledger:
 
 async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
-    ahead = begin(ledger, bundle, config)
-    assert ahead is not None
+    ahead = begun(ledger, bundle, config)
     pid = ahead.process.pid
     loud = replace(config, agent=replace(config.agent, enable_debug=True))
     sandbox = await start(ledger, bundle, replace(loud, factory=replace(loud.factory, enable_template=False)), ahead)
@@ -119,8 +126,7 @@ async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, co
 
 
 async def test_a_sandbox_that_never_comes(tmp_path: Path, config: Config, ledger: Ledger) -> None:
-    ahead = begin(ledger, bundle_in(tmp_path), config)
-    assert ahead is not None
+    ahead = begun(ledger, bundle_in(tmp_path), config)
     await ahead.discard()
     assert not os.path.exists(f"/proc/{ahead.process.pid}")
 

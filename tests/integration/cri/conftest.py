@@ -69,7 +69,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("pod")
     before = snapshot(POD_IDS)
     yield
-    assert_nothing_left(before, POD_IDS)
+    # A pod that was given up while its VM boots ends when that has booted.
+    assert_nothing_left(before, POD_IDS, within_s=90.0)
 
 
 @pytest.fixture(autouse=True)
