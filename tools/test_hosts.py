@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,8 @@ def inside(disk: str, archive: str) -> int:
     dumped = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     (root / "etc/apt/apt.conf.d/90host").write_text("\n".join(_ROUTE.findall(dumped)) + "\n")
     copy_project(root / _PLACE)
+    # A shell without job control has what it runs in the background ignore this one, and so would all tests.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for step in STEPS:
         begin = time.monotonic()
         print(f"$ {step}", flush=True)
