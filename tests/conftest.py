@@ -33,6 +33,7 @@ def _missing(marker: str) -> str | None:
 _GROUPS = ("integration", "vm")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         room = item.path.relative_to(Path(__file__).parent).parts[0]

@@ -7,12 +7,14 @@ from pathlib import Path
 from kata.errors import Internal
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.packages import PackageCache
+from kata.osbuilder.store import lock
 from kata.runtime.images.model import ImageConfig
 from tests.support.images import busybox_rootfs, write_oci_archive
 
 #: Packages are kept there for the next run.
 _CACHE = Path("/var/cache/kata-test")
 _TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_S = 120.0
 
 NGINX = ("nginx",)
 PYTHON = ("python3-minimal", "libpython3-stdlib")
@@ -74,13 +76,16 @@ def unpack(directory: Path, *names: str) -> None:
         Internal: a package does not exist.
     """
     cache = PackageCache(_CACHE)
-    try:
-        packages = cache.closure(names, leave_out=_UNNEEDED)
-    except Internal:  # no lists yet, or old ones
-        cache.update()
-        packages = cache.closure(names, leave_out=_UNNEEDED)
-    if missing := cache.missing(packages):
-        cache.download(missing)
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    # Another run may be at it: the builder's apt locks nothing.
+    with lock(_CACHE, timeout=_LOCK_TIMEOUT_S):
+        try:
+            packages = cache.closure(names, leave_out=_UNNEEDED)
+        except Internal:  # no lists yet, or old ones
+            cache.update()
+            packages = cache.closure(names, leave_out=_UNNEEDED)
+        if missing := cache.missing(packages):
+            cache.download(missing)
     for package in packages:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(cache.path(package))],

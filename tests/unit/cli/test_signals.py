@@ -12,6 +12,9 @@ from kata.cli.signals import FORWARDED, Interrupted, Signals, ignore
 @pytest.fixture(autouse=True)
 def _given_back() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGWINCH)}
+    for number in before:
+        # Whoever runs the tests may have some ignored, as a shell does for a job in the background.
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
