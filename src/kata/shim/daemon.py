@@ -33,7 +33,7 @@ _FAILED_CHECKS = 2
 
 
 def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
-    """Serve until the sandbox has ended; everything it held has then been given back.
+    """Serve until the sandbox has ended; everything it held has then been released.
 
     The caller has entered a mount namespace of its own.
 

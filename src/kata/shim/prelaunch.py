@@ -15,7 +15,7 @@ from kata.shim.params import ShimParams
 
 
 def run(params: ShimParams, listener_fd: int, ledger: Ledger) -> None:
-    """Be the shim of a sandbox; returns when that has ended and everything it held has been given back.
+    """Be the shim of a sandbox; returns when that has ended and everything it held has been released.
 
     Args:
         params: what `start` tells.

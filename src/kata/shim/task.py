@@ -324,7 +324,7 @@ class TaskService:
         """End the sandbox once it has no containers, or at once with `now`."""
         if self._sandbox is not None and self._sandbox.containers and not request.now:
             return _EMPTY
-        # Everything is given back before the answer: containerd runs `delete` right after it.
+        # Everything is released before the answer: containerd runs `delete` right after it.
         await self.close()
         self.ended.set()
         return _EMPTY
@@ -385,7 +385,7 @@ class TaskService:
             self.ended.set()
 
     async def close(self) -> None:
-        """Stop the sandbox and give everything back. Idempotent."""
+        """Stop the sandbox and release everything. Idempotent."""
         async with self._starting:
             sandbox, self._sandbox = self._sandbox, None
             if sandbox is not None:

@@ -57,11 +57,11 @@ class Standby:
         return self.kind == kind_of(wanted)
 
     async def discard(self) -> None:
-        """End the VM and give everything back."""
+        """End the VM and release everything."""
         await self.vm.stop(0)
         await self.agent.close()
         for problem in self.ledger.release():
-            log.warning("standby: could not give back %s", problem)
+            log.warning("standby: could not release %s", problem)
 
 
 def kind_of(vm_plan: VmPlan) -> str:

@@ -1,1 +1,1 @@
-"""The ledger: what a sandbox holds outside its own process, and how it is given back."""
+"""The ledger: what a sandbox holds outside its own process, and how it is released."""

@@ -1,8 +1,8 @@
 """The journal: what a sandbox holds outside its own process, written down before it is acquired.
 
-One file in the sandbox's state directory, one line per thing. Whoever finds the file unlocked may give everything back:
+One file in the sandbox's state directory, one line per thing. Whoever finds the file unlocked may release everything:
 a normal stop, a failed start, `containerd-shim-kata-v2 delete` after a crash and `kata gc` all call the same
-`release`. A line that was written and never acted upon costs nothing, because giving back is idempotent.
+`release`. A line that was written and never acted upon costs nothing, because releasing is idempotent.
 
 What is *not* here on purpose: mounts. A sandbox mounts only inside a mount namespace of its own (see
 `kata.runtime.launch.mount_namespace`), which the kernel takes down with the last process in it, whatever killed that.
@@ -83,7 +83,7 @@ class Ledger:
         self._held.append((kind, value))
 
     def drop(self, kind: str, value: str) -> None:
-        """Write down that the thing has been given back. Raises OSError."""
+        """Write down that the thing has been released. Raises OSError."""
         if (kind, value) in self._held:
             self._append("-", kind, value)
             self._held.remove((kind, value))
@@ -103,14 +103,14 @@ class Ledger:
         return tuple(self._held)
 
     def release(self) -> list[str]:
-        """Give everything back, newest first, then remove the state directory and unlock. Idempotent.
+        """Release everything, newest first, then remove the state directory and unlock. Idempotent.
 
         Returns:
-            One sentence for each thing that could not be given back; the ledger then stays on disk for the next try.
+            One sentence for each thing that could not be released; the ledger then stays on disk for the next try.
         """
         if self._fd < 0:
             return []  # the directory may be another sandbox's by now
-        # Not among the imports: the shim's `start` gives nothing back, unless a sandbox of this id has died before.
+        # Not among the imports: the shim's `start` releases nothing, unless a sandbox of this id has died before.
         from kata.runtime.ledger.files import remove_tree
         from kata.runtime.ledger.release import release
 
@@ -125,18 +125,18 @@ class Ledger:
         return problems
 
     def close(self) -> None:
-        """Unlock without giving anything back. Idempotent."""
+        """Unlock without releasing anything. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def claim(directory: str) -> Ledger:
-    """Take a sandbox's state directory; what a sandbox that died there still holds is given back first.
+    """Take a sandbox's state directory; what a sandbox that died there still holds is released first.
 
     Raises:
         AlreadyExists: a living process has it.
-        FailedPrecondition: leftovers cannot be given back.
+        FailedPrecondition: leftovers cannot be released.
     """
     try:
         ledger = Ledger(directory)

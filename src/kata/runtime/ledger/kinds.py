@@ -1,4 +1,4 @@
-"""What can be on a ledger, and who gives each kind back.
+"""What can be on a ledger, and who releases each kind.
 
 A room that acquires something outside of its process has its kind here, with the function that releases one by the
 value on the ledger. Functions are named, not imported, like a package's entry points: rooms are above the ledger, most

@@ -1,4 +1,4 @@
-"""Giving back what a ledger lists: every entry, whatever becomes of the others."""
+"""Releasing what a ledger lists: every entry, whatever becomes of the others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def release(held: Sequence[tuple[str, str]]) -> list[str]:
-    """Give back (kind, value) pairs, newest first; `held` is in the order in which they were acquired.
+    """Release (kind, value) pairs, newest first; `held` is in the order in which they were acquired.
 
     Returns:
-        One sentence for each that could not be given back.
+        One sentence for each that could not be released.
     """
     problems: list[str] = []
     newest_first = held[::-1]
-    # Processes before all: where they are and what they use can be given back only then.
+    # Processes before all: where they are and what they use can be released only then.
     for kind, value in sorted(newest_first, key=lambda entry: entry[0] != PROCESS):
         try:
             _releaser(kind)(value)

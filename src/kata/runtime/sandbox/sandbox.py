@@ -55,7 +55,7 @@ class Sandbox(Lifecycle):
     """A running sandbox. Made by `kata.runtime.sandbox.start`, ended by `stop`; all that it holds is on its ledger.
 
     Args:
-        teardown: gives everything back.
+        teardown: releases everything.
         guest: its VM and agent.
         network: None if the VM has no network namespace to be connected to.
         containers: those of the sandbox, which the teardown closes.
@@ -255,10 +255,10 @@ class Sandbox(Lifecycle):
             log.debug("no more out-of-memory events: %s", error)
 
     async def stop(self) -> list[str]:
-        """End everything and give everything back, whatever the guest says. Idempotent.
+        """End everything and release everything, whatever the guest says. Idempotent.
 
         Returns:
-            What could not be given back; it has been logged.
+            What could not be released; it has been logged.
         """
         self.become(State.STOPPED)
         return await self._teardown.run()

@@ -1,6 +1,6 @@
 """Start a sandbox, phase by phase: plan, host cgroup, VM, devices, network, the sandbox in the guest, management.
 
-Each phase pushes onto the teardown what gives back what it has acquired; a start that fails runs the teardown, and one
+Each phase pushes onto the teardown what releases what it has acquired; a start that fails runs the teardown, and one
 that succeeds hands it to the `Sandbox`.
 """
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Teardown:
-    """What acquires something pushes the step that gives it back.
+    """What acquires something pushes the step that releases it.
 
     Args:
         what: whose teardown, for the log.
@@ -31,7 +31,7 @@ class Teardown:
         """Run it once. Later callers wait for the first, and it ends also when a caller is cancelled.
 
         Returns:
-            What could not be given back; it has been logged.
+            What could not be released; it has been logged.
         """
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name=f"teardown of {self._what}")
@@ -45,7 +45,7 @@ class Teardown:
         finally:
             problems = self._ledger.release()
             for problem in problems:
-                log.warning("%s: could not give back %s", self._what, problem)
+                log.warning("%s: could not release %s", self._what, problem)
         return problems
 
 
