@@ -94,7 +94,9 @@ def parse_options(options: Iterable[str]) -> Options:
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
-    """Call mount(2).
+    """Mount a file system, or bind or change a mount, as `flags` say.
+
+    The arguments are those of mount(2).
 
     Args:
         source: a device, tag or directory, or any word if the file system has none.
@@ -116,7 +118,8 @@ def bind(source: str, target: str, flags: int = MS_REC) -> None:
     """Bind-mount `source` on `target`.
 
     Args:
-        source, target: directories or files.
+        source: a directory or file.
+        target: an existing one of the same kind.
         flags: MS_REC or 0; the kernel ignores others here (see `restrict`).
 
     Raises:

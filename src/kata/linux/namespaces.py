@@ -62,7 +62,15 @@ def inside(namespace: int, kind: int) -> Iterator[None]:
 
 
 def pin(source: str, target: str) -> None:
-    """Keep the namespace `source` (a file in /proc/PID/ns) alive as the bind-mounted file `target`. Raises OSError."""
+    """Keep a namespace alive, without a process in it, as a bind-mounted file (namespaces(7)).
+
+    Args:
+        source: the namespace, a file in /proc/PID/ns.
+        target: the file; made if it is missing, and removed again after a failure.
+
+    Raises:
+        OSError: the file cannot be made, or the kernel refuses to mount on it.
+    """
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
     try:
         bind(source, target, 0)

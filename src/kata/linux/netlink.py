@@ -164,7 +164,11 @@ class Netlink:
         return [message for message, _ in unpack(self._socket.recv(_RECEIVE_SIZE))]
 
     def drain(self) -> None:
-        """Drop pending messages of the socket's groups, for who only needs to know of a change. Raises OSError."""
+        """Drop pending messages of the socket's groups, for a caller that only needs to know of a change.
+
+        Raises:
+            OSError: the socket fails. ENOBUFS is not among its errors: lost messages are dropped ones, too.
+        """
         self._socket.setblocking(False)
         while True:
             try:

@@ -30,7 +30,8 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RE
     Args:
         dir_fd: the directory.
         path: relative, or absolute with RESOLVE_IN_ROOT.
-        flags, mode: as for open(2).
+        flags: O_*, as for open(2).
+        mode: permission bits of a new file; must be 0 without O_CREAT or O_TMPFILE.
         resolve: RESOLVE_*.
 
     Raises:

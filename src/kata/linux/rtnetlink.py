@@ -258,8 +258,11 @@ def change_link(
     Args:
         netlink: of the interface's namespace.
         index: of the interface.
-        up, arp: whether it is up, and uses ARP.
-        name, mtu, mac: new values.
+        up: whether it is up; None to leave it.
+        arp: whether it uses ARP; None to leave it.
+        name: new name; "" to keep it.
+        mtu: new MTU in bytes; 0 to keep it.
+        mac: new hardware address, e.g. "02:00:00:00:00:01"; "" to keep it.
 
     Raises:
         OSError: the kernel refuses.
@@ -309,7 +312,11 @@ def add_macvtap(netlink: Netlink, name: str, index: int, lower: int) -> None:
 
 
 def remove_link(netlink: Netlink, index: int) -> None:
-    """Remove an interface. Idempotent. Raises OSError."""
+    """Remove an interface. Idempotent.
+
+    Raises:
+        OSError: the kernel refuses, for another reason than that there is no such interface.
+    """
     try:
         netlink.request(f"remove interface {index}", _DELLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0))
     except OSError as error:
@@ -390,7 +397,8 @@ def redirect(netlink: Netlink, source: int, target: int) -> None:
 
     Args:
         netlink: of the namespace of both.
-        source, target: indexes of the interfaces.
+        source: index of the interface at which packets arrive.
+        target: index of the interface that sends them.
 
     Raises:
         OSError: the kernel refuses.

@@ -38,7 +38,8 @@ def open_macvtap(index: int, name: str, queues: int = 1) -> tuple[int, ...]:
     """Attach to a macvtap interface, which has a device node of its own.
 
     Args:
-        index, name: of the interface.
+        index: of the interface, which is in the name of the node.
+        name: of the interface, which the node must belong to.
         queues: how many descriptors to open.
 
     Raises:

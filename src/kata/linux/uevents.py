@@ -66,7 +66,11 @@ async def _message(loop: asyncio.AbstractEventLoop, messages: socket.socket) -> 
 
 
 def _drain(messages: socket.socket) -> None:
-    """Drop pending messages: one look is enough for all of them."""
+    """Drop pending messages: one look is enough for all of them.
+
+    Raises:
+        OSError: the socket fails. ENOBUFS is not among its errors: lost messages are dropped ones, too.
+    """
     for _ in range(_MAX_BURST):
         try:
             messages.recv(_MAX_MESSAGE)

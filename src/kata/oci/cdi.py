@@ -92,7 +92,11 @@ def find(names: Sequence[str], directories: Iterable[str] = DIRECTORIES) -> list
 
 
 def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Mapping[str, Any]], set[str]]:
-    """The edits of the devices of these names, and the names that are in no specification."""
+    """The edits of the devices of these names, and the names that are in no specification.
+
+    Raises:
+        FailedPrecondition: a specification cannot be read, or is invalid.
+    """
     devices: dict[str, tuple[str, Mapping[str, Any]]] = {}
     common: dict[str, Mapping[str, Any]] = {}
     for path in _files(directories):
@@ -190,7 +194,11 @@ def apply(spec: Mapping[str, Any], edits: Iterable[Mapping[str, Any]]) -> dict[s
 
 
 def _device(node: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """A device node for the spec, with the numbers that it has here, and its permissions."""
+    """A device node for the spec, with the numbers that it has here, and its permissions.
+
+    Raises:
+        FailedPrecondition: there is no device at the path.
+    """
     where = node.get("hostPath") or node["path"]
     try:
         info = os.stat(where)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kata.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
+from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.linux.atomic_file import sync_directory
 from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store, suite
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
@@ -85,7 +85,10 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
                     _remove_leftovers(directory)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise commands.disk_full(Path(error.filename or options.images)) from None
+            raise ResourceExhausted(
+                f"no space left on the file system of {error.filename or options.images}",
+                hint="free 1 GB there and build again",
+            ) from None
         raise FailedPrecondition(f"cannot build a guest image: {error}") from error
 
 
@@ -135,7 +138,12 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
 
 
 def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Recipe:
-    """The current recipe, with all its packages in the cache."""
+    """The current recipe, with all its packages in the cache.
+
+    Raises:
+        FailedPrecondition: apt cannot find a package, even with updated lists.
+        Unavailable: no network.
+    """
     if update:
         progress("updating the package lists")
         cache.update()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kata.errors import DeadlineExceeded, Internal, NotFound, ResourceExhausted
+from kata.errors import DeadlineExceeded, Internal, NotFound
 
 # The Debian package of each tool.
 _PACKAGE_OF = {
@@ -43,10 +43,9 @@ def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: di
         env: variables in addition to a fixed environment.
 
     Raises:
-        NotFound: the tool is not installed.
         DeadlineExceeded: it took longer than `timeout` seconds and was killed.
-        ResourceExhausted: the disk is full.
-        Internal: it failed in another way; the message ends with the last lines of its output.
+        OSError: ENOSPC, by what it wrote to standard error; or setpriv(1), which runs it, is not installed.
+        Internal: it failed in another way, or is not installed; the message ends with the last lines of its output.
     """
     try:
         done = subprocess.run(
@@ -70,11 +69,14 @@ def pipe(producer: Sequence[str], consumer: Sequence[str], *, timeout: float) ->
     """Run `producer | consumer` to the end of both.
 
     Args:
-        producer, consumer: tools and their arguments.
+        producer: a tool and its arguments; its standard output is read by the other.
+        consumer: a tool and its arguments.
         timeout: seconds, for both.
 
     Raises:
-        NotFound, DeadlineExceeded, ResourceExhausted, Internal: as `run`.
+        DeadlineExceeded: they took longer than `timeout` seconds and were killed.
+        OSError: as `run`.
+        Internal: one failed in another way, or is not installed; the consumer's failure goes before the producer's.
     """
     with subprocess.Popen(
         _confined(producer), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_ENVIRONMENT
@@ -111,11 +113,6 @@ def require(tools: Iterable[str]) -> None:
 def digests(*tools: str) -> dict[str, str]:
     """SHA-256 of each tool's program, because another version may write other bytes."""
     return {tool: hashlib.sha256(Path(shutil.which(tool, path=_PATH) or "").read_bytes()).hexdigest() for tool in tools}
-
-
-def disk_full(where: Path) -> ResourceExhausted:
-    """The error for a full file system."""
-    return ResourceExhausted(f"no space left on the file system of {where}", hint="free 1 GB there and build again")
 
 
 def _confined(argv: Sequence[str]) -> list[str]:

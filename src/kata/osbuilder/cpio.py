@@ -61,7 +61,8 @@ def character_device(path: str, major: int, minor: int) -> Entry:
 
     Args:
         path: relative.
-        major, minor: its number.
+        major: number of the driver.
+        minor: number of the device among the driver's.
     """
     return Entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
 

@@ -127,7 +127,8 @@ class Client:
         A call that is cancelled or times out is forgotten here; the server finds out only by its own clock.
 
         Args:
-            service, method: full name of the service, name of the RPC.
+            service: full name of the service.
+            method: name of the RPC.
             payload: the serialized request.
             timeout: seconds, enforced here and sent to the server; None for no limit.
             metadata: sent along.
@@ -195,14 +196,18 @@ class Client:
         cannot tell it to stop; what it still sends is dropped.
 
         Args:
-            service, method: full name of the service, name of the RPC.
+            service: full name of the service.
+            method: name of the RPC.
             payload: the request message of a call whose client does not stream; else usually empty.
             client_streams: whether messages follow the request.
             timeout: seconds for the whole block; None for no limit.
             metadata: sent along.
 
         Raises:
-            StatusError, ConnectionClosed, MessageTooLarge: as `call`.
+            StatusError: the server's status, or DEADLINE_EXCEEDED.
+            ConnectionClosed: the connection is closed, or ends before the stream does.
+            MessageTooLarge: the message was not sent.
+            TimeoutError: the block raised it, for a limit of its own.
         """
         request = _request(service, method, payload, timeout, metadata)
         limit = asyncio.timeout(timeout)
@@ -305,7 +310,12 @@ def _request(
 
 
 def _payload(outcome: Response | TtrpcError) -> bytes:
-    """The payload of a response. Raises the error that the outcome is or contains."""
+    """The payload of a response.
+
+    Raises:
+        TtrpcError: the outcome is one.
+        StatusError: the response contains another status than OK.
+    """
     if isinstance(outcome, TtrpcError):
         raise outcome
     if outcome.status.code != Code.OK:

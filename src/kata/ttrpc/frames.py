@@ -56,7 +56,9 @@ def encode(
     """The frame with `parts`, joined, as its data. The join is the only copy of a message on its way out.
 
     Args:
-        stream_id, kind, flags: of the header.
+        stream_id: of the call.
+        kind: the message type.
+        flags: of the header.
         parts: the data.
         tail: length of data that is not among `parts`: the caller sends it right after the frame.
         max_message: bytes of data at most.

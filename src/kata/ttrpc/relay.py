@@ -28,7 +28,8 @@ async def relay(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.St
 
     Args:
         stream: of the call.
-        reader, writer: the connection; owned from now on.
+        reader: of the connection.
+        writer: of the connection, which is closed or reset at the end.
 
     Raises:
         StatusError, ConnectionClosed: the call failed.
@@ -87,7 +88,12 @@ class _Relay:
         self._sent_all = True
 
     async def _listen(self) -> None:
-        """Take the call's messages as they come: a connection that takes no data must not keep grants from `_send`."""
+        """Take the call's messages as they come: a connection that takes no data must not keep grants from `_send`.
+
+        Raises:
+            RemoteProtocolError: a message is invalid, or carries more than was granted.
+            ConnectionResetError: the call ends before both directions have.
+        """
         while (message := await self._stream.receive()) is not None:
             kind, content = message[:1], message[1:]
             if kind == _DATA and len(content) <= self._granted and not self._got_all:

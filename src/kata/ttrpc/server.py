@@ -100,7 +100,8 @@ class Server:
         """Serve an existing connection until the peer or `close` ends it. Errors of the connection are not raised.
 
         Args:
-            reader, writer: the connection, e.g. of a serial port; closed at the end.
+            reader: of the connection, e.g. of a serial port.
+            writer: of the connection, which is closed at the end.
         """
         channel = Channel(reader, writer)
         if self._closing:

@@ -201,7 +201,11 @@ class ServerConnection:
     async def _outcome(
         self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]
     ) -> Response | None:
-        """The response; None for the plain end of a stream."""
+        """The response; None for the plain end of a stream.
+
+        Raises:
+            asyncio.CancelledError: the call was cancelled. Any other error of the handler is in the response.
+        """
         limit = asyncio.timeout(ctx.timeout)
         try:
             async with limit:
@@ -211,7 +215,8 @@ class ServerConnection:
             if isinstance(payload, tuple):
                 return Response(Status(), *payload)
             if not isinstance(payload, bytes):
-                raise TypeError(f"handler returned {type(payload).__name__} instead of bytes")
+                wrong = TypeError(f"handler returned {type(payload).__name__} instead of bytes")
+                return Response(self._status(ctx, wrong))
             return Response(payload=payload)
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -147,8 +147,9 @@ class TypedStream:
 
 
 def handlers(service: ServiceDescriptor, implementation: object) -> dict[tuple[str, str], Handler]:
-    """Handlers for those RPCs of the service that the object has a method for, in snake case: GetOOMEvent is
-    `get_oom_event`. The others stay UNIMPLEMENTED.
+    """Handlers for those RPCs of the service that the object has a method for.
+
+    Methods are named in snake case: GetOOMEvent is `get_oom_event`. RPCs without a method stay UNIMPLEMENTED.
 
         async def foo(self, request, ctx) -> answer                             rpc Foo(A) returns (B)
         async def foo(self, request, ctx): yield answer …                       rpc Foo(A) returns (stream B)

@@ -35,7 +35,17 @@ WRITE_SIZE = 1 << 20
 
 @contextmanager
 def _explaining(what: str, timeout: float | None) -> Iterator[None]:
-    """Translate errors of a call into `kata.errors`, with what was called for."""
+    """Translate errors of a call into `kata.errors`, with what was called for.
+
+    Args:
+        what: what was called for, e.g. "create container x"; begins the message.
+        timeout: the call's, in seconds.
+
+    Raises:
+        DeadlineExceeded: the agent did not answer in time.
+        Unavailable: the connection was closed before the answer.
+        KataError: the agent answered with an error; its code decides the type.
+    """
     try:
         yield
     except ttrpc.StatusError as error:
@@ -262,7 +272,12 @@ class AgentClient:
         return bytes(answer.data)  # type: ignore[attr-defined]
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> None:
-        """Write all of `data`, without a deadline: a container may not read for a long time."""
+        """Write all of `data`, without a deadline: a container may not read for a long time.
+
+        Raises:
+            Unavailable: the agent reports a length that cannot be, or the connection is closed.
+            KataError: the agent's error.
+        """
         view = memoryview(data)
         while view:
             request = agent_pb2.WriteStreamRequest(

@@ -25,28 +25,28 @@ class Kind(Protocol):
 
     @property
     def name(self) -> str:
-        """One word, such as "integer"."""
+        """The kind in a word or two, such as "integer" or "list of paths"."""
 
     @property
     def expected(self) -> str:
-        """What follows "expected" in an error message."""
+        """The values in words, with limits and unit: what follows "expected" in an error message."""
 
     def check(self, value: object) -> object:
-        """The typed value of a TOML value.
+        """The typed value of a TOML value, as `tomllib` returns it.
 
         Raises:
-            ValueError: it is not of this kind.
+            ValueError: it is not of this kind; without a message, which the caller makes with `expected`.
         """
 
     def parse(self, text: str) -> object:
-        """The typed value of an annotation.
+        """The typed value of an annotation, whose values are all strings.
 
         Raises:
-            ValueError: it is not of this kind.
+            ValueError: it is not of this kind; without a message, as for `check`.
         """
 
     def toml(self, value: object) -> str:
-        """The value as TOML writes it."""
+        """A typed value, as `check` returns it, in TOML: what `check` accepts again."""
 
 
 class Flag:
@@ -56,12 +56,21 @@ class Flag:
     expected: str = "true or false"
 
     def check(self, value: object) -> bool:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it is not a TOML boolean; 0 and 1 are integers.
+        """
         if not isinstance(value, bool):
             raise ValueError
         return value
 
     def parse(self, text: str) -> bool:
-        # The values of Go's strconv.ParseBool, for which pods are written.
+        """Implements `Kind.parse`.
+
+        Raises:
+            ValueError: it is none of the values of Go's strconv.ParseBool, for which pods are written.
+        """
         if text in ("1", "t", "T", "true", "TRUE", "True"):
             return True
         if text in ("0", "f", "F", "false", "FALSE", "False"):
@@ -69,6 +78,7 @@ class Flag:
         raise ValueError
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: true or false."""
         return "true" if value else "false"
 
 
@@ -84,10 +94,16 @@ class Integer:
 
     @property
     def expected(self) -> str:
+        """The limits, and the unit if there is one."""
         unit = f" ({self.unit})" if self.unit else ""
         return f"{'a number' if self.round_up else 'an integer'} from {self.minimum} to {self.maximum}{unit}"
 
     def check(self, value: object) -> int:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it is not an integer within the limits, which are included; with `round_up`, once rounded up.
+        """
         if self.round_up and isinstance(value, float) and math.isfinite(value):
             value = math.ceil(value)
         # bool is an int to Python and not to the user.
@@ -96,6 +112,11 @@ class Integer:
         return value
 
     def parse(self, text: str) -> int:
+        """Implements `Kind.parse`.
+
+        Raises:
+            ValueError: it is not an integer of at most 18 digits (with `round_up`: a number), or `check` refuses it.
+        """
         if _WHOLE_NUMBER.fullmatch(text):
             return self.check(int(text))
         if self.round_up and _DECIMAL_NUMBER.fullmatch(text):
@@ -103,6 +124,7 @@ class Integer:
         raise ValueError
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: decimal digits."""
         return str(value)
 
 
@@ -118,11 +140,17 @@ class Text:
 
     @property
     def expected(self) -> str:
+        """The choices, quoted, or the description."""
         if self.choices:
             return " or ".join(quoted(choice) for choice in self.choices)
         return self.description
 
     def check(self, value: object) -> str:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it has more than `maximum` characters, or a control character, or is no choice or match.
+        """
         if not isinstance(value, str) or len(value) > self.maximum or _CONTROL.search(value):
             raise ValueError
         if self.choices and value not in self.choices:
@@ -132,9 +160,11 @@ class Text:
         return value
 
     def parse(self, text: str) -> str:
+        """Implements `Kind.parse`: the text is checked like a TOML string."""
         return self.check(text)
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: a basic string."""
         return quoted(str(value))
 
 
@@ -146,13 +176,20 @@ class FilePath:
 
     @property
     def name(self) -> str:
+        """Either "glob" or "path"."""
         return "glob" if self.glob else "path"
 
     @property
     def expected(self) -> str:
+        """Implements `Kind.expected`."""
         return f'an absolute {self.name} without ".."'
 
     def check(self, value: object) -> Path:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: its form is wrong, or it is longer than 4096 characters; whether it exists does not matter.
+        """
         if not isinstance(value, str) or not value.startswith("/") or len(value) > _MAX_PATH or _CONTROL.search(value):
             raise ValueError
         path = Path(value)
@@ -161,9 +198,11 @@ class FilePath:
         return path
 
     def parse(self, text: str) -> Path:
+        """Implements `Kind.parse`: the text is checked like a TOML string."""
         return self.check(text)
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: a basic string."""
         return quoted(str(value))
 
 
@@ -174,6 +213,11 @@ class Regex:
     expected: str = "a regular expression"
 
     def check(self, value: object) -> str:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: `re` does not compile it, or it is longer than 1024 characters.
+        """
         if not isinstance(value, str) or len(value) > 1024:
             raise ValueError
         try:
@@ -183,9 +227,11 @@ class Regex:
         return value
 
     def parse(self, text: str) -> str:
+        """Implements `Kind.parse`: the text is checked like a TOML string."""
         return self.check(text)
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: a basic string."""
         return quoted(str(value))
 
 
@@ -198,21 +244,30 @@ class ListOf:
 
     @property
     def name(self) -> str:
+        """The kind of the items, in the plural."""
         return f"list of {self.plural}"
 
     @property
     def expected(self) -> str:
+        """Implements `Kind.expected`."""
         return f"a list of at most 256 {self.plural}"
 
     def check(self, value: object) -> tuple[object, ...]:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it has more than 256 items, or `item` refuses one.
+        """
         if not isinstance(value, list) or len(value) > 256:
             raise ValueError
         return tuple(self.item.check(entry) for entry in value)
 
     def parse(self, text: str) -> tuple[object, ...]:
+        """Implements `Kind.parse`: items are separated by `;`, stripped of white space; empty ones are skipped."""
         return self.check([part.strip() for part in text.split(";") if part.strip()])
 
     def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: an array on one line."""
         assert isinstance(value, tuple)
         return "[" + ", ".join(self.item.toml(entry) for entry in value) + "]"
 

@@ -97,7 +97,13 @@ def _defaults(environ: Mapping[str, str]) -> Config:
 
 
 def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The real paths to read, in order."""
+    """The real paths to read, in order.
+
+    Raises:
+        NotFound: a file that was named, or that a link names, does not exist.
+        PermissionDenied: a file, or the directory of drop-ins, is not accessible.
+        InvalidArgument: a path cannot be resolved for another reason, e.g. a loop of links.
+    """
     if path is None and environ.get("KATA_CONF_FILE"):
         path = Path(environ["KATA_CONF_FILE"])
     if path is None:
@@ -106,14 +112,17 @@ def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Pat
     if path is None:
         return ()
     main = _real(path)
-    drop_in_dir = main.parent / "config.d"
+    return (main, *map(_real, _drop_ins(main.parent / "config.d")))
+
+
+def _drop_ins(directory: Path) -> list[Path]:
     try:
-        names = sorted(name for name in os.listdir(drop_in_dir) if name.endswith(".toml") and name[0] != ".")
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".toml") and name[0] != ".")
     except FileNotFoundError:
-        names = []
+        return []
     except OSError as error:
-        raise _unreadable(drop_in_dir, error) from error
-    return (main, *(_real(drop_in_dir / name) for name in names))
+        raise _unreadable(directory, error) from error
+    return [directory / name for name in names]
 
 
 def _real(path: Path) -> Path:
@@ -151,7 +160,11 @@ def _unreadable(path: Path, error: OSError) -> KataError:
 
 
 def _overlay(config: Config, content: bytes, origin: str, warnings: list[str]) -> Config:
-    """`config` with the settings of one file."""
+    """`config` with the settings of one file; what is unknown in it is added to `warnings`.
+
+    Raises:
+        InvalidArgument: it is not TOML, or a value is not of its setting's kind.
+    """
     tables = _sections(_parse(content, origin), origin)
     for section in SECTIONS:
         table = tables.pop(section.name, {})
@@ -201,7 +214,11 @@ def _position(text: str) -> tuple[int, int]:
 
 
 def _sections(document: dict[str, object], origin: str) -> dict[str, dict[str, object]]:
-    """The tables of a document by section name; [hypervisor.*] and [agent.*] are one level deeper."""
+    """The tables of a document by section name; [hypervisor.*] and [agent.*] are one level deeper.
+
+    Raises:
+        InvalidArgument: a key is outside of all sections.
+    """
     found: dict[str, dict[str, object]] = {}
     for top, value in document.items():
         if not isinstance(value, dict):

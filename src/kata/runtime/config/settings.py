@@ -390,7 +390,7 @@ class HypervisorConfig:
     )
 
     def vcpus(self, host_cpus: int) -> int:
-        """vCPUs at the start on a host with `host_cpus` CPUs, at least 1."""
+        """The number of vCPUs at the start, on a host with `host_cpus` CPUs; at least 1."""
         wanted = host_cpus if self.default_vcpus < 0 else max(self.default_vcpus, 1)
         return min(wanted, self.max_vcpus(host_cpus))
 

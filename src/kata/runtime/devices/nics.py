@@ -32,7 +32,8 @@ async def plug_nic(link: Link, iommu: Iommu, groups: IommuGroups, hold: Callable
         The NIC's PCI path in the guest.
 
     Raises:
-        FailedPrecondition, NotFound: the host has no IOMMU or no vfio-pci, or the NIC's group has another device.
+        FailedPrecondition: the host has no IOMMU or no vfio-pci, or the NIC's group has another device.
+        NotFound: the NIC's IOMMU group is gone.
         KataError: as `IommuGroups.attach`.
     """
     address = iommu.address_of(link.bus, link.parent)

@@ -1,4 +1,6 @@
-"""Swap of the guest, on disks, for containers whose annotations request it (Kata's):
+"""Swap of the guest, on disks, for containers that request it.
+
+The annotations are Kata's:
 
     io.katacontainers.container.resource.swappiness        above 0: the container may be swapped
     io.katacontainers.container.resource.swap_in_bytes     limit of memory and swap together, as in the runtime-spec
@@ -155,7 +157,13 @@ class Swap:
 
 
 async def _format(fd: int) -> None:
-    """Write the signature of swap, with mkswap(8)."""
+    """Write the signature of swap, with mkswap(8).
+
+    Raises:
+        FailedPrecondition: mkswap fails; the message ends with the last 200 characters that it said.
+        TimeoutError: it did not end within `_FORMAT_TIMEOUT_S` seconds, and was killed.
+        OSError: it cannot be executed.
+    """
     process = await asyncio.create_subprocess_exec(
         "mkswap",
         "--quiet",

@@ -70,7 +70,11 @@ def known(
 
 
 def _verdict(obstacle: str, *, required: bool) -> Accelerator:
-    """The accelerator, given what prevents KVM; "" for nothing."""
+    """The accelerator, given what prevents KVM; "" for nothing.
+
+    Raises:
+        FailedPrecondition: KVM is required and something prevents it.
+    """
     if not obstacle:
         return Accelerator("kvm", "the guest kernel boots under KVM")
     if required:

@@ -34,6 +34,9 @@ def restore(plan: VmPlan, *, memory: int, state: int, process: VmProcess | None 
         memory: descriptor of the saved VM's memory, which is only read.
         state: descriptor of what `VirtualMachine.save` wrote. Both stay the caller's, open until `start` has returned.
         process: the VM's process, if it was spawned already with the same plan and descriptors.
+
+    Raises:
+        TypeError: `process` was spawned by another VMM's factory.
     """
     from kata.runtime.hypervisor.qemu.vm import QemuVm
 

@@ -78,7 +78,11 @@ def _open_layout(source: Source, origin: str, reference: str | None) -> Image:
 
 
 def _manifests(source: Source) -> list[tuple[str, tuple[str, ...]]]:
-    """Digest and names of each manifest that may be for our platform, from index.json and the indexes it lists."""
+    """Digest and names of each manifest that may be for our platform, from index.json and the indexes it lists.
+
+    Raises:
+        InvalidArgument: an index is missing or malformed, or there are more than `_MAX_INDEXES`.
+    """
     found: list[tuple[str, tuple[str, ...]]] = []
     indexes = [(load(source, "index.json"), tuple[str, ...]())]
     # The list grows while it is iterated; an index that many indexes list is read once.
@@ -121,7 +125,11 @@ def _open_docker(source: Source, origin: str, reference: str | None) -> Image:
 
 
 def _choose(source: Source, found: list[tuple[str, tuple[str, ...]]], reference: str | None) -> str:
-    """The one image that is meant, of identities with their names."""
+    """The one image that is meant, of identities with their names.
+
+    Raises:
+        InvalidArgument: no image is for this platform or has the name `reference`, or several do.
+    """
     names = sorted({name for _, given in found for name in given})
     hint = f"it holds: {', '.join(map(shown, names[:10]))}" if names else None
     identities = {identity for identity, given in found if reference is None or reference in given}
@@ -144,7 +152,12 @@ def _blob_path(digest: str) -> str:
 
 
 def _diff_ids(config: Document, layers: int) -> tuple[str, ...]:
-    """The digests of the uncompressed layers, after the platform and their number were checked."""
+    """The digests of the uncompressed layers, after the platform and their number were checked.
+
+    Raises:
+        InvalidArgument: the image is for another platform, its digests are not one for each of at most `_MAX_LAYERS`
+            layers, or one is not a supported digest.
+    """
     platform = f"{config.text('os')}/{config.text('architecture')}"
     if platform != f"{OS}/{ARCHITECTURE}":
         raise InvalidArgument(f"{config.label}: image is for {platform[:60]!r}, not for {OS}/{ARCHITECTURE}")

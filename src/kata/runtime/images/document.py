@@ -49,7 +49,11 @@ class Document:
         return Document(self._get(key, dict, "an object") or {}, f"{self.label}: {key}")
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings. Raises InvalidArgument."""
+        """A list of strings.
+
+        Raises:
+            InvalidArgument: it has another type, or more than `MAX_ITEMS` items.
+        """
         items = self._list(key)
         if not all(isinstance(item, str) for item in items):
             raise InvalidArgument(f"{self.label}: {key} is not a list of strings")
@@ -60,7 +64,11 @@ class Document:
         return [Document(item, f"{self.label}: {key}[{number}]") for number, item in enumerate(self._list(key))]
 
     def mapping(self, key: str) -> dict[str, str]:
-        """An object of strings. Raises InvalidArgument."""
+        """An object of strings.
+
+        Raises:
+            InvalidArgument: it has another type, or more than `MAX_ITEMS` items.
+        """
         value = self._get(key, dict, "an object") or {}
         if len(value) > MAX_ITEMS or not all(isinstance(item, str) for item in value.values()):
             raise InvalidArgument(f"{self.label}: {key} is not an object of strings")
@@ -100,7 +108,11 @@ def load(source: Source, name: str, digest: str | None = None) -> Document:
 
 
 def read(source: Source, name: str) -> bytes:
-    """A document's bytes. Raises InvalidArgument if it is missing or too large."""
+    """A document's bytes.
+
+    Raises:
+        InvalidArgument: it is missing, or larger than `MAX_SIZE` bytes.
+    """
     with source.open(name) as stream:
         content = stream.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
@@ -109,7 +121,15 @@ def read(source: Source, name: str) -> bytes:
 
 
 def parse(content: bytes, label: str) -> object:
-    """Parse JSON. Raises InvalidArgument, named by `label`."""
+    """Parse JSON.
+
+    Args:
+        content: its bytes.
+        label: what it is; begins the message of an error.
+
+    Raises:
+        InvalidArgument: it is not JSON, or is nested too deeply.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -35,7 +35,11 @@ class Budget:
         self._size = size
 
     def take(self, size: int) -> None:
-        """Count bytes. Raises ResourceExhausted if there are more than the budget."""
+        """Count `size` bytes.
+
+        Raises:
+            ResourceExhausted: they exceed what is left.
+        """
         self._left -= size
         if self._left < 0:
             raise ResourceExhausted(

@@ -193,7 +193,7 @@ class TarReader:
         )
 
     def _pax(self, content: bytes) -> dict[bytes, bytes]:
-        """The records of an extended header: "LENGTH KEY=VALUE\\n", LENGTH in decimal and counting all of it."""
+        """The records of an extended header: lines "LENGTH KEY=VALUE", LENGTH in decimal and of the whole line."""
         records = {}
         start = 0
         while start < len(content):
@@ -248,6 +248,7 @@ class TarReader:
         return InvalidArgument(f"{self._label}: broken tar: {what}")
 
     def bad_number(self) -> InvalidArgument:
+        """The error for a numeric field that is neither octal nor base 256, with the archive's label."""
         return self._wrong("bad number in a header")
 
 

@@ -193,7 +193,11 @@ class _Unpacker:
             pass  # there is nothing to remove
 
     def _set_metadata(self, fd: int, entry: Entry) -> None:
-        """Owner, attributes, mode: in this order, because a new owner takes capabilities and set-id bits away."""
+        """Owner, attributes, mode: in this order, because a new owner takes capabilities and set-id bits away.
+
+        Raises:
+            OSError: one cannot be set. An attribute that the file system lacks, or that needs root, is left out.
+        """
         if self._privileged:
             os.fchown(fd, entry.uid, entry.gid)
         for name, value in entry.xattrs.items():

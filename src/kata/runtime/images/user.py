@@ -62,7 +62,11 @@ def resolve_user(rootfs: Path, spec: str) -> User:
 
 
 def _user(root: int, user: str, spec: str) -> tuple[str | None, int, int]:
-    """Name (if the image has one), uid and gid."""
+    """Name (if the image has one), uid and gid.
+
+    Raises:
+        InvalidArgument: the user is neither in the image's /etc/passwd nor a number.
+    """
     number = _id(user)
     for fields in _lines(root, "etc/passwd", 4):
         uid, gid = _id(fields[2]), _id(fields[3])

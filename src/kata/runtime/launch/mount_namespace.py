@@ -25,24 +25,38 @@ def enter_mount_namespace(directory: str) -> None:
     try:
         propagates = _propagates(directory)
         namespaces.unshare(namespaces.CLONE_NEWNS)
-        try:
-            mount.set_propagation("/", mount.MS_SLAVE | mount.MS_REC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # A chroot whose root is not a mount point: only the mounts inside it can be changed.
-            points = mountinfo.points_below("/")
-            for point in points:
-                mount.set_propagation(point, mount.MS_SLAVE)
-            if propagates and not any(directory.startswith(point + "/") for point in points):
-                raise FailedPrecondition(
-                    f"mounts made in {directory} would reach the host: it is on a shared mount outside this chroot",
-                    hint="mount a tmpfs on /run first",
-                ) from None
+        _only_receive(directory, propagates)
     except OSError as error:
         raise FailedPrecondition(
             f"cannot make a mount namespace: {error.strerror or error}", hint="sandboxes are started by root"
         ) from error
+
+
+def _only_receive(directory: str, propagates: bool) -> None:
+    """Make the mounts of this namespace slaves of the host's.
+
+    Args:
+        directory: the sandbox's state directory.
+        propagates: whether its mount was shared with the host.
+
+    Raises:
+        FailedPrecondition: its mount is out of reach, and shared.
+        OSError: the kernel refuses.
+    """
+    try:
+        mount.set_propagation("/", mount.MS_SLAVE | mount.MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A chroot whose root is not a mount point: only the mounts inside it can be changed.
+        points = mountinfo.points_below("/")
+        for point in points:
+            mount.set_propagation(point, mount.MS_SLAVE)
+        if propagates and not any(directory.startswith(point + "/") for point in points):
+            raise FailedPrecondition(
+                f"mounts made in {directory} would reach the host: it is on a shared mount outside this chroot",
+                hint="mount a tmpfs on /run first",
+            ) from None
 
 
 def _propagates(directory: str) -> bool:

@@ -103,10 +103,14 @@ def _kill(pidfd: int) -> None:
 
 
 def _await_end(processes: dict[int, int], deadline: float) -> list[int]:
-    """Wait until the last thread of each process has ended, and see which have not until `time.monotonic()` says so.
+    """Wait until the last thread of each process has ended.
 
     Args:
         processes: process id → pidfd.
+        deadline: `time.monotonic()` at which the wait ends.
+
+    Returns:
+        Ids of those that have not ended, sorted.
     """
     # Not among the imports: most sandboxes have no process left to wait for.
     import select

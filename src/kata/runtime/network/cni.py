@@ -89,11 +89,12 @@ def parse(text: str | bytes) -> ConfList:
         content = json.loads(text)
         name, version = str(content["name"]), str(content.get("cniVersion") or "0.2.0")
         plugins = content.get("plugins", [content])
-        if not plugins or not all(isinstance(one["type"], str) and "/" not in one["type"] for one in plugins):
-            raise ValueError("a plugin or its type is missing")
+        if plugins and all(isinstance(one["type"], str) and "/" not in one["type"] for one in plugins):
+            return ConfList(name, version, tuple(plugins))
+        problem = "a plugin or its type is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"CNI: malformed network configuration: {error}") from None
-    return ConfList(name, version, tuple(plugins))
+        problem = str(error)
+    raise InvalidArgument(f"CNI: malformed network configuration: {problem}")
 
 
 def add(network: ConfList, container_id: str, netns: str, record: Path, plugins: tuple[str, ...] = PLUGINS) -> Added:
@@ -151,7 +152,11 @@ def delete(record: Path) -> None:
 
 
 def release_network(record: str) -> None:
-    """`delete` by the ledger's entry, the path of the record. Raises OSError instead."""
+    """`delete` by the ledger's entry, the path of the record.
+
+    Raises:
+        OSError: EIO with the plugin's message: the ledger catches only OSError.
+    """
     try:
         delete(Path(record))
     except KataError as error:

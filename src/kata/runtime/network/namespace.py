@@ -232,6 +232,10 @@ def _hold(path: str) -> int:
     """Open the namespace at a path.
 
     Not the file at the path, which could not be unmounted then.
+
+    Raises:
+        NotFound: there is no such file, or it is not accessible.
+        InvalidArgument: it is not a network namespace, or the kernel refuses to enter it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -93,7 +93,18 @@ def expand(text: str) -> str:
 
 
 def _slices(name: str, text: str) -> list[str]:
-    """A slice's place is in its name: a-b.slice is within a.slice (systemd.slice(5))."""
+    """A slice's place is in its name: a-b.slice is within a.slice (systemd.slice(5)).
+
+    Args:
+        name: of the slice; "-.slice" is the root.
+        text: the cgroupsPath that it is from, for the error.
+
+    Returns:
+        The directories from the root to the slice: ["a.slice", "a-b.slice"].
+
+    Raises:
+        InvalidArgument: it is not the name of a slice.
+    """
     if name == "-.slice":
         return []
     stem = name.removesuffix(".slice")

@@ -21,7 +21,11 @@ _MAX_HOSTNAME = 64
 
 
 def refuse_host_network(container_id: str, spec: Spec) -> None:
-    """Raise InvalidArgument if a container is to be in the host's network namespace."""
+    """Refuse a container that is to be in the host's network namespace.
+
+    Raises:
+        InvalidArgument: its spec has no network namespace, which means the runtime's (runtime-spec, "Namespaces").
+    """
     namespaces = (spec.get("linux") or {}).get("namespaces") or ()
     if "network" not in {entry.get("type") for entry in namespaces}:
         raise InvalidArgument(

@@ -35,7 +35,15 @@ class Lifecycle:
         self.state = State.CREATING
 
     def require(self, operation: str, *allowed: State) -> None:
-        """Raise FailedPrecondition unless the state is one of `allowed`."""
+        """Check that an operation may begin now.
+
+        Args:
+            operation: a verb, e.g. "start", for the message.
+            *allowed: the states in which it may.
+
+        Raises:
+            FailedPrecondition: the state is none of `allowed`.
+        """
         if self.state not in allowed:
             raise FailedPrecondition(f"cannot {operation} {self.what}: it is {self.state}")
 

@@ -199,7 +199,11 @@ class _Planner:
         return self._add_mount(source, DiskMount(point, fstype, tuple(options)))
 
     def _mount_volume(self, path: str, volume: direct_volume.DirectVolume) -> str:
-        """The same for a direct volume, which all containers of a pod share."""
+        """The same for a direct volume, which all containers of a pod share.
+
+        Raises:
+            FailedPrecondition: the configuration forbids disks.
+        """
         if not self._enabled:
             raise FailedPrecondition(
                 f"{self._what}: cannot plug the disk of direct volume {path}",

@@ -269,7 +269,12 @@ class SharedTree:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
 
     def _bind(self, container_id: str, bind: Bind) -> None:
-        """Bind-mount a path through a descriptor, so that what is checked is what is mounted."""
+        """Bind-mount a path through a descriptor, so that what is checked is what is mounted.
+
+        Raises:
+            NotFound: the path does not exist, or is not accessible.
+            FailedPrecondition: it was replaced after the plan was made, or the kernel refuses the mount.
+        """
         target = self.directory / bind.name
         try:
             fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)

@@ -207,7 +207,13 @@ class Hotplug:
         await self._execute(Command("block_resize", {**nodes[0], "size": size}))
 
     async def _ask(self, entry: _Plugged) -> None:
-        """Ask the guest repeatedly until it has released the device."""
+        """Ask the guest repeatedly until it has released the device.
+
+        Raises:
+            FailedPrecondition: QEMU refuses the first request, and not because an unplug is under way.
+            Unavailable: QEMU has ended.
+            DeadlineExceeded: QEMU does not answer.
+        """
         request = entry.undo[-1]
         asked = vanished = False
         while not entry.released.is_set() and not vanished:
@@ -228,7 +234,11 @@ class Hotplug:
                 continue
 
     async def _release(self, entry: _Plugged) -> None:
-        """Undo all steps but that of the device itself, which the guest has released; the slot is free then."""
+        """Undo all steps but that of the device itself, which the guest has released; the slot is free then.
+
+        Raises:
+            FailedPrecondition: QEMU refuses some of them; the others are undone nevertheless.
+        """
         problems: list[str] = []
         while entry.undo:
             command = entry.undo.pop()

@@ -40,7 +40,11 @@ def identity(plan: VmPlan) -> dict[str, Any]:
 
 
 def _file_identity(path: Path) -> list[object]:
-    """What changes when the file does. Its content is not read, which would take longer than a start."""
+    """What changes when the file does. Its content is not read, which would take longer than a start.
+
+    Raises:
+        NotFound: there is no such file, or it is not accessible.
+    """
     try:
         real = path.resolve(strict=True)
         info = real.stat()

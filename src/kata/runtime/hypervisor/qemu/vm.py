@@ -114,7 +114,14 @@ class QemuVm:
         return self._pid
 
     async def start(self, timeout: float = START_TIMEOUT_S) -> None:
-        """Run QEMU and wait until it takes commands; see `VirtualMachine.start`."""
+        """Implements `VirtualMachine.start`: QEMU takes commands once its QMP monitor answers.
+
+        Raises:
+            FailedPrecondition: the VM was started before.
+            NotFound: a file or directory of the plan does not exist.
+            InvalidArgument: the kernel command line is too long.
+            VmLaunchError: QEMU ended or does not answer; with its last words and the guest's.
+        """
         if self._end is not None or self._process is not None:
             raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} was started before")
         self._begin = time.monotonic()
@@ -194,6 +201,9 @@ class QemuVm:
         """Wait until QEMU reads the state; the VM resumes then.
 
         QEMU ends if the state is broken, but has been seen to hang: only the guest's answer proves a restore.
+
+        Raises:
+            FailedPrecondition: QEMU refuses the state.
         """
         assert self._process is not None
         reader, writer = await asyncio.open_connection(sock=self._process.channels.pop(RESTORE_FD))
@@ -269,22 +279,34 @@ class QemuVm:
         self._pid = 0
 
     def channel(self, name: str) -> socket.socket:
-        """Hand over the host's end of a channel; see `VirtualMachine.channel`."""
-        try:
-            if self._process is None or name not in self.plan.channels:
-                raise KeyError(name)
-            return self._process.channels.pop(name)
-        except KeyError:
-            raise FailedPrecondition(f"channel {name} of {self.plan.sandbox_id} is unknown or already in use") from None
+        """Implements `VirtualMachine.channel`.
+
+        Raises:
+            FailedPrecondition: the channel is unknown or was handed over before, or QEMU does not run.
+        """
+        process = self._process
+        if process is None or name not in self.plan.channels or name not in process.channels:
+            raise FailedPrecondition(f"channel {name} of {self.plan.sandbox_id} is unknown or already in use")
+        return process.channels.pop(name)
 
     async def wait(self) -> VmExit:
-        """Wait until QEMU has ended and everything is released; see `VirtualMachine.wait`."""
+        """Implements `VirtualMachine.wait`.
+
+        Raises:
+            FailedPrecondition: the VM was never started.
+        """
         if self._end is None:
             raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} does not run")
         return await asyncio.shield(self._end)
 
     async def stop(self, timeout: float = STOP_TIMEOUT_S) -> VmExit | None:
-        """End the VM by a command, then SIGTERM, then SIGKILL; see `VirtualMachine.stop`."""
+        """Implements `VirtualMachine.stop`: by a command, then SIGTERM, then SIGKILL.
+
+        The command and SIGTERM have half of `timeout` each.
+
+        Raises:
+            DeadlineExceeded: QEMU survives SIGKILL.
+        """
         if self._end is None:
             return None
         self._expected = True
@@ -379,7 +401,13 @@ class QemuVm:
         return self._resizer
 
     async def save(self, state: int, timeout: float) -> bool:
-        """Write the VM's state, without its memory, to the file `state`; see `VirtualMachine.save`."""
+        """Implements `VirtualMachine.save`, by a migration that ignores shared memory.
+
+        Raises:
+            FailedPrecondition: the VM's memory is not a file, or a device cannot be saved.
+            DeadlineExceeded: QEMU does not answer, or needs longer than `timeout` seconds.
+            Unavailable: QEMU has ended.
+        """
         what = f"saving the VM of {self.plan.sandbox_id}"
         if not self._to_be_saved or self._qmp is None:
             raise FailedPrecondition(f"{what}: its memory is not a file")

@@ -93,7 +93,11 @@ async def ensure(
 
 
 def _open(root: Path, key: str) -> Template:
-    """Open a template; a broken one is logged and counts as none."""
+    """Open a template; a broken one is logged and counts as none.
+
+    Raises:
+        NotFound: there is none.
+    """
     try:
         return template.open_template(root, key)
     except FailedPrecondition as error:
@@ -154,7 +158,11 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
 
 
 def _copy(source: int, target: Path) -> int:
-    """Copy the pages of a file that are not zero to a new file, and sync it; returns their size in bytes."""
+    """Copy the pages of a file that are not zero to a new file, and sync it; returns their size in bytes.
+
+    Raises:
+        OSError: a file cannot be read or written, or `target` exists.
+    """
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     written = 0
     try:

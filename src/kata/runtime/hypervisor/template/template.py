@@ -164,11 +164,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         data = file.read(_MAX_MANIFEST)
     try:
         manifest = json.loads(data)
-        if manifest["format"] != _FORMAT or not isinstance(manifest["vm"], dict):
-            raise ValueError("written by another version")
-        return {name: manifest[name] for name in ("vm", "read_only", "memory", "state")}
+        if manifest["format"] == _FORMAT and isinstance(manifest["vm"], dict):
+            return {name: manifest[name] for name in ("vm", "read_only", "memory", "state")}
+        problem = "written by another version"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FailedPrecondition(f"template {directory.name} is broken: manifest: {error}") from None
+        problem = str(error)
+    raise FailedPrecondition(f"template {directory.name} is broken: manifest: {problem}")
 
 
 def mark_used(template: Template) -> None:
