@@ -27,7 +27,7 @@ def conform(value: object, kind: Any, where: str) -> Any:
     Raises:
         InvalidArgument: it has another type, or a string in it cannot be a C string.
         TypeError: there is no rule for `kind`, which is a mistake in the declaration and not in the value.
-    """
+    """  # noqa: DOC501 - `_wrong` makes an InvalidArgument
     origin = get_origin(kind)
     if is_typeddict(kind):
         return _typed_dict(value, kind, where)

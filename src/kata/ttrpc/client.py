@@ -137,7 +137,7 @@ class Client:
             StatusError: the server's status, or DEADLINE_EXCEEDED.
             ConnectionClosed: the connection is closed, or ends before the answer.
             MessageTooLarge: nothing was sent.
-        """
+        """  # noqa: DOC501 - `_deadline_exceeded` makes a StatusError
         request = _request(service, method, payload, timeout, metadata)
         try:
             async with asyncio.timeout(timeout):
@@ -208,7 +208,7 @@ class Client:
             ConnectionClosed: the connection is closed, or ends before the stream does.
             MessageTooLarge: the message was not sent.
             TimeoutError: the block raised it, for a limit of its own.
-        """
+        """  # noqa: DOC501 - `_deadline_exceeded` makes a StatusError
         request = _request(service, method, payload, timeout, metadata)
         limit = asyncio.timeout(timeout)
         try:

@@ -45,7 +45,7 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
         DeadlineExceeded: the agent did not answer in time.
         Unavailable: the connection was closed before the answer.
         KataError: the agent answered with an error; its code decides the type.
-    """
+    """  # noqa: DOC501 - `from_code` makes a KataError
     try:
         yield
     except ttrpc.StatusError as error:

@@ -77,7 +77,7 @@ class Tree:
         Raises:
             InvalidArgument: the path contains "..", or is too deep.
             OSError: a parent is not a directory, or a dangling or looping link.
-        """
+        """  # noqa: DOC501 - `_too_deep` makes an InvalidArgument
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise InvalidArgument(f"path {shown(name)} contains '..'")

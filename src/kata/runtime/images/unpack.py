@@ -47,7 +47,7 @@ def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) ->
         PermissionDenied: not root, and the target cannot be written or a layer has a device node.
         Unimplemented: a layer has sparse files, or is compressed with something other than gzip or zstd.
         Internal: the disk fails.
-    """
+    """  # noqa: DOC501 - `_failure` makes one of these
     try:
         target.mkdir(mode=0o755, exist_ok=True)
         if os.listdir(target):
