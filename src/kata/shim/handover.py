@@ -29,7 +29,7 @@ ACCEPTED = b"accepted"
 MAX_MESSAGE = 64 * 1024
 
 #: Seconds for a process, which waits for nothing else, to answer READY, and ACCEPTED.
-_READY_TIMEOUT_S = 0.05
+_READY_TIMEOUT_S = 0.5
 _ACCEPTED_TIMEOUT_S = 2.0
 
 
