@@ -7,7 +7,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
 BENCH ?=
-# Options of `make test`, e.g. TEST='-n 2 --dist loadgroup': two workers, quicker, but some tests do not bear it yet.
+# Options of `make test`, e.g. TEST='-n 0 -k template': one process, chosen tests.
 TEST ?=
 # Set to go on with a host that no test is run on.
 ANYWAY ?=
@@ -36,7 +36,7 @@ run: $(VENV)/ready image ## Install what is missing, build the guest, run a cont
 
 test: $(VENV)/ready test-packages image ## Run all checks and tests
 	$(MAKE) check
-	$(VENV)/bin/pytest --durations 10 $(TEST)
+	$(VENV)/bin/pytest --durations 10 -n 2 --dist loadgroup $(TEST)
 
 test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
 	$(VENV)/bin/pytest -m long
