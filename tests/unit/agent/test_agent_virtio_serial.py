@@ -108,12 +108,27 @@ async def test_input_after_an_end_by_the_guest_is_thrown_away_until_silence(
         os.write(host, frame(1, b"a"))
         await eventually_async(lambda: seen, "the end by the guest")
         os.write(host, frame(3, b"late"))
+
+        def begin_again() -> list[bytes]:
+            os.write(host, frame(1, b"b"))
+            return seen
+
+        # After less than the silence it is thrown away as well, and on a busy host that may be so after more.
         await asyncio.sleep(0.7)
-        os.write(host, frame(1, b"b"))
-        await eventually_async(lambda: seen, "the next beginning", lambda seen: len(seen) > 1)
-        assert seen == [frame(1, b"a"), frame(1, b"b")]
+        await eventually_async(begin_again, "the next beginning", lambda seen: len(seen) > 1, poll_s=1.0)
+        assert seen[:2] == [frame(1, b"a"), frame(1, b"b")]
     finally:
         port.close()
+
+
+class Counting(VirtioSerialPort):
+    """A port that counts how often it looks for input."""
+
+    looks = 0
+
+    def _receive(self) -> bytes:
+        self.looks += 1
+        return super()._receive()
 
 
 async def test_a_busy_loop_is_not_made_of_an_idle_port(pair: tuple[int, str]) -> None:
@@ -122,11 +137,10 @@ async def test_a_busy_loop_is_not_made_of_an_idle_port(pair: tuple[int, str]) ->
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    port = VirtioSerialPort(path, serve)
+    port = Counting(path, serve)
     try:
-        before = os.times().user + os.times().system
         await asyncio.sleep(0.5)
-        assert os.times().user + os.times().system - before < 0.2
+        assert port.looks < 10
     finally:
         port.close()
 
@@ -182,19 +196,22 @@ async def test_a_host_that_speaks_before_the_driver_knows_of_it_is_heard(pair: t
 
 async def test_what_an_unannounced_host_has_begun_ends_with_the_next_one(pair: tuple[int, str]) -> None:
     host, path = pair
+    begun: list[bytes] = []
     ended: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.append(await reader.readexactly(len(first)))
         ended.append(await reader.read(-1))
 
+    first = frame(1, b"was here")
     port = Unannounced(path, serve)
     try:
-        os.write(host, frame(1, b"was here"))
-        await asyncio.sleep(0.05)
+        os.write(host, first)
+        await eventually_async(lambda: begun, "the first one's frame")
         assert not ended
         os.write(host, frame(1, b"is here"))
         await eventually_async(lambda: ended, "the end of what was begun")
-        assert ended == [frame(1, b"was here")]
+        assert (begun, ended) == ([first], [b""])
     finally:
         port.close()
 

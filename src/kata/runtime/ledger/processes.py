@@ -2,7 +2,8 @@
 
 Numbers in a file would not do: they are reused, and a crash can come between fork and write.
 
-References: proc_pid_environ(5), proc_pid_stat(5), pidfd_open(2), pidfd_send_signal(2), do_exit() in kernel/exit.c.
+References: proc_pid_environ(5), proc_pid_stat(5), pidfd_open(2), pidfd_send_signal(2); in the kernel, do_exit() of
+kernel/exit.c and load_elf_binary() of fs/binfmt_elf.c.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ MARKER = "KATA_SANDBOX_DIR"
 _KILL_TIMEOUT_S = 5.0
 #: For processes that were ending already and may be the sandbox's: containerd gives `delete` five seconds in all.
 _EXITING_TIMEOUT_S = 2.0
+#: For a process in execve(2), whose new environment is not known yet.
+_EXEC_TIMEOUT_S = 1.0
+_EXEC_POLL_S = 0.0005
 #: Flags of a process (linux/sched.h).
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x200000
+#: Indices among the fields after the name, which proc_pid_stat(5) counts from 3.
+_FLAGS, _ENV_START, _ENV_END = 9 - 3, 50 - 3, 51 - 3
 
 
 def processes_of(directory: str) -> Iterator[int]:
     """The ids of the processes that carry the sandbox's MARKER, this one and those that are exiting excepted."""
     mark = f"{MARKER}={directory}".encode()
-    return (pid for pid in _others() if mark in _environment(pid))
+    return (pid for pid in _others() if mark in (_environment(pid) or ()))
 
 
 def kill_processes(directory: str) -> None:
@@ -55,11 +61,12 @@ def kill_processes(directory: str) -> None:
                     pidfd = os.pidfd_open(pid)
                 except OSError:
                     continue
-                if mark in _environment(pid):
+                environment = _environment(pid)
+                if environment is None:
+                    exiting[pid] = pidfd
+                elif mark in environment:
                     killed[pid] = pidfd
                     _kill(pidfd)
-                elif _is_exiting(pid):
-                    exiting[pid] = pidfd
                 else:
                     os.close(pidfd)
             _await_end(exiting, begin + _EXITING_TIMEOUT_S)
@@ -77,22 +84,42 @@ def _others() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
 
 
-def _environment(pid: int) -> list[bytes]:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
+def _environment(pid: int) -> list[bytes] | None:
+    """A process's environment; None for one that has lost it by exiting.
 
+    In execve(2) a process has its new memory some time before it has its new environment there: that is waited for.
 
-def _is_exiting(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+    Returns:
+        An empty list also for a kernel thread, for a process that is not there or may not be looked at, and for one
+        that takes too long.
+    """
+    deadline = time.monotonic() + _EXEC_TIMEOUT_S
+    while True:
+        try:
+            if content := _read(f"/proc/{pid}/environ"):
+                return content.split(b"\0")
+        except PermissionError:
+            return []
+        except OSError:
+            pass  # it has no memory any more, as some kernels say
+        try:
             # After the name, which may hold anything: state, parent, group, session, terminal, its group, flags.
-            flags = int(file.read().rpartition(b")")[2].split()[6])
-    except OSError:
-        return False
-    return bool(flags & _PF_EXITING) and not flags & _PF_KTHREAD
+            fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        except OSError:
+            return []
+        flags, start, end = (int(fields[index]) for index in (_FLAGS, _ENV_START, _ENV_END))
+        if flags & _PF_KTHREAD:
+            return []
+        if flags & _PF_EXITING:
+            return None
+        if start == end != 0 or time.monotonic() > deadline:
+            return []
+        time.sleep(_EXEC_POLL_S)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _kill(pidfd: int) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -15,7 +16,7 @@ from kata.errors import DeadlineExceeded
 from kata.runtime.hypervisor import deadline
 from kata.runtime.hypervisor.deadline import before_deadline, run_delay
 
-_SPIN = "while True: pass"
+_SPIN = "print(flush=True)\nwhile True: pass"
 counts = pytest.mark.skipif(
     not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count waiting (CONFIG_SCHED_INFO)"
 )
@@ -25,13 +26,18 @@ counts = pytest.mark.skipif(
 def crowded() -> Iterator[int]:
     """A process that gets a third of a processor, and wants all of it."""
     processor = min(os.sched_getaffinity(0))
-    processes = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(3)]
-    for process in processes:
-        os.sched_setaffinity(process.pid, {processor})
-    yield processes[0].pid
-    for process in processes:
-        process.kill()
-        process.wait()
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE))
+            for _ in range(3)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+            os.sched_setaffinity(process.pid, {processor})
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n", "it wants the processor from here on"
+        yield processes[0].pid
 
 
 async def never() -> None:

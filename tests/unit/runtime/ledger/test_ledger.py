@@ -163,6 +163,17 @@ class TestRelease:
             with disk.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def test_a_process_in_execve_is_found_as_well(self, state: Path, tmp_path: Path) -> None:
+        script = tmp_path / "forever"
+        script.write_text('#!/bin/sh\nexec "$0"\n')
+        script.chmod(0o755)
+        with subprocess.Popen([script], env={MARKER: str(state)}) as marked:
+            try:
+                for _ in range(300):
+                    assert list(processes_of(str(state))) == [marked.pid]
+            finally:
+                marked.kill()
+
     def test_does_not_kill_itself(self, state: Path) -> None:
         script = (
             "import sys; from kata.runtime.ledger.journal import Ledger\n"
@@ -173,7 +184,7 @@ class TestRelease:
             env={MARKER: str(state)},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
         )
         assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
