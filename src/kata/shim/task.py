@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import any_pb2, empty_pb2
 
-from kata.errors import FailedPrecondition, NotFound, Unimplemented
+from kata.errors import FailedPrecondition, NotFound, Unavailable, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.runtime.config.annotations import apply_annotations
+from kata.runtime.config.settings import Config
 from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.processes import MARKER
@@ -87,6 +89,9 @@ class TaskService:
         self._asked = False
         self._creating = 0
         self._starting = asyncio.Lock()
+        #: The call that starts the sandbox, while it does.
+        self._starter: asyncio.Task[Any] | None = None
+        self._closing = False
         self._bundles: dict[str, str] = {}
         self._io: dict[tuple[str, str], Io] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,6 +142,7 @@ class TaskService:
 
         Raises:
             FailedPrecondition: the sandbox has ended.
+            Unavailable: it was shut down while it started.
             KataError: it cannot start, see `start_sandbox`.
         """
         async with self._starting:
@@ -149,18 +155,30 @@ class TaskService:
                 config = apply_annotations(loaded.config, bundle.spec.get("annotations") or {})
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
-                prepared, self._prepared = self._prepared, None
-                self._sandbox = await start_sandbox(
-                    self._params.sandbox_id,
-                    bundle,
-                    config,
-                    self._ledger,
-                    begun=self._params.begun,
-                    prepared=prepared,
-                )
+                self._sandbox = await self._start_sandbox(bundle, config)
                 self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
+
+    async def _start_sandbox(self, bundle: Bundle, config: Config) -> Sandbox:
+        prepared, self._prepared = self._prepared, None
+        self._starter = asyncio.current_task()
+        try:
+            return await start_sandbox(
+                self._params.sandbox_id,
+                bundle,
+                config,
+                self._ledger,
+                begun=self._params.begun,
+                prepared=prepared,
+            )
+        except asyncio.CancelledError:
+            if not self._closing or self._starter is None:
+                raise
+            self._starter.uncancel()
+            raise Unavailable(f"sandbox {self._params.sandbox_id} was shut down while it started") from None
+        finally:
+            self._starter = None
 
     async def _open(self, container_id: str, io: Io) -> Any:
         environment = {
@@ -324,9 +342,11 @@ class TaskService:
         """End the sandbox once it has no containers, or at once with `now`."""
         if self._sandbox is not None and self._sandbox.containers and not request.now:
             return _EMPTY
-        # Everything is released before the answer: containerd runs `delete` right after it.
-        await self.close()
-        self.ended.set()
+        try:
+            # Everything is released before the answer: containerd runs `delete` right after it.
+            await self.close()
+        finally:
+            self.ended.set()
         return _EMPTY
 
     # ------------------------------------------------------------------------------------------------------- behind
@@ -385,14 +405,18 @@ class TaskService:
             self.ended.set()
 
     async def close(self) -> None:
-        """Stop the sandbox and release everything. Idempotent."""
-        async with self._starting:
-            sandbox, self._sandbox = self._sandbox, None
-            if sandbox is not None:
-                await sandbox.stop()
-            else:
-                if self._prepared is not None:
-                    await self._prepared.discard()
-                self._ledger.release()
+        """Stop the sandbox, or its start, and release everything. Idempotent."""
+        self._closing = True
+        if self._starter is not None:
+            self._starter.cancel()
+        async with self._starting, AsyncExitStack() as steps:
             for task in list(self._tasks):
-                task.cancel()
+                steps.callback(task.cancel)
+            sandbox, self._sandbox = self._sandbox, None
+            prepared, self._prepared = self._prepared, None
+            if sandbox is not None:
+                steps.push_async_callback(sandbox.stop)
+                return
+            steps.callback(self._ledger.release)
+            if prepared is not None:
+                steps.push_async_callback(prepared.discard)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from kata.protocols.containerd import (
     types_pb2,
 )
 from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.processes import processes_of
 from kata.shim import daemon
 from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
@@ -376,6 +378,23 @@ class TestOneContainer:
         await refused(task.Create(raw.create_request(container_id), timeout=1), Code.DEADLINE_EXCEEDED)
         done = await asyncio.to_thread(raw.binary, container_id, "delete")
         assert task_v2_pb2.DeleteResponse.FromString(done.stdout).exit_status == 137
+
+    @pytest.mark.parametrize("by_signal", [True, False])
+    async def test_the_end_of_a_sandbox_that_boots(self, raw: RawShim, by_signal: bool) -> None:
+        """It does not wait for a guest that may take its time: this one never answers."""
+        container_id = raw.bundle()
+        body = '[hypervisor.qemu]\nkernel_params = "rdinit=/nonexistent panic=0"\n' + COLD
+        task = await raw.connect(raw.start(container_id, options(body)))
+        creating = asyncio.ensure_future(task.Create(raw.create_request(container_id), timeout=240))
+        directory = f"{STATE_ROOT}/{container_id}"
+        await eventually_async(lambda: len(list(processes_of(directory))) > 1, "the VM's process")
+        if by_signal:
+            raw.kill(container_id, signal.SIGTERM)
+        else:
+            await task.Shutdown(task_v2_pb2.ShutdownRequest(id=container_id), timeout=30)
+        await refused(creating, Code.UNAVAILABLE, "was shut down while it started")
+        await ended(raw, container_id)
+        assert not Path(directory).exists()
 
 
 class TestPod:
