@@ -33,6 +33,8 @@ _VSOCK_DRIVER = "vmw_vsock_virtio_transport"
 
 #: How long answers may take to leave the VM before it powers off.
 _FLUSH_TIMEOUT_S = 0.2
+#: Calls of the host in flight. A process takes up to four: its exit, its input and its outputs are waited for.
+_MAX_CALLS = 8192
 
 
 async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> None:
@@ -83,7 +85,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     service = AgentService(sandbox, agent, is_init, stopped)
     calls = all_handlers(service)
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
-    server = Server(calls, to_status=to_status)
+    # An agent that has much to do must not look like one that hangs.
+    server = Server(calls, to_status=to_status, max_calls=_MAX_CALLS, unlimited=["grpc.Health"])
     if is_init:
         calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, agent)
     if settings.debug_console:

@@ -10,6 +10,9 @@ Both sides see a stream in the same state, since only the client opens one and o
     OPEN          data, close               data; response or close, which end the stream
     HALF_CLOSED   nothing                   data; response or close, which end the stream
 
+Ids increase; after the highest one, which a client that reads a thousand times a second reaches in 25 days, they begin
+again at the lowest that is not in use. The protocol does not provide for that, so a server by others refuses it.
+
 A stream that has ended is forgotten. Frames that still arrive for it are dropped silently: the peer may have sent them
 before it knew. An error on one stream ends that stream (`StreamRejected`) and not the connection, as in the Go
 implementation; a frame that cannot belong to any stream is a `RemoteProtocolError`.
@@ -37,6 +40,8 @@ from kata.ttrpc.frames import Frame
 from kata.ttrpc.wire import MalformedMessage
 
 _MAX_STREAM_ID = 0xFFFF_FFFF
+#: The id after the highest one. Not 1, which begins a connection where several share a channel.
+_FIRST_ID_AGAIN = 3
 
 
 class Role(Enum):
@@ -112,6 +117,7 @@ class Connection:
         self._decoder = frames.FrameDecoder(max_message)
         self._streams: dict[int, StreamState] = {}
         self._last_id = -1  # the newest stream, whichever side we are
+        self._wrapped = False  # whether ids have begun again
 
     def __contains__(self, stream_id: int) -> bool:
         """Whether the stream exists and has not ended."""
@@ -171,7 +177,7 @@ class Connection:
         stream_id = frame.stream_id
         if frame.type == frames.REQUEST:
             raise RemoteProtocolError("server sent a request")
-        if stream_id % 2 == 0 or stream_id > self._last_id:
+        if stream_id % 2 == 0 or self._unopened(stream_id):
             raise RemoteProtocolError(f"server answered on stream {stream_id}, which was never opened")
         state = self._streams.get(stream_id)
         if state is None:
@@ -199,7 +205,7 @@ class Connection:
             yield self._reject(stream_id, Status(Code.INVALID_ARGUMENT, f"stream id {stream_id} is not odd"))
         elif frame.type == frames.REQUEST:
             yield self._request(frame)
-        elif stream_id > self._last_id:
+        elif self._unopened(stream_id):
             text = f"data on stream {stream_id}, which was never opened"
             yield self._reject(stream_id, Status(Code.INVALID_ARGUMENT, text))
         elif (state := self._streams.get(stream_id)) is not None:
@@ -212,10 +218,12 @@ class Connection:
 
     def _request(self, frame: Frame) -> Event:
         stream_id = frame.stream_id
-        if stream_id <= self._last_id:
+        begins_again = self._last_id - stream_id > _MAX_STREAM_ID // 2 and stream_id not in self._streams
+        if stream_id <= self._last_id and not begins_again:
             text = f"stream id {stream_id} is not higher than {self._last_id}"
             return self._reject(stream_id, Status(Code.INVALID_ARGUMENT, text))
         self._last_id = stream_id
+        self._wrapped |= begins_again
         if frame.oversized:
             return self._reject(stream_id, self._too_large(frame))
         closed, opened = frame.flags & frames.REMOTE_CLOSED, frame.flags & frames.REMOTE_OPEN
@@ -261,7 +269,7 @@ class Connection:
 
         Raises:
             MessageTooLarge: the request does not fit into a frame.
-            LocalProtocolError: not a client, or all ids are used up.
+            LocalProtocolError: not a client.
         """
         return self._open(request, StreamState.UNARY, 0)
 
@@ -324,12 +332,19 @@ class Connection:
     def _open(self, request: Request, state: StreamState, flags: int) -> tuple[int, bytes]:
         self._require(Role.CLIENT)
         stream_id = self._last_id + 2
-        if stream_id > _MAX_STREAM_ID:
-            raise LocalProtocolError("all stream ids of this connection are used up")
+        begins_again = stream_id > _MAX_STREAM_ID
+        if begins_again:
+            stream_id = _FIRST_ID_AGAIN
+        while stream_id in self._streams:
+            stream_id += 2
         frame = self._frame(stream_id, frames.REQUEST, flags, request_parts(request))
         self._last_id = stream_id
+        self._wrapped |= begins_again
         self._streams[stream_id] = state
         return stream_id, frame
+
+    def _unopened(self, stream_id: int) -> bool:
+        return stream_id > self._last_id and not self._wrapped
 
     def _require_sendable(self, stream_id: int) -> None:
         if not self.sendable(stream_id):

@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 import stat
+from collections.abc import Collection
 
 from kata.ttrpc.address import unix_address
 from kata.ttrpc.channel import BUFFER_LIMIT, Channel
@@ -46,6 +47,7 @@ class Server:
         to_status: returns code and text for a handler's exception other than StatusError.
         max_message: largest frame, in bytes.
         max_calls: calls in flight on one connection; more are answered with RESOURCE_EXHAUSTED.
+        unlimited: names of services to which `max_calls` does not apply, such as a health check.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
     """
 
@@ -56,9 +58,10 @@ class Server:
         to_status: ToStatus = default_to_status,
         max_message: int = MAX_MESSAGE,
         max_calls: int = MAX_CALLS,
+        unlimited: Collection[str] = (),
         max_queue: int = MAX_QUEUE,
     ) -> None:
-        self._limits = ServerLimits(handlers, to_status, max_message, max_calls, max_queue)
+        self._limits = ServerLimits(handlers, to_status, max_message, max_calls, frozenset(unlimited), max_queue)
         self._listeners: list[asyncio.Server] = []
         self._paths: dict[str, tuple[int, int] | None] = {}
         self._connections: set[ServerConnection] = set()

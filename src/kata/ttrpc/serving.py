@@ -51,6 +51,7 @@ class ServerLimits:
     to_status: ToStatus
     max_message: int
     max_calls: int
+    unlimited: frozenset[str]
     max_queue: int
 
 
@@ -148,7 +149,7 @@ class ServerConnection:
             self._refuse(stream_id, Code.UNIMPLEMENTED, f"{name} is not served here")
         elif self._draining:
             self._refuse(stream_id, Code.UNAVAILABLE, "server is closing")
-        elif len(self._tasks) >= self._limits.max_calls:
+        elif len(self._tasks) >= self._limits.max_calls and request.service not in self._limits.unlimited:
             self._refuse(stream_id, Code.RESOURCE_EXHAUSTED, f"more than {self._limits.max_calls} calls in flight")
         elif request.timeout_nano < 0:
             self._refuse(stream_id, Code.DEADLINE_EXCEEDED, f"deadline of {name} had expired when it was sent")

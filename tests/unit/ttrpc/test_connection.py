@@ -160,12 +160,38 @@ def test_messages_that_are_too_large_are_not_sent_and_harm_nothing() -> None:
     assert feed(client, server.respond(1, Response())) == [ResponseReceived(1, Response())]
 
 
-def test_stream_ids_run_out_before_they_wrap() -> None:
-    client = Connection(Role.CLIENT)
-    client._last_id = 0xFFFF_FFFD
-    assert client.request(CALL)[0] == 0xFFFF_FFFF
-    with pytest.raises(LocalProtocolError, match="used up"):
-        client.request(CALL)
+def test_stream_ids_begin_again_at_those_not_in_use() -> None:
+    client, server = pair()
+    for last in (1, 3, 5):  # 1 and 3 have ended
+        stream_id, wire = client.request(CALL)
+        assert (stream_id, len(feed(server, wire))) == (last, 1)
+    for ended in (1, 3):
+        feed(client, server.respond(ended, Response(payload=b"out")))
+    client._last_id = server._last_id = 0xFFFF_FFFD
+    ids = []
+    for _ in range(4):
+        stream_id, wire = client.request(CALL)
+        (event,) = feed(server, wire)
+        assert isinstance(event, RequestReceived)
+        ids.append(stream_id)
+    assert ids == [0xFFFF_FFFF, 3, 7, 9], "5 is in use, and 1 begins a connection"
+    for stream_id in (*ids, 5):
+        (answered,) = feed(client, server.respond(stream_id, Response(payload=b"out")))
+        assert answered == ResponseReceived(stream_id, Response(payload=b"out"))
+
+
+def test_what_comes_late_for_a_stream_before_the_new_beginning_is_dropped() -> None:
+    client, server = pair()
+    client._last_id = server._last_id = 0xFFFF_FFFD
+    last, wire = client.open_stream(CALL, client_streams=True)
+    feed(server, wire)
+    late = client.send_data(last, b"late")
+    ended = server.respond(last, Response())
+    stray = frame(last, frames.DATA, 0, b"stray")
+    feed(client, ended)
+    feed(server, client.request(CALL)[1])
+    assert feed(server, late) == []
+    assert feed(client, stray) == []
 
 
 # -- a client that misbehaves: the stream is refused, the connection goes on

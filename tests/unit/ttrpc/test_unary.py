@@ -433,6 +433,15 @@ async def test_calls_in_flight_are_bounded(raw_client: RawClient) -> None:
     assert await answer(peer) == (9, Response(payload=b"waited"))
 
 
+async def test_a_service_that_is_not_limited_answers_all_the_same(raw_client: RawClient) -> None:
+    waiter = Waiter()
+    _, peer = await raw_client({WAIT: waiter, ("grpc.Health", "Check"): echo}, max_calls=1, unlimited=["grpc.Health"])
+    await peer.send(request(1, WAIT) + request(3, ("grpc.Health", "Check"), b"alive"))
+    assert await answer(peer) == (3, Response(payload=b"alive"))
+    waiter.go.set()
+    assert await answer(peer) == (1, Response(payload=b"waited"))
+
+
 async def test_client_that_does_not_read_is_not_read_from(raw_client: RawClient) -> None:
     """Its answers, even refusals, would pile up; instead its own socket fills."""
     _, peer = await raw_client({ECHO: echo}, max_calls=10)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from google.protobuf.message import Message
 
 from kata import ttrpc
-from kata.errors import Code, DeadlineExceeded, KataError, Unavailable, from_code
+from kata.errors import Code, DeadlineExceeded, Internal, InvalidArgument, KataError, Unavailable, from_code
 from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
 from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
@@ -44,6 +44,8 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
     Raises:
         DeadlineExceeded: the agent did not answer in time.
         Unavailable: the connection was closed before the answer.
+        InvalidArgument: the request is too large; nothing was sent.
+        Internal: the client is used in a wrong way.
         KataError: the agent answered with an error; its code decides the type.
     """  # noqa: DOC501 - `from_code` makes a KataError
     try:
@@ -57,6 +59,13 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
         raise from_code(error.code, f"{what}: {_shown(error.message)}") from error
     except ttrpc.ConnectionClosed as error:
         raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error
+    except ttrpc.MessageTooLarge as error:
+        raise InvalidArgument(
+            f"{what}: {error.size} bytes are too much for the guest's agent, which takes {error.limit}",
+            hint="most of it is usually in the spec: mounts, environment variables or annotations",
+        ) from error
+    except ttrpc.LocalProtocolError as error:
+        raise Internal(f"{what}: {error}") from error
 
 
 class AgentClient:

@@ -11,7 +11,15 @@ import pytest
 from google.protobuf import empty_pb2
 
 from kata import ttrpc
-from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, KataError, NotFound, Unavailable
+from kata.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    KataError,
+    NotFound,
+    Unavailable,
+)
 from kata.protocols import agent_pb2, health_pb2
 from kata.runtime.agent_client import client as module
 from kata.runtime.agent_client.client import AgentClient
@@ -121,6 +129,16 @@ async def test_errors_keep_their_kind(client: AgentClient, guest: Guest, code: i
     guest.error = ttrpc.StatusError(code, "says the guest")
     with pytest.raises(kind, match=r"^start container box: says the guest$"):
         await client.start_container("box")
+
+
+async def test_a_request_that_is_too_large(client: AgentClient) -> None:
+    request = agent_pb2.CreateContainerRequest(container_id="box", exec_id="x" * (5 << 20))
+    with pytest.raises(
+        InvalidArgument, match=r"^create container box: \d+ bytes are too much .* takes 4194304$"
+    ) as seen:
+        await client.create_container(request, timeout=LIMIT_S)
+    assert seen.value.hint
+    await client.check(LIMIT_S)
 
 
 async def test_what_a_guest_says_stays_on_one_bounded_line(client: AgentClient, guest: Guest) -> None:
