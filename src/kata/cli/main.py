@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,17 @@ ConfigFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+@dataclass
+class _Invocation:
+    """What one command line says about all of it.
+
+    Attributes:
+        debug: whether errors are printed with a traceback; `kata run` prints its plan, too.
+    """
+
+    debug: bool = False
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"kata {VERSION}")
@@ -54,7 +66,7 @@ def _kata(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
 ) -> None:
-    context.obj = debug
+    context.obj.debug = debug
 
 
 @app.command(
@@ -122,6 +134,8 @@ def run(
     from kata.cli import request
     from kata.cli.run import run as run_request
 
+    invocation: _Invocation = context.obj
+    invocation.debug |= debug
     words = ([] if image_ is None else [image_]) + (command or [])
     image_path, words_to_run = request.split_words(words, rootfs)
     return run_request(
@@ -140,7 +154,7 @@ def run(
             interactive=interactive,
             tty=tty,
             config=config,
-            debug=debug or context.obj,
+            debug=invocation.debug,
         )
     )
 
@@ -226,9 +240,9 @@ def invoke(arguments: list[str]) -> int:
     # No option before the command takes a value, so its first plain word is the command.
     command = next((word for word in arguments if not word.startswith("-")), "")
     failed, misused = (ExitCode.RUN_FAILED,) * 2 if command == "run" else (ExitCode.FAILED, ExitCode.USAGE)
-    debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
+    invocation = _Invocation()
     try:
-        code = app(args=arguments, prog_name="kata", standalone_mode=False)
+        code = app(args=arguments, prog_name="kata", standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return int(code or 0)
     except _USAGE_ERROR as error:
@@ -241,10 +255,10 @@ def invoke(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return signalled(13)
     except KataError as error:
-        report(error, debug=debug)
+        report(error, debug=invocation.debug)
         return failed
     except Exception as error:
-        report(error, debug=debug)
+        report(error, debug=invocation.debug)
         return failed
 
 

@@ -55,6 +55,23 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], code
     assert len(errors) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "traced"),
+    [
+        (["run", "--rootfs", "/nonexistent", "true", "--debug"], False),
+        (["run", "--rootfs", "/nonexistent", "--", "true", "--debug"], False),
+        (["run", "--debug", "--rootfs", "/nonexistent", "true"], True),
+        (["--debug", "run", "--rootfs", "/nonexistent", "true"], True),
+    ],
+)
+def test_debug_is_an_option_of_ours_before_the_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], traced: bool
+) -> None:
+    code, _, errors = outcome(capsys, *arguments)
+    assert code == 125
+    assert ("Traceback (most recent call last):" in errors) == traced
+
+
 def test_no_command_is_a_call_for_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, errors = outcome(capsys)
     assert (code, output) == (2, "")

@@ -16,8 +16,9 @@ from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import atomic_file
 from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor import kvm
+from kata.runtime.ledger.journal import STATE_ROOT, make_directory
 
-CACHE = Path("/run/kata/accel.json")
+CACHE = Path(STATE_ROOT, "accel.json")
 #: Seconds for which a failed boot counts: the host may just have been busy.
 _FAILURE_LIFETIME_S = 600.0
 _REQUESTS = ("auto", "kvm", "tcg")
@@ -163,7 +164,7 @@ def _remember(cache: Path, key: dict[str, object], obstacle: str) -> None:
     """Cache the outcome. Without a cache, the next start boots again."""
     expires = time.clock_gettime(time.CLOCK_BOOTTIME) + _FAILURE_LIFETIME_S
     try:
-        cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_directory(str(cache.parent))
         atomic_file.write(cache, json.dumps({"key": key, "obstacle": obstacle, "expires": expires}))
     except OSError:
         return

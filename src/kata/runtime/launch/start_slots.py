@@ -15,7 +15,7 @@ import os
 import time
 
 from kata.linux import lock
-from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.journal import STATE_ROOT, make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def try_acquire(root: str = STATE_ROOT) -> StartSlot | None:
     itself fails with a better message.
     """
     try:
-        os.makedirs(root, mode=0o700, exist_ok=True)
+        make_directory(root)
         for number in range(_SLOTS_PER_CPU * len(os.sched_getaffinity(0))):
             fd = lock.acquire(os.path.join(root, f"start-slot-{number}"))
             if fd is not None:

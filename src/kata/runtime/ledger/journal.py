@@ -46,7 +46,8 @@ class Ledger:
         self.directory = directory
         path = os.path.join(directory, _FILE_NAME)
         while True:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_directory(os.path.dirname(directory))
+            make_directory(directory)
             try:
                 fd = lock.acquire(path, timeout=wait_s, flags=os.O_CREAT | os.O_APPEND)
                 break
@@ -90,7 +91,10 @@ class Ledger:
 
     def _append(self, sign: str, kind: str, value: str) -> None:
         line = f"{sign}\t{kind}\t{value}\n".encode()
-        if os.write(self._fd, line) != len(line):
+        written = os.write(self._fd, line)
+        if written != len(line):
+            # The next line would be taken for the rest of this one.
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
     def fileno(self) -> int:
@@ -129,6 +133,11 @@ class Ledger:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def make_directory(path: str) -> None:
+    """Make a directory that only its owner may look into, STATE_ROOT for example, unless it exists. Raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def claim(directory: str) -> Ledger:

@@ -84,6 +84,8 @@ class SandboxResources:
     async def change(self, container_id: str, resources: LinuxResources) -> AsyncIterator[None]:
         """Make room for a container's new limits, which the body sets; afterwards take away what nobody needs.
 
+        What cannot be taken away stays: the container has its new limits already.
+
         Raises:
             InvalidArgument: a limit that no kernel would take.
             KataError: the VM cannot grow.
@@ -92,7 +94,7 @@ class SandboxResources:
         self._budget.update(container_id, resources)
         async with self._room(container_id, former):
             yield
-        await self._fit(shrink=True)
+        await self._try_to_shrink()
 
     @asynccontextmanager
     async def _room(self, container_id: str, former: Demand | None) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -115,7 +116,9 @@ class TestContent:
         ledger.close()
 
     def test_only_the_owner_may_look(self, state: Path) -> None:
-        Ledger(str(state)).close()
+        Ledger(str(state / "box")).close()
+        assert state.stat().st_mode & 0o777 == 0o700
+        state /= "box"
         assert state.stat().st_mode & 0o777 == 0o700
         assert (state / "ledger").stat().st_mode & 0o777 == 0o600
 
@@ -227,6 +230,21 @@ class TestRelease:
         assert ledger.release() == []
         assert not file.exists()
         assert not state.exists()
+
+    def test_a_disk_that_is_full_in_the_middle_of_a_line(self, state: Path) -> None:
+        ledger = Ledger(str(state))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                ledger.hold(FILE, "/a")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        ledger.hold(FILE, "/b")
+        ledger.close()
+        found = Ledger(str(state))
+        assert found.held == ((FILE, "/b"),)
+        found.release()
 
 
 @pytest.mark.parametrize("kind", RELEASERS)

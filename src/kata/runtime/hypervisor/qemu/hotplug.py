@@ -120,17 +120,8 @@ class Hotplug:
         return commands.vfio(device, slot)
 
     async def _plug_scsi(self, device: BlockDevice, entry: _Plugged) -> str:
-        async with self._controller:
-            # The controller is plugged with the first disk, and stays.
-            if commands.SCSI_CONTROLLER not in self._plugged:
-                controller = _Plugged(commands.SCSI_CONTROLLER, self._slots.take())
-                assert controller.slot is not None
-                try:
-                    await self._carry_out(controller, [commands.scsi_controller(controller.slot)])
-                except BaseException:
-                    self._slots.give(controller.slot)
-                    raise
-                self._plugged[commands.SCSI_CONTROLLER] = controller
+        # Whoever is cancelled: others may wait for it as well.
+        await asyncio.shield(asyncio.ensure_future(self._plug_controller()))
         used = {other.unit for other in self._plugged.values()}
         entry.unit = next(unit for unit in range(len(used) + 1) if unit not in used)
         self._number += 1
@@ -140,6 +131,26 @@ class Hotplug:
         ]
         await self._carry_out(entry, steps)
         return commands.scsi_address(entry.unit)
+
+    async def _plug_controller(self) -> None:
+        """Plug the SCSI controller with the first disk; it stays.
+
+        Raises:
+            FailedPrecondition: QEMU refuses it.
+            ResourceExhausted, DeadlineExceeded, Unavailable: as `VirtualMachine.plug`.
+        """
+        async with self._controller:
+            if commands.SCSI_CONTROLLER in self._plugged:
+                return
+            controller = _Plugged(commands.SCSI_CONTROLLER, self._slots.take())
+            assert controller.slot is not None
+            try:
+                await self._carry_out(controller, [commands.scsi_controller(controller.slot)])
+            except FailedPrecondition:
+                # Only QEMU's refusal tells that the slot is free.
+                self._slots.give(controller.slot)
+                raise
+            self._plugged[commands.SCSI_CONTROLLER] = controller
 
     async def _carry_out(self, entry: _Plugged, steps: list[Step]) -> None:
         passing: list[Command] = []
