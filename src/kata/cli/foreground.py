@@ -17,7 +17,7 @@ from kata.cli import terminal
 from kata.cli.render import ExitCode, command_exit_code, report, say, signalled
 from kata.cli.request import RunRequest
 from kata.cli.signals import ENDING, Signals, ignore
-from kata.cli.streams import HostSink, HostSource
+from kata.cli.streams import HostSink, HostSource, all_written
 from kata.errors import KataError, Unavailable
 from kata.oci.spec import Bundle
 from kata.runtime.config.settings import Config
@@ -116,7 +116,7 @@ class Foreground:
         with terminal.raw(0) if self._request.tty and self._request.interactive else nullcontext():
             status = (await container.wait()).status
             self._on_signal = lambda _: self._drained.set()
-            await self._drain([sink for sink in (stdout, stderr) if sink is not None])
+            await all_written([sink for sink in (stdout, stderr) if sink is not None], self._drained)
         return await self._exit_code(sandbox, status)
 
     # --------------------------------------------------------------------------------------------------------- streams
@@ -139,16 +139,6 @@ class Foreground:
         if self._output_error is None and self._container is not None:
             self._output_error = error
             self._spawn(self._kill(self._container, signal.SIGKILL))
-
-    async def _drain(self, sinks: list[HostSink]) -> None:
-        """Wait until all output has been written, or a signal ends the wait."""
-        written = asyncio.gather(*(sink.ended.wait() for sink in sinks))
-        given_up = asyncio.ensure_future(self._drained.wait())
-        waits: tuple[asyncio.Future[Any], ...] = (written, given_up)
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
 
     async def _resize(self, container: Container) -> None:
         size = terminal.size(0, 1, 2)

@@ -340,8 +340,11 @@ class TestOneContainer:
         assert (await waiting).exit_status == 137
         await refused(task.Kill(task_v2_pb2.KillRequest(id=container_id, signal=9)), Code.NOT_FOUND, "already ended")
         assert (await task.State(task_v2_pb2.StateRequest(id=container_id))).status == 3
+        # Two Deletes at once, as of an engine that asks again.
+        again = asyncio.create_task(newer.Delete(task_v3_pb2.DeleteRequest(id=container_id)))
         deleted = await task.Delete(task_v2_pb2.DeleteRequest(id=container_id))
         assert (deleted.exit_status, deleted.pid) == (137, created.pid)
+        await refused(again, Code.NOT_FOUND, container_id)
         await refused(task.State(task_v2_pb2.StateRequest(id=container_id)), Code.NOT_FOUND)
         await task.Shutdown(task_v2_pb2.ShutdownRequest(id=container_id))
         await ended(raw, container_id)

@@ -93,6 +93,7 @@ class Sandbox(Lifecycle):
         self._resources = resources
         self._network = network
         self._creating: set[str] = set()
+        self._deleting: dict[str, asyncio.Lock] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._pod_root = ""
         self.become(State.CREATED)
@@ -204,11 +205,17 @@ class Sandbox(Lifecycle):
         """Delete a container; its sandbox too if the container is the sandbox's own: the only one, or the pod's first.
 
         Raises:
-            NotFound: there is no such container.
+            NotFound: there is no such container, or not any more: another call has just deleted it.
             FailedPrecondition: it runs, and `force` is not set; or the guest keeps it.
         """
-        container = self.container(container_id)
-        hooks = container.hooks
+        self.container(container_id)
+        async with self._deleting.setdefault(container_id, asyncio.Lock()):
+            container = await self._delete_container(self.container(container_id), force=force)
+        self._deleting.pop(container_id, None)
+        return container
+
+    async def _delete_container(self, container: Container, *, force: bool) -> Container:
+        container_id, hooks = container.id, container.hooks
         if container_id == self.id:
             container.require_deletable(force=force)
             if hooks:
