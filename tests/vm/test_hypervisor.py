@@ -187,7 +187,9 @@ async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) 
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuVm]) -> None:
+async def test_qemu_killed_by_somebody_else(
+    make_machine: Callable[..., QemuVm], caplog: pytest.LogCaptureFixture
+) -> None:
     machine = make_machine()
     await machine.start()
     waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
@@ -196,6 +198,28 @@ async def test_qemu_killed_by_somebody_else(make_machine: Callable[..., QemuVm])
         first, second = await asyncio.gather(*waiters)
     assert first is second
     assert (first.status, first.expected) == (-signal.SIGKILL, False)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "was killed by signal 9" in said
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_the_end_of_the_server_of_the_shared_tree_is_that_of_the_vm_and_is_told(
+    make_machine: Callable[..., QemuVm], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if share.find_helper() is None:
+        pytest.skip("QEMU has no 9p helper here")
+    (tmp_path / "tree").mkdir()
+    machine = make_machine(share_dir=tmp_path / "tree")
+    await machine.start()
+    assert machine._process is not None
+    assert machine._process.helper is not None
+    os.kill(machine._process.helper._process.pid, signal.SIGSEGV)
+    async with asyncio.timeout(60):
+        exit_ = await machine.wait()
+    assert (exit_.status, exit_.expected) == (-signal.SIGKILL, False)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "the server of the shared tree" in said
+    assert "was killed by signal 11, so its VM is ended" in said
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -171,6 +171,16 @@ class VmExit:
     expected: bool
     output: str
 
+    @property
+    def how(self) -> str:
+        """How the process ended, in words."""
+        return how_it_ended(self.status)
+
+
+def how_it_ended(status: int) -> str:
+    """A process's exit status in words; negative: the signal that killed it."""
+    return f"has ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+
 
 class VmProcess(Protocol):
     """A VMM's process that is started and not yet watched: what there is of a VM without an event loop."""

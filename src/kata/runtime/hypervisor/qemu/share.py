@@ -118,6 +118,10 @@ class ShareHelper:
         self._loop = loop
         loop.add_reader(self._pidfd, self._ended, died)
 
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
     def _ended(self, died: Callable[[], None]) -> None:
         self._unwatch()
         died()

@@ -29,7 +29,7 @@ from kata.errors import (
     VmLaunchError,
 )
 from kata.protocols.shared_tree import TAG
-from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan
+from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan, how_it_ended
 from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
@@ -65,6 +65,8 @@ RESIZE_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 10.0
 #: Seconds to read the rest of the output after the process has ended: it is in a pipe already.
 _DRAIN_TIMEOUT_S = 1.0
+#: Lines of output and console in a message.
+_LAST_LINES = 3
 #: Seconds between two looks at the status of a save, which takes 10 to 50 ms.
 _STATUS_POLL_S = 0.005
 
@@ -97,6 +99,7 @@ class QemuVm:
         self._pid = 0
         self._expected = False
         self._forced = False
+        self._up = False
         self._begin = 0.0
         self._process: QemuProcess | None = None
         self._end: asyncio.Task[VmExit] | None = None
@@ -128,6 +131,7 @@ class QemuVm:
         try:
             self._watch_process(self._prelaunch or self._spawn())
             await before_deadline(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
+            self._up = True
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
             if isinstance(error, (NotFound, InvalidArgument)) or not isinstance(error, Exception):
@@ -184,9 +188,24 @@ class QemuVm:
 
     def _end_without_share(self) -> None:
         """End the VM: without its shared tree it is of no use."""
-        if self._end is not None and not self._end.done() and not self._expected:
-            log.error("the server of the shared tree of %s has ended, so its VM is ended", self.plan.sandbox_id)
+        helper = self._process.helper if self._process else None
+        if helper is not None and self._end is not None and not self._end.done() and not self._expected:
+            log.error(
+                "the server of the shared tree of %s %s, so its VM is ended%s",
+                self.plan.sandbox_id,
+                how_it_ended(helper.status() or 0),
+                self._last_words(),
+            )
+            self._forced = True
             self._signal(signal.SIGKILL)
+
+    def _last_words(self) -> str:
+        """What QEMU, its helper and the guest have said last, for the end of a message."""
+        said = ""
+        for who, ring in (("it said last", self._output), ("the guest's console ends with", self._console)):
+            if ring is not None and (lines := ring.tail(_LAST_LINES).strip()):
+                said += f"; {who}: {lines}"
+        return said
 
     async def _connect(self) -> None:
         # Imported here, while QEMU starts: the import takes time, which costs nothing here.
@@ -249,6 +268,7 @@ class QemuVm:
             # The event loop ends: a VM that nobody watches must end, too.
             self.kill()
             await dead.wait()
+        by_itself = self._up and not (self._expected or self._forced)
         loop.remove_reader(process.pidfd)
         status = process.popen.wait()
         self._pid = 0
@@ -264,6 +284,8 @@ class QemuVm:
                 log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
         self._release()
         exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
+        if by_itself:
+            log.error("qemu of %s %s%s", self.plan.sandbox_id, exit_.how, self._last_words())
         log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
         return exit_
 
