@@ -25,7 +25,7 @@ from kata.errors import NotFound
 from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2, shared_tree
+from kata.protocols import health_pb2, processes, shared_tree
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
 from tests.support.images import busybox
@@ -224,6 +224,11 @@ class Agent:
         while part := await self.read(container_id, exec_id, stderr=stderr):
             parts.append(part)
         return b"".join(parts)
+
+    async def of_output(self, method: str, container_id: str, exec_id: str = "") -> None:
+        """A call of `kata.protocols.processes`."""
+        request = pb.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
+        await self.client.call(processes.SERVICE, method, request.SerializeToString(), timeout=60)
 
     async def write(self, container_id: str, data: bytes, exec_id: str = "") -> int:
         request = pb.WriteStreamRequest(container_id=container_id, exec_id=exec_id, data=data)

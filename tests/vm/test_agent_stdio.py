@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import itertools
 import random
-import time
 
 import pytest
 
 from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
+from kata.protocols import processes
 from kata.ttrpc import StatusError
 from tests.vm.guest import SHARED, Agent, container_spec
 
@@ -73,14 +73,27 @@ async def test_a_read_is_no_longer_than_asked(agent: Agent) -> None:
     await agent.remove(container_id)
 
 
-async def test_a_child_that_holds_the_pipe_does_not_hold_the_end(agent: Agent) -> None:
+async def test_a_child_that_holds_the_pipe_holds_the_end(agent: Agent) -> None:
     container_id = next(_ids)
     await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
-    await agent.exec(container_id, "e1", "sh", "-c", "sleep 1000 & echo done")
-    assert await agent.wait(container_id, "e1") == 0
-    start = time.monotonic()
-    assert await asyncio.wait_for(agent.read_all(container_id, "e1"), 60) == b"done\n"
-    assert time.monotonic() - start > 0.3
+    await agent.exec(container_id, "e1", "sh", "-c", "(sleep 1; echo late) & echo now")
+    assert await agent.wait(container_id, "e1") == 0, "but not the exit"
+    drained = asyncio.create_task(agent.of_output(processes.DRAINED, container_id, "e1"))
+    assert await agent.read(container_id, "e1") == b"now\n"
+    await asyncio.wait_for(drained, 60)
+    assert await asyncio.wait_for(agent.read_all(container_id, "e1"), 60) == b"late\n"
+    await agent.remove(container_id)
+
+
+async def test_output_that_is_given_up(agent: Agent) -> None:
+    container_id = next(_ids)
+    await agent.run(container_id, container_spec(ROOTFS, "sleep", "1000"))
+    await agent.exec(container_id, "e1", "sh", "-c", "(busybox yes; echo $? >/tmp/status) & exit 3")
+    assert await agent.wait(container_id, "e1") == 3
+    await agent.of_output(processes.RELEASE, container_id, "e1")
+    assert await agent.read_all(container_id, "e1") == b""
+    await agent.exec(container_id, "e2", "sh", "-c", "until cat /tmp/status 2>/dev/null; do busybox usleep 10000; done")
+    assert await asyncio.wait_for(agent.read_all(container_id, "e2"), 60) == b"141\n", "it was ended by SIGPIPE"
     await agent.remove(container_id)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A process that has ended and been waited for keeps its unread output this long.
+#: An exec that has ended and been waited for keeps its output as long as somebody reads it, and this long.
 _LINGER_S = 60.0
 _FREEZE_TIMEOUT_S = 10.0
 _CGROUP_TIMEOUT_S = 5.0
@@ -187,9 +187,16 @@ class Container:
         exited = self._agent.reaper.watch(pid)
         if exec_id:
             exited.add_done_callback(self._prespawn_soon)
-        process = Process(name, pid, exited, stdio, lambda: self._agent.oom.check(self.id))
+        process = Process(name, pid, exited, stdio, lambda: self._before_exit(exec_id))
         self._processes[exec_id] = process
         return process
+
+    def _before_exit(self, exec_id: str) -> None:
+        """A process has ended, which nobody knows yet."""
+        self._agent.oom.check(self.id)
+        if not exec_id:
+            # Where the sandbox's containers share a pid namespace the kernel leaves the others, which hold the streams.
+            self.kill_all()
 
     @property
     def state(self) -> State:
@@ -290,8 +297,17 @@ class Container:
         process = self.process(exec_id)
         code = await process.wait()
         if process is not self._processes.get(""):
-            asyncio.get_running_loop().call_later(_LINGER_S, self._forget, exec_id, process)
+            self._forget_later(exec_id, process)
         return code
+
+    def _forget_later(self, exec_id: str, process: Process) -> None:
+        asyncio.get_running_loop().call_later(_LINGER_S, self._forget_unread, exec_id, process)
+
+    def _forget_unread(self, exec_id: str, process: Process) -> None:
+        if any(output.awaited for output in process.stdio.outputs):
+            self._forget_later(exec_id, process)
+        else:
+            self._forget(exec_id, process)
 
     async def read(self, exec_id: str, stream: str, limit: int) -> bytes:
         """Read output of a process; b"" at its end. A terminal has no standard error.
@@ -307,6 +323,15 @@ class Container:
         process = self.process(exec_id)
         output = process.stdio.stdout if stream == "stdout" else process.stdio.stderr
         return await output.read(limit) if output else b""
+
+    async def drained(self, exec_id: str) -> None:
+        """Wait until the output that a process has written up to now has been read. Raises NotFound."""
+        await asyncio.gather(*(output.drained() for output in self.process(exec_id).stdio.outputs))
+
+    def release(self, exec_id: str) -> None:
+        """Close a process's output, of which nobody reads the rest. Raises NotFound."""
+        for output in self.process(exec_id).stdio.outputs:
+            output.close()
 
     def _forget(self, exec_id: str, process: Process) -> None:
         if self._processes.get(exec_id) is process:

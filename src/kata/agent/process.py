@@ -37,7 +37,6 @@ class Process:
 
     def _ended(self, exited: asyncio.Future[int]) -> None:
         self._before_exit()
-        self.stdio.process_ended()
         self._exit.set_result(exited.result())
 
     @property

@@ -21,7 +21,7 @@ from kata.linux.swap import swapon
 from kata.oci import convert
 from kata.oci.ids import validate_id
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import csi_pb2, health_pb2, types_pb2
+from kata.protocols import csi_pb2, health_pb2, processes, types_pb2
 from kata.ttrpc import CallContext, Handler
 from kata.ttrpc.context import Answer
 from kata.ttrpc.typed import handlers
@@ -287,15 +287,41 @@ class AgentService:
 
         return read
 
+    async def drained(self, ctx: CallContext, payload: bytes) -> Answer:
+        """The handler of `kata.protocols.processes.DRAINED`."""
+        request = _process_of(payload)
+        await self._container(request).drained(request.exec_id)
+        return b""
+
+    async def release(self, ctx: CallContext, payload: bytes) -> Answer:
+        """The handler of `kata.protocols.processes.RELEASE`."""
+        request = _process_of(payload)
+        self._container(request).release(request.exec_id)
+        return b""
+
+
+def _process_of(payload: bytes) -> pb.WaitProcessRequest:
+    """The process that a request of `kata.protocols.processes` names.
+
+    Raises:
+        InvalidArgument: it is not a WaitProcessRequest.
+    """
+    try:
+        return pb.WaitProcessRequest.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument("malformed WaitProcessRequest") from error
+
 
 def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
-    """Return the handlers of both services, for a ttrpc server."""
+    """Return the handlers of Kata's services and of `kata.protocols.processes`, for a ttrpc server."""
     service = pb.DESCRIPTOR.services_by_name["AgentService"]
     return {
         **handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], HealthService()),
         **handlers(service, agent),
         (service.full_name, "ReadStdout"): agent.reader("stdout"),
         (service.full_name, "ReadStderr"): agent.reader("stderr"),
+        (processes.SERVICE, processes.DRAINED): agent.drained,
+        (processes.SERVICE, processes.RELEASE): agent.release,
     }
 
 

@@ -1,7 +1,7 @@
 """A process's standard streams: pipes or a terminal, read and written without blocking the agent.
 
-End of file is empty data. When the process has ended, its output ends after half a second without data even if a
-background child still holds the pipe.
+End of file is empty data. It comes when the last process that holds the pipe or terminal has let go of it, which may
+be a child that outlives the one that was started.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ PIPE_SIZE = 1024 * 1024
 #: Bytes of one read: more would only be allocated and freed, as a pipe cannot fill it.
 MAX_READ = PIPE_SIZE
 
-_DRAIN_TIMEOUT_S = 0.5
 _CONSOLE_TIMEOUT_S = 10.0
 
 
@@ -35,12 +34,30 @@ class Output:
         self._fd = fd
         self._lock = asyncio.Lock()
         self._waiter: asyncio.Future[bool] | None = None
-        self._process_ended = False
+        #: Bytes read so far, and who waits until it is how many.
+        self._taken = 0
+        self._drains: list[tuple[int, asyncio.Future[bool]]] = []
 
     @property
-    def at_end(self) -> bool:
-        """Whether it has been read to its end, or closed."""
-        return self._fd < 0
+    def awaited(self) -> bool:
+        """Whether somebody reads, or waits for others to."""
+        return self._lock.locked() or bool(self._drains)
+
+    async def drained(self) -> None:
+        """Wait until what is in it now has been read, or it is closed."""
+        if self._fd < 0:
+            return
+        (unread,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))
+        if unread:
+            waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._drains.append((self._taken + unread, waiter))
+            await waiter
+
+    def _drain(self) -> None:
+        for target, waiter in self._drains:
+            if self._fd < 0 or self._taken >= target:
+                _resolve(waiter, True)
+        self._drains = [drain for drain in self._drains if not drain[1].done()]
 
     async def read(self, limit: int) -> bytes:
         """Return at most `limit` bytes as soon as there are any; b"" at the end, and from then on.
@@ -61,31 +78,25 @@ class Output:
                     if error.errno != errno.EIO:
                         raise
                     data = b""
-                if not data:
+                if data:
+                    self._taken += len(data)
+                    self._drain()
+                else:
                     self.close()
                 return data
         return b""
 
     async def _readable(self) -> bool:
-        """Wait for data or end of file; False if the process has ended and nothing came for a while, or on close."""
+        """Wait for data or end of file; False on close."""
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
         loop.add_reader(self._fd, _resolve, waiter, True)
-        timer = loop.call_later(_DRAIN_TIMEOUT_S, _resolve, waiter, False) if self._process_ended else None
         try:
             return bool(await waiter)
         finally:
             self._waiter = None
             if self._fd >= 0:
                 loop.remove_reader(self._fd)
-            if timer:
-                timer.cancel()
-
-    def process_ended(self) -> None:
-        """From now on a pause without data means the end."""
-        self._process_ended = True
-        if self._waiter:
-            asyncio.get_running_loop().call_later(_DRAIN_TIMEOUT_S, _resolve, self._waiter, False)
 
     def close(self) -> None:
         """Give the descriptor back; a read in progress returns b""."""
@@ -95,6 +106,7 @@ class Output:
                 _resolve(self._waiter, False)
             os.close(self._fd)
             self._fd = -1
+            self._drain()
 
 
 class Input:
@@ -268,16 +280,10 @@ class Stdio:
         if self.stdin and not self._terminal:
             await self.stdin.finish()
 
-    def process_ended(self) -> None:
-        """The process has ended: its output ends with the next pause."""
-        for output in (self.stdout, self.stderr):
-            if output:
-                output.process_ended()
-
     @property
-    def at_end(self) -> bool:
-        """Whether all output has been read."""
-        return all(output is None or output.at_end for output in (self.stdout, self.stderr))
+    def outputs(self) -> tuple[Output, ...]:
+        """Standard output and standard error, as far as there are any."""
+        return tuple(output for output in (self.stdout, self.stderr) if output)
 
     def close(self) -> None:
         """Give everything back. Idempotent."""

@@ -8,12 +8,14 @@ import os
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from kata.runtime.sandbox.process import STUCK_CONSUMER_S
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX, busybox
 from tests.support.leaks import TEST_PREFIX
@@ -95,3 +97,24 @@ def test_input_that_nobody_reads_holds_up_nobody_else(containerd: PrivateContain
             assert hashlib.sha256(ctr.stdout.read()).digest() == hashlib.sha256(data).digest()
         finally:
             ctr.kill()
+
+
+def test_a_reader_that_pauses_after_the_end_finds_everything(containerd: PrivateContainerd, task: str) -> None:
+    """Pitfall: containerd 1.6's clients leave when they hear of the exit."""
+    size = 2_000_000
+    command = containerd.ctr_command(
+        "tasks", "exec", "--exec-id", unique_id("pause"), task, "head", "-c", str(size), "/dev/zero"
+    )
+    with subprocess.Popen(command, env=containerd.environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as ctr:
+        assert ctr.stdout is not None
+        eventually(lambda: waiting_in(ctr.stdout), "a full pipe", lambda waiting: waiting > PIPE)
+        # Longer than an exit is held back for a reader of what was killed.
+        time.sleep(STUCK_CONSUMER_S + 1)
+        assert len(ctr.stdout.read()) == size
+        assert ctr.wait(PATIENCE_S) == 0
+
+
+def test_a_child_goes_on_writing_when_its_parent_has_ended(containerd: PrivateContainerd, task: str) -> None:
+    late = "(sleep 1; echo late) & echo now"
+    done = containerd.ctr("tasks", "exec", "--exec-id", unique_id("late"), task, "sh", "-c", late, timeout=PATIENCE_S)
+    assert done.stdout == "now\nlate\n"

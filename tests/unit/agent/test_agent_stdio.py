@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -25,29 +24,35 @@ async def test_data_arrives_as_soon_as_it_is_there_and_the_end_stays() -> None:
     assert await output.read(3) == b"cde"
     os.close(theirs)
     assert [await output.read(10), await output.read(10), await output.read(10)] == [b"f", b"", b""]
-    assert output.at_end
 
 
-async def test_silence_after_the_process_is_the_end_although_the_pipe_is_held() -> None:
+async def test_what_is_in_the_pipe_can_be_waited_for() -> None:
+    """Until it has been read, and no longer: others may go on writing."""
     ours, theirs = os.pipe()
     output = Output(ours)
-    read = asyncio.create_task(output.read(100))
+    await output.drained()
+    os.write(theirs, b"abcd")
+    drained = asyncio.create_task(output.drained())
     await asyncio.sleep(0.01)
-    os.write(theirs, b"last")
-    output.process_ended()
-    start = time.monotonic()
-    assert [await read, await output.read(10)] == [b"last", b""]
-    assert time.monotonic() - start > 0.4
+    assert await output.read(3) == b"abc"
+    os.write(theirs, b"more")
+    await asyncio.sleep(0.01)
+    assert not drained.done()
+    assert await output.read(1) == b"d"
+    await asyncio.wait_for(drained, 30)
+    output.close()
     os.close(theirs)
 
 
-async def test_the_end_of_the_process_reaches_a_read_in_progress() -> None:
+async def test_closing_ends_the_wait_for_what_is_in_the_pipe() -> None:
     ours, theirs = os.pipe()
     output = Output(ours)
-    read = asyncio.create_task(output.read(100))
+    os.write(theirs, b"abcd")
+    drained = asyncio.create_task(output.drained())
     await asyncio.sleep(0.01)
-    output.process_ended()
-    assert await asyncio.wait_for(read, 30) == b""
+    output.close()
+    await asyncio.wait_for(drained, 30)
+    await output.drained()
     os.close(theirs)
 
 

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import Code, DeadlineExceeded, Internal, InvalidArgument, KataError, Unavailable, from_code
-from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, standby, types_pb2
+from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, processes, standby, types_pb2
 from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
 from kata.ttrpc.typed import Stub
@@ -279,6 +279,20 @@ class AgentClient:
                 return b""
             raise
         return bytes(answer.data)  # type: ignore[attr-defined]
+
+    async def output_drained(self, container_id: str, exec_id: str) -> None:
+        """Wait, without a deadline, until the output that a process has written up to now has been read."""
+        await self._of_output(f"output of container {container_id}", processes.DRAINED, container_id, exec_id, None)
+
+    async def release_output(self, container_id: str, exec_id: str) -> None:
+        """Have the rest of a process's output thrown away."""
+        what = f"close the output of container {container_id}"
+        await self._of_output(what, processes.RELEASE, container_id, exec_id, REQUEST_TIMEOUT_S)
+
+    async def _of_output(self, what: str, method: str, container_id: str, exec_id: str, timeout: float | None) -> None:
+        request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id).SerializeToString()
+        with _explaining(what, timeout):
+            await self._client.call(processes.SERVICE, method, request, timeout=timeout)
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> None:
         """Write all of `data`, without a deadline: a container may not read for a long time.

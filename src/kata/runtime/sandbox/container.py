@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -227,6 +228,7 @@ class Container(Lifecycle):
         """
         process = self.process(exec_id)
         process.require("delete", State.CREATED, State.STOPPED)
+        await process.end_output()
         await process.close()
         del self.execs[exec_id]
         self._exec_specs.pop(exec_id, None)
@@ -239,6 +241,10 @@ class Container(Lifecycle):
         if not force:
             self.require("delete", State.CREATING, State.CREATED, State.STOPPED)
 
+    async def end_output(self) -> None:
+        """Wait for the end of its processes' output, before it is deleted; see `Process.end_output`."""
+        await asyncio.gather(*(process.end_output() for process in (*self.execs.values(), self.init)))
+
     async def delete(self, *, force: bool = False) -> Exit:
         """Remove the container from the guest and its files from the shared tree.
 
@@ -246,6 +252,7 @@ class Container(Lifecycle):
             FailedPrecondition: it runs, and `force` is not set; or the guest cannot remove it.
         """
         self.require_deletable(force=force)
+        await self.end_output()
         await self._remove_from_guest()
         for process in (*self.execs.values(), self.init):
             await process.close()

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from kata.errors import InvalidArgument, KataError, NotFound, Unavailable
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.sandbox.states import Lifecycle, State
-from kata.runtime.sandbox.stdio import FdSource, Stdio, relay_input, relay_output
+from kata.runtime.sandbox.stdio import FdSource, OutputRelay, Sink, Stdio, relay_input
 
 log = logging.getLogger(__name__)
 
 #: The exit status of a process whose VM is gone: killed (128 + SIGKILL).
 KILLED = 137
-#: Seconds that an exit is held back for output that its consumer does not take.
+#: Seconds without progress after which a consumer has stopped reading.
 STUCK_CONSUMER_S = 2.0
+#: Bytes of output that do not hold an exit back if their consumer has stopped reading: under runc a pipe has them.
+_PIPE = 64 << 10
+#: Seconds for the streams to end with the process, as most do; only then is the guest asked what it still has.
+_END_S = 0.05
+#: Seconds for the streams to end before a process is deleted, as in containerd's shim for runc.
+STREAM_END_TIMEOUT_S = 10.0
+#: Signals that somebody sends who wants the process to end.
+_KILLING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Process(Lifecycle):
         self._agent = agent
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
+        self._relays: dict[asyncio.Task[None], OutputRelay] = {}
+        self._killed = False
         self._input: asyncio.Task[None] | None = None
         self._progress = time.monotonic()
         self._first_output = first_output
@@ -85,38 +97,73 @@ class Process(Lifecycle):
             self.become(State.STOPPED)
 
     async def _watch(self) -> None:
-        ids = (self.container_id, self.exec_id)
-        outputs = [asyncio.create_task(self._relay_output("stdout"))]
+        self._relay_output("stdout")
         if not self.stdio.terminal:
-            outputs.append(asyncio.create_task(self._relay_output("stderr")))
-        self._tasks += outputs
+            self._relay_output("stderr")
         try:
-            status = await self._agent.wait_process(*ids)
+            status = await self._agent.wait_process(self.container_id, self.exec_id)
         except KataError as error:
             log.info("%s: no exit status from the guest: %s", self.what, error)
             status = KILLED
-        await self._drain(outputs)
+        self._killed = self._killed or status == KILLED
+        await self._hold_back()
         self.abandon(status)
 
-    async def _drain(self, outputs: list[asyncio.Task[None]]) -> None:
-        """The exit follows the last byte of output, but a consumer that has stopped reading cannot hold it back."""
-        self._progress = time.monotonic()
-        pending = set(outputs)
-        while pending and time.monotonic() < self._progress + STUCK_CONSUMER_S:
-            _, pending = await asyncio.wait(pending, timeout=STUCK_CONSUMER_S / 4)
+    async def _hold_back(self) -> None:
+        """Wait until the consumers have all that the process has written: a client may leave when it hears of the exit.
 
-    async def _relay_output(self, stream: str) -> None:
+        One that has stopped reading holds back the exit of a process that was killed for STUCK_CONSUMER_S, and that of
+        another as long as there is more than a pipe would hold, since there it would be blocked and not have ended.
+        """
+        await asyncio.wait(self._relays, timeout=_END_S)
+        self._progress = time.monotonic()
+        drained = asyncio.create_task(self._drained())
+        taken = asyncio.create_task(self._all_taken(drained))
+        try:
+            while not taken.done():
+                await asyncio.wait({taken}, timeout=STUCK_CONSUMER_S / 4)
+                held = sum(relay.received - relay.taken for relay in self._relays.values())
+                few = drained.done() and held <= _PIPE
+                if (few or self._killed) and time.monotonic() > self._progress + STUCK_CONSUMER_S:
+                    return
+        finally:
+            for task in (drained, taken):
+                task.cancel()
+            await asyncio.gather(drained, taken, return_exceptions=True)
+
+    async def _drained(self) -> None:
+        """Wait until all that the process has written is here."""
+        if not all(task.done() for task in self._relays):
+            await _first(self._ask_for_output(), asyncio.wait(self._relays))
+
+    async def _ask_for_output(self) -> None:
+        try:
+            await self._agent.output_drained(self.container_id, self.exec_id)
+        except KataError as error:
+            log.debug("output of %s: %s", self.what, error)
+
+    async def _all_taken(self, drained: asyncio.Task[None]) -> None:
+        await drained
+        for task, relay in self._relays.items():
+            # One that has failed takes no more.
+            await _first(relay.all_taken(), asyncio.wait({task}))
+
+    def _relay_output(self, stream: str) -> None:
         read = self._agent.read_stdout if stream == "stdout" else self._agent.read_stderr
         sink = self.stdio.stdout if stream == "stdout" else self.stdio.stderr
+        relay = OutputRelay(lambda: read(self.container_id, self.exec_id), sink, self._moved)
+        task = asyncio.create_task(self._run_relay(relay, stream, sink), name=f"{stream} of {self.what}")
+        self._relays[task] = relay
 
-        def moved() -> None:
-            self._progress = time.monotonic()
-            tell, self._first_output = self._first_output, None
-            if tell is not None:
-                tell()
+    def _moved(self) -> None:
+        self._progress = time.monotonic()
+        tell, self._first_output = self._first_output, None
+        if tell is not None:
+            tell()
 
+    async def _run_relay(self, relay: OutputRelay, stream: str, sink: Sink | None) -> None:
         try:
-            await relay_output(lambda: read(self.container_id, self.exec_id), sink, moved)
+            await relay.run()
         except (NotFound, Unavailable) as error:
             log.info("%s of %s ended early: %s", stream, self.what, error)
         except KataError as error:
@@ -124,6 +171,17 @@ class Process(Lifecycle):
         finally:
             if sink is not None:
                 sink.close()
+
+    async def end_output(self) -> None:
+        """Before it is deleted, wait for the end of its output, which others may still write to; then give that up."""
+        if self.exit is None or not self._relays:
+            return
+        _, left = await asyncio.wait(self._relays, timeout=STUCK_CONSUMER_S if self._killed else STREAM_END_TIMEOUT_S)
+        if left:
+            try:
+                await self._agent.release_output(self.container_id, self.exec_id)
+            except KataError as error:
+                log.debug("output of %s: %s", self.what, error)
 
     async def _relay_input(self) -> None:
         ids = (self.container_id, self.exec_id)
@@ -171,13 +229,26 @@ class Process(Lifecycle):
         """
         if self.state is State.STOPPED:
             raise NotFound(f"{self.what} has already ended")
+        # Also of a process that has ended, and whose exit is held back.
+        self._killed = self._killed or number in _KILLING
         await self._agent.signal_process(self.container_id, self.exec_id, number)
 
     async def close(self) -> None:
         """Stop relaying and close the streams; a process without an exit counts as killed. Idempotent."""
-        tasks = [*self._tasks, *([self._input] if self._input else [])]
+        tasks = [*self._tasks, *self._relays, *([self._input] if self._input else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.stdio.close()
         self.abandon()
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Do these at the same time until one is done."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -218,6 +218,7 @@ class Sandbox(Lifecycle):
         container_id, hooks = container.id, container.hooks
         if container_id == self.id:
             container.require_deletable(force=force)
+            await container.end_output()
             if hooks:
                 self._ledger.drop(HOOKS, hooks.late)
             await self.stop()

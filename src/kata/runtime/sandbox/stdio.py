@@ -2,6 +2,8 @@
 
 The relay moves bytes between the agent and file descriptors that a front end has opened. No more than two reads are
 buffered: a consumer that stops reading stops its own stream and no other.
+
+A consumer's FIFO keeps the size that it was given: what is in it counts as taken, and is lost if its reader leaves.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Protocol
 
 #: Bytes moved at once, if the pipe holds so many: each move costs a round trip to the guest, which takes milliseconds.
 PIECE = 1 << 20
+#: Bytes given to a consumer at once.
+_SLICE = 32 << 10
 
 
 class Sink(Protocol):
@@ -67,7 +71,6 @@ class FdSink:
 
     def __init__(self, fd: int, *, keep: tuple[int, ...] = ()) -> None:
         os.set_blocking(fd, False)
-        widen(fd)
         self._fds = (fd, *keep)
         self._gone = False
 
@@ -170,30 +173,66 @@ async def _ready(add: Callable[[Callable[[], None]], None], remove: Callable[[],
         remove()
 
 
-async def relay_output(read: Callable[[], Awaitable[bytes]], sink: Sink | None, moved: Callable[[], None]) -> None:
-    """Move a process's output until its end; without a sink it is discarded, so that the process never blocks on it.
+class OutputRelay:
+    """Moves a process's output to its consumer.
 
     Args:
         read: asks the guest for the next output; empty at the end.
-        sink: where it goes; None: nowhere.
-        moved: called after each piece that the consumer has taken.
+        sink: the consumer; None: output is discarded, so that the process never blocks on it.
+        moved: called whenever the consumer has taken something.
 
-    Raises:
-        KataError: as `read`.
+    Attributes:
+        received: bytes that the guest has given so far.
+        taken: bytes that the consumer has taken of them.
     """
-    reading = asyncio.ensure_future(read())
-    try:
-        while data := await reading:
-            # The guest is asked for more while the consumer takes this.
-            reading = asyncio.ensure_future(read())
-            if sink is not None:
-                await sink.write(data)
-            moved()
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-    if sink is not None:
-        await sink.finish()
+
+    def __init__(
+        self, read: Callable[[], Awaitable[bytes]], sink: Sink | None, moved: Callable[[], None] = lambda: None
+    ) -> None:
+        self.received = 0
+        self.taken = 0
+        self._read = read
+        self._sink = sink
+        self._moved = moved
+        self._waiters: list[tuple[int, asyncio.Event]] = []
+
+    async def run(self) -> None:
+        """Move output until its end. Raises KataError as `read`."""
+        reading = asyncio.ensure_future(self._next())
+        try:
+            while data := await reading:
+                # The guest is asked for more while the consumer takes this.
+                reading = asyncio.ensure_future(self._next())
+                await self._give(data)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        if self._sink is not None:
+            await self._sink.finish()
+
+    async def _next(self) -> bytes:
+        data = await self._read()
+        self.received += len(data)
+        return data
+
+    async def _give(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE):
+            piece = data[start : start + _SLICE]
+            if self._sink is not None:
+                await self._sink.write(piece)
+            self.taken += len(piece)
+            self._moved()
+            for target, reached in self._waiters:
+                if self.taken >= target:
+                    reached.set()
+
+    async def all_taken(self) -> None:
+        """Wait until the consumer has taken what the guest has given up to now."""
+        entry = (self.received, asyncio.Event())
+        if self.taken < self.received:
+            self._waiters.append(entry)
+            await entry[1].wait()
+            self._waiters.remove(entry)
 
 
 async def relay_input(

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from kata.errors import Unavailable
-from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, relay_output, widen
+from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, OutputRelay, widen
 from tests.support.waiting import eventually_async
 
 
@@ -57,7 +57,7 @@ async def test_output_is_complete_and_in_order() -> None:
     for _ in range(5):
         consumer.allowed.release()
     moved: list[int] = []
-    await relay_output(output.read, consumer, lambda: moved.append(len(consumer.taken)))
+    await OutputRelay(output.read, consumer, lambda: moved.append(len(consumer.taken))).run()
     assert consumer.taken == b"1 2 3 4 5 "
     assert consumer.finished
     assert moved == [2, 4, 6, 8, 10]
@@ -65,7 +65,7 @@ async def test_output_is_complete_and_in_order() -> None:
 
 async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
     output, consumer = Output(100), Consumer()
-    relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
+    relay = asyncio.create_task(OutputRelay(output.read, consumer).run())
     await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
     await asyncio.sleep(0.02)
     assert output.asked == 2
@@ -81,7 +81,7 @@ async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
 
 async def test_what_came_before_an_error_is_delivered() -> None:
     output, consumer = Output(2, Unavailable("gone")), Consumer()
-    relay = asyncio.create_task(relay_output(output.read, consumer, lambda: None))
+    relay = asyncio.create_task(OutputRelay(output.read, consumer).run())
     await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
     consumer.allowed.release()
     consumer.allowed.release()
@@ -92,7 +92,7 @@ async def test_what_came_before_an_error_is_delivered() -> None:
 
 async def test_an_error_behind_a_consumer_that_is_given_up_is_no_loose_end(caplog: pytest.LogCaptureFixture) -> None:
     output = Output(1, Unavailable("gone"))
-    relay = asyncio.create_task(relay_output(output.read, Consumer(), lambda: None))
+    relay = asyncio.create_task(OutputRelay(output.read, Consumer()).run())
     await eventually_async(lambda: output.asked, "the error is read", lambda asked: asked == 2)
     await asyncio.sleep(0.02)
     relay.cancel()
@@ -104,20 +104,45 @@ async def test_an_error_behind_a_consumer_that_is_given_up_is_no_loose_end(caplo
 
 async def test_output_nobody_wants_is_read_to_its_end() -> None:
     output = Output(3)
-    await relay_output(output.read, None, lambda: None)
+    await OutputRelay(output.read, None).run()
     assert output.asked == 4
 
 
-async def test_a_pipe_holds_a_whole_piece() -> None:
+async def test_what_has_been_taken_can_be_waited_for() -> None:
+    output, consumer = Output(2), Consumer()
+    relay = OutputRelay(output.read, consumer)
+    running = asyncio.create_task(relay.run())
+    await eventually_async(lambda: relay.received, "two pieces", lambda received: received == 4)
+    taken = asyncio.create_task(relay.all_taken())
+    consumer.allowed.release()
+    await eventually_async(lambda: relay.taken, "the first piece is taken", lambda count: count == 2)
+    assert not taken.done()
+    consumer.allowed.release()
+    await asyncio.wait_for(taken, 60)
+    await asyncio.wait_for(relay.all_taken(), 60)
+    await running
+
+
+async def test_a_consumer_is_given_as_much_as_its_pipe_holds() -> None:
+    """What a pipe holds is lost if its reader leaves, so it holds no more than the engine has made it for."""
     reading, writing = os.pipe()
-    sink, source = FdSink(writing), FdSource(reading)
+    size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+    sink = FdSink(writing)
+    assert fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ) == size
+    sink.close()
+    os.close(reading)
+
+
+async def test_input_comes_in_whole_pieces() -> None:
+    reading, writing = os.pipe()
+    source = FdSource(reading)
     try:
         data = os.urandom(PIECE)
-        await asyncio.wait_for(sink.write(data), 60)
+        assert os.write(writing, data) == PIECE
         assert await asyncio.wait_for(source.read(), 60) == data
     finally:
-        sink.close()
         source.close()
+        os.close(writing)
 
 
 def test_only_pipes_are_widened() -> None:

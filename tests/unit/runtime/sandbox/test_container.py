@@ -16,7 +16,7 @@ from google.protobuf import empty_pb2
 from kata import ttrpc
 from kata.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
 from kata.oci.spec import Process as ProcessSpec
-from kata.protocols import agent_pb2
+from kata.protocols import agent_pb2, processes
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.launch.timings import Timings
 from kata.runtime.sandbox import process as process_module
@@ -37,10 +37,21 @@ class Guest:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.output: asyncio.Queue[bytes] = asyncio.Queue()
+        #: Of the init process and of the exec process "e".
+        self.output: dict[str, asyncio.Queue[bytes]] = {"": asyncio.Queue(), "e": asyncio.Queue()}
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.fail: dict[str, ttrpc.StatusError] = {}
         self.input = b""
+        self.drained = asyncio.Event()
+        self.drained.set()
+
+    async def output_drained(self, ctx: object, payload: bytes) -> bytes:
+        await self.drained.wait()
+        return b""
+
+    async def release(self, ctx: object, payload: bytes) -> bytes:
+        self.calls.append("release")
+        return b""
 
     async def _say(self, name: str) -> Any:
         self.calls.append(name)
@@ -77,7 +88,7 @@ class Guest:
         return agent_pb2.WriteStreamResponse(len=len(request.data))
 
     async def read_stdout(self, request: Any, ctx: object) -> agent_pb2.ReadStreamResponse:
-        return agent_pb2.ReadStreamResponse(data=await self.output.get())
+        return agent_pb2.ReadStreamResponse(data=await self.output[request.exec_id].get())
 
     async def read_stderr(self, request: Any, ctx: object) -> agent_pb2.ReadStreamResponse:
         return agent_pb2.ReadStreamResponse()
@@ -115,10 +126,11 @@ class Setting:
         return container
 
     def end(self, status: int = 0, output: bytes = b"") -> None:
-        """The process writes its last words and ends."""
-        if output:
-            self.guest.output.put_nowait(output)
-        self.guest.output.put_nowait(b"")
+        """The processes write their last words and end."""
+        for stream in self.guest.output.values():
+            if output:
+                stream.put_nowait(output)
+            stream.put_nowait(b"")
         self.guest.exit.set_result(status)
 
 
@@ -127,7 +139,10 @@ async def here(tmp_path: Path) -> AsyncIterator[Setting]:
     guest = Guest()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    server = ttrpc.Server(handlers(agent_pb2.DESCRIPTOR.services_by_name["AgentService"], guest))
+    calls = handlers(agent_pb2.DESCRIPTOR.services_by_name["AgentService"], guest)
+    calls[processes.SERVICE, processes.DRAINED] = guest.output_drained
+    calls[processes.SERVICE, processes.RELEASE] = guest.release
+    server = ttrpc.Server(calls)
     serving = asyncio.create_task(server.serve_connection(*await asyncio.open_connection(sock=theirs)))
     agent = await AgentClient.connect(ours)
     setting = Setting(guest, agent, tmp_path / "shared")
@@ -138,6 +153,11 @@ async def here(tmp_path: Path) -> AsyncIterator[Setting]:
     await agent.close()
     await server.close()
     await serving
+
+
+def read_all(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        return file.read()
 
 
 async def within(awaitable: Any) -> Any:
@@ -232,26 +252,68 @@ class TestStreams:
         reading, writing = os.pipe()
         container = await here.running(Stdio(stdout=FdSink(writing)))
         here.guest.exit.set_result(0)
+        here.guest.drained.clear()
         await asyncio.sleep(0.05)
         assert container.init.exit is None, "output is still to come"
-        here.guest.output.put_nowait(b"last words")
-        here.guest.output.put_nowait(b"")
+        here.guest.output[""].put_nowait(b"last words")
+        here.guest.output[""].put_nowait(b"")
         await within(container.wait())
         assert os.read(reading, 100) == b"last words"
         assert os.read(reading, 100) == b"", "the end of the stream can be seen"
         os.close(reading)
         await container.delete()
 
-    async def test_a_consumer_that_does_not_read_cannot_hide_the_exit(
+    async def test_a_consumer_that_does_not_read_holds_the_exit_back(
         self, here: Setting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.2)
+        """As under runc, where the process would be blocked: engines close their end when they hear of the exit."""
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
         reading, writing = os.pipe()
         container = await here.running(Stdio(stdout=FdSink(writing)))
         here.end(5, b"x" * 1_000_000)
+        await asyncio.sleep(0.3)
+        assert container.init.exit is None
+        read = asyncio.create_task(asyncio.to_thread(read_all, reading))
+        assert (await within(container.wait())).status == 5
+        assert len(await within(read)) == 1_000_000
+        await container.delete()
+
+    async def test_what_the_guest_still_has_holds_the_exit_back(
+        self, here: Setting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
+        container = await here.running()
+        here.guest.drained.clear()
+        here.guest.exit.set_result(5)
+        await asyncio.sleep(0.3)
+        assert container.init.exit is None
+        here.guest.drained.set()
+        assert (await within(container.wait())).status == 5, "a child that holds the stream does not hold the exit"
+
+    async def test_a_consumer_that_does_not_read_gets_the_exit_of_what_was_killed(
+        self, here: Setting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
+        reading, writing = os.pipe()
+        container = await here.running(Stdio(stdout=FdSink(writing)))
+        here.end(5, b"x" * 1_000_000)
+        await container.kill(9)
         assert (await within(container.wait())).status == 5
         os.close(reading)
         await container.delete()
+
+    async def test_what_a_pipe_would_hold_does_not_hold_the_exit_back(
+        self, here: Setting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client may read only when the process has ended."""
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
+        reading, writing = os.pipe()
+        container = await here.running(Stdio(stdout=FdSink(writing)))
+        here.end(5, b"x" * 90_000)
+        assert (await within(container.wait())).status == 5
+        read = asyncio.create_task(asyncio.to_thread(read_all, reading))
+        await container.delete()
+        assert len(await within(read)) == 90_000, "deleting waits for the rest"
 
     async def test_output_that_nobody_wants_is_thrown_away(self, here: Setting) -> None:
         container = await here.running()
@@ -308,6 +370,32 @@ class TestExec:
         for taken in ("e", "box"):
             with pytest.raises(AlreadyExists):
                 container.add_exec(taken, SPEC, Stdio())
+
+    async def test_whose_child_goes_on_writing(self, here: Setting) -> None:
+        """As under runc, where the stream lasts until nobody has it any more."""
+        reading, writing = os.pipe()
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        await container.start_exec("e")
+        here.guest.output["e"].put_nowait(b"now\n")
+        here.guest.exit.set_result(0)
+        await within(process.wait())
+        deleting = asyncio.create_task(container.delete_exec("e"))
+        await asyncio.sleep(0.05)
+        here.guest.output["e"].put_nowait(b"late\n")
+        here.guest.output["e"].put_nowait(b"")
+        assert (await within(deleting)).status == 0
+        assert read_all(reading) == b"now\nlate\n"
+
+    async def test_whose_child_never_ends(self, here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(process_module, "STREAM_END_TIMEOUT_S", 0.05)
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio())
+        await container.start_exec("e")
+        here.guest.exit.set_result(0)
+        await within(process.wait())
+        await within(container.delete_exec("e"))
+        assert "release" in here.guest.calls, "nobody reads what it still writes"
 
     async def test_that_is_never_started(self, here: Setting) -> None:
         container = await here.running()
