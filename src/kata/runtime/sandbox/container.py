@@ -228,6 +228,8 @@ class Container(Lifecycle):
         """
         process = self.process(exec_id)
         process.require("delete", State.CREATED, State.STOPPED)
+        if process.state is State.CREATED:
+            process.abandon(status=0)  # it has not failed, and runc says so
         await process.end_output()
         await process.close()
         del self.execs[exec_id]

@@ -401,7 +401,7 @@ class TestExec:
         container = await here.running()
         reading, writing = os.pipe()
         container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
-        assert (await container.delete_exec("e")).status == 137
+        assert (await container.delete_exec("e")).status == 0, "as runc says"
         assert os.read(reading, 1) == b"", "its streams are closed"
         os.close(reading)
 
