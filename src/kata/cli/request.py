@@ -45,7 +45,7 @@ class Volume:
             "destination": self.destination,
             "type": "bind",
             "source": self.source,
-            "options": ["rbind", "ro" if self.readonly else "rw"],
+            "options": ["rbind", "rro" if self.readonly else "rw"],
         }
 
 

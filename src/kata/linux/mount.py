@@ -134,10 +134,11 @@ def restrict(target: str, flags: int) -> None:
         mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & _PER_MOUNT))
 
 
-def make_read_only(target: str) -> None:
-    """Make the mount at `target`, and those below it, read-only (mount_setattr(2)). Raises OSError."""
+def make_read_only(target: str, *, recursive: bool) -> None:
+    """Make the mount at `target` read-only, and those below it if `recursive` (mount_setattr(2)). Raises OSError."""
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)
-    arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(_AT_RECURSIVE), ctypes.byref(attributes))
+    flags = ctypes.c_uint(_AT_RECURSIVE if recursive else 0)
+    arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), flags, ctypes.byref(attributes))
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     check(LIBC.syscall(ctypes.c_long(_SYS_MOUNT_SETATTR), *arguments, size), "make read-only", target)
 

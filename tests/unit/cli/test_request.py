@@ -53,7 +53,7 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "destination": "/b",
         "type": "bind",
         "source": "/a",
-        "options": ["rbind", "ro"],
+        "options": ["rbind", "rro"],
     }
 
 

@@ -88,11 +88,13 @@ class HostView:
         paths: by source of a mount or device of a direct volume; without those that do not exist.
         disks: block devices by major and minor number.
         volumes: direct volumes by source of a bind.
+        nested: sources of binds that are "ro" and have mounts beneath them.
     """
 
     paths: Mapping[str, HostPath] = field(default_factory=dict)
     disks: Mapping[tuple[int, int], BlockNode] = field(default_factory=dict)
     volumes: Mapping[str, direct_volume.DirectVolume] = field(default_factory=dict)
+    nested: frozenset[str] = frozenset()
 
 
 def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str = direct_volume.ROOT) -> HostView:
@@ -118,7 +120,7 @@ def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str =
     paths = {source: found for source in sources if source.startswith("/") and (found := _look_at(source))}
     numbers = {path.block for path in paths.values() if path.block} | set(_block_devices(spec))
     disks = {number: node for number in numbers if (node := _node(*number))}
-    return HostView(paths, disks, volumes)
+    return HostView(paths, disks, volumes, _nested(mounts))
 
 
 def random_token() -> str:
@@ -130,6 +132,19 @@ def is_bind(mount: Mount) -> bool:
     """Whether a mount of a spec is a bind, by its type or its options (runtime-spec, config.md, "Mounts")."""
     options = mount.get("options") or ()
     return mount.get("type") == "bind" or "bind" in options or "rbind" in options
+
+
+def _nested(mounts: Iterable[Mount]) -> frozenset[str]:
+    sources = {
+        str(mount.get("source", "")): os.path.realpath(str(mount.get("source", "")))
+        for mount in mounts
+        if is_bind(mount) and {"ro", "rbind"} <= set(mount.get("options") or ())
+    }
+    # Few are: the table may be long, and is read only for them.
+    points = [mount.point for mount in mountinfo.read()] if sources else []
+    return frozenset(
+        source for source, path in sources.items() if any(point.startswith(path.rstrip("/") + "/") for point in points)
+    )
 
 
 def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:

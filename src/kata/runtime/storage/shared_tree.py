@@ -34,10 +34,13 @@ GUEST_SHM = "/run/kata-containers/sandbox/shm"
 _SANDBOX_MOUNTS = "sandbox-mounts"
 #: Options of /dev/shm that the bind of the sandbox's keeps; size and mode are the sandbox's.
 _SHM_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
-#: Options that make a mount read-only, the second including the mounts beneath it.
+#: Options that make a bind read-only, the second including the mounts beneath it.
 _READ_ONLY = frozenset({"ro", "rro"})
-#: File systems that the guest's kernel provides.
-_GUEST_TYPES = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs"})
+#: File systems that need nothing of the host. If the guest's kernel lacks one, the guest refuses the container.
+_GUEST_TYPES = frozenset(
+    {"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "tmpfs", "ramfs", "hugetlbfs", "debugfs", "tracefs"}
+    | {"securityfs", "configfs", "bpf", "fusectl", "pstore", "binfmt_misc"}
+)
 #: Trees of the host's kernel: the guest has its own.
 _GUEST_OWN = ("/proc", "/sys")
 
@@ -50,6 +53,7 @@ class Bind:
         source: absolute path on the host.
         name: path in the shared tree.
         readonly: whether the host refuses writes of the guest.
+        readonly_below: whether it does so in mounts beneath the source, too.
         recursive: whether mounts beneath the source are included.
         identity: device and inode when this was planned; None for any.
     """
@@ -57,6 +61,7 @@ class Bind:
     source: str
     name: str
     readonly: bool = False
+    readonly_below: bool = False
     recursive: bool = True
     identity: tuple[int, int] | None = field(default=None, compare=False)
 
@@ -122,7 +127,8 @@ def plan_container(
 
     Raises:
         NotFound: a bind's source does not exist.
-        InvalidArgument: a bind's source is missing or relative, or a volume of huge pages has no limit.
+        InvalidArgument: a bind's source is missing or relative, a volume of huge pages has no limit, or a file system
+            is one that a guest cannot mount.
     """
     volumes: list[Bind] = []
     edited: list[Mount] = []
@@ -145,7 +151,10 @@ def plan_container(
             if mount.get("type") in _GUEST_TYPES:
                 edited.append(mount)
             else:
-                skipped.append(f"mount on {destination}: type {mount.get('type')!r} is not supported by the guest")
+                raise InvalidArgument(
+                    f"mount on {destination}: a VM cannot mount the file system {mount.get('type')!r}",
+                    hint="mount it on the host, and bind-mount that",
+                )
         elif _is_beneath(source, _GUEST_OWN):
             skipped.append(f"mount of {source} on {destination}: the guest has its own")
         elif found and _is_beneath(destination, ("/dev",)) and not found.is_shareable:
@@ -170,6 +179,7 @@ def plan_container(
                     source,
                     name,
                     readonly=any(option in _READ_ONLY for option in options),
+                    readonly_below="rro" in options,
                     recursive="rbind" in options,
                     identity=found.identity,
                 )
@@ -179,6 +189,9 @@ def plan_container(
                 point = f"{kubernetes.GUEST_WATCHABLE}/{name}"
                 storages.append(GuestStorage("watchable-bind", shared, "bind", ("bind",), point))
                 shared = point
+            if source in host.nested and "rro" not in options:
+                # For the guest it is all one mount: only the host can tell those beneath from the one that is "ro".
+                options = [option for option in options if option != "ro"]
             edited.append({**mount, "type": "bind", "source": shared, "options": options})
     return ContainerPlan(
         container_id,
@@ -206,7 +219,7 @@ def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
         name = f"{_SANDBOX_MOUNTS}/{os.path.basename(source.rstrip('/'))}"
         if name in binds or name.endswith("/"):
             raise InvalidArgument(f"sandbox_bind_mounts: the name of {source} is empty or already in use")
-        binds[name] = Bind(source, name, readonly=mode == "ro")
+        binds[name] = Bind(source, name, readonly=mode == "ro", readonly_below=mode == "ro")
     return tuple(binds.values())
 
 
@@ -296,7 +309,7 @@ class SharedTree:
             linux.bind(f"/proc/self/fd/{fd}", str(target), linux.MS_REC if bind.recursive else 0)
             self._mounted.setdefault(container_id, []).append(str(target))
             if bind.readonly:
-                linux.make_read_only(str(target))
+                linux.make_read_only(str(target), recursive=bind.readonly_below)
         except OSError as error:
             raise FailedPrecondition(
                 f"container {container_id}: cannot bind {bind.source} in the shared tree: {error}"

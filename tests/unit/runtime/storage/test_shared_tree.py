@@ -74,7 +74,23 @@ class TestPlan:
     def test_read_only_is_enforced_on_the_host_too(self, tmp_path: Path, option: str) -> None:
         (volume,) = plan(mount("/x", "bind", str(tmp_path), "bind", option)).volumes
         assert volume.readonly
+        assert volume.readonly_below is (option == "rro")
         assert not volume.recursive
+
+    @pytest.mark.parametrize(
+        ("options", "in_guest"),
+        [
+            (("rbind", "ro"), ["rbind"]),
+            (("rbind", "ro", "rro"), ["rbind", "ro", "rro"]),
+            (("bind", "ro"), ["bind", "ro"]),
+        ],
+    )
+    def test_what_is_mounted_below_a_volume_is_not_read_only_with_it(
+        self, options: tuple[str, ...], in_guest: list[str]
+    ) -> None:
+        # /dev has mounts beneath it on every host.
+        (entry,) = plan(mount("/x", "bind", "/dev", *options)).mounts
+        assert entry["options"] == in_guest
 
     def test_a_bind_is_one_by_its_options_as_well(self, tmp_path: Path) -> None:
         assert plan(mount("/x", "", str(tmp_path), "bind")).volumes
@@ -90,10 +106,11 @@ class TestPlan:
         planned = plan_container("box", [entry, entry], host, rootfs=(), rootfs_dir="/r", token=random_token)
         assert len({volume.name for volume in planned.volumes}) == 2
 
-    def test_a_type_that_only_the_host_knows_is_left_out(self) -> None:
-        planned = plan(mount("/x", "nfs", "server:/export"))
-        assert planned.mounts == ()
-        assert planned.skipped == ("mount on /x: type 'nfs' is not supported by the guest",)
+    @pytest.mark.parametrize("kind", ["nfs", "nosuchfs", ""])
+    def test_a_type_that_the_guest_cannot_mount_is_refused(self, kind: str) -> None:
+        """As runc refuses what the host cannot: a container without its data must not run."""
+        with pytest.raises(InvalidArgument, match=f"mount on /x: a VM cannot mount the file system '{kind}'"):
+            plan(mount("/x", kind, "server:/export"))
 
     @pytest.mark.parametrize(
         ("source", "kind", "said"),
@@ -119,6 +136,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from kata.errors import KataError
+from kata.linux import mount as linux
 from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.storage.host_paths import *
@@ -175,12 +193,15 @@ class TestSharedTree:
         said = in_namespace(
             tmp_path,
             """
+linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
 tree.add(plan("a", Bind(str(scratch / "volume"), "a-1-rw"), Bind(str(scratch / "file"), "a-2-file", readonly=True),
-              Bind(str(scratch / "volume"), "a-3-ro", readonly=True)))
+              Bind(str(scratch / "volume"), "a-3-ro", readonly=True),
+              Bind(str(scratch / "volume"), "a-4-rro", readonly=True, readonly_below=True)))
 tree.add(plan("b", rootfs=[RootfsMount("tmpfs", "tmpfs", ("size=64k", "nosuid"))]))
 say["rootfs"] = os.listdir(shared / "a/rootfs")
 say["file"] = (shared / "a-2-file").read_text()
 say["rw"], say["ro"], say["ro file"] = touched("a-1-rw/new"), touched("a-3-ro/x"), touched("a-2-file")
+say["below ro"], say["below rro"] = touched("a-3-ro/sub/x"), touched("a-4-rro/sub/x")
 say["mounts"] = len(points())
 tree.remove("a")
 tree.remove("a")
@@ -195,7 +216,9 @@ say["after b"] = [os.listdir(shared), points()]
             "rw": "written",
             "ro": "Read-only file system",
             "ro file": "Read-only file system",
-            "mounts": 5,
+            "below ro": "written",
+            "below rro": "Read-only file system",
+            "mounts": 9,
             "after a": ["b"],
             "after b": [[], []],
         }
