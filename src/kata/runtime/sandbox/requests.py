@@ -34,6 +34,12 @@ def refuse_host_network(container_id: str, spec: Spec) -> None:
         )
 
 
+def host_namespaces(spec: Spec) -> list[str]:
+    """Types of the namespaces that a container is to share with the host, although it can with its sandbox only."""
+    named = {entry.get("type") for entry in (spec.get("linux") or {}).get("namespaces") or ()}
+    return [kind for kind in ("ipc", "pid", "uts") if kind not in named]
+
+
 def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent_pb2.CreateSandboxRequest:
     """The agent's part of creating a sandbox: host name, shared tree, /dev/shm, kernel modules."""
     request = agent_pb2.CreateSandboxRequest(

@@ -142,6 +142,12 @@ class Sandbox(Lifecycle):
         )
         for reason in (*wanted.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
+        for kind in requests.host_namespaces(spec):
+            log.warning(
+                "container %s: asks for the host's %s namespace, which a VM cannot share: it has one in the guest",
+                request.id,
+                kind,
+            )
         if dropped := dropped_fields(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(dropped))
         hooks = self._host_hooks(request)

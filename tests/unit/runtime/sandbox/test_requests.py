@@ -8,7 +8,7 @@ from typing import Any
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
-from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request
+from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request, host_namespaces
 from kata.runtime.storage.host_paths import look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
 
@@ -56,3 +56,9 @@ class TestRequests:
         shm = next(mount for mount in request.OCI.Mounts if mount.destination == "/dev/shm")
         assert shm.source == "/run/kata-containers/sandbox/shm"
         assert given["root"]["path"] == "/r", "the spec of the caller is not changed"
+
+    def test_namespaces_of_the_host(self) -> None:
+        """A container that asks for them is told: it may wait for ever for a program of the host."""
+        assert host_namespaces(spec()) == []
+        given = spec(linux={"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "uts"}]})
+        assert host_namespaces(given) == ["ipc", "pid"]
