@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kata.agent import guestspec
 from kata.agent.context import AgentContext
 from kata.agent.devices import environment
-from kata.agent.process import Process
+from kata.agent.process import Process, status
 from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
@@ -359,6 +359,13 @@ class Container:
             cgroup.kill(self.cgroup)
         except FileNotFoundError:
             pass
+
+    def processes(self) -> list[tuple[int, str | None]]:
+        """Its processes, as `kata.protocols.processes.encode_list` takes them."""
+        ours = {process.pid: exec_id for exec_id, process in self._processes.items() if process.running}
+        # The last number is the id in the namespace that the process is in, which is the container's.
+        numbers = ((pid, status(pid, "NSpid").split()[-1:]) for pid in cgroup.processes(self.cgroup))
+        return sorted(((int(own[0]), ours.get(pid)) for pid, own in numbers if own), key=lambda entry: entry[0])
 
     async def pause(self) -> None:
         """Freeze every process.

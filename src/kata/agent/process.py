@@ -81,13 +81,17 @@ class Process:
         return bool(int(self._status("SigCgt") or "0", 16) >> (number - 1) & 1)
 
     def _status(self, key: str) -> str:
-        """A field of /proc/PID/status (proc(5)); "" if the process is gone."""
-        try:
-            with open(f"/proc/{self.pid}/status", encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    name, _, value = line.partition(":")
-                    if name == key:
-                        return value.strip()
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-        return ""
+        return status(self.pid, key)
+
+
+def status(pid: int, key: str) -> str:
+    """A field of /proc/PID/status (proc(5)); "" if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == key:
+                    return value.strip()
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return ""

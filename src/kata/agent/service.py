@@ -299,6 +299,10 @@ class AgentService:
         self._container(request).release(request.exec_id)
         return b""
 
+    async def list_processes(self, ctx: CallContext, payload: bytes) -> Answer:
+        """The handler of `kata.protocols.processes.LIST`."""
+        return processes.encode_list(self._container(_process_of(payload)).processes())
+
 
 def _process_of(payload: bytes) -> pb.WaitProcessRequest:
     """The process that a request of `kata.protocols.processes` names.
@@ -322,6 +326,7 @@ def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
         (service.full_name, "ReadStderr"): agent.reader("stderr"),
         (processes.SERVICE, processes.DRAINED): agent.drained,
         (processes.SERVICE, processes.RELEASE): agent.release,
+        (processes.SERVICE, processes.LIST): agent.list_processes,
     }
 
 

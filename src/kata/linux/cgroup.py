@@ -83,6 +83,12 @@ def kill(directory: str) -> None:
     write(directory, "cgroup.kill", "1")
 
 
+def processes(directory: str) -> list[int]:
+    """Ids of the processes in the cgroup and below (cgroup.procs)."""
+    directories = (path for path, _, _ in os.walk(directory))
+    return [int(pid) for path in directories for pid in read(path, "cgroup.procs").split()]
+
+
 def set_frozen(directory: str, frozen: bool) -> None:
     """Ask for the cgroup to be frozen or thawed; `is_frozen` tells when it has happened. Raises OSError."""
     write(directory, "cgroup.freeze", "1" if frozen else "0")

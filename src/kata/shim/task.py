@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import any_pb2, empty_pb2
 
-from kata.errors import FailedPrecondition, NotFound, Unavailable, Unimplemented
+from kata.errors import FailedPrecondition, KataError, NotFound, Unavailable, Unimplemented
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
+from kata.protocols.processes import MAX_PID
 from kata.runtime.config.annotations import apply_annotations
 from kata.runtime.config.settings import Config
 from kata.runtime.launch.sandbox_vm import Prepared
@@ -34,6 +35,7 @@ from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
 from kata.shim.stdio import open_stdio
 from kata.ttrpc import CallContext
+from kata.ttrpc.wire import varint
 
 if TYPE_CHECKING:
     from kata.shim.params import ShimParams
@@ -48,6 +50,12 @@ _STATUS = {
     State.PAUSED: task_pb2.PAUSED,
     State.STOPPED: task_pb2.STOPPED,
 }
+
+
+def _details(exec_id: str) -> any_pb2.Any:
+    """What containerd's shim for runc tells of an exec process: `containerd.runc.v1.ProcessDetails` {1 exec_id}."""
+    name = exec_id.encode()
+    return any_pb2.Any(type_url="containerd.runc.v1.ProcessDetails", value=b"\x0a" + varint(len(name)) + name)
 
 
 @dataclass(frozen=True)
@@ -325,9 +333,23 @@ class TaskService:
         return answer
 
     async def pids(self, request: task_v2_pb2.PidsRequest, ctx: CallContext) -> task_v2_pb2.PidsResponse:
-        """The process that stands for a container on this host."""
-        self._container(request.id)
-        return task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid())])
+        """A container's processes.
+
+        The init process has the id that stands for it on this host, any other its id in the container plus MAX_PID:
+        whoever looks for them on the host, as `docker top` does, must not find what has nothing to do with them.
+        """
+        container = self._container(request.id)
+        answer = task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid())])
+        try:
+            others = await container.processes()
+        except KataError as error:
+            log.info("processes of container %s: %s", request.id, error)
+            return answer
+        for pid, exec_id in others:
+            entry = answer.processes.add(pid=MAX_PID + pid)
+            if exec_id is not None:
+                entry.info.CopyFrom(_details(exec_id))
+        return answer
 
     async def stats(self, request: task_v2_pb2.StatsRequest, ctx: CallContext) -> task_v2_pb2.StatsResponse:
         """A container's cgroup statistics."""

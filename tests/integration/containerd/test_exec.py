@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kata.protocols.processes import MAX_PID
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
@@ -300,3 +301,24 @@ def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
         assert "non-zero exit code 5" in containerd.ctr("tasks", "delete", task.id).stderr
     finally:
         task.delete()
+
+
+def test_the_processes_are_the_guests(task: Task) -> None:
+    """By numbers that are nobody's on the host, where `docker top` looks for them."""
+    command = task.containerd.ctr_command(*task.exec_arguments("sh", "-c", "sleep 601 & cat"))
+    with subprocess.Popen(command, env=task.containerd.environment, stdin=subprocess.PIPE) as ctr:
+
+        def listed() -> list[list[str]]:
+            return [line.split() for line in task.containerd.ctr("tasks", "ps", task.id).stdout.splitlines()[1:]]
+
+        # The init process, cat in place of the shell, and sleep.
+        lines = eventually(listed, "three processes", lambda lines: len(lines) == 3)
+        assert ctr.stdin is not None
+        ctr.stdin.close()
+    mine = task.exec("sh", "-c", "pidof sleep").stdout.split()
+    host = int(task.containerd.ctr("tasks", "ls").stdout.split(task.id)[1].split()[0])
+    assert int(lines[0][0]) == host
+    numbers = [int(line[0]) - MAX_PID for line in lines[1:]]
+    assert str(numbers[1]) in mine
+    assert [f"e{task.execs - 1}" in " ".join(line) for line in lines[1:]] == [True, False]
+    task.exec("sh", "-c", "kill $(pgrep -f 'sleep 601')")

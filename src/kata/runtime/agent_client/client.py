@@ -282,17 +282,31 @@ class AgentClient:
 
     async def output_drained(self, container_id: str, exec_id: str) -> None:
         """Wait, without a deadline, until the output that a process has written up to now has been read."""
-        await self._of_output(f"output of container {container_id}", processes.DRAINED, container_id, exec_id, None)
+        what = f"output of container {container_id}"
+        await self._about(what, processes.DRAINED, container_id, exec_id, timeout=None)
 
     async def release_output(self, container_id: str, exec_id: str) -> None:
         """Have the rest of a process's output thrown away."""
-        what = f"close the output of container {container_id}"
-        await self._of_output(what, processes.RELEASE, container_id, exec_id, REQUEST_TIMEOUT_S)
+        await self._about(f"close the output of container {container_id}", processes.RELEASE, container_id, exec_id)
 
-    async def _of_output(self, what: str, method: str, container_id: str, exec_id: str, timeout: float | None) -> None:
+    async def processes(self, container_id: str) -> list[tuple[int, str | None]]:
+        """A container's processes, as `kata.protocols.processes.parse_list` returns them."""
+        answer = await self._about(f"processes of container {container_id}", processes.LIST, container_id)
+        return processes.parse_list(answer)
+
+    async def _about(
+        self,
+        what: str,
+        method: str,
+        container_id: str,
+        exec_id: str = "",
+        *,
+        timeout: float | None = REQUEST_TIMEOUT_S,
+    ) -> bytes:
+        """A call of `kata.protocols.processes`."""
         request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id).SerializeToString()
         with _explaining(what, timeout):
-            await self._client.call(processes.SERVICE, method, request, timeout=timeout)
+            return await self._client.call(processes.SERVICE, method, request, timeout=timeout)
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> None:
         """Write all of `data`, without a deadline: a container may not read for a long time.

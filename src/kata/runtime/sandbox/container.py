@@ -219,6 +219,18 @@ class Container(Lifecycle):
         self.require("read statistics of", State.CREATED, State.RUNNING, State.PAUSED)
         return await self._agent.stats_container(self.id)
 
+    async def processes(self) -> list[tuple[int, str | None]]:
+        """Its processes beside the init process: ids in its pid namespace, each with its exec id if it has one.
+
+        Raises:
+            KataError: the agent refused.
+        """
+        self.refresh()
+        if self.state not in (State.CREATED, State.RUNNING, State.PAUSED):
+            return []
+        found = await self._agent.processes(self.id)
+        return [(pid, name if name in self.execs else None) for pid, name in found if name != ""]
+
     async def delete_exec(self, exec_id: str) -> Exit:
         """Forget an exec process that does not run.
 
