@@ -155,10 +155,20 @@ class TestStreams:
         guest.output = [b"one", b"two"]
         assert [await client.read_stdout("box", "") for _ in range(3)] == [b"one", b"two", b""]
 
-    async def test_an_end_that_is_told_as_an_error(self, client: AgentClient, guest: Guest) -> None:
+    @pytest.mark.parametrize("said", ["EOF", "read meet eof"])
+    async def test_an_end_that_is_told_as_an_error(self, client: AgentClient, guest: Guest, said: str) -> None:
         """Kata's older agents do so."""
-        guest.error = ttrpc.StatusError(13, "EOF")
+        guest.error = ttrpc.StatusError(13, said)
         assert await client.read_stdout("box", "") == b""
+
+    @pytest.mark.parametrize("name", ["geoffrey", "eof", "read meet eof"])
+    async def test_an_error_is_no_end_whatever_the_container_is_called(
+        self, client: AgentClient, guest: Guest, name: str
+    ) -> None:
+        """Output would be cut off, and nobody would hear of it."""
+        guest.error = ttrpc.StatusError(13, f"cannot read from {name}: Input/output error")
+        with pytest.raises(Internal, match="Input/output error"):
+            await client.read_stdout(name, "")
 
     async def test_input_in_pieces_that_the_guest_takes(self, client: AgentClient, guest: Guest) -> None:
         guest.accepts = [3, 2]
