@@ -24,6 +24,7 @@ from pathlib import Path
 from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
 from kata.linux import lock, mountinfo
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
+from kata.runtime.ledger.names import state_name
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
 
@@ -297,13 +298,17 @@ class PrivateContainerd:
 
     def shims(self) -> dict[int, str]:
         """Return the running shims of this containerd, of any runtime: sandbox id by process id."""
-        return dict(_shims_of(str(self.address)))
+        return {pid: sandbox_id for pid, (sandbox_id, _) in _shims_of(str(self.address))}
+
+    def state(self, sandbox_id: str) -> Path:
+        """The state directory of a sandbox of this project's."""
+        return Path(STATE_ROOT, state_name(sandbox_id, self.namespace))
 
     def kill_sandbox(self, sandbox_id: str, *, shim: bool, vm: bool) -> bool:
         """Send SIGKILL to a sandbox's shim, to its VM, or to both; return whether there was such a process."""
         victims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id]
         if vm:
-            victims += processes_of(f"{STATE_ROOT}/{sandbox_id}")
+            victims += processes_of(str(self.state(sandbox_id)))
         for pid in victims:
             _signal(pid, signal.SIGKILL)
         return bool(victims)
@@ -329,7 +334,7 @@ class PrivateContainerd:
 
 
 def unique_id(prefix: str) -> str:
-    """Return an id that is unique on this host, where sandboxes of all containerds share one directory of states."""
+    """Return an id that is unique on this host, whose containerds share one directory of states."""
     return f"{prefix}-{secrets.token_hex(4)}"
 
 
@@ -341,8 +346,8 @@ def _clear(directory: Path) -> None:
         for pid, _ in _shims_of(address):
             _signal(pid, number)
         _wait_until(lambda: not dict(_shims_of(address)), wait_s)
-    for sandbox_id in shims.values():
-        _release(sandbox_id)
+    for sandbox_id, namespace in shims.values():
+        _release(f"{STATE_ROOT}/{state_name(sandbox_id, namespace)}")
     _unmount_beneath(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -375,7 +380,8 @@ def _executable(name: str) -> str:
     return path
 
 
-def _shims_of(address: str) -> Iterator[tuple[int, str]]:
+def _shims_of(address: str) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Process ids, each with the id and the namespace of its sandbox."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -385,10 +391,10 @@ def _shims_of(address: str) -> Iterator[tuple[int, str]]:
             continue
         if (
             address in arguments
-            and "-id" in arguments[:-1]
+            and {"-id", "-namespace"} <= set(arguments[:-1])
             and any("containerd-shim" in word for word in arguments[:3])
         ):
-            yield int(entry), arguments[arguments.index("-id") + 1]
+            yield int(entry), (arguments[arguments.index("-id") + 1], arguments[arguments.index("-namespace") + 1])
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -404,9 +410,8 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _release(sandbox_id: str) -> None:
+def _release(directory: str) -> None:
     """Release what a sandbox held whose shim was killed."""
-    directory = f"{STATE_ROOT}/{sandbox_id}"
     if not os.path.isdir(directory):
         return
     try:

@@ -21,11 +21,15 @@ from typing import Any
 from kata import ttrpc
 from kata.oci.default import default_spec
 from kata.protocols.containerd import task_v2_pb2
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.names import state_name
 from kata.shim.launcher import NAME, write_launcher
 from kata.ttrpc.typed import Stub
 from tests.support.containerd import unique_id
 from tests.support.images import busybox_rootfs
 
+#: containerd's, of the sandboxes.
+NAMESPACE = "raw"
 _BINARY_S = 60.0
 
 
@@ -97,10 +101,16 @@ class RawShim:
         """Return the bundle's directory."""
         return self._bundles[container_id]
 
-    def binary(self, container_id: str, action: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    def state(self, container_id: str) -> Path:
+        """Return the state directory of a container's sandbox."""
+        return Path(STATE_ROOT, state_name(container_id, NAMESPACE))
+
+    def binary(
+        self, container_id: str, action: str, stdin: bytes | None = None, *, namespace: str = NAMESPACE
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run the shim binary for `start` or `delete`, as containerd does."""
         return self.run(
-            *("-namespace", "raw", "-address", self.address, "-publish-binary", "/bin/false"),
+            *("-namespace", namespace, "-address", self.address, "-publish-binary", "/bin/false"),
             *("-id", container_id, "-bundle", str(self.path(container_id)), action),
             cwd=self.path(container_id),
             stdin=stdin,

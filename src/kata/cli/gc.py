@@ -13,9 +13,9 @@ from pathlib import Path
 
 from kata.cli.root import require_root
 from kata.errors import FailedPrecondition, InvalidArgument
-from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.kinds import TREE
+from kata.runtime.ledger.names import validate_name
 
 #: Where `kata run` unpacks images, one directory per sandbox.
 RUN_ROOT = Path("/var/lib/kata/run")
@@ -26,7 +26,7 @@ class Released:
     """The result of one release.
 
     Attributes:
-        sandbox_id: of the dead sandbox.
+        sandbox_id: the name of the dead sandbox's state directory.
         held: what it held, as "kind value".
         problems: one message for each thing that could not be released.
     """
@@ -37,17 +37,17 @@ class Released:
 
 
 def candidates(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> Iterator[str]:
-    """Yield the ids of sandboxes that have something on this host, running or dead."""
+    """Yield the names of sandboxes that have something on this host, running or dead."""
     names = {entry.name for root in (state_root, run_root) for entry in _directories(root)}
     for name in sorted(names):
         try:
-            yield validate_id(name)
+            yield validate_name(name)
         except InvalidArgument:
             continue  # not a sandbox
 
 
 def leftovers(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) -> list[str]:
-    """Return the ids of dead sandboxes. Nothing is changed; each ledger is locked for a moment.
+    """Return the names of dead sandboxes. Nothing is changed; each ledger is locked for a moment.
 
     Raises:
         OSError: a ledger cannot be opened.
@@ -69,7 +69,7 @@ def release(sandbox_id: str, state_root: Path = Path(STATE_ROOT), run_root: Path
     """Release what a dead sandbox has left behind; None if it runs.
 
     Args:
-        sandbox_id: its id.
+        sandbox_id: the name of its state directory.
         state_root: the directory of state directories.
         run_root: the directory of unpacked images.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import NotFound, from_code
-from kata.oci.ids import validate_id
 from kata.protocols import management_pb2
 from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.names import find
 from kata.runtime.sandbox.management import SOCKET
 from kata.runtime.storage import direct_volume
 from kata.ttrpc import Client, StatusError
@@ -28,11 +28,11 @@ def call(sandbox_id: str, service: str, method: str, request: Any) -> Any:
         request: the method's request message.
 
     Raises:
-        InvalidArgument: the id is invalid.
+        InvalidArgument: the id is invalid, or ambiguous.
         NotFound: the sandbox does not run, or returns this error.
         KataError: any other error that the sandbox returns.
     """
-    return asyncio.run(_call(validate_id(sandbox_id, "sandbox id"), service, method, request))
+    return asyncio.run(_call(find(sandbox_id, STATE_ROOT), service, method, request))
 
 
 async def _call(sandbox_id: str, service: str, method: str, request: Any) -> Any:

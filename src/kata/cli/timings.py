@@ -15,9 +15,9 @@ from rich import box
 from rich.table import Table
 
 from kata.errors import KataError
-from kata.oci.ids import validate_id
 from kata.runtime.launch.timings import Phase, Start, read
 from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.names import find, split
 from kata.version import VERSION
 
 _BAR_WIDTH = 40
@@ -27,10 +27,10 @@ def load(sandbox_id: str, state_root: Path = Path(STATE_ROOT)) -> Start:
     """Read the start of a running sandbox.
 
     Raises:
-        InvalidArgument: the id is invalid.
+        InvalidArgument: the id is invalid, or ambiguous.
         NotFound: the sandbox does not exist.
     """
-    return read(state_root / validate_id(sandbox_id))
+    return read(state_root / find(sandbox_id, str(state_root)))
 
 
 def as_table(phases: Sequence[Phase]) -> Table:
@@ -53,7 +53,11 @@ def _bar(phase: Phase, end: float) -> str:
 
 
 def load_all(state_root: Path = Path(STATE_ROOT)) -> dict[str, Start]:
-    """Read the starts of all running sandboxes, by id, without those that are still starting or have just ended."""
+    """Read the starts of all running sandboxes but for those that are still starting or have just ended.
+
+    Returns:
+        By the name of the sandbox's state directory.
+    """
     found = {}
     for name in sorted(os.listdir(state_root)) if state_root.is_dir() else ():
         try:
@@ -69,15 +73,16 @@ def as_metrics(starts: Mapping[str, Start]) -> str:
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
-    labels = ("sandbox_id", "container_id", "phase")
+    labels = ("sandbox_id", "namespace", "container_id", "phase")
     took = Gauge("kata_sandbox_start_phase_seconds", "Length of a phase of the start", labels, registry=registry)
     begins = Gauge(
         "kata_sandbox_start_phase_begin_seconds", "Begin of a phase, since the start's", labels, registry=registry
     )
-    for sandbox_id, start in starts.items():
+    for name, start in starts.items():
+        sandbox = split(name)
         for phase in start.phases:
-            took.labels(sandbox_id, phase.subject, phase.name).set(phase.length_ms / 1000)
-            begins.labels(sandbox_id, phase.subject, phase.name).set(phase.begin_ms / 1000)
+            took.labels(*sandbox, phase.subject, phase.name).set(phase.length_ms / 1000)
+            begins.labels(*sandbox, phase.subject, phase.name).set(phase.begin_ms / 1000)
     return generate_latest(registry).decode()
 
 

@@ -11,8 +11,8 @@ import _signal  # type: ignore[import-not-found]
 import os
 import time
 
-from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
+from kata.runtime.ledger.names import state_name
 from kata.ttrpc.wire import varint
 
 TYPE_CHECKING = False
@@ -30,11 +30,10 @@ def delete(arguments: Arguments) -> None:
     """Do the `delete` action and print the serialised DeleteResponse.
 
     Raises:
-        InvalidArgument: the id is not an id.
+        InvalidArgument: id or namespace is none.
         OSError: the state directory cannot be read.
     """
-    validate_id(arguments.id)
-    directory = f"{STATE_ROOT}/{arguments.id}"
+    directory = f"{STATE_ROOT}/{state_name(arguments.id, arguments.namespace)}"
     if os.path.isdir(directory):
         for problem in _take_over(directory).release():
             os.write(2, f"cannot release {problem}\n".encode())

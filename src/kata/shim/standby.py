@@ -19,6 +19,7 @@ from kata.runtime.config.settings import Config
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.launch.standby import Standby, prepare
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
+from kata.runtime.ledger.names import state_name
 from kata.shim import handover
 from kata.shim.daemon import become_shim, serve
 from kata.shim.params import ShimParams
@@ -163,5 +164,5 @@ def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket,
         return None
     os.environ.clear()
     os.environ.update(params.environment)
-    ledger = Ledger.adopt(f"{STATE_ROOT}/{params.sandbox_id}", received[1])
+    ledger = Ledger.adopt(f"{STATE_ROOT}/{state_name(params.sandbox_id, params.namespace)}", received[1])
     return params, socket.socket(fileno=received[0]), ledger

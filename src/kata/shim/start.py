@@ -20,6 +20,7 @@ from kata.linux import atomic_file
 from kata.oci.ids import validate_id
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import FILE
+from kata.runtime.ledger.names import digest, state_name
 from kata.shim.bootstrap import read_bootstrap
 from kata.shim.handover import hand_over
 from kata.shim.params import ShimParams
@@ -54,7 +55,7 @@ def start(arguments: Arguments) -> None:
             raise NotFound(f"sandbox {sandbox_id} of container {arguments.id} is not running")
         _publish(path)
         return
-    ledger = claim(f"{STATE_ROOT}/{arguments.id}")
+    ledger = claim(f"{STATE_ROOT}/{state_name(arguments.id, arguments.namespace)}")
     params = ShimParams(
         sandbox_id=arguments.id,
         namespace=arguments.namespace,
@@ -87,14 +88,7 @@ def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str
         sandbox_id: the id of its first container.
         directory: where to put it; "": SOCKET_DIR.
     """
-    # hashlib would load OpenSSL. The module's name changed in Python 3.12.
-    try:
-        from _sha2 import sha256  # type: ignore[import-not-found]
-    except ImportError:
-        from _sha256 import sha256  # type: ignore[import-not-found]
-
-    name = sha256(os.path.join(containerd, namespace, sandbox_id).encode()).hexdigest()
-    return os.path.join(directory or SOCKET_DIR, name)
+    return os.path.join(directory or SOCKET_DIR, digest(os.path.join(containerd, namespace, sandbox_id)))
 
 
 def _read_stdin() -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kata.runtime.ledger.names import split
 from kata.runtime.storage import direct_volume
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
@@ -157,7 +158,7 @@ def test_the_record_names_the_sandbox_until_it_has_ended_however_it_ends(
         assert (nobody.returncode, "no sandbox uses the direct volume" in nobody.stderr) == (1, True)
         with container(containerd, volume):
             (sandbox,) = direct_volume.users(str(volume))
-            containerd.kill_sandbox(sandbox, shim=True, vm=False)
+            containerd.kill_sandbox(split(sandbox)[0], shim=True, vm=False)
         # containerd executes `delete` when it notices, and does not make ctr wait for that.
         eventually(lambda: direct_volume.users(str(volume)), "no sandbox has the volume", lambda users: not users)
         os.close(os.open(device, os.O_RDWR | os.O_EXCL))

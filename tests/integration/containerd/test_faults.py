@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
@@ -58,7 +57,7 @@ def forgotten(containerd: PrivateContainerd, container_id: str) -> None:
     def left() -> list[str]:
         tasks = [line for line in containerd.ctr("tasks", "ls").stdout.splitlines() if container_id in line]
         shims = [f"shim {pid}" for pid, name in containerd.shims().items() if name == container_id]
-        return tasks + shims + [f"process {pid}" for pid in processes_of(f"{STATE_ROOT}/{container_id}")]
+        return tasks + shims + [f"process {pid}" for pid in processes_of(str(containerd.state(container_id)))]
 
     eventually(left, "all is forgotten", lambda seen: not seen)
 

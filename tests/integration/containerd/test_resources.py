@@ -17,7 +17,6 @@ from kata.linux import hierarchies
 from kata.protocols.containerd import task_v2_pb2 as task
 from kata.runtime.config.loader import load
 from kata.runtime.hypervisor import accel
-from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from kata.runtime.resources.status import read_all
 from kata.ttrpc import Code, StatusError
@@ -108,7 +107,7 @@ class TestSize:
         more_cpus, more_memory, limit, quota = await said(raw, client, container, LOOK)
         assert (more_cpus, limit, quota) == (str(grown()), str(512 * MIB), "100000 100000")
         assert int(more_memory) >= int(memory) + 384
-        [status] = [each for each in read_all() if each.sandbox_id == container]
+        [status] = [each for each in read_all() if each.sandbox == raw.state(container).name]
         assert (status.size.vcpus, status.cgroup) == (grown(), f"/{container}")
         await update(client, container, {"memory": {"limit": 64 * MIB}, "cpu": {"quota": -1}})
         _, less_memory, limit, quota = await said(raw, client, container, LOOK)
@@ -125,7 +124,7 @@ class TestSize:
             container = bundle(raw, resources=limits(128 * MIB, 0.5), annotations=kind)
             await client.call("Create", raw.create_request(container), timeout=120)
             await client.call("Start", task.StartRequest(id=container), timeout=60)
-            [status] = [each for each in read_all() if each.sandbox_id == pod]
+            [status] = [each for each in read_all() if each.sandbox == raw.state(pod).name]
             assert status.size.memory_mib == 512 + number * 128
             assert (await said(raw, client, container, "nproc")) == [str(grown())], "half a CPU twice is one more"
 
@@ -139,7 +138,7 @@ class TestSize:
         pod = bundle(raw, annotations=annotations)
         client = await started(raw, pod)
         assert (await said(raw, client, pod, "nproc")) == ["2"]
-        [status] = [each for each in read_all() if each.sandbox_id == pod]
+        [status] = [each for each in read_all() if each.sandbox == raw.state(pod).name]
         assert status.size.memory_mib == 1024
 
     @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ class TestGroup:
         container = bundle(raw, group="/kata-test-ID/ID", resources=limits(64 * MIB, 0.5))
         await started(raw, container)
         group = f"/kata-test-{container}/{container}"
-        pids = [raw.pid(container), *processes_of(f"{STATE_ROOT}/{container}")]
+        pids = [raw.pid(container), *processes_of(str(raw.state(container)))]
         assert len(pids) >= 2
         assert [groups_of(pid) - {"/"} for pid in pids] == [{group}] * len(pids)
         memory, cpu = (
@@ -184,15 +183,15 @@ class TestGroup:
         container = bundle(raw, resources=limits(cpus=0.5))
         await started(raw, container)
         shim = raw.pid(container)
-        assert groups_of(shim) - {"/"} == {f"/kata_overhead/{container}"}
+        assert groups_of(shim) - {"/"} == {f"/kata_overhead/{container}@raw"}
         mounted = hierarchies.mounted()
         threads = {
             group
-            for pid in processes_of(f"{STATE_ROOT}/{container}")
+            for pid in processes_of(str(raw.state(container)))
             for thread in Path(f"/proc/{pid}/task").iterdir()
             for group in hierarchies.own_groups(mounted, f"{thread}/cgroup").values()
         }
-        assert threads - {"/"} == {f"/kata_overhead/{container}", f"/{container}"}
+        assert threads - {"/"} == {f"/kata_overhead/{container}@raw", f"/{container}"}
 
     @pytest.mark.parametrize("victim", ["shim", "qemu"])
     async def test_nothing_of_it_is_left_when_somebody_kills(self, raw: RawShim, victim: str) -> None:
@@ -201,7 +200,7 @@ class TestGroup:
         if victim == "shim":
             raw.kill(container, signal.SIGKILL)
         else:
-            for pid in processes_of(f"{STATE_ROOT}/{container}"):
+            for pid in processes_of(str(raw.state(container))):
                 if pid != raw.pid(container):
                     os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(raw.binary, container, "delete")

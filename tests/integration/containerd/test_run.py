@@ -6,12 +6,10 @@ import hashlib
 import platform
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from kata.runtime.launch.timings import read
-from kata.runtime.ledger.journal import STATE_ROOT
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
@@ -59,7 +57,7 @@ def test_the_phases_of_a_start_can_be_asked_for(containerd: PrivateContainerd) -
     containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sh", "-c", "echo out; sleep 1000")
     try:
         names = eventually(
-            lambda: [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases],
+            lambda: [phase.name for phase in read(containerd.state(sandbox)).phases],
             "the last phase",
             lambda names: "first output" in names,
         )

@@ -22,7 +22,6 @@ from kata.protocols.containerd import (
     task_v3_pb2,
     types_pb2,
 )
-from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from kata.shim import daemon
 from kata.ttrpc import Code, StatusError
@@ -134,7 +133,7 @@ class TestWithoutAMachine:
         await refused(task.Checkpoint(task_v2_pb2.CheckpointTaskRequest(id="x")), Code.UNIMPLEMENTED)
         await task.Shutdown(task_v2_pb2.ShutdownRequest(id=container_id))
         await ended(raw, container_id)
-        assert not Path(STATE_ROOT, container_id).exists()
+        assert not raw.state(container_id).exists()
 
     async def test_unknown_methods_and_services(self, raw: RawShim) -> None:
         container_id = raw.bundle()
@@ -348,7 +347,7 @@ class TestOneContainer:
         await refused(task.State(task_v2_pb2.StateRequest(id=container_id)), Code.NOT_FOUND)
         await task.Shutdown(task_v2_pb2.ShutdownRequest(id=container_id))
         await ended(raw, container_id)
-        assert not Path(STATE_ROOT, container_id).exists()
+        assert not raw.state(container_id).exists()
 
     async def test_killed_before_its_start(self, raw: RawShim) -> None:
         container_id = raw.bundle()
@@ -389,7 +388,7 @@ class TestOneContainer:
         body = '[hypervisor.qemu]\nkernel_params = "rdinit=/nonexistent panic=0"\n' + COLD
         task = await raw.connect(raw.start(container_id, options(body)))
         creating = asyncio.ensure_future(task.Create(raw.create_request(container_id), timeout=240))
-        directory = f"{STATE_ROOT}/{container_id}"
+        directory = str(raw.state(container_id))
         await eventually_async(lambda: len(list(processes_of(directory))) > 1, "the VM's process")
         if by_signal:
             raw.kill(container_id, signal.SIGTERM)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kata.runtime.launch.timings import read
-from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
@@ -34,8 +33,8 @@ def running(containerd: PrivateContainerd, *flags: str) -> Iterator[str]:
         containerd.ctr("container", "rm", sandbox)
 
 
-def phases(sandbox: str) -> list[str]:
-    return [phase.name for phase in read(Path(STATE_ROOT) / sandbox).phases]
+def phases(containerd: PrivateContainerd, sandbox: str) -> list[str]:
+    return [phase.name for phase in read(containerd.state(sandbox)).phases]
 
 
 def hostname(containerd: PrivateContainerd, sandbox: str) -> str:
@@ -48,8 +47,8 @@ def test_a_sandbox_takes_the_machine_and_another_one_is_made(
     with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd) as sandbox:
-            assert "standby" in phases(sandbox)
-            assert "qemu" not in phases(sandbox)
+            assert "standby" in phases(containerd, sandbox)
+            assert "qemu" not in phases(containerd, sandbox)
             assert hostname(containerd, sandbox) == sandbox
             assert list(processes_of(str(first)))
             second = wait_ready()
@@ -68,7 +67,7 @@ def test_a_sandbox_that_needs_another_machine_starts_without(
     with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd, "--memory-limit", str(64 << 20)) as sandbox:
-            assert "standby" not in phases(sandbox)
+            assert "standby" not in phases(containerd, sandbox)
             assert hostname(containerd, sandbox) == sandbox
             assert not first.exists()
 
@@ -79,7 +78,7 @@ def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(
     with pool("--config", str(configuration)) as process:
         wait_ready()
         with running(containerd) as sandbox:
-            assert "standby" in phases(sandbox)
+            assert "standby" in phases(containerd, sandbox)
             wait_ready()
             process.kill()
             process.wait(10)
@@ -92,10 +91,10 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
         directory = wait_ready()
         sandbox = unique_id(TEST_PREFIX)
         containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
-        assert "standby" in phases(sandbox)
+        assert "standby" in phases(containerd, sandbox)
         machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
         os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
-        held = (Path(STATE_ROOT) / sandbox, directory)
+        held = (containerd.state(sandbox), directory)
         eventually(lambda: not any(path.exists() for path in held), "all is given back")
         containerd.ctr("task", "rm", "-f", sandbox, check=False)
         containerd.ctr("container", "rm", sandbox)

@@ -85,7 +85,7 @@ async def test_the_end_of_the_daemon_is_the_end_of_the_sandbox(raw: RawShim) -> 
     created = await task.Create(raw.create_request(container_id), timeout=90)
     await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=30)
     waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30))
-    marker = f"KATA_SANDBOX_DIR=/run/kata/{container_id}".encode()
+    marker = f"KATA_SANDBOX_DIR={raw.state(container_id)}".encode()
     daemons = [
         int(entry.name)
         for entry in Path("/proc").iterdir()

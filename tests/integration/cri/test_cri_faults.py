@@ -15,7 +15,6 @@ import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri
@@ -70,7 +69,7 @@ def _kill(containerd: PrivateContainerd, victim: str) -> bool:
         return True
     wanted = [program for name, program in PROGRAMS.items() if victim in (name, "all three")]
     shims = containerd.shims()
-    pids = [*shims, *(pid for name in shims.values() for pid in processes_of(f"{STATE_ROOT}/{name}"))]
+    pids = [*shims, *(pid for name in shims.values() for pid in processes_of(str(containerd.state(name))))]
     killed = False
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -42,6 +42,8 @@ def test_a_sandbox_by_its_id(tmp_path: Path) -> None:
     (tmp_path / "box").mkdir()
     Timings(tmp_path / "box", time.monotonic()).moment("first output", "box")
     assert [phase.name for phase in timings.load("box", tmp_path).phases] == ["first output"]
+    (tmp_path / "box").rename(tmp_path / "box@k8s.io")
+    assert timings.load("box", tmp_path) == timings.load("box@k8s.io", tmp_path)
     with pytest.raises(NotFound, match="sandbox other does not exist"):
         timings.load("other", tmp_path)
     with pytest.raises(InvalidArgument):
@@ -88,10 +90,9 @@ def test_metrics_of_all(tmp_path: Path) -> None:
     starts = timings.load_all(tmp_path)
     assert list(starts) == ["one", "two"]
     text = timings.as_metrics({"box": START})
-    assert 'kata_sandbox_start_phase_seconds{container_id="",phase="qemu",sandbox_id="box"} 0.08' in text
-    assert (
-        'kata_sandbox_start_phase_begin_seconds{container_id="box",phase="first output",sandbox_id="box"} 0.1' in text
-    )
+    assert 'kata_sandbox_start_phase_seconds{container_id="",namespace="",phase="qemu",sandbox_id="box"} 0.08' in text
+    labels = 'container_id="box",namespace="",phase="first output",sandbox_id="box"'
+    assert f"kata_sandbox_start_phase_begin_seconds{{{labels}}} 0.1" in text
     assert timings.load_all(tmp_path / "nothing") == {}
 
 

@@ -66,13 +66,13 @@ def test_after_a_crash_it_gives_back_what_the_ledger_lists(
 ) -> None:
     file = tmp_path_factory.mktemp("elsewhere") / "socket"
     file.touch()
-    ledger = Ledger(str(state / "box"))
+    ledger = Ledger(str(state / "box@n"))
     ledger.hold(FILE, str(file))
     ledger.close()
     delete()
     assert answer(capfdbinary).exit_status == 137  # type: ignore[attr-defined]
     assert not file.exists()
-    assert not (state / "box").exists()
+    assert not (state / "box@n").exists()
 
 
 def test_a_hung_daemon_is_killed(
@@ -85,7 +85,7 @@ def test_a_hung_daemon_is_killed(
     file = tmp_path_factory.mktemp("elsewhere") / "socket"
     file.touch()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(state / "box"), str(file)], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, str(state / "box@n"), str(file)], stdout=subprocess.PIPE
     ) as holder:
         try:
             assert holder.stdout is not None
@@ -95,7 +95,7 @@ def test_a_hung_daemon_is_killed(
         finally:
             holder.kill()
     assert not file.exists()
-    assert not (state / "box").exists()
+    assert not (state / "box@n").exists()
     assert answer(capfdbinary).exit_status == 137  # type: ignore[attr-defined]
 
 
@@ -103,14 +103,14 @@ def test_what_cannot_be_given_back_is_told_and_stays_on_the_ledger(
     state: Path, tmp_path_factory: pytest.TempPathFactory, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     directory = tmp_path_factory.mktemp("not-a-file")
-    ledger = Ledger(str(state / "box"))
+    ledger = Ledger(str(state / "box@n"))
     ledger.hold(FILE, str(directory))
     ledger.close()
     delete()
     captured = capfdbinary.readouterr()
     assert captured.err.startswith(b"cannot release file " + os.fsencode(directory))
     assert task_v2_pb2.DeleteResponse.FromString(captured.out).exit_status == 137
-    assert (state / "box/ledger").exists()
+    assert (state / "box@n/ledger").exists()
 
 
 @pytest.mark.parametrize("bad", ["", "..", "a/b", "-x", "x" * 77])

@@ -20,7 +20,7 @@ import pytest
 from kata import ttrpc
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.ledger.journal import Ledger, claim
-from kata.shim.start import SOCKET_DIR, socket_path
+from kata.shim.start import SOCKET_DIR, _is_served, socket_path
 from kata.ttrpc.typed import Stub
 from tests.support.waiting import eventually, has_ended
 
@@ -71,12 +71,13 @@ class Shim:
         report: bool = False,
         action: str = "start",
         before: str = "",
+        namespace: str = "ns",
     ) -> tuple[int, str, str]:
         script = SCRIPT.format(path=PATH, state=str(self.state), sockets=str(self.sockets), report=report, more=before)
         done = subprocess.run(
             [
                 *(sys.executable, "-IS", "-c", script),
-                *("-namespace", "ns", "-address", "/c.sock", "-id", container_id, action),
+                *("-namespace", namespace, "-address", "/c.sock", "-id", container_id, action),
             ],
             env={},
             cwd=self.bundle,
@@ -179,11 +180,11 @@ class TestRefusals:
         assert "invalid annotation" in shim.refused()
 
     def test_id_that_is_taken(self, shim: Shim) -> None:
-        ledger = claim(str(shim.state / "box"))
+        ledger = claim(str(shim.state / "box@ns"))
         status, out, err = shim.start()
         assert (status, out) == (1, "")
-        assert "sandbox box already exists" in err
-        assert (shim.state / "box/ledger").exists(), "what the living sandbox holds is not touched"
+        assert "sandbox box@ns already exists" in err
+        assert (shim.state / "box@ns/ledger").exists(), "what the living sandbox holds is not touched"
         ledger.release()
 
     def test_socket_that_another_shim_serves(self, shim: Shim) -> None:
@@ -216,7 +217,7 @@ class TestPods:
         assert (status, err) == (0, "")
         assert out == f"unix://{shim.path('pod')}"
         assert (shim.bundle / "address").read_text() == out, "containerd reads it after its restart"
-        assert not (shim.state / "box").exists(), "the pod's ledger is the only one"
+        assert not (shim.state / "box@ns").exists(), "the pod's ledger is the only one"
 
     def test_loads_nothing_that_takes_time_but_json(self, shim: Shim) -> None:
         shim.config(container_of("pod"))
@@ -251,6 +252,7 @@ class TestDaemon:
             "kata.runtime.ledger",
             "kata.runtime.ledger.journal",
             "kata.runtime.ledger.kinds",
+            "kata.runtime.ledger.names",
             "kata.shim",
             "kata.shim.arguments",
             "kata.shim.bootstrap",
@@ -268,17 +270,32 @@ class TestDaemon:
 
     def test_takes_over_from_a_sandbox_that_died(self, shim: Shim) -> None:
         serving(shim.path("box")).close()
-        ledger = Ledger(str(shim.state / "box"))
+        ledger = Ledger(str(shim.state / "box@ns"))
         ledger.hold("file", str(shim.path("box")))
         ledger.close()
         status, out, _ = shim.start()
         assert (status, out) == (0, f"unix://{shim.path('box')}")
 
     @pytest.mark.root
+    def test_deleting_the_same_id_in_another_namespace_leaves_it_alone(self, shim: Shim) -> None:
+        shim.start()
+        daemon = int((shim.bundle / "shim.pid").read_text())
+        here = f"import kata.shim.delete; kata.shim.delete.STATE_ROOT = {str(shim.state)!r}"
+        assert shim.start(action="delete", namespace="other", before=here)[0] == 0
+        assert not has_ended(daemon)
+        assert _is_served(str(shim.path("box")))
+
+    @pytest.mark.root
+    def test_the_same_id_in_another_namespace_is_another_sandbox(self, shim: Shim) -> None:
+        ledger = claim(str(shim.state / "box@other"))
+        assert shim.start()[0] == 0
+        ledger.release()
+
+    @pytest.mark.root
     def test_ends_when_nobody_ever_asks_for_a_sandbox(self, shim: Shim) -> None:
         """containerd, or `start`, may be killed when the daemon is there and before anybody knows its address."""
         shim.start(before="import kata.shim.daemon; kata.shim.daemon._FIRST_REQUEST_TIMEOUT_S = 0.1")
-        held = (shim.state / "box", shim.path("box"))
+        held = (shim.state / "box@ns", shim.path("box"))
         eventually(lambda: not any(path.exists() for path in held), "all is given back")
 
     @pytest.mark.root
@@ -291,5 +308,5 @@ class TestDaemon:
             await client.close()
         assert answer.shim_pid == int((shim.bundle / "shim.pid").read_text())
         shim.stop()
-        assert not (shim.state / "box").exists()
+        assert not (shim.state / "box@ns").exists()
         assert not shim.path("box").exists()

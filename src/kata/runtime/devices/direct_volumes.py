@@ -48,7 +48,7 @@ class Volumes:
 
     def _mark(self, path: str) -> None:
         """Create the file by which the storage driver finds the sandbox; it exists as long as the sandbox."""
-        file = user_file(path, self._id)
+        file = user_file(path, os.path.basename(self._ledger.directory))
         self._ledger.hold(FILE, file)
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 

@@ -19,7 +19,7 @@ from kata.errors import AlreadyExists, FailedPrecondition
 from kata.linux import lock
 from kata.runtime.ledger.kinds import RELEASERS
 
-#: Where each sandbox has its state directory, under its id.
+#: Where each sandbox has its state directory (`kata.runtime.ledger.names`).
 STATE_ROOT = "/run/kata"
 
 _FILE_NAME = "ledger"

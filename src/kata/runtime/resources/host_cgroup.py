@@ -53,14 +53,14 @@ class CgroupPaths:
     overhead: str | None
 
 
-def plan_cgroups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> CgroupPaths:
+def plan_cgroups(sandbox: str, spec: Spec, *, sandbox_cgroup_only: bool) -> CgroupPaths:
     """Where the sandbox's cgroups are.
 
     Unlike in Kata the last component does not get the prefix `kata_`: whoever looks for a container's cgroup by the
     path that was asked for (Podman, cAdvisor) finds it.
 
     Args:
-        sandbox_id: names the cgroups that the spec does not name.
+        sandbox: names the cgroups that the spec does not name.
         spec: of the first container, or of the pod's sandbox (OCI runtime-spec, config-linux.md, "Cgroups Path").
         sandbox_cgroup_only: whether everything is in one cgroup.
 
@@ -68,8 +68,8 @@ def plan_cgroups(sandbox_id: str, spec: Spec, *, sandbox_cgroup_only: bool) -> C
         InvalidArgument: cgroupsPath is not a path that stays within the hierarchy, nor systemd's form.
     """
     asked = str((spec.get("linux") or {}).get("cgroupsPath") or "")
-    path = expand(asked) if asked else f"{_DEFAULT}/{sandbox_id}"
-    return CgroupPaths(path, None if sandbox_cgroup_only else f"{_OVERHEAD}/{sandbox_id}")
+    path = expand(asked) if asked else f"{_DEFAULT}/{sandbox}"
+    return CgroupPaths(path, None if sandbox_cgroup_only else f"{_OVERHEAD}/{sandbox}")
 
 
 def expand(text: str) -> str:

@@ -20,11 +20,12 @@ class Status:
     """One sandbox.
 
     Attributes:
+        sandbox: the name of its state directory.
         size: its VM's, now.
         cgroup: path of its host cgroup, "" if it has none.
     """
 
-    sandbox_id: str
+    sandbox: str
     size: Size
     cgroup: str
 
@@ -39,7 +40,7 @@ def write_status(directory: str, size: Size, cgroup: CgroupPaths | None) -> None
 
 
 def read_all(root: str = STATE_ROOT) -> list[Status]:
-    """The running sandboxes, ordered by id."""
+    """The running sandboxes, ordered by name."""
     found = []
     for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
         try:

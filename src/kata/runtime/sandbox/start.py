@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -185,7 +186,9 @@ class _Start:
         )
         log.debug("plan of %s: %s", self._what, vm)
         budget = sandbox_budget(self._id, spec, config, host.size)
-        return _Plan(vm, budget, plan_cgroups(self._id, spec, sandbox_cgroup_only=config.runtime.sandbox_cgroup_only))
+        # Not the id, of which each namespace of containerd may have one.
+        name = os.path.basename(self._ledger.directory)
+        return _Plan(vm, budget, plan_cgroups(name, spec, sandbox_cgroup_only=config.runtime.sandbox_cgroup_only))
 
     def _open_network(self, spec: Spec, vcpus: int) -> tuple[SandboxNetwork | None, list[Endpoint]]:
         """The pod's network namespace, and what it has for the VM."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import atomic_file
-from kata.oci.ids import validate_id
+from kata.runtime.ledger.names import validate_name
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 
 ROOT = "/run/kata-containers/shared/direct-volumes"
@@ -178,17 +178,17 @@ def find(volume_path: str, root: str = ROOT) -> DirectVolume | None:
     return parse(volume_path, content)
 
 
-def user_file(volume_path: str, sandbox_id: str, root: str = ROOT) -> str:
-    """The file that marks a volume as used by a sandbox.
+def user_file(volume_path: str, sandbox: str, root: str = ROOT) -> str:
+    """The file that marks a volume as used by a sandbox, by the name of its state directory.
 
     Raises:
-        InvalidArgument: as `name_of` and `validate_id`.
+        InvalidArgument: as `name_of` and `validate_name`.
     """
-    return os.path.join(root, name_of(volume_path), validate_id(sandbox_id))
+    return os.path.join(root, name_of(volume_path), validate_name(sandbox))
 
 
 def users(volume_path: str, root: str = ROOT) -> list[str]:
-    """Ids of the sandboxes that are marked as users of the volume; some may have ended.
+    """Names of the state directories of sandboxes that are marked as users of the volume; some may have ended.
 
     Raises:
         NotFound: there is no record.
