@@ -24,6 +24,7 @@ KILLED = 137
 
 #: Seconds for a daemon that may just be exiting, before it counts as hung.
 _DAEMON_EXIT_TIMEOUT_S = 2.0
+_MAX_PID_FILE = 20
 
 
 def delete(arguments: Arguments) -> None:
@@ -35,7 +36,11 @@ def delete(arguments: Arguments) -> None:
     """
     directory = f"{STATE_ROOT}/{state_name(arguments.id, arguments.namespace)}"
     if os.path.isdir(directory):
-        for problem in _take_over(directory).release():
+        try:
+            problems = _take_over(directory).release()
+        except Locked:
+            problems = [f"{directory}: another process has its ledger locked"]
+        for problem in problems:
             os.write(2, f"cannot release {problem}\n".encode())
     os.write(1, delete_response(KILLED, time.time_ns()))
 
@@ -49,17 +54,39 @@ def _take_over(directory: str) -> Ledger:
 
 
 def _kill_owner(directory: str) -> None:
-    """Kill the process that has the ledger open, as /proc tells: a pid in a file may be another process's by now."""
+    """Kill what has the ledger open and is the sandbox's: the daemon, and what it has forked.
+
+    Not whoever has it open: `kata gc` may just be releasing it.
+    """
+    # Not among the imports: few daemons hang.
+    from kata.runtime.ledger.processes import processes_of
+
     ledger = os.stat(os.path.join(directory, "ledger"))
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid() and _has_open(name, ledger):
-            try:
-                os.kill(int(name), _signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+    for pid in {*_daemon(), *processes_of(directory)}:
+        try:
+            # First, since the number may be given to somebody else: what is looked at then is this one, or it ended.
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if _has_open(pid, ledger):
+                _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(pidfd)
 
 
-def _has_open(pid: str, file: os.stat_result) -> bool:
+def _daemon() -> list[int]:
+    """The daemon's process id, as `start` has left it in the bundle; by itself it does not tell much."""
+    try:
+        with open("shim.pid", "rb") as file:
+            return [int(file.read(_MAX_PID_FILE))]
+    except (OSError, ValueError):
+        return []
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
     try:
         descriptors = os.listdir(f"/proc/{pid}/fd")
     except OSError:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ ledger.hold("file", sys.argv[2])
 print("held", flush=True)
 time.sleep(60)
 """
+
+
+@dataclass
+class Holder:
+    """That process, and what its ledger lists."""
+
+    process: subprocess.Popen[bytes]
+    file: Path
 
 
 @given(st.integers(0, 255), st.integers(1, 2**62))
@@ -75,28 +85,44 @@ def test_after_a_crash_it_gives_back_what_the_ledger_lists(
     assert not (state / "box@n").exists()
 
 
-def test_a_hung_daemon_is_killed(
-    state: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-    capfdbinary: pytest.CaptureFixture[bytes],
-) -> None:
+@pytest.fixture
+def holder(state: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
+    """A process that sits on the ledger; the working directory is the bundle, as containerd has it."""
     monkeypatch.setattr(module, "_DAEMON_EXIT_TIMEOUT_S", 0.2)
+    monkeypatch.chdir(tmp_path_factory.mktemp("bundle"))
     file = tmp_path_factory.mktemp("elsewhere") / "socket"
     file.touch()
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(state / "box@n"), str(file)], stdout=subprocess.PIPE
-    ) as holder:
+    command = [sys.executable, "-c", HOLDER, str(state / "box@n"), str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"held\n"
-            delete()
-            assert holder.wait(5) == -9
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            yield Holder(process, file)
         finally:
-            holder.kill()
-    assert not file.exists()
+            process.kill()
+
+
+def test_a_hung_daemon_is_killed(state: Path, holder: Holder, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    Path("shim.pid").write_text(str(holder.process.pid))
+    delete()
+    assert holder.process.wait(5) == -9
+    assert not holder.file.exists()
     assert not (state / "box@n").exists()
     assert answer(capfdbinary).exit_status == 137  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("written", ["", "nonsense", str(os.getpid()), "1"])
+def test_who_else_has_the_ledger_is_let_alone(
+    state: Path, holder: Holder, written: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """It may be `kata gc`; and the number in the bundle may be another process's by now."""
+    Path("shim.pid").write_text(written)
+    delete()
+    assert holder.process.poll() is None
+    captured = capfdbinary.readouterr()
+    assert captured.err == f"cannot release {state}/box@n: another process has its ledger locked\n".encode()
+    assert task_v2_pb2.DeleteResponse.FromString(captured.out).exit_status == 137
+    assert holder.file.exists()
 
 
 def test_what_cannot_be_given_back_is_told_and_stays_on_the_ledger(
