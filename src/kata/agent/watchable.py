@@ -198,10 +198,12 @@ class Copy:
 
 
 class Watcher:
-    """Follows any number of volumes in a thread, because a shared tree may be slow."""
+    """Follows any number of volumes in a thread, because a shared tree may be slow, or hang."""
 
     def __init__(self) -> None:
         self._copies: dict[str, Copy] = {}
+        #: Those that are being updated, for which nobody waits: the thread closes them if they were removed meanwhile.
+        self._busy: set[Copy] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
@@ -216,10 +218,10 @@ class Watcher:
                 self._thread.start()
 
     def remove(self, point: str) -> None:
-        """Stop following a volume; no access to it is in progress when this returns. Idempotent."""
+        """Stop following a volume. An update in progress may go on, in what the caller unmounts. Idempotent."""
         with self._lock:
             copy = self._copies.pop(point, None)
-            if copy:
+            if copy and copy not in self._busy:
                 copy.close()
             if not self._copies:
                 self._thread = None
@@ -230,8 +232,20 @@ class Watcher:
             with self._lock:
                 if self._thread is not threading.current_thread():
                     return
-                for copy in self._copies.values():
-                    copy.follow()
+                copies = list(self._copies.items())
+            for point, copy in copies:
+                self._follow(point, copy)
+
+    def _follow(self, point: str, copy: Copy) -> None:
+        with self._lock:
+            if self._copies.get(point) is not copy:
+                return
+            self._busy.add(copy)
+        copy.follow()
+        with self._lock:
+            self._busy.remove(copy)
+            if self._copies.get(point) is not copy:
+                copy.close()
 
 
 def _beneath(path: str, directories: Collection[str]) -> bool:

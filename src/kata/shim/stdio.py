@@ -24,6 +24,7 @@ _MAX_RETRY_S = 0.05
 #: Seconds for a logging binary to get ready, and to exit once its input has ended.
 _BINARY_READY_TIMEOUT_S = 10.0
 _BINARY_EXIT_TIMEOUT_S = 10.0
+_BINARY_KILL_TIMEOUT_S = 1.0
 
 
 class FifoSink:
@@ -114,23 +115,28 @@ class LoggingBinary:
 
     async def _wait(self) -> None:
         """Wait for it to exit; kill it if it does not."""
+        if not await self._exits(_BINARY_EXIT_TIMEOUT_S):
+            await self.kill()
+
+    async def _exits(self, timeout: float) -> bool:
         pidfd = os.pidfd_open(self._pid)
         try:
-            async with asyncio.timeout(_BINARY_EXIT_TIMEOUT_S):
+            async with asyncio.timeout(timeout):
                 await readable(pidfd)
         except TimeoutError:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return False
         finally:
             os.close(pidfd)
         self._reap()
+        return True
 
     def _reap(self) -> None:
         os.waitpid(self._pid, 0)
 
-    def kill(self) -> None:
-        """End it at once."""
+    async def kill(self) -> None:
+        """End it at once. One that hangs in the kernel is left to the ledger."""
         os.kill(self._pid, signal.SIGKILL)
-        self._reap()
+        await self._exits(_BINARY_KILL_TIMEOUT_S)
 
 
 async def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, environment: Mapping[str, str]) -> Stdio:
@@ -149,14 +155,14 @@ async def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, en
         FailedPrecondition: a log file cannot be opened.
         DeadlineExceeded: a logging binary was not ready in time.
     """
-    if urlsplit(stdout).scheme == "binary":
-        out, err = await _start_binary(stdout, environment)
-        return Stdio(_open_input(stdin), out, err, terminal)
     source = _open_input(stdin)
     opened: list[Sink | None] = []
     try:
-        opened.append(_open_output(stdout))
-        opened.append(_open_output("" if terminal else stderr))
+        if urlsplit(stdout).scheme == "binary":
+            opened += await _start_binary(stdout, environment)
+        else:
+            opened.append(_open_output(stdout))
+            opened.append(_open_output("" if terminal else stderr))
     except BaseException:
         for stream in (source, *opened):
             if stream is not None:
@@ -223,24 +229,28 @@ async def _start_binary(address: str, environment: Mapping[str, str]) -> tuple[B
     out_read, out_write = os.pipe2(os.O_CLOEXEC)
     err_read, err_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    theirs, ours = (out_read, err_read, ready_write), (out_write, err_write, ready_read)
+    theirs = (out_read, err_read, ready_write)
+    logger = None
     try:
-        logger = LoggingBinary(_spawn_with_fds(arguments, theirs, environment))
-    except OSError as error:
-        for fd in ours:
-            os.close(fd)
-        raise NotFound(f"cannot run logging binary {path}: {error.strerror}") from error
-    finally:
-        for fd in theirs:
-            os.close(fd)
-    try:
+        try:
+            logger = LoggingBinary(_spawn_with_fds(arguments, theirs, environment))
+        finally:
+            for fd in theirs:
+                os.close(fd)
         async with asyncio.timeout(_BINARY_READY_TIMEOUT_S):
             await readable(ready_read)
-    except TimeoutError:
-        logger.kill()
+    except BaseException as error:
+        # Also if the call that wants it is cancelled.
+        if logger:
+            await logger.kill()
         os.close(out_write)
         os.close(err_write)
-        raise DeadlineExceeded(f"logging binary {path} was not ready within {_BINARY_READY_TIMEOUT_S:.0f} s") from None
+        if isinstance(error, TimeoutError):
+            seconds = f"{_BINARY_READY_TIMEOUT_S:.0f} s"
+            raise DeadlineExceeded(f"logging binary {path} was not ready within {seconds}") from None
+        if isinstance(error, OSError):
+            raise NotFound(f"cannot run logging binary {path}: {error.strerror}") from error
+        raise
     finally:
         os.close(ready_read)
     return BinarySink(out_write, logger), BinarySink(err_write, logger)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import pytest
 from kata.agent import watchable
 from kata.agent.paths import Paths
 from kata.agent.storage import Storages
-from kata.agent.watchable import Copy, TooLarge
+from kata.agent.watchable import Copy, TooLarge, Watcher
 from kata.linux import mountinfo
 from kata.protocols import agent_pb2 as pb
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 
 def publish(volume: Path, version: str, files: dict[str, bytes]) -> None:
@@ -165,3 +167,35 @@ def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
     finally:
         storages.release(held)
     assert mountinfo.points_below(paths.base) == []
+
+
+async def test_an_update_that_hangs_holds_up_nobody(
+    copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing a volume is a call to PID 1, which has one thread."""
+    monkeypatch.setattr(watchable, "_INTERVAL_S", 0.001)
+    begun, hung, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Copy):
+        def follow(self) -> None:
+            begun.set()
+            hung.wait(60)
+
+        def close(self) -> None:
+            closed.set()
+
+    watcher = Watcher()
+    watcher.add("hanging", Hanging(-1, -1))
+    try:
+        assert await asyncio.to_thread(begun.wait, 60)
+        await asyncio.wait_for(asyncio.to_thread(watcher.remove, "hanging"), 30)
+        assert not closed.is_set(), "what is still being used"
+        # Another one does not wait for it either.
+        (tmp_path / "source/file").write_text("new")
+        watcher.add("other", copy)
+        await eventually_async((tmp_path / "target/file").exists, "the other volume's update")
+    finally:
+        hung.set()
+    assert await asyncio.to_thread(closed.wait, 60)
+    monkeypatch.setattr(copy, "close", lambda: None)  # the fixture does
+    watcher.remove("other")

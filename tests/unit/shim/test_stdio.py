@@ -265,6 +265,26 @@ class TestLoggingBinary:
         # However far it has come.
         assert children.read_text() == before
 
+    async def test_whose_caller_gives_up(self, tmp_path: Path) -> None:
+        logger = script(tmp_path / "logger", "#!/bin/sh\nexec sleep 60\n")
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        before = children.read_text()
+        opening = asyncio.create_task(streams(stdout=f"binary://{logger}"))
+        await eventually_async(children.read_text, "the binary runs", lambda seen: seen != before)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert children.read_text() == before
+
+    async def test_beside_an_input_that_is_missing(self, tmp_path: Path) -> None:
+        logger = script(tmp_path / "logger", f"#!/bin/sh\ntouch {tmp_path}/ran\nexec 5>&-\nexec sleep 60\n")
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        before = children.read_text()
+        with pytest.raises(NotFound, match="does not exist"):
+            await streams(stdin=str(tmp_path / "none"), stdout=f"binary://{logger}")
+        assert children.read_text() == before
+        assert not (tmp_path / "ran").exists()
+
     async def test_that_does_not_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_BINARY_EXIT_TIMEOUT_S", 0.2)
         logger = script(tmp_path / "logger", f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec 5>&-\nexec sleep 60\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_what_the_child_sees() -> None:
     assert lines["core"] == "(0, 0)"
     assert lines["fds"] == f"[{passed}]"
     assert lines["environment"] == "['NAME']"
+
+
+def test_a_child_that_hangs_in_the_kernel_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event loop would wait with it, and everything else in the shim."""
+    monkeypatch.setattr(confine, "_KILL_TIMEOUT_S", 0.05)
+    with subprocess.Popen(["sleep", "600"]) as child:
+        try:
+            with monkeypatch.context() as hanging:
+                hanging.setattr(child, "kill", lambda: None)
+                confine.end(child)
+            assert child.poll() is None
+            assert f"process {child.pid} does not end" in caplog.text
+        finally:
+            confine.end(child)
+    assert child.returncode == -9

@@ -25,6 +25,8 @@ _SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "setfcap")
 #: Each file that the guest has open in the shared tree takes a descriptor.
 _MAX_OPEN_FILES = 65536
+#: Seconds for a child to end after SIGKILL. Usually it takes a millisecond.
+_KILL_TIMEOUT_S = 1.0
 
 
 def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
@@ -88,10 +90,18 @@ def spawn(
     except ProcessLookupError:
         pass  # it has ended already: whoever waits for it learns why
     except BaseException:
-        child.kill()
-        child.wait()
+        end(child)
         raise
     return child
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child and reap it. For one that hangs in the kernel nobody waits here: the ledger has it."""
+    child.kill()
+    try:
+        child.wait(_KILL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        log.warning("process %d does not end %g s after SIGKILL", child.pid, _KILL_TIMEOUT_S)
 
 
 def allow_locked_memory(pid: int) -> None:

@@ -152,8 +152,7 @@ class QemuProcess:
             self.popen: subprocess.Popen[bytes] = popen
         except BaseException:
             if popen is not None:
-                popen.kill()
-                popen.wait()
+                confine.end(popen)
             self.release()
             raise
         finally:
@@ -179,8 +178,7 @@ class QemuProcess:
 
     def kill(self) -> None:
         """Kill and reap it, and release everything. Only for a process that nobody watches."""
-        self.popen.kill()
-        self.popen.wait()
+        confine.end(self.popen)
         self.release()
 
     def release(self) -> None:

@@ -13,7 +13,6 @@ same path, take the same arguments.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +108,7 @@ class ShareHelper:
         try:
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
-            self._process.kill()
-            self._process.wait()
+            confine.end(self._process)
             raise
 
     def watch(self, loop: AbstractEventLoop, died: Callable[[], None]) -> None:
@@ -135,10 +133,6 @@ class ShareHelper:
         """Kill it and reap it. Idempotent."""
         if self._pidfd >= 0:
             self._unwatch()
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._process.wait()
+            confine.end(self._process)
             os.close(self._pidfd)
             self._pidfd = -1
