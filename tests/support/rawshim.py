@@ -23,6 +23,7 @@ from kata.oci.default import default_spec
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.names import state_name
+from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import NAME, write_launcher
 from kata.ttrpc.typed import Stub
 from tests.support.containerd import unique_id
@@ -141,6 +142,16 @@ class RawShim:
     def pid(self, container_id: str) -> int:
         """Return the id of the process that serves the container."""
         return int((self.path(container_id) / "shim.pid").read_text())
+
+    def vmm(self, container_id: str) -> int:
+        """Return the id of the QEMU process of a container's sandbox; 0 if there is none."""
+        for pid in processes_of(str(self.state(container_id))):
+            try:
+                if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
+                    return pid
+            except OSError:
+                continue
+        return 0
 
     def kill(self, container_id: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the shim that was started for this container, if it still runs."""

@@ -21,6 +21,13 @@ class Namespaces(NamedTuple):
     pid: str = ""
 
 
+def pids_of(spec: Mapping[str, Any]) -> str:
+    """The id of the container whose pid namespace a container joins (`kata.oci.edit.join_pids`); "" for none."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    found = next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "pid"), "")
+    return "" if "/" in found else found
+
+
 def finish(
     spec: Mapping[str, Any],
     *,

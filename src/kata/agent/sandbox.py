@@ -14,7 +14,7 @@ from kata.agent.container import Container
 from kata.agent.context import AgentContext
 from kata.agent.devices import specupdate
 from kata.agent.devices.request import find_devices, find_storages
-from kata.agent.guestspec import Namespaces
+from kata.agent.guestspec import Namespaces, pids_of
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
@@ -201,7 +201,7 @@ class Sandbox:
             found = await find_devices(devices, self._agent.devices)
             spec = await self._resolve_names(spec)
             spec = guesthooks.add(specupdate.update(spec, found.updates, found.nodes), self._hooks)
-            shared = self._namespaces(sandbox_pidns)
+            shared = self._namespaces(spec, sandbox_pidns)
             container = await Container.create(
                 container_id, spec, (self.storages, storages), shared, self._agent, found.addresses
             )
@@ -218,14 +218,18 @@ class Sandbox:
         edits = await self._agent.devices.wait(lambda: cdi.find(names), f"CDI device {', '.join(names)}")
         return cdi.apply(spec, edits)
 
-    def _namespaces(self, sandbox_pidns: bool) -> Namespaces:
+    def _namespaces(self, spec: Mapping[str, Any], sandbox_pidns: bool) -> Namespaces:
         directory = self._agent.paths.namespaces
-        pid = f"{directory}/pid"
+        pid = ""
+        if target := pids_of(spec):
+            process = self.container(target).process("")
+            if not process.running:
+                raise FailedPrecondition(f"container {target}, whose pid namespace is to be joined, has ended")
+            pid = f"/proc/{process.pid}/ns/pid"
+        elif sandbox_pidns and self._pid_owner and self._pid_owner.process("").running:
+            pid = f"{directory}/pid"
         return Namespaces(
-            ipc=f"{directory}/ipc",
-            uts=f"{directory}/uts",
-            network=f"/proc/{os.getpid()}/ns/net",
-            pid=pid if sandbox_pidns and self._pid_owner and self._pid_owner.process("").running else "",
+            ipc=f"{directory}/ipc", uts=f"{directory}/uts", network=f"/proc/{os.getpid()}/ns/net", pid=pid
         )
 
     def _pin_pid_namespace(self, container: Container) -> None:

@@ -82,6 +82,16 @@ def shares_pids(spec: Spec) -> bool:
     return any(entry["type"] == "pid" and entry.get("path") for entry in namespaces)
 
 
+def join_pids(spec: Spec, container_id: str) -> Spec:
+    """The spec for a guest in which the container joins another one's pid namespace.
+
+    Kata's protocol knows only the sandbox's. The path of the namespace is the other's id, which Kata's agents ignore.
+    """
+    linux = spec.get("linux", {}).copy()
+    linux["namespaces"] = [*linux.get("namespaces", ()), {"type": "pid", "path": container_id}]
+    return {**spec, "linux": linux}
+
+
 def resources_for_guest(resources: LinuxResources, devices: Iterable[Device] = ()) -> LinuxResources:
     """The container's limits inside the VM, which as a whole has limits on the host.
 

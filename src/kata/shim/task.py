@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from kata.runtime.storage.host_paths import RootfsMount
 from kata.shim.config import load_config
 from kata.shim.events import Publisher, pack, timestamp
 from kata.shim.metrics import host_is_unified, metrics
+from kata.shim.stand_in import StandIn, target_of
 from kata.shim.stdio import open_stdio
 from kata.ttrpc import CallContext
 from kata.ttrpc.wire import varint
@@ -56,6 +58,17 @@ def _details(exec_id: str) -> any_pb2.Any:
     """What containerd's shim for runc tells of an exec process: `containerd.runc.v1.ProcessDetails` {1 exec_id}."""
     name = exec_id.encode()
     return any_pb2.Any(type_url="containerd.runc.v1.ProcessDetails", value=b"\x0a" + varint(len(name)) + name)
+
+
+async def _killed(container: Container) -> None:
+    """Somebody has killed what stands for a container."""
+    if container.refresh() is State.STOPPED:
+        return
+    log.warning("the process of container %s on this host was killed: the container is killed", container.id)
+    try:
+        await container.kill(signal.SIGKILL)
+    except KataError as error:
+        log.info("kill container %s: %s", container.id, error)
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class TaskService:
         self._publisher = publisher
         self._prepared = prepared
         self._sandbox: Sandbox | None = None
-        self._vm_pid = 0
+        self._stand_ins: dict[str, StandIn] = {}
         self._asked = False
         self._creating = 0
         self._starting = asyncio.Lock()
@@ -123,27 +136,34 @@ class TaskService:
         # Before the VM: streams that are missing should not cost a launch.
         stdio = await self._open(request.id, io)
         self._creating += 1
+        stand_in = None
         try:
             sandbox = await self._sandbox_for(bundle, request.options)
-            container = await sandbox.create_container(ContainerRequest(request.id, bundle, stdio, rootfs))
+            stand_in = StandIn(self._ledger.directory, sandbox.pid)
+            target = target_of(bundle.spec, self._stand_ins)
+            container = await sandbox.create_container(ContainerRequest(request.id, bundle, stdio, rootfs, target))
             self._bundles[request.id] = request.bundle
         except BaseException:
+            if stand_in:
+                stand_in.end()
             stdio.close()
             raise
         finally:
             self._creating -= 1
         self._io[request.id, ""] = io
+        self._stand_ins[request.id] = stand_in
+        stand_in.watch(lambda: self._follow(_killed(container)))
         self._publisher.publish(
             events_pb2.TaskCreate(
                 container_id=request.id,
                 bundle=request.bundle,
                 rootfs=request.rootfs,
                 io=events_pb2.TaskIO(stdin=io.stdin, stdout=io.stdout, stderr=io.stderr, terminal=io.terminal),
-                pid=sandbox.pid,
+                pid=stand_in.pid,
             )
         )
         self._follow(self._tell_exit(container, container.init))
-        return task_v2_pb2.CreateTaskResponse(pid=sandbox.pid)
+        return task_v2_pb2.CreateTaskResponse(pid=stand_in.pid)
 
     async def _sandbox_for(self, bundle: Bundle, options: any_pb2.Any) -> Sandbox:
         """Return the sandbox, which is started with the first container.
@@ -164,7 +184,6 @@ class TaskService:
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
                 self._sandbox = await self._start_sandbox(bundle, config)
-                self._vm_pid = self._sandbox.pid
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
 
@@ -199,20 +218,22 @@ class TaskService:
     async def start(self, request: task_v2_pb2.StartRequest, ctx: CallContext) -> task_v2_pb2.StartResponse:
         """Run a created container, or an exec process."""
         container = self._container(request.id)
+        pid = self._pid(request.id)
         if request.exec_id:
             process = await container.start_exec(request.exec_id)
-            event: Any = events_pb2.TaskExecStarted(container_id=request.id, exec_id=request.exec_id, pid=self._pid())
+            event: Any = events_pb2.TaskExecStarted(container_id=request.id, exec_id=request.exec_id, pid=pid)
             self._publisher.publish(event)
             self._follow(self._tell_exit(container, process))
         else:
             assert self._sandbox is not None
             await self._sandbox.start_container(container)
-            self._publisher.publish(events_pb2.TaskStart(container_id=request.id, pid=self._pid()))
-        return task_v2_pb2.StartResponse(pid=self._pid())
+            self._publisher.publish(events_pb2.TaskStart(container_id=request.id, pid=pid))
+        return task_v2_pb2.StartResponse(pid=pid)
 
     async def delete(self, request: task_v2_pb2.DeleteRequest, ctx: CallContext) -> task_v2_pb2.DeleteResponse:
         """Delete a container or an exec process that has stopped."""
         container = self._container(request.id)
+        pid = self._pid(request.id)
         if request.exec_id:
             exit_ = await container.delete_exec(request.exec_id)
         else:
@@ -227,13 +248,15 @@ class TaskService:
                 events_pb2.TaskDelete(
                     container_id=request.id,
                     id=request.id,
-                    pid=self._pid(),
+                    pid=pid,
                     exit_status=exit_.status,
                     exited_at=timestamp(exit_.at_ns),
                 )
             )
+            if stand_in := self._stand_ins.pop(request.id, None):
+                stand_in.end()
         self._io.pop((request.id, request.exec_id), None)
-        return task_v2_pb2.DeleteResponse(pid=self._pid(), exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
+        return task_v2_pb2.DeleteResponse(pid=pid, exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
     async def exec(self, request: task_v2_pb2.ExecProcessRequest, ctx: CallContext) -> empty_pb2.Empty:
         """Prepare an exec process; `start` runs it."""
@@ -319,7 +342,7 @@ class TaskService:
         answer = task_v2_pb2.StateResponse(
             id=request.exec_id or request.id,
             bundle=self._bundles[request.id],
-            pid=self._pid(),
+            pid=self._pid(request.id),
             status=_STATUS[process.state if request.exec_id else container.state],
             stdin=io.stdin,
             stdout=io.stdout,
@@ -339,7 +362,7 @@ class TaskService:
         whoever looks for them on the host, as `docker top` does, must not find what has nothing to do with them.
         """
         container = self._container(request.id)
-        answer = task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid())])
+        answer = task_v2_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._pid(request.id))])
         try:
             others = await container.processes()
         except KataError as error:
@@ -358,7 +381,7 @@ class TaskService:
 
     async def connect(self, request: task_v2_pb2.ConnectRequest, ctx: CallContext) -> task_v2_pb2.ConnectResponse:
         """The ids of the shim and of the process that stands for the container."""
-        return task_v2_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._pid(), version="v2")
+        return task_v2_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._pid(request.id), version="v2")
 
     async def shutdown(self, request: task_v2_pb2.ShutdownRequest, ctx: CallContext) -> empty_pb2.Empty:
         """End the sandbox once it has no containers, or at once with `now`."""
@@ -378,9 +401,9 @@ class TaskService:
             raise NotFound(f"container {container_id} does not exist")
         return self._sandbox.container(container_id)
 
-    def _pid(self) -> int:
-        # Kept beyond the sandbox's end: the events of exits that come with it name it, too.
-        return self._vm_pid
+    def _pid(self, container_id: str) -> int:
+        stand_in = self._stand_ins.get(container_id)
+        return stand_in.pid if stand_in else 0
 
     def _follow(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -388,13 +411,15 @@ class TaskService:
         task.add_done_callback(self._tasks.discard)
 
     async def _tell_exit(self, container: Container, process: Process) -> None:
+        # By now: it may be deleted as soon as its exit can be asked for.
+        pid = self._pid(container.id)
         exit_: Exit = await process.wait()
         container.refresh()
         self._publisher.publish(
             events_pb2.TaskExit(
                 container_id=container.id,
                 id=process.exec_id or container.id,
-                pid=self._pid(),
+                pid=pid,
                 exit_status=exit_.status,
                 exited_at=timestamp(exit_.at_ns),
             )
@@ -436,6 +461,8 @@ class TaskService:
                 steps.callback(task.cancel)
             sandbox, self._sandbox = self._sandbox, None
             prepared, self._prepared = self._prepared, None
+            for stand_in in self._stand_ins.values():
+                steps.callback(stand_in.end)
             if sandbox is not None:
                 steps.push_async_callback(sandbox.stop)
                 return

@@ -244,12 +244,12 @@ async def test_a_pods_containers_share_a_disk_that_is_plugged_once(raw: RawShim,
     sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
     first = member("sh", "-c", "echo shared >/data/file; sleep 600")
     task = await raw.task(sandbox_id)
-    pod = await task.Create(raw.create_request(sandbox_id), timeout=60)
+    await task.Create(raw.create_request(sandbox_id), timeout=60)
     await task.Start(task_v2_pb2.StartRequest(id=sandbox_id), timeout=60)
 
     def opened() -> int:
         """How often QEMU has the disk open."""
-        return list(open_files(pod.pid).values()).count(formatted.device)
+        return list(open_files(raw.vmm(sandbox_id)).values()).count(formatted.device)
 
     raw.start(first)
     await task.Create(raw.create_request(first), timeout=60)
@@ -287,12 +287,12 @@ async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop,
     for _ in range(rounds):
         sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
         task = await raw.task(sandbox_id)
-        pod = await task.Create(raw.create_request(sandbox_id), timeout=60)
+        await task.Create(raw.create_request(sandbox_id), timeout=60)
         await task.Start(task_v2_pb2.StartRequest(id=sandbox_id), timeout=60)
         busy = asyncio.create_task(come_and_go(raw, task, sandbox_id, formatted))
         moment = random.uniform(0, 1.5)
         await asyncio.wait({busy}, timeout=moment)
-        pid = raw.pid(sandbox_id) if victim == "shim" else pod.pid
+        pid = raw.pid(sandbox_id) if victim == "shim" else raw.vmm(sandbox_id)
         os.kill(pid, signal.SIGKILL)
         await asyncio.gather(busy, return_exceptions=True)
         raw.kill(sandbox_id)

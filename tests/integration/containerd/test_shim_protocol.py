@@ -406,7 +406,7 @@ class TestPod:
             "io.kubernetes.cri.container-type": "container",
             "io.kubernetes.cri.sandbox-id": sandbox_id,
         }
-        first, second = (raw.bundle("sleep", "600", annotations=member) for _ in range(2))
+        first, second = (raw.bundle("sleep", length, annotations=member) for length in ("600", "601"))
 
         # A container without its pod has nowhere to go.
         assert b"is not running" in raw.binary(first, "start").stderr
@@ -415,29 +415,55 @@ class TestPod:
         task = await raw.connect(address)
         pod = await task.Create(raw.create_request(sandbox_id), timeout=60)
         await task.Start(task_v2_pb2.StartRequest(id=sandbox_id), timeout=30)
+        pids = {sandbox_id: pod.pid}
         for container_id in (first, second):
             assert raw.start(container_id) == address, "`start` finds the pod's shim"
             created = await task.Create(raw.create_request(container_id), timeout=60)
-            assert created.pid == pod.pid
+            pids[container_id] = created.pid
             await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=30)
+        assert len(set(pids.values())) == 3, "containers can be told apart by them"
+        vmm = Path(f"/proc/{raw.vmm(sandbox_id)}/ns/net")
+        assert {os.readlink(f"/proc/{pid}/ns/net") for pid in pids.values()} == {os.readlink(vmm)}
+        assert await self._first_process(raw, task, member, pids[second]) == b"sleep\x00601\x00"
 
         # The end of one is not the end of the others; `delete` of one leaves the pod alone.
         waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=first), timeout=30))
         await task.Kill(task_v2_pb2.KillRequest(id=first, signal=15))
         await task.Kill(task_v2_pb2.KillRequest(id=first, signal=9))
         await waiting
+        assert not has_ended(pids[first])
         await task.Delete(task_v2_pb2.DeleteRequest(id=first))
+        assert has_ended(pids[first])
         await task.Shutdown(task_v2_pb2.ShutdownRequest(id=first))
         raw.binary(first, "delete")
         for container_id in (sandbox_id, second):
             assert (await task.State(task_v2_pb2.StateRequest(id=container_id))).status == 2
 
+        # Whoever kills what he is told is the container's process means the container.
+        os.kill(pids[second], signal.SIGKILL)
+        assert (await task.Wait(task_v2_pb2.WaitRequest(id=second), timeout=30)).exit_status == 137
+        await task.Kill(task_v2_pb2.KillRequest(id=sandbox_id, signal=9))
         for container_id in (second, sandbox_id):
-            await task.Kill(task_v2_pb2.KillRequest(id=container_id, signal=9))
             await task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30)
             await task.Delete(task_v2_pb2.DeleteRequest(id=container_id))
         await task.Shutdown(task_v2_pb2.ShutdownRequest(id=sandbox_id))
         await ended(raw, sandbox_id)
+
+    @staticmethod
+    async def _first_process(raw: RawShim, task: Stub, annotations: dict[str, str], pid: int) -> bytes:
+        """What process 1 is for a container that joins the pid namespace of `pid`, as `kubectl debug --target` does."""
+        container_id = raw.bundle("cat", "/proc/1/cmdline", annotations=annotations)
+        config = raw.path(container_id) / "config.json"
+        spec = json.loads(config.read_text())
+        kept = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "pid"]
+        spec["linux"]["namespaces"] = [*kept, {"type": "pid", "path": f"/proc/{pid}/ns/pid"}]
+        config.write_text(json.dumps(spec))
+        output = raw.path(container_id) / "output"
+        await task.Create(raw.create_request(container_id, stdout=f"file://{output}"), timeout=60)
+        await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=30)
+        await task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30)
+        await task.Delete(task_v2_pb2.DeleteRequest(id=container_id))
+        return output.read_bytes()
 
     async def test_the_parameters_of_containerd_2(self, raw: RawShim) -> None:
         container_id = raw.bundle()

@@ -14,7 +14,7 @@ from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.config.settings import HypervisorConfig
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
-from tests.support.waiting import eventually_async, has_ended
+from tests.support.waiting import eventually_async
 
 pytestmark = [
     pytest.mark.containerd,
@@ -82,7 +82,7 @@ async def test_files(raw: RawShim, tmp_path: Path) -> None:
 async def test_the_end_of_the_daemon_is_the_end_of_the_sandbox(raw: RawShim) -> None:
     container_id = raw.bundle("sleep", "600")
     task = await raw.task(container_id)
-    created = await task.Create(raw.create_request(container_id), timeout=90)
+    await task.Create(raw.create_request(container_id), timeout=90)
     await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=30)
     waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30))
     marker = f"KATA_SANDBOX_DIR={raw.state(container_id)}".encode()
@@ -94,7 +94,7 @@ async def test_the_end_of_the_daemon_is_the_end_of_the_sandbox(raw: RawShim) -> 
     assert len(daemons) == 1
     os.kill(daemons[0], signal.SIGKILL)
     assert (await waiting).exit_status == 137
-    await eventually_async(lambda: has_ended(created.pid), "the virtual machine's end")
+    await eventually_async(lambda: not raw.vmm(container_id), "the virtual machine's end")
 
 
 def _name(entry: Path) -> str:

@@ -103,6 +103,7 @@ def create_container_request(
     config: Config,
     disks: Sequence[Attached] = (),
     groups: Sequence[AttachedGroup] = (),
+    pids_of: str = "",
 ) -> agent_pb2.CreateContainerRequest:
     """The agent's part of creating a container: the spec as the guest has to see it, storages and devices.
 
@@ -113,11 +114,14 @@ def create_container_request(
         config: the sandbox's.
         disks: that have been hot-plugged for it.
         groups: IOMMU groups whose devices have been hot-plugged for it.
+        pids_of: the container whose pid namespace it joins.
     """
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(
         with_mounts, rootfs=files.guest_rootfs, keep_seccomp=not config.runtime.disable_guest_seccomp
     )
+    if pids_of:
+        guest_spec = edit.join_pids(guest_spec, pids_of)
     return agent_pb2.CreateContainerRequest(
         container_id=container_id,
         exec_id=container_id,

@@ -43,12 +43,14 @@ class ContainerRequest:
     Attributes:
         stdio: the streams of its init process.
         rootfs: mounts that make up the rootfs; empty if the bundle's root directory is one already.
+        pids_of: the container whose pid namespace it joins; "" for its own, or the pod's if its spec has a path.
     """
 
     id: str
     bundle: Bundle
     stdio: Stdio
     rootfs: Sequence[RootfsMount] = ()
+    pids_of: str = ""
 
 
 class Sandbox(Lifecycle):
@@ -165,7 +167,7 @@ class Sandbox(Lifecycle):
             undo.push_async_callback(self._devices.take_back, request.id)
             given = await self._devices.give(request.id, wanted)
             message = requests.create_container_request(
-                request.id, given.spec, files, self._config, given.disks, given.groups
+                request.id, given.spec, files, self._config, given.disks, given.groups, request.pids_of
             )
             async with self._resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)
