@@ -51,12 +51,12 @@ class StandIn:
         self._pidfd = os.pidfd_open(self.pid)
         self._watching = False
 
-    def watch(self, killed: Callable[[], None]) -> None:
+    def watch(self, killed: Callable[[], object]) -> None:
         """Have `killed` called, in the running event loop, if somebody kills it."""
         self._watching = True
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended, killed)
 
-    def _ended(self, killed: Callable[[], None]) -> None:
+    def _ended(self, killed: Callable[[], object]) -> None:
         self._unwatch()
         killed()
 

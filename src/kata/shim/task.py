@@ -107,6 +107,7 @@ class TaskService:
         self._prepared = prepared
         self._sandbox: Sandbox | None = None
         self._stand_ins: dict[str, StandIn] = {}
+        self._represented: dict[str, asyncio.Task[None]] = {}
         self._asked = False
         self._creating = 0
         self._starting = asyncio.Lock()
@@ -153,6 +154,8 @@ class TaskService:
         self._io[request.id, ""] = io
         self._stand_ins[request.id] = stand_in
         stand_in.watch(lambda: self._follow(_killed(container)))
+        # Beside what comes next: the kernel takes its time.
+        self._represented[request.id] = self._follow(sandbox.represent(request.id, stand_in.pid))
         self._publisher.publish(
             events_pb2.TaskCreate(
                 container_id=request.id,
@@ -255,6 +258,10 @@ class TaskService:
             )
             if stand_in := self._stand_ins.pop(request.id, None):
                 stand_in.end()
+            if represented := self._represented.pop(request.id, None):
+                await asyncio.wait({represented})
+            if self._sandbox is not None:
+                self._sandbox.forget(request.id)
         self._io.pop((request.id, request.exec_id), None)
         return task_v2_pb2.DeleteResponse(pid=pid, exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
@@ -313,6 +320,8 @@ class TaskService:
         """Set a container's limits."""
         self._container(request.id)
         assert self._sandbox is not None
+        if represented := self._represented.get(request.id):
+            await asyncio.wait({represented})
         await self._sandbox.update_container(request.id, parse_resources(request.resources.value))
         return _EMPTY
 
@@ -405,10 +414,11 @@ class TaskService:
         stand_in = self._stand_ins.get(container_id)
         return stand_in.pid if stand_in else 0
 
-    def _follow(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _follow(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _tell_exit(self, container: Container, process: Process) -> None:
         # By now: it may be deleted as soon as its exit can be asked for.

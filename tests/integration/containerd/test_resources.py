@@ -23,6 +23,7 @@ from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
+from tests.support.waiting import eventually_async
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -97,13 +98,26 @@ def directories(group: str) -> list[Path]:
     return [Path(each.directory(group)) for each in hierarchies.mounted()]
 
 
+def shown(pid: int) -> str:
+    """The memory limit of a process's cgroup: where containerd's clients look for a container's."""
+    mounted = hierarchies.mounted()
+    memory = next((each for each in mounted if "memory" in each.controllers), None)
+    if memory is None:
+        pytest.skip("needs cgroups of version 1")
+    group = hierarchies.own_groups(mounted, f"/proc/{pid}/cgroup")[memory]
+    return (Path(memory.directory(group)) / "memory.limit_in_bytes").read_text().strip()
+
+
 class TestSize:
     async def test_more_and_less_while_it_runs(self, raw: RawShim) -> None:
         container = bundle(raw, resources=limits(64 * MIB))
         client = await started(raw, container)
         cpus, memory, limit, quota = await said(raw, client, container, LOOK)
         assert (cpus, limit, quota) == ("1", str(64 * MIB), "max 100000")
+        pid = (await client.call("State", task.StateRequest(id=container), timeout=60)).pid
+        await eventually_async(lambda: shown(pid), "the limit on the host", lambda seen: seen == str(64 * MIB))
         await update(client, container, limits(512 * MIB, 1))
+        assert shown(pid) == str(512 * MIB)
         more_cpus, more_memory, limit, quota = await said(raw, client, container, LOOK)
         assert (more_cpus, limit, quota) == (str(grown()), str(512 * MIB), "100000 100000")
         assert int(more_memory) >= int(memory) + 384
@@ -167,7 +181,8 @@ class TestGroup:
         group = f"/kata-test-{container}/{container}"
         pids = [raw.pid(container), *processes_of(str(raw.state(container)))]
         assert len(pids) >= 2
-        assert [groups_of(pid) - {"/"} for pid in pids] == [{group}] * len(pids)
+        # The process that stands for the container shows its limits.
+        assert [groups_of(pid) - {"/", f"{group}/{container}"} for pid in pids] == [{group}] * len(pids)
         memory, cpu = (
             next(each for each in hierarchies.mounted() if name in each.controllers or each.unified)
             for name in ("memory", "cpu")
@@ -191,7 +206,7 @@ class TestGroup:
             for thread in Path(f"/proc/{pid}/task").iterdir()
             for group in hierarchies.own_groups(mounted, f"{thread}/cgroup").values()
         }
-        assert threads - {"/"} == {f"/kata_overhead/{container}@raw", f"/{container}"}
+        assert threads - {"/"} == {f"/kata_overhead/{container}@raw", f"/{container}", f"/{container}/{container}"}
 
     @pytest.mark.parametrize("victim", ["shim", "qemu"])
     async def test_nothing_of_it_is_left_when_somebody_kills(self, raw: RawShim, victim: str) -> None:

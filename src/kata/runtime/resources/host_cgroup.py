@@ -28,6 +28,7 @@ from kata.oci.spec import Spec
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import CGROUP
 from kata.runtime.ledger.processes import MARKER
+from kata.runtime.resources.release import remove_cgroup
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _OVERHEAD = "/kata_overhead"
 _MAX_PATH = 1024
 _SYSTEMD = re.compile(r"([^/:]*):([^/:]*):([^/:]+)")
 _NO_RIGHTS = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
+#: Controllers of version 1 by which a container's limits are shown.
+_SHOWN = frozenset(("memory", "cpu"))
 #: Tries to make a cgroup whose parent somebody removes at the same time.
 _TRIES = 5
 
@@ -210,10 +213,50 @@ class HostCgroup:
 
     def limit(self, limits: CgroupLimits) -> None:
         """Set the sandbox's limits. One that the kernel refuses is a warning: the guest enforces each container's."""
+        if self.paths is not None:
+            self._set(self.paths.sandbox, limits, self._hierarchies)
+
+    def show(self, container_id: str, pid: int, limits: CgroupLimits) -> None:
+        """Put the process that stands for a container into a cgroup of its own, with the container's limits.
+
+        Whoever wants to know a container's limits looks into the cgroup of its process, and the sandbox's has its own.
+        Only with version 1: a cgroup of version 2 that has processes cannot have others beneath it. A failure is a
+        warning: nothing depends on it.
+        """
+        path = self._path_of(container_id)
+        try:
+            for hierarchy in self._shown:
+                self._make(hierarchy, path)
+                hierarchies.join(hierarchy, path, pid)
+        except OSError as error:
+            log.warning("the limits of container %s cannot be seen in cgroup %s: %s", container_id, path, error)
+        self.show_limits(container_id, limits)
+
+    def show_limits(self, container_id: str, limits: CgroupLimits) -> None:
+        """Set the limits that `show` has set."""
+        shown = [each for each in self._shown if os.path.isdir(each.directory(self._path_of(container_id)))]
+        self._set(self._path_of(container_id), limits, shown)
+
+    def hide(self, container_id: str) -> None:
+        """Undo `show`, once the process has ended. Raises OSError."""
+        for hierarchy in self._shown:
+            directory = hierarchy.directory(self._path_of(container_id))
+            remove_cgroup(directory)
+            self._ledger.drop(CGROUP, directory)
+
+    @property
+    def _shown(self) -> list[Hierarchy]:
         if self.paths is None:
-            return
-        for hierarchy in self._hierarchies:
-            directory = hierarchy.directory(self.paths.sandbox)
+            return []
+        return [each for each in self._hierarchies if each.controllers & _SHOWN]
+
+    def _path_of(self, container_id: str) -> str:
+        return f"{self.paths.sandbox}/{container_id}" if self.paths else ""
+
+    @staticmethod
+    def _set(path: str, limits: CgroupLimits, mounted: Iterable[Hierarchy]) -> None:
+        for hierarchy in mounted:
+            directory = hierarchy.directory(path)
             for controller, name, text in hierarchies.limit_files(limits, unified=hierarchy.unified):
                 if not hierarchy.unified and controller not in hierarchy.controllers:
                     continue

@@ -17,7 +17,7 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.resources.host_cgroup import HostCgroup
 from kata.runtime.resources.limits import add_container
-from kata.runtime.resources.sizing import Budget, Demand, Size
+from kata.runtime.resources.sizing import Budget, Demand, Size, limits_of
 from kata.runtime.resources.status import write_status
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,20 @@ class SandboxResources:
         self._budget.update(container_id, resources)
         async with self._room(container_id, former):
             yield
+        self._cgroup.show_limits(container_id, limits_of(self._budget.get(container_id)))
         await self._try_to_shrink()
+
+    async def show(self, container_id: str, pid: int) -> None:
+        """Show a container's limits in the host cgroup of the process that stands for it."""
+        limits = limits_of(self._budget.get(container_id))
+        await asyncio.to_thread(self._cgroup.show, container_id, pid, limits)
+
+    def hide(self, container_id: str) -> None:
+        """That process has ended."""
+        try:
+            self._cgroup.hide(container_id)
+        except OSError as error:
+            log.warning("container %s: a cgroup is left: %s", container_id, error)
 
     @asynccontextmanager
     async def _room(self, container_id: str, former: Demand | None) -> AsyncIterator[None]:

@@ -54,6 +54,12 @@ class Demand:
     shares: int = 0
 
 
+def limits_of(demand: Demand | None) -> CgroupLimits:
+    """A container's limits as a cgroup has them, without the CPUs, which its parent may not have."""
+    demand = demand or Demand()
+    return CgroupLimits(demand.cpu_milli or None, demand.shares or None, memory=demand.memory or None)
+
+
 def demand(resources: Mapping[str, Any] | None, host: Size) -> Demand:
     """What OCI `linux.resources` allow.
 

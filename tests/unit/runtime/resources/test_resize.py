@@ -38,6 +38,9 @@ class Unlimited:
     def limit(self, limits: object) -> None:
         pass
 
+    def show_limits(self, container_id: str, limits: object) -> None:
+        pass
+
 
 async def test_an_update_that_was_applied_does_not_fail_because_the_vm_keeps_its_size(tmp_path: Path) -> None:
     vm = Stubborn()
