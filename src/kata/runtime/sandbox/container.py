@@ -54,6 +54,7 @@ class Container(Lifecycle):
         self.init = Process(
             agent, container_id, "", stdio, first_output=lambda: timings.moment("first output", container_id)
         )
+        self.init.when_ended(self._abandon_execs)
         self.execs: dict[str, Process] = {}
         self._exec_specs: dict[str, ProcessSpec] = {}
         self._agent = agent
@@ -141,6 +142,11 @@ class Container(Lifecycle):
             raise
         process.follow()
         return process
+
+    def _abandon_execs(self) -> None:
+        """The container has ended: exec processes that have not been started never will be."""
+        for exec_id in self._exec_specs:  # a start that is in flight has taken its spec
+            self.execs[exec_id].abandon()
 
     def process(self, exec_id: str) -> Process:
         """The init process for "", else an exec process.

@@ -90,8 +90,25 @@ class Process(Lifecycle):
         self._tasks.append(asyncio.create_task(self._watch(), name=f"watch {self.what}"))
         self._input = asyncio.create_task(self._relay_input(), name=f"input of {self.what}")
 
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have something called once it has ended."""
+        self._exit.add_done_callback(lambda _: call())
+
     def abandon(self, status: int = KILLED) -> None:
-        """The process never ran, or its guest is gone: it counts as ended. Idempotent."""
+        """It will never run: it counts as ended, and who reads its output sees the end. Idempotent."""
+        if not self._exit.done():
+            self._tasks.append(asyncio.create_task(self._end_streams(), name=f"end of {self.what}"))
+            self._end(status)
+
+    async def _end_streams(self) -> None:
+        """Let readers see the end, those too that have not opened their side yet; `close` gives them up."""
+        if self.stdio.stdin is not None:
+            self.stdio.stdin.close()
+        outputs = [sink for sink in (self.stdio.stdout, self.stdio.stderr) if sink is not None]
+        await asyncio.gather(*(sink.finish() for sink in outputs))
+
+    def _end(self, status: int) -> None:
+        """Tell the exit. Idempotent."""
         if not self._exit.done():
             self._exit.set_result(Exit(status, time.time_ns()))
             self.become(State.STOPPED)
@@ -107,7 +124,7 @@ class Process(Lifecycle):
             status = KILLED
         self._killed = self._killed or status == KILLED
         await self._hold_back()
-        self.abandon(status)
+        self._end(status)
 
     async def _hold_back(self) -> None:
         """Wait until the consumers have all that the process has written: a client may leave when it hears of the exit.
@@ -240,7 +257,7 @@ class Process(Lifecycle):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.stdio.close()
-        self.abandon()
+        self._end(KILLED)
 
 
 async def _first(*works: Coroutine[Any, Any, object]) -> None:

@@ -24,6 +24,7 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import State
 from kata.runtime.sandbox.stdio import FdSink, FdSource, Stdio
 from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
+from kata.shim.stdio import open_stdio
 from kata.ttrpc.typed import handlers
 from tests.support.waiting import eventually_async
 
@@ -194,6 +195,28 @@ class TestLife:
         assert "signal 9" not in here.guest.calls
         with pytest.raises(FailedPrecondition, match="cannot start container box: it is stopped"):
             await container.start()
+
+    async def test_killed_before_its_start_ends_its_streams(self, here: Setting) -> None:
+        """Clients wait for the end of the streams before they delete a container, so one left open is a hang."""
+        fed, feeding = os.pipe()
+        (reading, writing), (errors, failing) = os.pipe(), os.pipe()
+        container = await here.created(Stdio(FdSource(fed), FdSink(writing), FdSink(failing)))
+        await container.kill(9)
+        assert (await within(asyncio.to_thread(os.read, reading, 1))) == b""
+        assert (await within(asyncio.to_thread(os.read, errors, 1))) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(feeding, b"nobody reads")
+        for fd in (feeding, reading, errors):
+            os.close(fd)
+        await container.delete()
+
+    async def test_killed_before_its_start_and_before_its_reader_came(self, here: Setting, tmp_path: Path) -> None:
+        path = tmp_path / "out"
+        os.mkfifo(path)
+        container = await here.created(await open_stdio("", str(path), "", terminal=False, environment={}))
+        await container.kill(9)
+        assert await within(asyncio.to_thread(path.read_bytes)) == b""
+        await container.delete()
 
     async def test_a_signal_after_the_end(self, here: Setting) -> None:
         """CRI stops asking only when it hears NotFound."""
@@ -404,6 +427,22 @@ class TestExec:
         assert (await container.delete_exec("e")).status == 0, "as runc says"
         assert os.read(reading, 1) == b"", "its streams are closed"
         os.close(reading)
+
+    @pytest.mark.parametrize("killed", [True, False], ids=["killed", "exited"])
+    async def test_that_was_not_started_before_the_container_ended(self, here: Setting, killed: bool) -> None:
+        container = await (here.created() if killed else here.running())
+        reading, writing = os.pipe()
+        process = container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        if killed:
+            await container.kill(9)
+        else:
+            here.end()
+        await within(container.wait())
+        assert (await within(process.wait())).status == 137
+        assert (await within(asyncio.to_thread(os.read, reading, 1))) == b""
+        os.close(reading)
+        with pytest.raises(FailedPrecondition, match="cannot start exec e of container box: it is stopped"):
+            await container.start_exec("e")
 
     async def test_that_cannot_be_started_lets_go_of_its_streams(self, here: Setting) -> None:
         """Clients wait for the end of the streams before they delete it."""
