@@ -12,7 +12,7 @@ Not for: changing a spec (`kata.oci.edit`), or checking one (`kata.oci.spec`).
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from kata.errors import InvalidArgument
 from kata.protocols import oci_pb2
@@ -269,12 +269,16 @@ def resources_from_proto(message: oci_pb2.LinuxResources) -> LinuxResources:
     return cast("LinuxResources", _decode("LinuxResources", message))
 
 
-def dropped_fields(spec: Spec) -> list[str]:
-    """Paths of what `to_proto` leaves out, e.g. "linux.timeOffsets", "mounts[2].uidMappings".
+def dropped_fields(kind: Literal["Spec", "Process", "LinuxResources"], source: Mapping[str, Any]) -> list[str]:
+    """Paths of what the protocol cannot carry, e.g. "linux.timeOffsets", "mounts[2].uidMappings".
 
     Empty lists, objects and strings do not count. A swappiness of 0 does: it differs from none, but is encoded as none.
+
+    Args:
+        kind: what the source is.
+        source: a spec, a process or limits.
     """
-    return list(_dropped("Spec", spec, ""))
+    return list(_dropped(kind, source, ""))
 
 
 def _encoded(kind: str, source: Mapping[str, Any], target: _Message) -> _Message:

@@ -4,16 +4,18 @@ Properties that mean the same in the guest are kept. Properties that refer to th
 a security policy in the host's kernel) are removed. So are those that the guest's runtime (crun, cgroups version 2)
 refuses although runc ignores them: a container that starts with runc starts here.
 
+    ociVersion          that of the guest's runtime, whatever 1.x the engine writes
     hooks               only startContainer stays: the others run on the host
     namespaces          pid, network, cgroup, time: removed, the agent decides; the others lose their host paths
     cgroupsPath         removed: the agent makes one for each container
     apparmor, selinux   removed: profiles and labels are loaded in the host's kernel, not in the guest's
+    capabilities        those that the guest's kernel does not have are removed
     seccomp             removed unless asked for
     intelRdt            removed: cache allocation is the host's
     annotations         those for crun are removed: the runtime in the guest is an implementation detail
     resources           see `resources_for_guest`
 
-Untouched: process, capabilities, rlimits, sysctls, masked and read-only paths, linux.devices (the hot-plug code knows
+Untouched: the rest of the process, rlimits, sysctls, masked and read-only paths, linux.devices (the hot-plug code knows
 their numbers), and mounts, which the storage plan has edited before.
 """
 
@@ -22,8 +24,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kata.oci import capabilities
+
 if TYPE_CHECKING:
-    from kata.oci.spec import Device, DeviceCgroup, LinuxResources, Namespace, Spec
+    from kata.oci.spec import Device, DeviceCgroup, LinuxResources, Namespace, Process, Spec
+
+#: crun takes every version that contains "1.0" and no other, so 1.2.1 would be refused. It reads all of them alike.
+GUEST_OCI_VERSION = "1.0.2"
 
 _AGENT_DECIDES = frozenset(("pid", "network", "cgroup", "time"))
 
@@ -45,12 +52,10 @@ def for_guest(spec: Spec, *, rootfs: str, keep_seccomp: bool) -> Spec:
         keep_seccomp: whether the guest is to filter system calls.
     """
     edited = spec.copy()
+    edited["ociVersion"] = GUEST_OCI_VERSION
     edited["root"] = {**spec.get("root", {}), "path": rootfs}
     if "process" in spec:
-        process = spec["process"].copy()
-        process.pop("apparmorProfile", None)
-        process.pop("selinuxLabel", None)
-        edited["process"] = process
+        edited["process"] = process_for_guest(spec["process"])
     start_hooks = edited.pop("hooks", {}).get("startContainer")
     if start_hooks:
         edited["hooks"] = {"startContainer": start_hooks}
@@ -70,6 +75,16 @@ def for_guest(spec: Spec, *, rootfs: str, keep_seccomp: bool) -> Spec:
         if "resources" in linux:
             linux["resources"] = resources_for_guest(linux["resources"], linux.get("devices", ()))
         edited["linux"] = linux
+    return edited
+
+
+def process_for_guest(process: Process) -> Process:
+    """The process for the guest: a container's, or that of an exec. The argument is not changed."""
+    edited = process.copy()
+    edited.pop("apparmorProfile", None)
+    edited.pop("selinuxLabel", None)
+    if "capabilities" in edited:
+        edited["capabilities"] = capabilities.known_of(edited["capabilities"])
     return edited
 
 

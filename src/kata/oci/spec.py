@@ -1,7 +1,7 @@
 """The OCI runtime specification: its types, and how a bundle, a process or resources are read.
 
 The TypedDicts cover what a Linux container can ask for (runtime-spec 1.0 to 1.2, config.md and config-linux.md).
-Properties that they do not name stay in the data untouched, as the specification wants.
+Properties that they do not name, as a later 1.x may add, stay in the data untouched, as the specification wants.
 
 Not for: which parts of a spec the guest gets (`kata.oci.edit`), nor how they get there (`kata.oci.convert`).
 """
@@ -10,6 +10,7 @@ Not for: which parts of a spec the guest gets (`kata.oci.edit`), nor how they ge
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ I32 = Annotated[int, -(2**31), 2**31 - 1]
 U32 = Annotated[int, 0, 2**32 - 1]
 I64 = Annotated[int, -(2**63), 2**63 - 1]
 U64 = Annotated[int, 0, 2**64 - 1]
+
+#: Semantic versioning: every 1.x can be read like 1.0. The patch level is sometimes left out.
+_VERSION = re.compile(r"([0-9]+)(?:\.[0-9]+){1,2}(?:[-+][0-9A-Za-z.+-]+)?")
 
 NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"]
 
@@ -373,8 +377,7 @@ def parse_spec(text: bytes | str) -> Spec:
         InvalidArgument: it is too large, not JSON, breaks the specification, or lacks a process or a root.
     """
     spec = _parse(text, Spec)
-    if not spec.get("ociVersion", "").startswith("1."):
-        raise InvalidArgument(f"ociVersion: expected version 1, got {spec.get('ociVersion')!a}")
+    _check_version(spec.get("ociVersion"))
     for key in ("process", "root"):
         if key not in spec:
             raise InvalidArgument(f"{key} is missing")
@@ -431,6 +434,16 @@ def _parse(text: bytes | str, kind: type[_Document]) -> _Document:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _check_version(version: str | None) -> None:
+    if version is None:
+        raise InvalidArgument("ociVersion is missing")
+    found = _VERSION.fullmatch(version)
+    if found is None:
+        raise InvalidArgument(f"ociVersion: expected a version such as 1.2.1, got {version[:40]!a}")
+    if found[1] != "1":
+        raise InvalidArgument(f"ociVersion {version[:40]} is not supported; every 1.x is")
 
 
 def _check_process(process: Process, prefix: str) -> None:

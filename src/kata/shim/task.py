@@ -124,7 +124,7 @@ class TaskService:
         """Create a container, and its sandbox with the first one.
 
         Raises:
-            Unimplemented: it is to be restored from a checkpoint.
+            Unimplemented: it is to be restored from a checkpoint, or its rootfs has a mount below another's root.
             KataError: bundle, streams, sandbox or container: as `load_bundle`, `open_stdio`, `start_sandbox` and
                 `Sandbox.create_container`.
         """
@@ -133,6 +133,11 @@ class TaskService:
             raise Unimplemented(f"container {request.id}: restoring from a checkpoint is not supported")
         bundle = load_bundle(Path(request.bundle))
         io = Io(request.stdin, request.stdout, request.stderr, request.terminal)
+        for mount in request.rootfs:
+            if mount.target:  # containerd 2: below the root of those before it
+                raise Unimplemented(
+                    f"container {request.id}: a rootfs mount with target {mount.target!a} is not supported"
+                )
         rootfs = [RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs]
         # Before the VM: streams that are missing should not cost a launch.
         stdio = await self._open(request.id, io)

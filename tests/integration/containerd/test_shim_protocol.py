@@ -265,6 +265,15 @@ class TestWithoutAMachine:
         task = await raw.task(container_id)
         await refused(task.Create(raw.create_request(container_id, **streams), timeout=10), code, said)
 
+    async def test_a_rootfs_mount_below_another(self, raw: RawShim) -> None:
+        """Of containerd 2. Mounted at the root, it would hide everything else."""
+        container_id = raw.bundle()
+        task = await raw.task(container_id)
+        below = types_pb2.Mount(type="bind", source="/etc", target="etc", options=["bind"])
+        await refused(
+            task.Create(raw.create_request(container_id, rootfs=[below]), timeout=10), Code.UNIMPLEMENTED, "target"
+        )
+
     async def test_the_second_start_of_an_id(self, raw: RawShim) -> None:
         container_id = raw.bundle()
         raw.start(container_id)

@@ -39,7 +39,7 @@ def test_real_specs_arrive_whole(name: str) -> None:
                 del device[key]
     wanted["linux"]["resources"].get("memory", {}).pop("disableOOMKiller", None)
     assert _carried(json.loads((_DATA / f"{name}.json").read_text())) == wanted
-    assert convert.dropped_fields(wanted) == []
+    assert convert.dropped_fields("Spec", wanted) == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_dropped_fields() -> None:
             "intelRdt": {"closID": "gold"},
         },
     }
-    assert sorted(convert.dropped_fields(value)) == [
+    assert sorted(convert.dropped_fields("Spec", value)) == [
         "linux.intelRdt.closID",
         "linux.personality",
         "linux.resources.cpu.burst",
@@ -232,7 +232,7 @@ def _meaning(value: Any) -> Any:
 @given(_strategy(Spec))
 def test_whatever_the_schema_lets_pass_arrives(value: Spec) -> None:
     arrived = _carried(value)
-    dropped = set(convert.dropped_fields(value))
+    dropped = set(convert.dropped_fields("Spec", value))
 
     def expected(entry: Any, path: str) -> Any:
         if isinstance(entry, list):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kata.oci import edit
-from kata.oci.spec import DeviceCgroup, LinuxResources, Spec
+from kata.oci.spec import Capabilities, DeviceCgroup, LinuxResources, Spec
 
 _DATA = Path(__file__).with_name("data")
 _ROOTFS = "/run/kata-containers/shared/containers/7e2b/rootfs"
@@ -52,6 +52,20 @@ def test_editing_twice_is_editing_once(name: str) -> None:
 
 def test_root_is_the_guests() -> None:
     assert _edited()["root"] == {"path": _ROOTFS, "readonly": True}
+
+
+@pytest.mark.parametrize("version", ["1.0.2", "1.2.1", "1.99.0"])
+def test_the_version_is_one_that_crun_takes(version: str) -> None:
+    """It refuses each that does not contain "1.0": containerd 2.1 and Docker 28 write 1.2.1."""
+    edited = edit.for_guest({"ociVersion": version}, rootfs=_ROOTFS, keep_seccomp=True)
+    assert edited["ociVersion"] == "1.0.2"
+
+
+def test_capabilities_of_a_newer_kernel_go() -> None:
+    sets: Capabilities = {"bounding": ["CAP_KILL", "CAP_FUTURE"], "ambient": ["CAP_FUTURE"]}
+    process = edit.process_for_guest({"args": ["true"], "capabilities": sets})
+    assert process["capabilities"] == {"bounding": ["CAP_KILL"], "ambient": []}
+    assert sets["ambient"] == ["CAP_FUTURE"]
 
 
 def test_only_hooks_of_the_guest_stay() -> None:

@@ -37,6 +37,13 @@ def test_real_specs_are_taken_as_they_are(path: Path) -> None:
     assert spec.parse_spec(text) == json.loads(text)
 
 
+@pytest.mark.parametrize(
+    "version", ["1.0.0", "1.0.0-rc5", "1.0.2-dev", "1.0", "1.1.0", "1.2.1", "1.3.0+dev", "1.10.0", "1.99.0"]
+)
+def test_every_first_version_is_taken(version: str) -> None:
+    assert spec.parse_spec(json.dumps({**_minimal(), "ociVersion": version}))["ociVersion"] == version
+
+
 def test_bundle(tmp_path: Path) -> None:
     bundle = spec.load_bundle(_bundle(tmp_path, _minimal()))
     assert bundle.path == tmp_path
@@ -144,8 +151,16 @@ _RULE = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("ociVersion", "2.0.0", "ociVersion: expected version 1, got '2.0.0'"),
-        ("ociVersion", None, "ociVersion: expected version 1, got None"),
+        ("ociVersion", "2.0.0", "ociVersion 2.0.0 is not supported; every 1.x is"),
+        ("ociVersion", "0.9.0", "ociVersion 0.9.0 is not supported; every 1.x is"),
+        ("ociVersion", "10.0.0", "ociVersion 10.0.0 is not supported; every 1.x is"),
+        ("ociVersion", None, "ociVersion is missing"),
+        ("ociVersion", "", "ociVersion: expected a version such as 1.2.1, got ''"),
+        ("ociVersion", "1", "ociVersion: expected a version such as 1.2.1, got '1'"),
+        ("ociVersion", "1.x", "ociVersion: expected a version such as 1.2.1, got '1.x'"),
+        ("ociVersion", "1.2.1\n1.0", r"ociVersion: expected a version such as 1.2.1, got '1.2.1\n1.0'"),
+        ("ociVersion", "1." * 30, f"ociVersion: expected a version such as 1.2.1, got '{'1.' * 20}'"),
+        ("ociVersion", 1.2, "ociVersion: expected a string, got 1.2"),
         ("process", None, "process is missing"),
         ("process", [], "process: expected an object, got list"),
         ("process.args", [], "process.args is missing or empty"),

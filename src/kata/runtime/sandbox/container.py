@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
-from kata.oci import convert, edit
+from kata.oci import convert, edit, left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import LinuxResources
 from kata.oci.spec import Process as ProcessSpec
@@ -21,6 +22,8 @@ from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
 
 if TYPE_CHECKING:
     from kata.runtime.sandbox.hooks import HostHooks
+
+log = logging.getLogger(__name__)
 
 #: Seconds for the guest to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
@@ -135,7 +138,10 @@ class Container(Lifecycle):
         process.require("start", State.CREATED)
         try:
             self.require("exec in", State.RUNNING)
-            await self._agent.exec_process(self.id, exec_id, convert.process_to_proto(self._exec_specs.pop(exec_id)))
+            spec = self._exec_specs.pop(exec_id)
+            if lost := left_out.of_process(spec):
+                log.warning("%s: not passed to the guest: %s", process.what, ", ".join(lost))
+            await self._agent.exec_process(self.id, exec_id, convert.process_to_proto(edit.process_for_guest(spec)))
         except BaseException:
             # A client waits for the end of the streams before anything else.
             await process.close()
@@ -217,6 +223,8 @@ class Container(Lifecycle):
             KataError: the agent refused.
         """
         self.require_updatable()
+        if lost := left_out.of_resources(resources):
+            log.warning("limits of %s: not passed to the guest: %s", self.what, ", ".join(lost))
         await self._agent.update_container(self.id, convert.resources_to_proto(edit.update_for_guest(resources)))
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:

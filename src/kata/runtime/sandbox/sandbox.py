@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, KataError, NotFound
-from kata.oci.convert import dropped_fields
+from kata.oci import left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
 from kata.runtime.config.settings import Config
@@ -150,8 +150,8 @@ class Sandbox(Lifecycle):
                 request.id,
                 kind,
             )
-        if dropped := dropped_fields(spec):
-            log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(dropped))
+        if lost := left_out.of_spec(spec):
+            log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)
         share = self._guest.share
         container = Container(request.id, self.agent, share, files, request.stdio, self._timings, hooks)

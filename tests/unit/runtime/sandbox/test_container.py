@@ -16,7 +16,7 @@ from google.protobuf import empty_pb2
 from kata import ttrpc
 from kata.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
 from kata.oci.spec import Process as ProcessSpec
-from kata.protocols import agent_pb2, processes
+from kata.protocols import agent_pb2, oci_pb2, processes
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.launch.timings import Timings
 from kata.runtime.sandbox import process as process_module
@@ -45,6 +45,7 @@ class Guest:
         self.input = b""
         self.drained = asyncio.Event()
         self.drained.set()
+        self.process = oci_pb2.Process()
 
     async def output_drained(self, ctx: object, payload: bytes) -> bytes:
         await self.drained.wait()
@@ -67,7 +68,11 @@ class Guest:
         return await self._say("start")
 
     async def exec_process(self, request: Any, ctx: object) -> Any:
+        self.process = request.process
         return await self._say("exec")
+
+    async def update_container(self, request: Any, ctx: object) -> Any:
+        return await self._say("update")
 
     async def signal_process(self, request: Any, ctx: object) -> Any:
         return await self._say(f"signal {request.signal}")
@@ -367,6 +372,30 @@ class TestStreams:
         with pytest.raises(InvalidArgument, match="container box has no terminal"):
             await container.init.resize(rows=1, columns=1)
         await container.kill(9)
+
+
+class TestLeftOut:
+    """What the guest cannot have is named in the log, whenever it is asked for."""
+
+    async def test_of_an_exec(self, here: Setting, caplog: pytest.LogCaptureFixture) -> None:
+        container = await here.running()
+        newer: ProcessSpec = {
+            **SPEC,
+            "apparmorProfile": "of-the-host",
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_FUTURE"]},
+            "execCPUAffinity": {"initial": "0-1"},
+        }
+        container.add_exec("e", newer, Stdio())
+        await container.start_exec("e")
+        left_out = "not passed to the guest: execCPUAffinity, capabilities: CAP_FUTURE"
+        assert f"exec e of container box: {left_out}" in caplog.text
+        assert here.guest.process.Capabilities.Bounding == ["CAP_KILL"]
+        assert here.guest.process.ApparmorProfile == ""
+
+    async def test_of_an_update(self, here: Setting, caplog: pytest.LogCaptureFixture) -> None:
+        container = await here.running()
+        await container.update({"memory": {"limit": 1 << 30, "checkBeforeUpdate": True}, "rdma": {"mlx5": {}}})
+        assert "limits of container box: not passed to the guest: memory.checkBeforeUpdate, rdma" in caplog.text
 
 
 class TestExec:
