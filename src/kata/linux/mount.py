@@ -55,6 +55,9 @@ _PROPAGATION = {
     "runbindable": MS_UNBINDABLE | MS_REC,
 }  # fmt: skip
 
+#: What `parse_options` understands.
+OPTION_NAMES = frozenset((*_SET, *_CLEAR, *_PROPAGATION))
+
 _SYS_MOUNT_SETATTR = 442  # the same on every architecture: system calls are numbered together since 5.1
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_ATTR_RDONLY = 0x1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SETS: Final[tuple[Literal["bounding", "effective", "inheritable", "permitted", "ambient"], ...]] = (
     *("bounding", "effective", "inheritable", "permitted", "ambient"),
 )
-_KNOWN = frozenset(
+KNOWN = frozenset(
     f"CAP_{name}"
     for name in (
         *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
@@ -33,7 +33,7 @@ _KNOWN = frozenset(
 def unknown_of(capabilities: Capabilities) -> list[str]:
     """Names in any of the sets that the guest's kernel does not have, sorted."""
     names: Iterable[str] = chain.from_iterable(capabilities.get(key, ()) for key in _SETS)
-    return sorted({name for name in names if name.upper() not in _KNOWN})
+    return sorted({name for name in names if name.upper() not in KNOWN})
 
 
 def known_of(capabilities: Capabilities) -> Capabilities:
@@ -41,5 +41,5 @@ def known_of(capabilities: Capabilities) -> Capabilities:
     known = capabilities.copy()
     for key in _SETS:
         if key in known:
-            known[key] = [name for name in known[key] if name.upper() in _KNOWN]
+            known[key] = [name for name in known[key] if name.upper() in KNOWN]
     return known

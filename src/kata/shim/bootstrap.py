@@ -1,6 +1,6 @@
 """What containerd writes to the standard input of `start`, decoded without a protobuf library.
 
-containerd 1.x sends the runtime's options as `google.protobuf.Any` {1 type_url, 2 value}; 2.x sends
+containerd sends the runtime's options as `google.protobuf.Any` {1 type_url, 2 value}; from 2.3 on it sends
 `containerd.runtime.bootstrap.v1.BootstrapParams` {1 instance_id, …, 8 extensions {1 Any}, 9 socket_dir}. The first
 field tells them apart: it is the container's id or a type name. containerd waits for `start`, and importing the library
 would take several times as long as all of it; tests compare this decoder with the library.
@@ -20,11 +20,13 @@ class Bootstrap:
     Attributes:
         options: the serialised `google.protobuf.Any` of the runtime's options, or b"".
         socket_dir: the directory for the shim's socket, or "".
+        parameters: whether it sent bootstrap parameters, and so reads an answer in JSON.
     """
 
-    def __init__(self, options: bytes = b"", socket_dir: str = "") -> None:
+    def __init__(self, options: bytes = b"", socket_dir: str = "", *, parameters: bool = False) -> None:
         self.options = options
         self.socket_dir = socket_dir
+        self.parameters = parameters
 
 
 def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
@@ -45,7 +47,7 @@ def read_bootstrap(data: bytes, container_id: str) -> Bootstrap:
         return Bootstrap(options=data)
     extensions = [value for number, value in message if number == 8]
     options = next((_last(_fields(extension), 1) for extension in extensions), b"")
-    return Bootstrap(options, _last(message, 9).decode(errors="replace"))
+    return Bootstrap(options, _last(message, 9).decode(errors="replace"), parameters=True)
 
 
 def runtime_config(options: bytes) -> tuple[str, bytes]:

@@ -27,8 +27,9 @@ def main() -> None:
             os.write(1, f"containerd-shim-kata-v2: version {VERSION}\n".encode())
         elif arguments.switches["info"]:
             from kata.shim.info import info
+            from kata.shim.start import read_stdin
 
-            info()
+            os.write(1, info(read_stdin()))
         elif not arguments.action:
             raise InvalidArgument("no action: containerd runs this program with start or delete")
         elif not arguments.id or not arguments.namespace:

@@ -1,10 +1,13 @@
-"""The shim's `start`: find or make the process that serves this container, and print its address.
+"""The shim's `start`: find or make the process that serves this container, and print how it is reached.
 
 A container of an existing pod is served by the pod's shim: only its address is printed. Otherwise this process binds
 the socket and forks, and the child becomes the daemon without executing a new program. Calls that arrive while the
 daemon still imports its modules wait in the socket's backlog.
 
-Source: containerd, core/runtime/v2/README.md.
+The answer is the address, or for a caller that reads it (`kata.shim.caller`) JSON, which also says that this shim has
+version 3 of the Task service. With that containerd runs `start` and `delete` only for a pod's first container.
+
+Source: containerd, core/runtime/v2/README.md, "start".
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import FILE
 from kata.runtime.ledger.names import digest, state_name
 from kata.shim.bootstrap import read_bootstrap
+from kata.shim.caller import is_containerd_2
 from kata.shim.handover import hand_over
 from kata.shim.params import ShimParams
 
@@ -36,7 +40,7 @@ _MAX_CONFIG = 10 << 20
 
 
 def start(arguments: Arguments) -> None:
-    """Do the `start` action: the parent prints the address and returns, the child never returns.
+    """Do the `start` action: the parent prints the answer and returns, the child never returns.
 
     Raises:
         InvalidArgument: the command line, standard input or the bundle is invalid.
@@ -47,13 +51,14 @@ def start(arguments: Arguments) -> None:
     """
     begun = time.monotonic()
     validate_id(arguments.id)
-    bootstrap = read_bootstrap(_read_stdin(), arguments.id)
+    bootstrap = read_bootstrap(read_stdin(), arguments.id)
+    json = bootstrap.parameters or is_containerd_2(os.getppid())
     sandbox_id = _sandbox_of_bundle(arguments.id)
     path = socket_path(arguments.values["address"], arguments.namespace, sandbox_id, bootstrap.socket_dir)
     if sandbox_id != arguments.id:
         if not _is_served(path):
             raise NotFound(f"sandbox {sandbox_id} of container {arguments.id} is not running")
-        _publish(path)
+        _publish(path, json)
         return
     ledger = claim(f"{STATE_ROOT}/{state_name(arguments.id, arguments.namespace)}")
     params = ShimParams(
@@ -76,7 +81,7 @@ def start(arguments: Arguments) -> None:
         _become_daemon(params, listener, ledger)
     ledger.close()
     atomic_file.write("shim.pid", str(child))
-    _publish(path)
+    _publish(path, json)
 
 
 def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str = "") -> str:
@@ -91,7 +96,7 @@ def socket_path(containerd: str, namespace: str, sandbox_id: str, directory: str
     return os.path.join(directory or SOCKET_DIR, digest(os.path.join(containerd, namespace, sandbox_id)))
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
     """Read standard input, unless it is a terminal or /dev/null: containerd passes a pipe.
 
     Raises:
@@ -166,10 +171,18 @@ def _bind(path: str, ledger: Ledger) -> _socket.socket:
     return listener
 
 
-def _publish(path: str) -> None:
+def _publish(path: str, json: bool) -> None:
     address = f"unix://{path}"
-    atomic_file.write("address", address)  # containerd may look at any time
-    os.write(1, address.encode())
+    atomic_file.write("address", address)  # containerd 1.x may look at any time, also after a downgrade
+    os.write(1, answer(address, json=json).encode())
+
+
+def answer(address: str, *, json: bool) -> str:
+    """What `start` prints: the address, or containerd's `BootstrapParams` as JSON."""
+    if not json:
+        return address
+    quoted = address.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{{"version":3,"address":"{quoted}","protocol":"ttrpc"}}'
 
 
 def _become_daemon(params: ShimParams, listener: _socket.socket, ledger: Ledger) -> None:

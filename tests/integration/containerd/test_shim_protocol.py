@@ -72,10 +72,13 @@ class TestWithoutAMachine:
     """What is refused before anything boots."""
 
     async def test_info(self, raw: RawShim) -> None:
-        done = raw.run("-info", stdin=options(""))
+        chosen = options("[runtime]\ndisable_guest_seccomp = true\n")
+        done = raw.run("-info", stdin=chosen)
         assert (done.returncode, done.stderr) == (0, b"")
         answer = types_pb2.RuntimeInfo.FromString(done.stdout)
         assert (answer.name, answer.version.version) == ("io.containerd.kata.v2", VERSION)
+        assert answer.options.SerializeToString() == chosen
+        assert json.loads(answer.features.value)["linux"]["seccomp"] == {"enabled": False}
 
     async def test_nothing_inherited_stays_open(self, raw: RawShim) -> None:
         """Pitfall: containerd leaks descriptors, and waits until nobody has its pipe open any more."""

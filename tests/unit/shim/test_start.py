@@ -16,11 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from google.protobuf import any_pb2
 
 from kata import ttrpc
-from kata.protocols.containerd import task_v2_pb2
+from kata.protocols.containerd import bootstrap_pb2, task_v2_pb2
 from kata.runtime.ledger.journal import Ledger, claim
-from kata.shim.start import SOCKET_DIR, _is_served, socket_path
+from kata.shim.start import SOCKET_DIR, _is_served, answer, socket_path
 from kata.ttrpc.typed import Stub
 from tests.support.waiting import eventually, has_ended
 
@@ -209,6 +210,40 @@ def serving(path: Path) -> socket.socket:
     return listener
 
 
+#: As containerd 2.3 writes it.
+PARAMETERS = bootstrap_pb2.BootstrapParams(instance_id="box", namespace="ns").SerializeToString()
+#: containerd 2.0 to 2.2, which runs `start` and is known by its program only.
+UNDER_CONTAINERD_2 = "import kata.shim.start; kata.shim.start.is_containerd_2 = lambda pid: True"
+
+
+class TestAnswer:
+    """containerd 1.x reads a bare address, 2.x JSON; `address` is what 1.x reads when it is started again."""
+
+    @pytest.mark.parametrize(
+        ("stdin", "before"), [(PARAMETERS, ""), (b"", UNDER_CONTAINERD_2)], ids=["parameters", "program"]
+    )
+    def test_containerd_2_hears_of_version_3(self, shim: Shim, stdin: bytes, before: str) -> None:
+        status, out, err = shim.start(stdin=stdin, before=before)
+        assert (status, err) == (0, "")
+        address = f"unix://{shim.path('box')}"
+        assert json.loads(out) == {"version": 3, "address": address, "protocol": "ttrpc"}
+        assert (shim.bundle / "address").read_text() == address
+
+    def test_a_container_of_a_pod_too(self, shim: Shim) -> None:
+        shim.config(container_of("pod"))
+        with serving(shim.path("pod")):
+            _, out, _ = shim.start(before=UNDER_CONTAINERD_2)
+        assert json.loads(out)["address"] == f"unix://{shim.path('pod')}"
+
+    def test_options_alone_get_the_address(self, shim: Shim) -> None:
+        options = any_pb2.Any(type_url="runtimeoptions.v1.Options").SerializeToString()
+        assert shim.start(stdin=options)[1] == f"unix://{shim.path('box')}"
+
+    @pytest.mark.parametrize("directory", ["/run/x", '/run/"x"', "/run/\\x", "/run/é"])
+    def test_any_directory_can_be_named(self, directory: str) -> None:
+        assert json.loads(answer(directory, json=True))["address"] == directory
+
+
 class TestPods:
     def test_a_container_of_a_pod_gets_the_pods_address(self, shim: Shim) -> None:
         shim.config(container_of("pod"))
@@ -256,6 +291,7 @@ class TestDaemon:
             "kata.shim",
             "kata.shim.arguments",
             "kata.shim.bootstrap",
+            "kata.shim.caller",
             "kata.shim.handover",
             "kata.shim.main",
             "kata.shim.params",
