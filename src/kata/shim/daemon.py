@@ -40,17 +40,12 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaun
     Args:
         params: what `start` tells.
         listener_fd: descriptor of the bound socket; owned from now on.
-        ledger: the sandbox's; handed over.
+        ledger: the sandbox's; released at the end, but not after an error.
         prelaunch: a VM that the sandbox may take over.
     """
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(params)
-    try:
-        asyncio.run(serve(params, socket.socket(fileno=listener_fd), ledger, prelaunch))
-    except BaseException:
-        log.exception("the shim of sandbox %s failed", params.sandbox_id)
-        ledger.release()
-        raise
+    asyncio.run(serve(params, socket.socket(fileno=listener_fd), ledger, prelaunch))
 
 
 def become_shim(params: ShimParams) -> None:

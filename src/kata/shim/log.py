@@ -8,8 +8,12 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from kata.errors import KataError
+
 if TYPE_CHECKING:
     from kata.shim.params import ShimParams
+
+log = logging.getLogger(__name__)
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -59,15 +63,33 @@ class LogfmtFormatter(logging.Formatter):
 
 
 def setup_logging(params: ShimParams) -> None:
-    """Send this process's log to containerd; in a bundle without its FIFO (made by hand) nothing is logged."""
+    """Send this process's log to containerd; in a bundle without its FIFO (made by hand) nothing is logged.
+
+    Neither is anything if the FIFO cannot be opened: that must not stop a sandbox.
+    """
     path = os.path.join(params.bundle, "log")
     root = logging.getLogger()
     # A process that was in standby had another log until now.
     root.handlers.clear()
     root.setLevel(logging.DEBUG if params.debug else logging.INFO)
-    if os.path.exists(path):
+    handler: logging.Handler
+    try:
         handler = FifoHandler(path)
-        handler.setFormatter(LogfmtFormatter(params.sandbox_id))
-        root.addHandler(handler)
-    else:
-        root.addHandler(logging.NullHandler())
+    except OSError:
+        handler = logging.NullHandler()
+    handler.setFormatter(LogfmtFormatter(params.sandbox_id))
+    root.addHandler(handler)
+
+
+def tell_failure(params: ShimParams, error: BaseException) -> None:
+    """Log why the shim of a sandbox ends; where it failed, its log may not have been set up yet."""
+    setup_logging(params)
+    expected = isinstance(error, KataError)
+    hint = f" ({error.hint})" if isinstance(error, KataError) and error.hint else ""
+    log.critical(
+        "the shim of sandbox %s failed: %s%s",
+        params.sandbox_id,
+        error if expected else type(error).__name__,
+        hint,
+        exc_info=None if expected else error,
+    )

@@ -20,20 +20,17 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger) -> None:
     Args:
         params: what `start` tells.
         listener_fd: descriptor of the bound socket to serve on; owned from now on.
-        ledger: the sandbox's; handed over.
+        ledger: the sandbox's; released at the end.
 
     Raises:
-        FailedPrecondition: a mount namespace cannot be made.
+        FailedPrecondition: a mount namespace cannot be made. The ledger is then still the caller's, as after any error.
     """
-    try:
-        enter_mount_namespace(ledger.directory)
-        prelaunched = _prelaunch(params, ledger)
-        load_asyncio()
-        leave_out_pure_protobuf()
-        from kata.shim import daemon
-    except BaseException:
-        ledger.release()
-        raise
+    enter_mount_namespace(ledger.directory)
+    prelaunched = _prelaunch(params, ledger)
+    load_asyncio()
+    leave_out_pure_protobuf()
+    from kata.shim import daemon
+
     daemon.run(params, listener_fd, ledger, prelaunched)
 
 

@@ -100,7 +100,6 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
     for fd in (0, 1, 2):
         os.dup2(null, fd)  # the terminal that the pool was started in is not the sandbox's
     os.close(null)
-    become_shim(params)
     try:
         await serve(params, listener, sandbox_ledger, standby)
     finally:
@@ -157,6 +156,7 @@ def _take(peer: socket.socket, home: object) -> tuple[ShimParams, socket.socket,
         for fd in received:
             os.set_inheritable(fd, False)
         peer.send(handover.ACCEPTED)
+        become_shim(params)  # at once: what fails from here on belongs into containerd's log
     except (OSError, ValueError) as error:
         log.info("cannot take over a sandbox from `start`: %s", error)
         for fd in received:

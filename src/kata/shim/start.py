@@ -203,6 +203,14 @@ def _become_daemon(params: ShimParams, listener: _socket.socket, ledger: Ledger)
 
         run(params, listener.detach(), ledger)
         status = 0
+    except BaseException as error:
+        # containerd has the address by now: only its log can tell why nobody answers there.
+        try:
+            from kata.shim.log import tell_failure
+
+            tell_failure(params, error)
+        finally:
+            ledger.release()
     finally:
         os._exit(status)
 

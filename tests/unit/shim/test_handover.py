@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kata.errors import Unavailable
-from kata.shim import handover
+from kata.runtime.ledger.journal import Ledger
+from kata.shim import handover, standby
 from kata.shim.handover import ACCEPTED, PREFIX, READY, SOCKET, hand_over
 from kata.shim.params import ShimParams
 
@@ -130,6 +131,44 @@ def test_two_shims_for_one_sandbox_there_are_never(tmp_path: Path, monkeypatch: 
         with pytest.raises(Unavailable, match="does not answer"):
             offer(tmp_path)
         done.set()
+
+
+@pytest.mark.root
+def test_what_fails_after_the_acceptance_reaches_containerds_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`start` prints the address then, and nobody reads the pool's own log for a sandbox."""
+    happened: list[str] = []
+    received: list[int] = []
+    receive = socket.recv_fds
+
+    def remember(*arguments: int) -> object:
+        whole = receive(*arguments)  # type: ignore[arg-type]
+        received.extend(whole[1])
+        return whole
+
+    monkeypatch.setattr(standby, "become_shim", lambda params: happened.append(f"log of {params.sandbox_id}"))
+
+    def fail(*_: object) -> None:
+        raise OSError("no ledger")
+
+    monkeypatch.setattr(socket, "recv_fds", remember)
+    monkeypatch.setattr(Ledger, "adopt", fail)
+    monkeypatch.setattr(standby, "surroundings", lambda pid: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first, second = os.pipe()
+    with ours, theirs, open(first, "rb"), open(second, "wb"):
+        socket.send_fds(theirs, [MESSAGE.encode()], [first, second])
+        before = dict(os.environ)
+        try:
+            with pytest.raises(OSError, match="no ledger"):
+                standby._take(ours, None)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            for fd in received:
+                os.close(fd)
+    assert happened == ["log of box"]
 
 
 def test_an_environment_that_is_too_large_goes_without(tmp_path: Path) -> None:

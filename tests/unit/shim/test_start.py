@@ -244,6 +244,58 @@ class TestAnswer:
         assert json.loads(answer(directory, json=True))["address"] == directory
 
 
+def _daemon_that(fails: str, where: str = "kata.shim.prelaunch.run") -> str:
+    """A step of the daemon raises what the expression says."""
+    module = where.rpartition(".")[0]
+    return f"import {module}, kata.errors\ndef boom(*_): raise {fails}\n{where} = boom"
+
+
+class TestLastWords:
+    """containerd has the address when the daemon begins: what fails from then on can only be told in its log."""
+
+    def log(self, shim: Shim, before: str) -> str:
+        os.mkfifo(shim.bundle / "log")
+        reader = os.open(shim.bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
+        status, out, err = shim.start(before=before)
+        assert (status, out, err) == (0, f"unix://{shim.path('box')}", "")
+
+        def line() -> bytes:
+            try:
+                return os.read(reader, 1 << 16)
+            except BlockingIOError:  # open, and nothing in it yet
+                return b""
+
+        said = eventually(line, "a line in the log").decode()
+        os.close(reader)
+        held = (shim.state / "box", shim.path("box"))
+        eventually(lambda: not any(path.exists() for path in held), "all is given back")
+        assert said.count("\n") == 1
+        assert "level=fatal" in said
+        assert "sandbox=box" in said
+        return said
+
+    def test_of_a_host_that_lacks_something(self, shim: Shim) -> None:
+        said = self.log(shim, _daemon_that('kata.errors.FailedPrecondition("no namespace", hint="be root")'))
+        assert 'msg="the shim of sandbox box failed: no namespace (be root)"' in said
+
+    def test_of_an_installation_that_is_broken(self, shim: Shim) -> None:
+        said = self.log(shim, _daemon_that("ModuleNotFoundError(\"No module named 'google'\")"))
+        assert "the shim of sandbox box failed: ModuleNotFoundError" in said
+        assert "No module named 'google'" in said
+        assert "in boom" in said, "the traceback says where"
+
+    @pytest.mark.root
+    def test_of_a_daemon_that_does_not_begin_to_serve(self, shim: Shim) -> None:
+        """Its log had been set up, once."""
+        said = self.log(shim, _daemon_that("OSError(28, 'No space left on device')", "kata.shim.daemon.serve"))
+        assert "No space left on device" in said
+
+    def test_a_log_that_cannot_be_opened_stops_nothing(self, shim: Shim) -> None:
+        (shim.bundle / "log").mkdir()
+        assert shim.start(before=_daemon_that("OSError()"))[0] == 0
+        eventually(lambda: not (shim.state / "box").exists(), "all is given back")
+
+
 class TestPods:
     def test_a_container_of_a_pod_gets_the_pods_address(self, shim: Shim) -> None:
         shim.config(container_of("pod"))
