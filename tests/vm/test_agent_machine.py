@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from kata.agent.limits import SYSCTLS
 from kata.errors import Code
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
@@ -204,3 +205,18 @@ async def typed(guest: Guest, line: bytes) -> bytes:
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+async def test_limits_are_a_large_hosts(agent: Agent) -> None:
+    names = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS)
+    said = (await output(agent, "limits", f"ulimit -Sn; ulimit -Hn; ulimit -u; ulimit -i; cat {names}")).split()
+    assert said[:4] == ["1048576", "1048576", "unlimited", "262144"]
+    assert said[4:] == [str(value) for value in SYSCTLS.values()]
+
+
+async def test_a_spec_may_ask_for_more_open_files_than_a_host_usually_allows(agent: Agent) -> None:
+    # CRI-O's default, which systemd has from fs.nr_open.
+    limit = {"type": "RLIMIT_NOFILE", "hard": 1_073_741_816, "soft": 1_073_741_816}
+    await agent.run("files", container_spec(ROOTFS, "sh", "-c", "ulimit -Hn", rlimits=[limit]))
+    assert await agent.read_all("files") == b"1073741816\n"
+    await agent.remove("files")

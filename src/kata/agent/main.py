@@ -14,7 +14,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kata.agent import config, init
+from kata.agent import config, init, limits
 from kata.agent.log import set_up_logging
 from kata.agent.paths import Paths
 from kata.errors import KataError
@@ -70,6 +70,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     reaper.start()
     oom = OomWatcher()
     if is_init:
+        for refused in limits.raise_limits():
+            log.warning("the kernel keeps its own limit: %s", refused)
         complaint = await init.load_modules(reaper)
         if complaint:
             log.warning("kernel modules: %s", complaint)
