@@ -63,6 +63,14 @@ def test_empty_dir_of_the_host(pod: Pod, tmp_path: Path) -> None:
     second.remove()
 
 
+def test_a_volume_as_shared_memory(pod: Pod, tmp_path: Path) -> None:
+    """How pods get a larger /dev/shm than the 64 MiB that the engine gives them."""
+    volume = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/dshm"
+    volume.mkdir(parents=True)
+    pod.output("sh", "-c", "echo large > /dev/shm/file", mounts=[mount(volume, "/dev/shm")])
+    assert (volume / "file").read_text() == "large\n"
+
+
 def test_unix_socket_in_a_shared_volume(pod: Pod, tmp_path: Path) -> None:
     volume = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/socket"
     volume.mkdir(parents=True)

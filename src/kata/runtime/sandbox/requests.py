@@ -16,7 +16,7 @@ from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.storage.disk_mount import DiskMount
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
-_DEFAULT_SHM = "65536k"
+_DEFAULT_SHM = 64 << 20
 _MAX_HOSTNAME = 64
 
 
@@ -40,8 +40,17 @@ def host_namespaces(spec: Spec) -> list[str]:
     return [kind for kind in ("ipc", "pid", "uts") if kind not in named]
 
 
-def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent_pb2.CreateSandboxRequest:
-    """The agent's part of creating a sandbox: host name, shared tree, /dev/shm, kernel modules."""
+def create_sandbox_request(
+    sandbox_id: str, spec: Spec, config: Config, shm_size: int = 0
+) -> agent_pb2.CreateSandboxRequest:
+    """The agent's part of creating a sandbox: host name, shared tree, /dev/shm, kernel modules.
+
+    Args:
+        sandbox_id: the sandbox's.
+        spec: of its first container.
+        config: the sandbox's.
+        shm_size: bytes of the /dev/shm that its containers share; 0 for what engines usually give them.
+    """
     request = agent_pb2.CreateSandboxRequest(
         hostname=str(spec.get("hostname") or sandbox_id)[:_MAX_HOSTNAME],
         sandbox_id=sandbox_id,
@@ -52,7 +61,7 @@ def create_sandbox_request(sandbox_id: str, spec: Spec, config: Config) -> agent
                 driver="ephemeral",
                 source="shm",
                 fstype="tmpfs",
-                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={_shm_size(spec.get('mounts') or ())}"],
+                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={shm_size or _DEFAULT_SHM}"],
                 mount_point=GUEST_SHM,
             ),
         ],
@@ -78,16 +87,6 @@ def namespace_of(spec: Spec) -> str:
     """The path of the network namespace that was made for the pod; "" if none was."""
     namespaces = (spec.get("linux") or {}).get("namespaces") or ()
     return next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "network"), "")
-
-
-def _shm_size(mounts: Sequence[Mapping[str, Any]]) -> str:
-    for mount in mounts:
-        if mount.get("destination") == "/dev/shm" and mount.get("type") == "tmpfs":
-            for option in mount.get("options", ()):
-                name, _, value = str(option).partition("=")
-                if name == "size" and value:
-                    return value
-    return _DEFAULT_SHM
 
 
 def hugepage_limits(spec: Spec) -> dict[str, int]:

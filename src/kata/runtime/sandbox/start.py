@@ -40,6 +40,7 @@ from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
 from kata.runtime.sandbox.sandbox import Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
+from kata.runtime.storage.host_paths import shm_size
 
 if TYPE_CHECKING:
     from kata.runtime.network.endpoints import Endpoint
@@ -149,7 +150,8 @@ class _Start:
                     await self._connect(network, guest, endpoints)
             guest.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
             with self._timings.phase("sandbox"):
-                await guest.agent.create_sandbox(requests.create_sandbox_request(self._id, spec, self._config))
+                request = requests.create_sandbox_request(self._id, spec, self._config, shm_size(spec))
+                await guest.agent.create_sandbox(request)
         finally:
             with self._timings.phase("cgroup"):
                 await confining

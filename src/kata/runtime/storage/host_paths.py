@@ -10,6 +10,7 @@ Reference: the kernel's Documentation/ABI/testing/sysfs-block.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,13 @@ from kata.runtime.storage.kubernetes_volumes import (
     plugin_of,
 )
 
+#: Where shared memory is expected (shm_overview(7)).
+SHM = "/dev/shm"
+
 _SYS_BLOCK = "/sys/dev/block"
+#: Where containerd's CRI plugin, Docker, CRI-O and Podman mount the shared memory that they make for a sandbox. A
+#: process whose mount namespace does not receive the host's mounts (a standby under a private "/") sees a directory.
+_ENGINES_SHM = re.compile(r"/(sandboxes/[^/]+|mounts|userdata)/shm$")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class HostPath:
         block: major and minor number, if it is a block device.
         empty_dir: what is there, if it is an emptyDir of Kubernetes.
         watchable: whether it is a volume that kubelet updates in place, with at most MAX_WATCHABLE_FILES files.
+        engines_shm: whether it is shared memory that a container engine has made: a tmpfs named "shm".
     """
 
     identity: tuple[int, int]
@@ -55,6 +63,7 @@ class HostPath:
     block: tuple[int, int] | None = None
     empty_dir: EmptyDir | None = None
     watchable: bool = False
+    engines_shm: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -123,6 +132,25 @@ def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str =
     return HostView(paths, disks, volumes, _nested(mounts))
 
 
+def shm_size(spec: Spec) -> int:
+    """Bytes of the shared memory that the container engine has made for a sandbox; 0 if it has made none.
+
+    Args:
+        spec: of the sandbox's first container.
+    """
+    for mount in spec.get("mounts") or ():
+        source = str(mount.get("source", ""))
+        if is_shm(mount) and is_bind(mount) and _mounted_shm(source):
+            space = os.statvfs(source)
+            return space.f_blocks * space.f_frsize
+    return 0
+
+
+def is_shm(mount: Mount) -> bool:
+    """Whether it is the container's shared memory."""
+    return os.path.normpath(str(mount.get("destination", ""))) == SHM
+
+
 def random_token() -> str:
     """16 hexadecimal digits that nothing else on this host has."""
     return os.urandom(8).hex()
@@ -164,9 +192,17 @@ def _look_at(path: str) -> HostPath | None:
             block=(os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None,
             empty_dir=_empty_dir(path, info) if plugin == EMPTY_DIR else None,
             watchable=plugin in WATCHABLE and stat.S_ISDIR(info.st_mode) and _has_few_files(path),
+            engines_shm=plugin != EMPTY_DIR and (bool(_ENGINES_SHM.search(path)) or _mounted_shm(path)),
         )
     except (OSError, ValueError):
         return None  # it does not exist, as far as this process can see
+
+
+def _mounted_shm(path: str) -> bool:
+    if os.path.basename(path) != os.path.basename(SHM):
+        return False
+    mounted = mountinfo.mounted_at(path)
+    return mounted is not None and mounted.fstype == "tmpfs"
 
 
 def _empty_dir(path: str, info: os.stat_result) -> EmptyDir:

@@ -21,13 +21,13 @@ from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
 from kata.oci.spec import Mount
 from kata.runtime.storage import kubernetes_volumes as kubernetes
-from kata.runtime.storage.host_paths import HostView, RootfsMount, is_bind
+from kata.runtime.storage.host_paths import HostView, RootfsMount, is_bind, is_shm
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.overlay import compact
 
 #: Where the guest mounts the shared tree (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
-#: The sandbox's one /dev/shm in the guest.
+#: The sandbox's /dev/shm in the guest: what containers have whose engine has made one for all of them.
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
 #: Directory in the shared tree for `sandbox_bind_mounts` (Kata's name).
@@ -144,7 +144,7 @@ def plan_container(
             if on_disk[destination]:
                 flags = [option for option in options if option in _READ_ONLY]
                 edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind", *flags]})
-        elif os.path.normpath(destination) == "/dev/shm":
+        elif is_shm(mount) and is_bind(mount) and found and found.engines_shm:
             flags = [option for option in options if option in _SHM_FLAGS]
             edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
         elif not is_bind(mount):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
+from kata.linux.mount import mount, umount
 from kata.runtime.storage import direct_volume
-from kata.runtime.storage.host_paths import BlockNode, HostView, RootfsMount, look_at_paths, random_token
+from kata.runtime.storage.host_paths import BlockNode, HostView, RootfsMount, look_at_paths, random_token, shm_size
 
 #: A number that no driver has.
 NUMBER = (240, 7)
@@ -72,6 +73,27 @@ def test_the_disks_of_this_host() -> None:
         )
         for entry, device in zip(entries, devices, strict=True)
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.parametrize(("name", "engines"), [("shm", True), ("data", False)])
+def test_shared_memory_that_an_engine_has_made(tmp_path: Path, name: str, engines: bool) -> None:
+    source = tmp_path / name
+    source.mkdir()
+    entry = {**bind(source), "destination": "/dev/shm/"}
+    assert not look(entry).paths[str(source)].engines_shm, "a directory is a volume"
+    mount("shm", str(source), "tmpfs", 0, "size=3m")
+    try:
+        assert look(entry).paths[str(source)].engines_shm == engines
+        made: Any = {"mounts": [bind(source), entry]}
+        assert shm_size(made) == (3 << 20 if engines else 0)
+    finally:
+        umount(str(source))
+
+
+def test_without_an_engines_shared_memory_there_is_no_size() -> None:
+    made: Any = {"mounts": [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1g"]}]}
+    assert shm_size(made) == shm_size({}) == 0
 
 
 def test_the_record_of_a_direct_volume(tmp_path: Path) -> None:

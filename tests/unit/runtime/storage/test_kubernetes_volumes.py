@@ -27,8 +27,13 @@ def volume(root: Path, plugin: str, name: str = "data", files: int = 0) -> Path:
     return path
 
 
-def make_plan(source: Path, **options: Any) -> ContainerPlan:
-    mount: Any = {"destination": "/data", "type": "bind", "source": str(source), "options": ["rbind", "rprivate", "ro"]}
+def make_plan(source: Path, destination: str = "/data", **options: Any) -> ContainerPlan:
+    mount: Any = {
+        "destination": destination,
+        "type": "bind",
+        "source": str(source),
+        "options": ["rbind", "rprivate", "ro"],
+    }
     options.setdefault("token", lambda: "0123456789abcdef")
     options.setdefault("host", look_at_paths({"mounts": [mount]}))
     return plan_container("box", [mount], rootfs=(), rootfs_dir="/rootfs", **options)
@@ -68,6 +73,18 @@ def test_an_empty_dir_in_memory_is_the_guests_memory(tmp_path: Path) -> None:
     assert storage.point == "/run/kata-containers/sandbox/ephemeral/my cache"
     assert storage.options == ("size=1048576", "mode=0777", "fsgid=4711")
     assert storage.shared, "it outlives a container that is restarted"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_an_empty_dir_in_memory_may_be_the_shared_memory(tmp_path: Path) -> None:
+    source = volume(tmp_path, "empty-dir", "shm")
+    linux.mount("tmpfs", str(source), "tmpfs", 0, "size=256m,mode=1777")
+    try:
+        planned = make_plan(source, "/dev/shm")
+    finally:
+        linux.umount(str(source))
+    assert f"size={256 << 20}" in planned.storages[0].options
+    assert planned.mounts[0]["source"] == "/run/kata-containers/sandbox/ephemeral/shm"
 
 
 def test_huge_pages_need_a_limit() -> None:

@@ -35,11 +35,24 @@ class TestPlan:
         assert planned.volumes == ()
 
     @pytest.mark.parametrize("destination", ["/dev/shm", "/dev/shm/", "/dev/../dev/shm"])
-    @pytest.mark.parametrize(("kind", "source"), [("tmpfs", "shm"), ("bind", "/var/lib/pods/shm")])
-    def test_shm_is_the_sandboxes(self, destination: str, kind: str, source: str) -> None:
-        (entry,) = plan(mount(destination, kind, source, "nosuid", "size=1k", "noexec")).mounts
+    def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str, tmp_path: Path) -> None:
+        source = tmp_path / "sandboxes/0123/shm"
+        source.mkdir(parents=True)
+        (entry,) = plan(mount(destination, "bind", str(source), "rbind", "nosuid", "size=1k", "noexec")).mounts
         assert (entry["type"], entry["source"]) == ("bind", GUEST_SHM)
         assert entry["options"] == ["rbind", "nosuid", "noexec"]
+
+    def test_a_tmpfs_as_shm_is_the_containers_own(self) -> None:
+        entry = mount("/dev/shm", "tmpfs", "shm", "nosuid", "size=256m")
+        assert plan(entry).mounts == (entry,)
+
+    @pytest.mark.parametrize("name", ["data", "shm"])
+    def test_a_directory_as_shm_is_shared_like_any_other(self, tmp_path: Path, name: str) -> None:
+        source = tmp_path / name
+        source.mkdir()
+        planned = plan(mount("/dev/shm", "bind", str(source), "rbind"))
+        assert planned.volumes == (Bind(str(source), "box-0123456789abcdef-shm"),)
+        assert planned.mounts[0]["source"] == f"{GUEST_SHARED}/box-0123456789abcdef-shm"
 
     @pytest.mark.parametrize("source", ["/proc", "/proc/sys/net", "/sys", "/sys/fs/bpf", "/etc/../proc/1"])
     def test_the_hosts_kernel_trees_are_left_out(self, source: str) -> None:
