@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,8 @@ class Container:
         except FileExistsError:
             raise AlreadyExists(f"container {self.id} already exists, or its id is reserved") from None
         self._held.callback(_remove_tree, self.bundle)
+        # The host has unplugged what an earlier container needed.
+        agent.reserve.refresh()
         self._held.callback(storages[0].release, storages[0].acquire(storages[1], self.id))
         rootfs = self._mount_rootfs(str((spec.get("root") or {}).get("path") or ""))
         finished = guestspec.finish(
@@ -126,6 +128,8 @@ class Container:
         )
         if "process" in finished:
             finished["process"] = self._translated(finished["process"])
+        finished["mounts"] = [self._fitted(entry) for entry in finished.get("mounts") or ()]
+        finished, quota = guestspec.without_quota(finished)
         self._has_poststart = bool((finished.get("hooks") or {}).get("poststart"))
         _write_json(f"{self.bundle}/config.json", finished)
         # Hooks get the bundle's path, and a pre-spawned container has a different one.
@@ -136,6 +140,7 @@ class Container:
             self._held.push_async_callback(agent.runtime.delete, self.id)
             pid = await agent.runtime.create(self.id, self.bundle, stdio.streams)
             self._adopt("", pid, stdio)
+        self._limit_cpu(quota)
         await stdio.handed_over()
         agent.oom.watch(self.id, self.cgroup)
         self._held.callback(agent.oom.forget, self.id)
@@ -143,6 +148,21 @@ class Container:
     def _translated(self, process: Mapping[str, Any]) -> dict[str, Any]:
         """Return an OCI process whose environment has the guest's addresses of PCI devices."""
         return {**process, "env": environment.translate(process.get("env") or (), self._addresses)}
+
+    def _limit_cpu(self, files: Mapping[str, str]) -> None:
+        try:
+            for name, text in files.items():
+                cgroup.write(self.cgroup, name, text)
+        except OSError as error:
+            raise FailedPrecondition(f"container {self.id}: cannot limit its CPU time: {error.strerror}") from error
+
+    def _fitted(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a mount of the spec, a tmpfs with a size that leaves something to others."""
+        if entry.get("type") != "tmpfs":
+            return entry
+        options, promised = self._agent.reserve.fit(entry.get("options") or ())
+        self._held.callback(self._agent.reserve.give_back, promised)
+        return {**entry, "options": options}
 
     async def _remove_cgroup(self) -> None:
         """Remove the cgroup if a killed runtime has left it; usually it is gone by now.
@@ -233,6 +253,23 @@ class Container:
             await self._agent.runtime.start(self.id, hooks=self._has_poststart)
             self._started = True
 
+    @contextlib.contextmanager
+    def _lifted_quota(self) -> Iterator[None]:
+        """Lift the CPU quota while the runtime works in the container: with 1 % of a CPU that would take seconds.
+
+        No longer than that, and not for the init process: programs size themselves by the quota.
+        """
+        limit = cgroup.read(self.cgroup, "cpu.max").strip()
+        quota, _, period = limit.partition(" ")
+        if quota in ("", "max"):
+            yield
+            return
+        cgroup.write(self.cgroup, "cpu.max", f"max {period}")
+        try:
+            yield
+        finally:
+            cgroup.write(self.cgroup, "cpu.max", limit)
+
     async def exec(self, exec_id: str, spec: Mapping[str, Any]) -> None:
         """Run one more process.
 
@@ -254,7 +291,7 @@ class Container:
             self._require(State.CREATED, State.RUNNING)
             stdio = self._take_next(spec) or self._agent.open_stdio(spec)
             try:
-                with self._agent.reaper.adopting():
+                with self._agent.reaper.adopting(), self._lifted_quota():
                     pid = await self._agent.runtime.exec(self.id, self._translated(spec), stdio.streams)
                     process = self._adopt(exec_id, pid, stdio)
                 try:

@@ -12,6 +12,7 @@ from kata.agent.devices.find import Finder
 from kata.agent.oom import OomWatcher
 from kata.agent.paths import Paths
 from kata.agent.reaper import Reaper
+from kata.agent.reserve import Reserve
 from kata.agent.runtime import Runtime
 from kata.agent.stdio import Stdio
 
@@ -31,6 +32,7 @@ class AgentContext:
         oom: watches for out-of-memory kills.
         config: the agent's settings.
         devices: finds hot-plugged devices; one that loads no drivers unless given.
+        reserve: what the containers may use together; everything unless given.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class AgentContext:
         oom: OomWatcher,
         config: AgentConfig,
         devices: Finder | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self.paths = paths
         self.reaper = reaper
@@ -48,6 +51,7 @@ class AgentContext:
         self.oom = oom
         self.config = config
         self.devices = devices or Finder(config.hotplug_timeout)
+        self.reserve = reserve or Reserve()
         self._consoles = 0
         self._prespawned: list[Stdio] = []
 

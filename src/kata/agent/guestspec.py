@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+#: The kernel's default (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
+DEFAULT_PERIOD_US = 100_000
+
 # Decided here, whatever the host sent. The protocol does not carry time namespaces.
 _OURS = frozenset(("ipc", "uts", "pid", "network", "cgroup", "time"))
 
@@ -68,6 +71,30 @@ def finish(
         # and it has the right name already.
         edited.pop("hostname", None)
     return edited
+
+
+def without_quota(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Take the CPU quota out of a spec, so that the runtime does its own work at the guest's speed.
+
+    Args:
+        spec: the container's; it is not changed.
+
+    Returns:
+        The spec without it, and what is to be written to files of the container's cgroup once it has been created, in
+        this order.
+    """
+    linux = spec.get("linux") or {}
+    resources = linux.get("resources") or {}
+    files = {}
+    if cpu := dict(resources.get("cpu") or {}):
+        if (cpu.get("quota") or 0) > 0:
+            files["cpu.max"] = f"{cpu.pop('quota')} {cpu.pop('period', 0) or DEFAULT_PERIOD_US}"
+        resources = {**resources, "cpu": cpu}
+    if unified := dict(resources.get("unified") or {}):
+        # These win, as in crun.
+        files.update({name: unified.pop(name) for name in ("cpu.max", "cpu.max.burst") if name in unified})
+        resources = {**resources, "unified": unified}
+    return {**spec, "linux": {**linux, "resources": resources}} if files else dict(spec), files
 
 
 def _deny_device(resources: Mapping[str, Any], major: int, minor: int) -> dict[str, Any]:

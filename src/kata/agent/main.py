@@ -55,6 +55,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     from kata.agent.forward import connect
     from kata.agent.oom import OomWatcher
     from kata.agent.reaper import Reaper
+    from kata.agent.reserve import Reserve
     from kata.agent.runtime import Crun
     from kata.agent.sandbox import Sandbox
     from kata.agent.service import AgentService, all_handlers, to_status
@@ -82,7 +83,11 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
     devices = Finder(settings.hotplug_timeout, partial(init.load_driver, reaper) if is_init else no_driver)
-    agent = AgentContext(paths, reaper, Crun(reaper, paths.crun, f"{paths.run}/prespawned"), oom, settings, devices)
+    reserve = Reserve(paths.cgroup)
+    if is_init:
+        reserve.set_up()
+    runtime = Crun(reaper, paths.crun, f"{paths.run}/prespawned")
+    agent = AgentContext(paths, reaper, runtime, oom, settings, devices, reserve)
     sandbox = Sandbox(agent, is_init)
     service = AgentService(sandbox, agent, is_init, stopped)
     calls = all_handlers(service)

@@ -11,12 +11,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from kata.agent.crun import Call, Streams
+from kata.agent.guestspec import DEFAULT_PERIOD_US
 from kata.agent.prespawn import PreSpawned
 from kata.agent.reaper import Reaper
 from kata.errors import FailedPrecondition
-
-#: The kernel's default (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
-_DEFAULT_PERIOD_US = 100_000
 
 _NO_STREAMS = Streams()
 
@@ -133,7 +131,7 @@ class Crun:
         cpu = resources.get("cpu") or {}
         if (cpu.get("quota") or 0) < 0 and not cpu.get("period"):
             # crun lifts a quota only together with a period.
-            resources = {**resources, "cpu": {**cpu, "period": _DEFAULT_PERIOD_US}}
+            resources = {**resources, "cpu": {**cpu, "period": DEFAULT_PERIOD_US}}
         await self._call("update", [self._name(container_id)], {"--resources": json.dumps(resources).encode()})
 
     async def delete(self, container_id: str) -> None:

@@ -49,7 +49,7 @@ class Sandbox:
     def __init__(self, agent: AgentContext, is_init: bool) -> None:
         self.id = ""
         self.running = False
-        self.storages = Storages(agent.paths)
+        self.storages = Storages(agent.paths, agent.reserve)
         self._agent = agent
         self._owns_guest = is_init
         self._containers: dict[str, Container] = {}

@@ -261,6 +261,8 @@ class AgentService:
         self._require_init()
         timeout = self._agent.config.hotplug_timeout if request.wait else 0.0
         await guest.online(request.nb_cpus, not request.cpu_only, timeout)
+        # Memory that has been unplugged is not announced: the host asks for no vCPUs then.
+        self._agent.reserve.refresh()
         return Empty()
 
     async def get_metrics(self, request: pb.GetMetricsRequest, ctx: CallContext) -> pb.Metrics:

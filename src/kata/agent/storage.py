@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kata.agent.devices.find import NAMED, PLACED
 from kata.agent.paths import Paths
+from kata.agent.reserve import Reserve
 from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as mounts
@@ -33,10 +34,17 @@ _ON_ROOT_MISMATCH = 1
 
 
 class Storages:
-    """The mounts of a sandbox. A mount point's first `acquire` mounts, its last `release` unmounts."""
+    """The mounts of a sandbox. A mount point's first `acquire` mounts, its last `release` unmounts.
 
-    def __init__(self, paths: Paths) -> None:
+    Args:
+        paths: where the agent keeps things.
+        reserve: limits the sizes of what is mounted in memory.
+    """
+
+    def __init__(self, paths: Paths, reserve: Reserve | None = None) -> None:
         self._paths = paths
+        self._reserve = reserve or Reserve()
+        self._promised: dict[str, int] = {}
         self._users: dict[str, int] = {}
         self._mounted: set[str] = set()
         self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], None]] = {
@@ -134,6 +142,7 @@ class Storages:
 
     def _unmount(self, point: str) -> None:
         self._watcher.remove(point)
+        self._reserve.give_back(self._promised.pop(point, 0))
         if point in self._mounted:
             self._mounted.discard(point)
             parent, name = os.path.split(point)
@@ -201,6 +210,9 @@ class Storages:
         group = _take_group(options)
         if request.fstype == "hugetlbfs":
             _reserve_hugepages(options)
+            self._reserve.refresh()
+        else:
+            options, self._promised[point] = self._reserve.fit(options)
         self._mount_at(request.source or "tmpfs", point, request.fstype or "tmpfs", options)
         if group is not None:
             with self._directory(point) as mounted:

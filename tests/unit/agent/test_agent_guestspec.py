@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from kata.agent.guestspec import Namespaces, finish
+from kata.agent.guestspec import Namespaces, finish, without_quota
 
 SHARED = Namespaces(ipc="/ns/ipc", uts="/ns/uts", network="/proc/1/ns/net")
 
@@ -62,3 +62,26 @@ def test_the_root_disk_is_denied_last() -> None:
 
 def test_a_user_namespace_cannot_rename_the_sandbox() -> None:
     assert "hostname" not in edited({"hostname": "h", "linux": {"namespaces": [{"type": "user"}]}})
+
+
+def test_a_quota_is_kept_for_later() -> None:
+    spec = {"linux": {"resources": {"cpu": {"shares": 5, "quota": 1000, "period": 50_000}, "pids": {"limit": 1}}}}
+    before = copy.deepcopy(spec)
+    left, files = without_quota(spec)
+    assert spec == before
+    assert left == {"linux": {"resources": {"cpu": {"shares": 5}, "pids": {"limit": 1}}}}
+    assert files == {"cpu.max": "1000 50000"}
+
+
+def test_a_unified_quota_wins() -> None:
+    unified = {"cpu.max": "7000 100000", "cpu.max.burst": "7", "memory.high": "1"}
+    left, files = without_quota({"linux": {"resources": {"cpu": {"quota": 1000}, "unified": unified}}})
+    assert left == {"linux": {"resources": {"cpu": {}, "unified": {"memory.high": "1"}}}}
+    assert list(files.items()) == [("cpu.max", "7000 100000"), ("cpu.max.burst", "7")]
+
+
+def test_without_a_quota_nothing_changes() -> None:
+    for cpu in ({}, {"quota": -1, "period": 100_000}, {"period": 50_000}):
+        spec = {"linux": {"resources": {"cpu": cpu}}}
+        assert without_quota(spec) == (spec, {})
+    assert without_quota({}) == ({}, {})

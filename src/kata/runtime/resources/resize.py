@@ -144,8 +144,8 @@ class SandboxResources:
             if not self._static and wanted != self._size:
                 resized = await self._vm.resize(wanted.vcpus, wanted.memory_mib)
                 self._size = Size(resized.vcpus, resized.memory_mib)
-                if resized.new_vcpus or resized.new_memory:
-                    await self._agent.online(resized.new_vcpus, _ONLINE_TIMEOUT_S, memory=resized.new_memory)
+                # After an unplug too: the agent limits the containers by the memory that there is.
+                await self._agent.online(resized.new_vcpus, _ONLINE_TIMEOUT_S, memory=resized.new_memory)
                 log.info("the VM has %s vCPUs and %s MiB of memory", resized.vcpus, resized.memory_mib)
             await self.confine()
 
