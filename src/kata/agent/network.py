@@ -15,7 +15,7 @@ from collections.abc import Callable
 from kata.agent.devices.find import Finder
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.linux import rtnetlink
-from kata.linux.netlink import Netlink
+from kata.linux.netlink import GROUP_LINK, Netlink
 from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, RTPROT_KERNEL, SCOPE_LINK, Address, Link, Neighbour, Route
 from kata.protocols import agent_pb2, types_pb2
 from kata.protocols.interface import PHYSICAL
@@ -87,7 +87,7 @@ async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) 
     Raises:
         DeadlineExceeded: it does not appear.
     """
-    with Netlink(rtnetlink.GROUP_LINK) as events, Netlink() as netlink:
+    with Netlink(GROUP_LINK) as events, Netlink() as netlink:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         loop.add_reader(events.fileno(), changed.set)

@@ -15,9 +15,10 @@ from kata.linux.mount import bind, umount
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET}
+FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "pid": CLONE_NEWPID, "net": CLONE_NEWNET}
 
 
 def unshare(flags: int) -> None:
@@ -61,6 +62,33 @@ def inside(namespace: int, kind: int) -> Iterator[None]:
         os.close(home)
 
 
+@contextmanager
+def inside_new(*kinds: str) -> Iterator[None]:
+    """Move the calling thread into new namespaces within the block; of a pid namespace, its children are in it only.
+
+    Args:
+        *kinds: types ("uts", "ipc", "pid", "net").
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    flags = 0
+    home: dict[int, int] = {}
+    try:
+        for kind in kinds:
+            flags |= FLAGS[kind]
+            home[FLAGS[kind]] = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        unshare(flags)
+        try:
+            yield
+        finally:
+            for flag, fd in home.items():
+                setns(fd, flag)
+    finally:
+        for fd in home.values():
+            os.close(fd)
+
+
 def pin(source: str, target: str) -> None:
     """Keep a namespace alive, without a process in it, as a bind-mounted file (namespaces(7)).
 
@@ -95,40 +123,21 @@ def make_pinned(targets: Mapping[str, str], setup: Callable[[], None] | None = N
     Raises:
         OSError: the kernel refuses; nothing stays pinned then.
     """
-    flags = 0
-    home: dict[str, int] = {}
     pinned: list[str] = []
     try:
-        for kind in targets:
-            flags |= FLAGS[kind]
-            home[kind] = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-        unshare(flags)
-        try:
+        with inside_new(*targets):
             if setup:
                 setup()
             for kind, target in targets.items():
                 pin(f"/proc/thread-self/ns/{kind}", target)
                 pinned.append(target)
-        finally:
-            for kind, fd in home.items():
-                setns(fd, FLAGS[kind])
     except BaseException:
         for target in pinned:
             unpin(target)
         raise
-    finally:
-        for fd in home.values():
-            os.close(fd)
 
 
 def new_network() -> int:
     """A new network namespace, as a descriptor that holds it; the caller stays in its own. Raises OSError."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        unshare(CLONE_NEWNET)
-        try:
-            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            setns(home, CLONE_NEWNET)
-    finally:
-        os.close(home)
+    with inside_new("net"):
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

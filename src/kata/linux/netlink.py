@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ REQUEST, MULTI, ACK = 0x1, 0x2, 0x4
 ROOT, MATCH = 0x100, 0x200
 DUMP = ROOT | MATCH
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+
+#: Multicast group of changes of interfaces.
+GROUP_LINK = 0x1
+#: Of changes of interfaces, and of addresses, routes and rules of IPv4 and IPv6.
+GROUPS_ALL = GROUP_LINK | 0x10 | 0x100 | 0x40 | 0x400 | 0x80 | 0x40000
 
 _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
@@ -162,6 +168,12 @@ class Netlink:
     def events(self) -> list[Message]:
         """Wait for messages of the socket's groups; returns those of one read. Raises OSError."""
         return [message for message, _ in unpack(self._socket.recv(_RECEIVE_SIZE))]
+
+    def pending(self) -> bool:
+        """Whether `events` would return at once."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(0))
 
     def drain(self) -> None:
         """Drop pending messages of the socket's groups, for a caller that only needs to know of a change.

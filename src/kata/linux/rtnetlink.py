@@ -24,11 +24,6 @@ from kata.linux.netlink import (
     text,
 )
 
-#: Multicast group of changes of interfaces.
-GROUP_LINK = 0x1
-#: Of changes of interfaces, addresses and routes, of IPv4 and IPv6.
-GROUPS_ALL = GROUP_LINK | 0x10 | 0x100 | 0x40 | 0x400
-
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
@@ -172,7 +167,7 @@ def links(netlink: Netlink) -> list[Link]:
 
 
 def parse_link(message: Message) -> Link:
-    """The interface in a message of RTM_GETLINK or of GROUP_LINK."""
+    """The interface in a message of RTM_GETLINK or of `netlink.GROUP_LINK`."""
     _, _, index, flags, _ = _IFINFO.unpack_from(message.body)
     found = attributes(message.body[_IFINFO.size :])
     kind = attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")

@@ -397,6 +397,12 @@ def parse_spec(text: bytes | str) -> Spec:
     return spec
 
 
+def namespace_path(spec: Spec, kind: NamespaceType) -> str:
+    """The path of the namespace that a container is to join; "" for a new one, and without one of that type."""
+    namespaces = spec.get("linux", {}).get("namespaces", ())
+    return next((entry.get("path", "") for entry in namespaces if entry["type"] == kind), "")
+
+
 def parse_process(text: bytes | str) -> Process:
     """A further process of a container, as exec gets it.
 

@@ -41,3 +41,15 @@ def test_a_failure_leaves_nothing_pinned(tmp_path: Path) -> None:
     assert os.readlink("/proc/self/ns/uts") == home
     assert mountinfo.points_below(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_namespaces_for_a_block() -> None:
+    kinds = ("net", "ipc", "uts", "pid_for_children")
+    home = [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in kinds]
+    with namespaces.inside_new("net", "ipc", "uts", "pid"):
+        inside = [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in kinds[:3]]
+    assert not set(inside) & set(home)
+    assert [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in kinds] == home
+    with pytest.raises(RuntimeError), namespaces.inside_new("net"):
+        raise RuntimeError
+    assert [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in kinds] == home

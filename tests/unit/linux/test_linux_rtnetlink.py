@@ -16,7 +16,7 @@ import pytest
 from kata.linux import netlink as wire
 from kata.linux import rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, setns, unshare
-from kata.linux.netlink import Netlink
+from kata.linux.netlink import GROUP_LINK, Netlink
 from kata.linux.rtnetlink import Address, Link, Neighbour, Route
 from kata.linux.tap import open_tap
 from tests.support.waiting import eventually
@@ -185,7 +185,7 @@ def test_nothing_to_remove_on_an_interface_that_is_gone(netlink: Netlink) -> Non
 
 
 def test_changes_are_told(netlink: Netlink) -> None:
-    with Netlink(rtnetlink.GROUP_LINK) as events:
+    with Netlink(GROUP_LINK) as events:
         ip("link", "set", "va", "down")
         assert any(rtnetlink.parse_link(message).name == "va" for message in events.events())
 

@@ -65,6 +65,7 @@ class VmPlan:
         seccomp: whether the VMM runs under a system call filter.
         debug: whether the guest kernel logs verbosely.
         environment: of the VMM's process, as (name, value) pairs; it gets no other variables.
+        network: path of the network namespace that the VMM runs in; "" for a new one.
 
     Raises:
         InvalidArgument: a value that no VM can have.
@@ -97,6 +98,7 @@ class VmPlan:
     seccomp: bool = True
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    network: str = ""
 
     @property
     def shares_memory(self) -> bool:

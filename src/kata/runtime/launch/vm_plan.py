@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kata.oci.spec import Spec
+from kata.oci.spec import Spec, namespace_path
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
 from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
@@ -85,12 +85,13 @@ def plan_vm(
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
+        network=namespace_path(spec, "network"),
     )
 
 
 def as_template(plan: VmPlan) -> VmPlan:
     """The VM that is saved as the template from which VMs of `plan` are restored."""
-    return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP))
+    return replace(plan, kernel_params=(*plan.kernel_params, WARM_UP), network="")
 
 
 def clock_params(host: Host) -> tuple[str, ...]:

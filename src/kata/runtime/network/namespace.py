@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.linux import rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, inside
-from kata.linux.netlink import Netlink
+from kata.linux.netlink import GROUPS_ALL, Netlink
 from kata.linux.sklookup import steer
 from kata.linux.tap import open_macvtap, open_tap
 from kata.runtime.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
@@ -82,7 +82,7 @@ class PodNetwork:
         Raises:
             InvalidArgument: the namespace cannot be entered.
         """
-        return self._netlink(rtnetlink.GROUPS_ALL)
+        return self._netlink(GROUPS_ALL)
 
     def _netlink(self, groups: int = 0) -> Netlink:
         try:

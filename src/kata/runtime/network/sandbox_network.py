@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, Unavailable
+from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import Link
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
@@ -150,13 +151,18 @@ class SandboxNetwork:
                     await agent.add_neighbours(neighbours_message(everything))
 
     def follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
-        """Follow changes of the namespace from now on."""
-        self._following = asyncio.create_task(self._follow(vm, agent), name=f"changes of {self._pod.path}")
+        """Follow changes of the namespace from now on.
 
-    async def _follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
+        Raises:
+            InvalidArgument: the namespace cannot be entered.
+        """
+        news = self._pod.changes()
+        self._following = asyncio.create_task(self._follow(news, vm, agent), name=f"changes of {self._pod.path}")
+
+    async def _follow(self, news: Netlink, vm: VirtualMachine, agent: AgentClient) -> None:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
-        with self._pod.changes() as news:
+        with news:
 
             def note() -> None:
                 news.drain()

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError
-from kata.oci.spec import Bundle, Hook, load_bundle
+from kata.oci.spec import Bundle, Hook, load_bundle, namespace_path
 from kata.oci.state import Status, make_state
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.namespace import PodNetwork
-from kata.runtime.sandbox.requests import namespace_of
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +169,7 @@ def release_hooks(entry: str) -> None:
     except KataError:
         return
     network = None
-    if path := namespace_of(bundle.spec):
+    if path := namespace_path(bundle.spec, "network"):
         try:
             network = PodNetwork(path)
         except KataError as error:

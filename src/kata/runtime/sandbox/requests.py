@@ -83,12 +83,6 @@ def _shared_tree(config: Config) -> agent_pb2.Storage:
     return storage
 
 
-def namespace_of(spec: Spec) -> str:
-    """The path of the network namespace that was made for the pod; "" if none was."""
-    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-    return next((str(entry.get("path") or "") for entry in namespaces if entry.get("type") == "network"), "")
-
-
 def hugepage_limits(spec: Spec) -> dict[str, int]:
     """Limits of a container's huge pages in bytes, by page size as in its spec ("2MB")."""
     resources: Mapping[str, Any] = (spec.get("linux") or {}).get("resources") or {}

@@ -30,6 +30,7 @@ from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_t
 from kata.runtime.storage.shared_tree import plan_container
 
 if TYPE_CHECKING:
+    from kata.runtime.network.own_network import OwnNetwork
     from kata.runtime.network.sandbox_network import SandboxNetwork
     from kata.runtime.sandbox.hooks import HostHooks
 
@@ -59,7 +60,7 @@ class Sandbox(Lifecycle):
     Args:
         teardown: releases everything.
         guest: its VM and agent.
-        network: None if the VM has no network namespace to be connected to.
+        network: None if the VM gets no interface.
         containers: those of the sandbox, which the teardown closes.
 
     Attributes:
@@ -78,7 +79,7 @@ class Sandbox(Lifecycle):
         *,
         devices: HostDevices,
         resources: SandboxResources,
-        network: SandboxNetwork | None,
+        network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata.errors import KataError
-from kata.oci.spec import Bundle, Spec
+from kata.oci.spec import Bundle, Spec, namespace_path
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
@@ -29,6 +29,7 @@ from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
+from kata.runtime.network.own_network import OwnNetwork
 from kata.runtime.resources.host_cgroup import CgroupPaths, HostCgroup, plan_cgroups
 from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.membership import Membership
@@ -130,7 +131,8 @@ class _Start:
             requests.refuse_host_network(self._id, spec)
             with self._timings.phase("plan"):
                 plan = await self._plan(spec)
-            network, endpoints = self._open_network(spec, plan.vm.vcpus)
+            pod = self._pod_network(spec, plan.vm.vcpus)
+            endpoints = pod.look() if pod else []
             self._ledger.hold(PROCESS, self._ledger.directory)
             membership = Membership(HostCgroup(plan.cgroup, self._ledger))
             self._steps.push_async_callback(membership.leave)
@@ -145,9 +147,12 @@ class _Start:
         # Beside the rest: the guest does not need the cgroup yet, and one from standby has left no time to move to it.
         confining = asyncio.create_task(_confine(membership, resources), name=f"host cgroup of {self._what}")
         try:
-            if network:
+            network: SandboxNetwork | OwnNetwork | None = pod
+            if pod:
                 with self._timings.phase("network"):
-                    await self._connect(network, guest, endpoints)
+                    await self._connect(pod, guest, endpoints)
+            elif self._is_connected:
+                network = self._own_network(guest, plan.vm.vcpus)
             guest.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
             with self._timings.phase("sandbox"):
                 request = requests.create_sandbox_request(self._id, spec, self._config, shm_size(spec))
@@ -192,21 +197,36 @@ class _Start:
         name = os.path.basename(self._ledger.directory)
         return _Plan(vm, budget, plan_cgroups(name, spec, sandbox_cgroup_only=config.runtime.sandbox_cgroup_only))
 
-    def _open_network(self, spec: Spec, vcpus: int) -> tuple[SandboxNetwork | None, list[Endpoint]]:
-        """The pod's network namespace, and what it has for the VM."""
-        path = requests.namespace_of(spec)
-        model = self._config.runtime.internetworking_model
-        if not path or model == "none":
-            return None, []
-        # Imported with the first namespace: a sandbox without one does without.
+    @property
+    def _is_connected(self) -> bool:
+        return self._config.runtime.internetworking_model != "none"
+
+    def _pod_network(self, spec: Spec, vcpus: int) -> SandboxNetwork | None:
+        """The network namespace that was made for the pod; None without one."""
+        path = namespace_path(spec, "network")
+        if not path or not self._is_connected:
+            return None
+        network = self._open_network(path, vcpus)
+        self._steps.callback(network.close)
+        return network
+
+    def _own_network(self, guest: SandboxVm, vcpus: int) -> OwnNetwork:
+        """The network namespace that the VMM has, which the container engine may put interfaces into."""
+        network = OwnNetwork(guest.vm, lambda path: self._open_network(path, vcpus))
+        self._steps.callback(network.close)
+        self._steps.push_async_callback(network.end)
+        network.follow(guest.vm, guest.agent)
+        return network
+
+    def _open_network(self, path: str, vcpus: int) -> SandboxNetwork:
+        # Imported with the first interface: a sandbox without one does without.
         from kata.runtime.network.endpoints import Rates
         from kata.runtime.network.sandbox_network import SandboxNetwork
 
         hypervisor = self._config.hypervisor
         rates = Rates(hypervisor.rx_rate_limiter_max_rate, hypervisor.tx_rate_limiter_max_rate)
-        network = SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.plug_nic)
-        self._steps.callback(network.close)
-        return network, network.look()
+        model = self._config.runtime.internetworking_model
+        return SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.plug_nic)
 
     def _hold_guest(self, guest: SandboxVm, membership: Membership, containers: dict[str, Container]) -> None:
         """Have the VM end with the sandbox, and watch it until then."""
@@ -234,9 +254,10 @@ class _Start:
 
     async def _connect(self, network: SandboxNetwork, guest: SandboxVm, endpoints: list[Endpoint]) -> None:
         self._steps.push_async_callback(network.end)
+        # First, so that no change is lost.
+        network.follow(guest.vm, guest.agent)
         await network.fit(guest.vm, guest.agent, endpoints)
         await network.forward(guest.agent)
-        network.follow(guest.vm, guest.agent)
 
     async def _serve_management(self, agent: AgentClient) -> None:
         management = Management(self._ledger.directory, agent, self._devices.volumes)

@@ -13,7 +13,7 @@ from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.launch.host import Host, look_at_host, tsc_mhz
-from kata.runtime.launch.vm_plan import agent_params, plan_vm
+from kata.runtime.launch.vm_plan import agent_params, as_template, plan_vm
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Size
 
@@ -96,3 +96,12 @@ def test_without_templates_memory_is_what_was_asked_for() -> None:
     limited = spec(linux={"resources": {"memory": {"limit": 64 << 20}}})
     assert plan_vm("box", BOX, limited, cold, HOST).memory_mib == 2048 + 64
     assert plan_vm("box", BOX, limited, Config(), HOST).memory_mib == 2560
+
+
+def test_the_vmm_is_in_the_pods_network_and_a_templates_in_none() -> None:
+    joined = spec(linux={"namespaces": [{"type": "pid", "path": "/x"}, {"type": "network", "path": "/run/netns/pod"}]})
+    plan = plan_vm("box", BOX, joined, config(), HOST)
+    assert plan.network == "/run/netns/pod"
+    assert as_template(plan).network == ""
+    anew = spec(linux={"namespaces": [{"type": "network"}]})
+    assert [plan_vm("box", BOX, one, config(), HOST).network for one in (anew, spec(), Spec())] == ["", "", ""]

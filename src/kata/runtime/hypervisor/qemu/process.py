@@ -19,8 +19,10 @@ import select
 import socket
 import subprocess
 
+from kata.linux.namespaces import inside_new
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu import confine
+from kata.runtime.hypervisor.qemu.apart import apart
 from kata.runtime.hypervisor.qemu.command import (
     CONSOLE_FD,
     MEMORY_FD,
@@ -136,17 +138,20 @@ class QemuProcess:
                 fds[SHARE_FD] = theirs[SHARE_FD].fileno()
             self.argv = command_line(plan, fds, read_only_memory=read_only)
             capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not server else ()
-            popen = confine.spawn(
-                confine.confined(self.argv, capabilities),
-                fds=tuple(fds.values()),
-                output=write_end,
-                environment=dict(plan.environment),
-            )
-            if plan.devices:
-                confine.allow_locked_memory(popen.pid)
-            if server:
-                # After QEMU, which takes a while until it needs its helper.
-                self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
+            with apart(plan.network):
+                # In a pid namespace of its own, whose other processes would end with it.
+                with inside_new("pid"):
+                    popen = confine.spawn(
+                        confine.confined(self.argv, capabilities),
+                        fds=tuple(fds.values()),
+                        output=write_end,
+                        environment=dict(plan.environment),
+                    )
+                if plan.devices:
+                    confine.allow_locked_memory(popen.pid)
+                if server:
+                    # After QEMU, which takes a while until it needs its helper.
+                    self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()
             self.popen: subprocess.Popen[bytes] = popen

@@ -147,7 +147,7 @@ class Resizer:
         return len(leaving) - len(staying)
 
     async def vcpu_threads(self) -> list[int]:
-        """Ids of the threads that run the vCPUs."""
+        """Ids of the threads that run the vCPUs, in QEMU's own pid namespace."""
         return [int(cpu["thread-id"]) for cpu in await self._list("query-cpus-fast")]
 
     async def _list(self, query: str) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 from kata.runtime.hypervisor.qemu import confine, slots
+from kata.runtime.hypervisor.qemu.apart import thread_ids
 from kata.runtime.hypervisor.qemu.command import MAPS_READ_ONLY_SINCE, QMP_FD, RESTORE_FD, SHARE_CHARDEV
 from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
 from kata.runtime.hypervisor.qemu.process import QemuProcess, restore_commands
@@ -411,7 +412,9 @@ class QemuVm:
 
     async def vcpu_threads(self) -> list[int]:
         """Ids of QEMU's threads that run the vCPUs."""
-        return await self._resizing().vcpu_threads()
+        numbers = await self._resizing().vcpu_threads()
+        ids = thread_ids(self._pid)
+        return [ids[number] for number in numbers if number in ids]
 
     def _resizing(self) -> Resizer:
         if self._qmp is None:
