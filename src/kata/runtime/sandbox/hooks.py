@@ -1,7 +1,8 @@
 """A container's hooks that run on the host: programs that the spec names, which read the container's state.
 
 `startContainer` is not among them: it runs in the container, and so in the guest. `createContainer` should run in the
-container's namespaces; those are in the guest, so it runs on the host, as with Kata.
+container's namespaces; most are in the guest, so it runs on the host, in the pod's network namespace. The others run in
+the shim's: nerdctl's set up the container's network from there, by the process id in the state.
 
 Imported only by sandboxes that have a container with hooks.
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError
-from kata.oci.spec import Bundle, Hook, load_bundle, namespace_path
+from kata.oci.spec import Bundle, Hook, load_bundle
 from kata.oci.state import Status, make_state
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.namespace import PodNetwork
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 60.0
 #: The same after the shim was killed: containerd waits 5 s for all of the cleaning up.
 _LATE_TIMEOUT_S = 3.0
+#: The kind that runs in the pod's network namespace.
+IN_NETWORK = "createContainer"
 _MAX_OUTPUT = 500
 _MAX_LINES = 3
 
@@ -45,7 +48,7 @@ class HostHooks:
     Attributes:
         directory: the sandbox's state directory. Hooks have its name in their environment, so that none outlives a
             shim that is killed.
-        network: the pod's network namespace, in which they run; None: the host's. Closed with `close`.
+        network: the pod's network namespace, for those of IN_NETWORK. Closed with `close`.
     """
 
     container_id: str
@@ -54,7 +57,7 @@ class HostHooks:
     network: PodNetwork | None
 
     #: In the order in which they run.
-    before_creation = ("prestart", "createRuntime", "createContainer")
+    before_creation = ("prestart", "createRuntime", IN_NETWORK)
 
     @property
     def late(self) -> str:
@@ -126,7 +129,7 @@ class HostHooks:
         output = os.memfd_create("hook", os.MFD_CLOEXEC)
         try:
             # The thread is in the namespace only while it forks.
-            with self.network.inside() if self.network else nullcontext():
+            with self.network.inside() if self.network and kind == IN_NETWORK else nullcontext():
                 process = subprocess.Popen(
                     hook.get("args") or [path],
                     executable=path,
@@ -168,14 +171,4 @@ def release_hooks(entry: str) -> None:
         bundle = load_bundle(Path(bundle_path))
     except KataError:
         return
-    network = None
-    if path := namespace_path(bundle.spec, "network"):
-        try:
-            network = PodNetwork(path)
-        except KataError as error:
-            log.info("poststop hooks of container %s run outside its network: %s", container_id, error)
-    hooks = HostHooks(container_id, bundle, directory, network)
-    try:
-        hooks.run_now("poststop", most=_LATE_TIMEOUT_S)
-    finally:
-        hooks.close()
+    HostHooks(container_id, bundle, directory, None).run_now("poststop", most=_LATE_TIMEOUT_S)

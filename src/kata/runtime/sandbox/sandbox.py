@@ -201,13 +201,13 @@ class Sandbox(Lifecycle):
             await container.hooks.run_after("poststart", status="running", pid=self.pid)
 
     def _host_hooks(self, request: ContainerRequest) -> HostHooks | None:
-        if not request.bundle.spec.get("hooks"):
+        wanted = request.bundle.spec.get("hooks")
+        if not wanted:
             return None
         # Imported with the first one: few containers have any.
-        from kata.runtime.sandbox.hooks import HostHooks
+        from kata.runtime.sandbox.hooks import IN_NETWORK, HostHooks
 
-        # Its own descriptor: poststop hooks run in the namespace when the sandbox has closed its own.
-        network = self._network.again() if self._network else None
+        network = self._network.again() if self._network and wanted.get(IN_NETWORK) else None
         return HostHooks(request.id, request.bundle, self._ledger.directory, network)
 
     async def delete_container(self, container_id: str, *, force: bool = False) -> Container:
