@@ -294,6 +294,18 @@ async def test_a_qemu_that_ends_at_once(
 
 
 @pytest.mark.usefixtures("nothing_left")
+async def test_a_qemu_that_has_ended_before_anybody_speaks_to_it(
+    make_machine: Callable[..., QemuVm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sockets may be closed before the client, which takes its time to import, listens: it hears nothing then."""
+    machine = make_machine(vmm=Path("/bin/false"))
+    monkeypatch.setattr(machine, "_connect", asyncio.Event().wait)
+    async with asyncio.timeout(10):
+        with pytest.raises(VmLaunchError, match="qemu ended by itself"):
+            await machine.start()
+
+
+@pytest.mark.usefixtures("nothing_left")
 async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")

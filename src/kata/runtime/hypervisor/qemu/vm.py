@@ -131,7 +131,7 @@ class QemuVm:
         self._begin = time.monotonic()
         try:
             self._watch_process(self._prelaunch or self._spawn())
-            await before_deadline(f"qemu of {self.plan.sandbox_id}", self._come_up(), timeout, self._pid)
+            await before_deadline(f"qemu of {self.plan.sandbox_id}", self._up_or_ended(), timeout, self._pid)
             self._up = True
         except BaseException as error:
             exit_ = await asyncio.shield(asyncio.ensure_future(self._abandon()))
@@ -152,6 +152,24 @@ class QemuVm:
                 output=exit_.output if exit_ else "",
                 console=self.console_tail(),
             ) from error
+
+    async def _up_or_ended(self) -> None:
+        """Wait until QEMU takes commands, or has ended: its sockets are closed then, and say nothing.
+
+        Raises:
+            Unavailable: it has ended.
+            KataError, OSError: as `_come_up`.
+        """
+        assert self._end is not None
+        up = asyncio.ensure_future(self._come_up())
+        try:
+            await asyncio.wait({up, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise Unavailable(f"qemu of {self.plan.sandbox_id} has ended")
+            up.result()
+        finally:
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
 
     async def _come_up(self) -> None:
         await self._connect()
