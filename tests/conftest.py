@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kata.errors import Internal, Unavailable
 from kata.runtime.config.loader import load
+from tests.support.packages import containerd_2
 
 
 def _missing(marker: str) -> str | None:
@@ -39,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.relative_to(Path(__file__).parent).parts[0]
         if room in _GROUPS:
             item.add_marker(pytest.mark.xdist_group(room))
+
+
+@pytest.fixture(scope="session")
+def containerd_2_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with containerd 2 of Debian's next release, its ctr and its shim for runc."""
+    try:
+        return containerd_2(tmp_path_factory.mktemp("containerd-2"))
+    except (Unavailable, Internal) as error:
+        pytest.skip(f"needs containerd 2 from a Debian mirror: {error}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

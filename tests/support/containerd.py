@@ -9,7 +9,6 @@ Images are in `tests.support.images`, the check for leftovers is in `tests.suppo
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -50,6 +49,7 @@ root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = [
     {disabled}
+    "io.containerd.nri.v1.nri",  # of 2.x: its socket has one path for all
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
@@ -69,6 +69,9 @@ disabled_plugins = [
   path = "{directory}/opt"
 """
 
+
+#: As 1.x and 2.x call them.
+_CRI_PLUGINS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
 
 #: Enables the CRI plugin, with the runtime handlers "kata" and "runc".
 _CRI = """
@@ -116,10 +119,11 @@ class PrivateContainerd:
         debug: whether containerd and the shims log debug messages.
         namespace: containerd's, for all that `ctr` does here.
         cri: enables the CRI plugin.
+        programs: a directory with containerd, ctr and its shims; None: those that are installed.
 
     Attributes:
         directory: everything it has on disk; short, because a socket path has room for 108 bytes (unix(7)).
-        bundle_root: where containerd 1.6 keeps the bundles of this namespace.
+        bundle_root: where containerd keeps the bundles of this namespace.
 
     Raises:
         NotFound: containerd or ctr is not installed.
@@ -133,10 +137,12 @@ class PrivateContainerd:
         debug: bool = False,
         namespace: str = "default",
         cri: CriOptions | None = None,
+        programs: Path | None = None,
     ) -> None:
         self.namespace = namespace
-        self._containerd = _executable("containerd")
-        self._ctr = _executable("ctr")
+        path = f"{programs}:{_SYSTEM_PATH}" if programs else _SYSTEM_PATH
+        self._containerd = _executable("containerd", path)
+        self._ctr = _executable("ctr", path)
         self._process: subprocess.Popen[bytes] | None = None
         _clear_abandoned()
         self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
@@ -148,13 +154,13 @@ class PrivateContainerd:
         self._config = self.directory / "config.toml"
         try:
             self.shim = write_launcher(self.directory / "bin")
-            disabled = "" if cri else '"io.containerd.grpc.v1.cri",'
+            disabled = "" if cri else "".join(f'"{name}",' for name in _CRI_PLUGINS)
             text = _CONFIG.format(directory=self.directory, level="debug" if debug else "info", disabled=disabled)
             if cri:
                 text += _CRI.format(pause=cri.pause, plugins=cri.plugins, networks=cri.networks)
             self._config.write_text(text, encoding="utf-8")
             self.environment = {
-                "PATH": f"{self.shim.parent}:{_SYSTEM_PATH}",
+                "PATH": f"{self.shim.parent}:{path}",
                 "HOME": "/root",
                 **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
                 **(environment or {}),
@@ -290,9 +296,13 @@ class PrivateContainerd:
         return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
     def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
-        """Import and unpack an image archive; return the names of its images."""
-        done = self.ctr("images", "import", str(archive), timeout=timeout)
-        return re.findall(r"^unpacking (\S+) ", done.stdout, flags=re.MULTILINE)
+        """Import and unpack an image archive; return the names of images that are new."""
+        before = self._images()
+        self.ctr("images", "import", str(archive), timeout=timeout)
+        return [name for name in self._images() if name not in before]
+
+    def _images(self) -> list[str]:
+        return self.ctr("images", "ls", "--quiet").stdout.split()
 
     # ------------------------------------------------------------------------------------------------------------- end
 
@@ -373,11 +383,11 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _executable(name: str) -> str:
-    path = shutil.which(name, path=_SYSTEM_PATH)
-    if path is None:
+def _executable(name: str, path: str) -> str:
+    found = shutil.which(name, path=path)
+    if found is None:
         raise NotFound(f"{name} is not installed", hint="install the package containerd")
-    return path
+    return found
 
 
 def _shims_of(address: str) -> Iterator[tuple[int, tuple[str, str]]]:

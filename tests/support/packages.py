@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kata.errors import Internal
+from kata.errors import KataError
 from kata.osbuilder.commands import pipe
-from kata.osbuilder.packages import PackageCache
+from kata.osbuilder.packages import Package, PackageCache
 from kata.osbuilder.store import lock
 from kata.runtime.images.model import ImageConfig
 from tests.support.images import busybox_rootfs, write_oci_archive
@@ -19,6 +19,9 @@ _LOCK_TIMEOUT_S = 120.0
 NGINX = ("nginx",)
 PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
+
+#: The release after those that are hosts. Programs that are linked statically, as Go's nearly are, run on them.
+_NEXT_RELEASE = "forky"
 
 #: Dependencies that the containers of tests do not need.
 _UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
@@ -68,30 +71,48 @@ def iptables_archive(out: Path, name: str) -> Path:
     return write_oci_archive(rootfs, ImageConfig(cmd=("sh",), env=("PATH=/usr/sbin:/usr/bin:/bin",)), out, name)
 
 
-def unpack(directory: Path, *names: str) -> None:
+def containerd_2(directory: Path) -> Path:
+    """Unpack containerd 2, its ctr and its shim for runc; return the directory of the programs. Raises as `unpack`."""
+    unpack(directory, "containerd", suite=_NEXT_RELEASE, alone=True)
+    return directory / "usr/bin"
+
+
+def unpack(directory: Path, *names: str, suite: str = "", alone: bool = False) -> None:
     """Unpack packages and their dependencies into a directory, without running maintainer scripts.
+
+    Args:
+        directory: where to.
+        names: of the packages.
+        suite: of the packages; "" for the guest's.
+        alone: leave the dependencies out.
 
     Raises:
         Unavailable: a package cannot be downloaded.
         Internal: a package does not exist.
     """
-    cache = PackageCache(_CACHE)
-    _CACHE.mkdir(parents=True, exist_ok=True)
+    kept = _CACHE / suite if suite else _CACHE
+    cache = PackageCache(kept, name=suite)
+    kept.mkdir(parents=True, exist_ok=True)
     # Another run may be at it: the builder's apt locks nothing.
-    with lock(_CACHE, timeout=_LOCK_TIMEOUT_S):
+    with lock(kept, timeout=_LOCK_TIMEOUT_S):
         try:
-            packages = cache.closure(names, leave_out=_UNNEEDED)
-        except Internal:  # no lists yet, or old ones
+            packages = _fetch(cache, names, alone)
+        except KataError:  # no lists yet, or old ones
             cache.update()
-            packages = cache.closure(names, leave_out=_UNNEEDED)
-        if missing := cache.missing(packages):
-            cache.download(missing)
+            packages = _fetch(cache, names, alone)
     for package in packages:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(cache.path(package))],
             ["tar", "--extract", "--keep-directory-symlink", f"--directory={directory}", "--exclude=./usr/share/doc"],
             timeout=_TIMEOUT_S,
         )
+
+
+def _fetch(cache: PackageCache, names: tuple[str, ...], alone: bool) -> list[Package]:
+    packages = [package for package in cache.closure(names, leave_out=_UNNEEDED) if not alone or package.name in names]
+    if missing := cache.missing(packages):
+        cache.download(missing)
+    return packages
 
 
 def _rootfs(out: Path, names: tuple[str, ...]) -> Path:

@@ -29,7 +29,8 @@ from kata.oci import capabilities
 if TYPE_CHECKING:
     from kata.oci.spec import Device, DeviceCgroup, LinuxResources, Namespace, Process, Spec
 
-#: crun takes every version that contains "1.0" and no other, so 1.2.1 would be refused. It reads all of them alike.
+#: Debian 12's crun (1.8) refuses each version that does not contain "1.0", such as 1.2.1; Debian 13's (1.21) does not
+#: look. All versions are read alike.
 GUEST_OCI_VERSION = "1.0.2"
 
 _AGENT_DECIDES = frozenset(("pid", "network", "cgroup", "time"))

@@ -82,20 +82,21 @@ class PackageSet:
 
 
 class PackageCache:
-    """Resolves the names of the guest suite's packages and keeps the .deb files, below one directory.
+    """Resolves the names of a suite's packages and keeps the .deb files, below one directory.
 
     Args:
         directory: for apt's state and the packages.
         mirror: address of the Debian archive to use.
+        name: of the suite; "" for the guest's.
     """
 
-    def __init__(self, directory: Path, mirror: str = suite.MIRROR) -> None:
+    def __init__(self, directory: Path, mirror: str = suite.MIRROR, name: str = "") -> None:
         self._debs = directory / "debs"
         self._apt = directory / "apt"
         # apt.conf refers to the other files.
         self._files = {
             "status": "",
-            "guest.sources": suite.sources(suite.guest_suite(), mirror),
+            "guest.sources": suite.sources(name or suite.guest_suite(), mirror),
             "apt.conf": suite.configuration(self._apt),
         }
 

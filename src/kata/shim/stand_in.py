@@ -2,8 +2,8 @@
 
 containerd wants a process id for each container. Others tell containers apart by it, name its namespaces with it
 (`kubectl debug --target` asks for the pid namespace /proc/PID/ns/pid), and kill it when nothing else helps. So each
-container has a process that sleeps, in the VMM's network namespace. It dies with the shim, and is the sandbox's by its
-environment as any other.
+container has a process that sleeps, in namespaces that are not the host's: the VMM's, and a pid namespace of its own. It
+dies with the shim, and is the sandbox's by its environment as any other.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from kata.errors import FailedPrecondition
-from kata.linux.namespaces import CLONE_NEWNET, inside
+from kata.linux.namespaces import FLAGS, inside, inside_new
 from kata.oci.spec import Spec
 from kata.runtime.ledger.processes import MARKER
 
 log = logging.getLogger(__name__)
 
 _COMMAND = ("setpriv", "--pdeathsig=SIGKILL", "--no-new-privs", "--bounding-set=-all", "--", "sleep", "infinity")
+#: Types of the namespaces that it shares with the VMM: what an engine puts into its network is the sandbox's.
+_VMM_NAMESPACES = ("net", "ipc", "uts")
 #: Seconds for it to end after SIGKILL.
 _KILL_TIMEOUT_S = 1.0
 _PID_NAMESPACE = re.compile(r"/proc/(\d+)/ns/pid")
@@ -94,10 +97,13 @@ def _spawn(directory: str, vmm: int) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
 
-    namespace = f"/proc/{vmm}/ns/net"
-    if os.stat(namespace).st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
-        return spawn()
-    with open(namespace, "rb") as file, inside(file.fileno(), CLONE_NEWNET):
+    with ExitStack() as namespaces:
+        for kind in _VMM_NAMESPACES:
+            path = f"/proc/{vmm}/ns/{kind}"
+            if os.stat(path).st_ino != os.stat(f"/proc/thread-self/ns/{kind}").st_ino:
+                file = namespaces.enter_context(open(path, "rb"))
+                namespaces.enter_context(inside(file.fileno(), FLAGS[kind]))
+        namespaces.enter_context(inside_new("pid"))
         return spawn()
 
 

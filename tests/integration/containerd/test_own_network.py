@@ -124,9 +124,9 @@ async def test_it_is_gone_after_a_kill(raw: RawShim, killed: str) -> None:
         namespace = inode(pid, "net")
         attach(pid, network, "eth0", "10.98.6.2/24", "10.98.6.1")
         await task.call("Start", task_v2_pb2.StartRequest(id=container))
-        os.kill(raw.pid(container) if killed == "shim" else pid, 9)
-        await eventually_async(lambda: inhabitants(namespace), "nobody is in it", lambda found: not found)
+        os.kill(raw.pid(container) if killed == "shim" else raw.vmm(container), 9)
         if killed == "vm":
             await task.call("Shutdown", task_v2_pb2.ShutdownRequest(id=container, now=True))
+        await eventually_async(lambda: inhabitants(namespace), "nobody is in it", lambda found: not found)
         raw.binary(container, "delete")
         eventually(host_configuration, "the host's is as it was", lambda after: after == before)

@@ -89,6 +89,12 @@ def test_apt_is_asked_with_state_and_sources_of_the_builders_own(
     assert "URIs: http://mirror/debian\n" in (tmp_path / "apt/guest.sources").read_text()
 
 
+def test_another_suite_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kata.osbuilder.packages.run", lambda *_, **__: "")
+    PackageCache(tmp_path, name="forky").update()
+    assert "Suites: forky forky-updates\n" in (tmp_path / "apt/guest.sources").read_text()
+
+
 def test_files_that_apt_has_seen_are_not_touched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kata.osbuilder.packages.run", lambda *_, **__: "")
     PackageCache(tmp_path).update()

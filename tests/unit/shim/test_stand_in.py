@@ -26,6 +26,11 @@ def test_belongs_to_its_sandbox(stand_in: StandIn, tmp_path: Path) -> None:
     eventually(lambda: list(processes_of(str(tmp_path))), "the process", lambda found: found == [stand_in.pid])
 
 
+def test_is_in_no_pid_namespace_of_the_hosts(stand_in: StandIn) -> None:
+    assert os.readlink(f"/proc/{stand_in.pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    assert os.readlink(f"/proc/{stand_in.pid}/ns/net") == os.readlink("/proc/self/ns/net"), "the VMM's"
+
+
 def test_ends_once(stand_in: StandIn) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     stand_in.end()

@@ -96,16 +96,15 @@ class Process(Lifecycle):
 
     def abandon(self, status: int = KILLED) -> None:
         """It will never run: it counts as ended, and who reads its output sees the end. Idempotent."""
-        if not self._exit.done():
-            self._tasks.append(asyncio.create_task(self._end_streams(), name=f"end of {self.what}"))
-            self._end(status)
-
-    async def _end_streams(self) -> None:
-        """Let readers see the end, those too that have not opened their side yet; `close` gives them up."""
+        if self._exit.done():
+            return
         if self.stdio.stdin is not None:
             self.stdio.stdin.close()
-        outputs = [sink for sink in (self.stdio.stdout, self.stdio.stderr) if sink is not None]
-        await asyncio.gather(*(sink.finish() for sink in outputs))
+        for sink in (self.stdio.stdout, self.stdio.stderr):
+            if sink is not None:
+                # A reader that has not opened its side yet is waited for, until `close`.
+                self._tasks.append(asyncio.create_task(sink.finish(), name=f"end of {self.what}"))
+        self._end(status)
 
     def _end(self, status: int) -> None:
         """Tell the exit. Idempotent."""
