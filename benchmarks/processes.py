@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.names import split
 from kata.runtime.ledger.processes import MARKER
 
 #: What a process is, by a part of the path of its executable or of its first arguments.
@@ -61,7 +62,7 @@ def processes(shims: Mapping[int, str]) -> dict[str, list[int]]:
         parents[int(entry)] = int(stat.rpartition(b")")[2].split()[1])
         for variable in environment.split(b"\0"):
             if variable.startswith(prefix):
-                marked[int(entry)] = variable.removeprefix(prefix).decode(errors="replace")
+                marked[int(entry)] = split(variable.removeprefix(prefix).decode(errors="replace"))[0]
     return belonging(shims, parents, marked)
 
 

@@ -159,7 +159,7 @@ class TaskService:
         self._io[request.id, ""] = io
         self._stand_ins[request.id] = stand_in
         stand_in.watch(lambda: self._follow(_killed(container)))
-        # Beside what comes next: the kernel takes its time.
+        # Beside the start: the kernel takes its time.
         self._represented[request.id] = self._follow(sandbox.represent(request.id, stand_in.pid))
         self._publisher.publish(
             events_pb2.TaskCreate(
@@ -235,6 +235,7 @@ class TaskService:
         else:
             assert self._sandbox is not None
             await self._sandbox.start_container(container)
+            await self._is_represented(request.id)
             self._publisher.publish(events_pb2.TaskStart(container_id=request.id, pid=pid))
         return task_v2_pb2.StartResponse(pid=pid)
 
@@ -245,8 +246,10 @@ class TaskService:
         if request.exec_id:
             exit_ = await container.delete_exec(request.exec_id)
         else:
-            assert self._sandbox is not None
-            await self._sandbox.delete_container(request.id)
+            sandbox = self._sandbox
+            assert sandbox is not None
+            await self._is_represented(request.id)
+            await sandbox.delete_container(request.id)
             assert container.init.exit is not None
             exit_ = container.init.exit
             self._bundles.pop(request.id, None)
@@ -263,10 +266,8 @@ class TaskService:
             )
             if stand_in := self._stand_ins.pop(request.id, None):
                 stand_in.end()
-            if represented := self._represented.pop(request.id, None):
-                await asyncio.wait({represented})
-            if self._sandbox is not None:
-                self._sandbox.forget(request.id)
+            self._represented.pop(request.id, None)
+            sandbox.forget(request.id)
         self._io.pop((request.id, request.exec_id), None)
         return task_v2_pb2.DeleteResponse(pid=pid, exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 
@@ -324,10 +325,10 @@ class TaskService:
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
         """Set a container's limits."""
         self._container(request.id)
-        assert self._sandbox is not None
-        if represented := self._represented.get(request.id):
-            await asyncio.wait({represented})
-        await self._sandbox.update_container(request.id, parse_resources(request.resources.value))
+        sandbox = self._sandbox
+        assert sandbox is not None
+        await self._is_represented(request.id)
+        await sandbox.update_container(request.id, parse_resources(request.resources.value))
         return _EMPTY
 
     # ------------------------------------------------------------------------------------------------------- streams
@@ -415,6 +416,10 @@ class TaskService:
             raise NotFound(f"container {container_id} does not exist")
         return self._sandbox.container(container_id)
 
+    async def _is_represented(self, *container_ids: str) -> None:
+        if tasks := [self._represented[name] for name in container_ids if name in self._represented]:
+            await asyncio.wait(tasks)
+
     def _pid(self, container_id: str) -> int:
         stand_in = self._stand_ins.get(container_id)
         return stand_in.pid if stand_in else 0
@@ -480,6 +485,7 @@ class TaskService:
                 steps.callback(stand_in.end)
             if sandbox is not None:
                 steps.push_async_callback(sandbox.stop)
+                steps.push_async_callback(self._is_represented, *self._represented)
                 return
             steps.callback(self._ledger.release)
             if prepared is not None:

@@ -298,7 +298,7 @@ def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
 
 def test_the_processes_are_the_guests(task: Task) -> None:
     """By numbers that are nobody's on the host, where `docker top` looks for them."""
-    command = task.containerd.ctr_command(*task.exec_arguments("sh", "-c", "sleep 601 & cat"))
+    command = task.containerd.ctr_command(*task.exec_arguments("sh", "-c", "sleep 601 >/dev/null 2>&1 & cat"))
     with subprocess.Popen(command, env=task.containerd.environment, stdin=subprocess.PIPE) as ctr:
 
         def listed() -> list[list[str]]:

@@ -23,7 +23,6 @@ from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
-from tests.support.waiting import eventually_async
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
@@ -115,7 +114,7 @@ class TestSize:
         cpus, memory, limit, quota = await said(raw, client, container, LOOK)
         assert (cpus, limit, quota) == ("1", str(64 * MIB), "max 100000")
         pid = (await client.call("State", task.StateRequest(id=container), timeout=60)).pid
-        await eventually_async(lambda: shown(pid), "the limit on the host", lambda seen: seen == str(64 * MIB))
+        assert shown(pid) == str(64 * MIB)
         await update(client, container, limits(512 * MIB, 1))
         assert shown(pid) == str(512 * MIB)
         more_cpus, more_memory, limit, quota = await said(raw, client, container, LOOK)

@@ -53,6 +53,15 @@ def test_shared_pid_namespace(cri: Cri) -> None:
         assert second.sh("echo alive") == "alive\n"
 
 
+def test_a_debugger_sees_the_processes_of_its_target(pod: Pod) -> None:
+    """`kubectl debug --target`: of the container that it names, not of the pod's first one."""
+    other, target = pod.run("sleep", "4321"), pod.run("sleep", "4322")
+    aimed = pb.NamespaceOption(pid=pb.TARGET, target_id=target.id)
+    assert pod.output("cat", "/proc/1/cmdline", security=security(namespace_options=aimed)) == "sleep\x004322\x00"
+    other.remove()
+    target.remove()
+
+
 def test_shared_memory_of_the_pod(pod: Pod) -> None:
     first, second = pod.run(), pod.run()
     first.sh("echo shared > /dev/shm/word")

@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from kata.agent.guestspec import Namespaces, finish, without_quota
+from kata.agent.guestspec import Namespaces, finish, pids_of, without_quota
+from kata.oci.convert import from_proto, to_proto
+from kata.oci.edit import for_guest, join_pids
 
 SHARED = Namespaces(ipc="/ns/ipc", uts="/ns/uts", network="/proc/1/ns/net")
 
@@ -85,3 +87,12 @@ def test_without_a_quota_nothing_changes() -> None:
         spec = {"linux": {"resources": {"cpu": cpu}}}
         assert without_quota(spec) == (spec, {})
     assert without_quota({}) == ({}, {})
+
+
+def test_whose_pid_namespace_a_container_joins() -> None:
+    """By the other's id; a path of the host, which other hosts may send, means nothing here."""
+    given: Any = {"linux": {"namespaces": [{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}]}}
+    assert pids_of(given) == pids_of({}) == pids_of({"linux": {"namespaces": [{"type": "pid"}]}}) == ""
+    joined = join_pids(for_guest(given, rootfs="/r", keep_seccomp=False), "target")
+    assert pids_of(from_proto(to_proto(joined))) == "target"
+    assert given["linux"]["namespaces"][1]["path"] == "/proc/7/ns/pid", "the argument is not changed"

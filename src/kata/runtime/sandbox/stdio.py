@@ -1,7 +1,7 @@
 """A process's standard streams on the host, and the relay between them and the guest.
 
-The relay moves bytes between the agent and file descriptors that a front end has opened. No more than two reads are
-buffered: a consumer that stops reading stops its own stream and no other.
+The relay moves bytes between the agent and file descriptors that a front end has opened. What is buffered is bounded: a
+consumer that stops reading stops its own stream and no other.
 
 A consumer's FIFO keeps the size that it was given: what is in it counts as taken, and is lost if its reader leaves.
 """
@@ -20,6 +20,9 @@ from typing import Protocol
 PIECE = 1 << 20
 #: Bytes given to a consumer at once.
 _SLICE = 32 << 10
+#: Bytes that wait for a consumer when the guest is asked for no more. More than a pipe holds: as long as there is less,
+#: a process must be able to end although nobody reads.
+_MAX_AHEAD = PIECE
 
 
 class Sink(Protocol):
@@ -195,25 +198,33 @@ class OutputRelay:
         self._sink = sink
         self._moved = moved
         self._waiters: list[tuple[int, asyncio.Event]] = []
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = asyncio.Event()
 
     async def run(self) -> None:
         """Move output until its end. Raises KataError as `read`."""
-        reading = asyncio.ensure_future(self._next())
+        fetching = asyncio.ensure_future(self._fetch())
         try:
-            while data := await reading:
-                # The guest is asked for more while the consumer takes this.
-                reading = asyncio.ensure_future(self._next())
+            while data := await self._pieces.get():
                 await self._give(data)
+            await fetching
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
         if self._sink is not None:
             await self._sink.finish()
 
-    async def _next(self) -> bytes:
-        data = await self._read()
-        self.received += len(data)
-        return data
+    async def _fetch(self) -> None:
+        """Ask the guest for more while the consumer takes what there is, as long as that is not too much."""
+        try:
+            while data := await self._read():
+                self.received += len(data)
+                self._pieces.put_nowait(data)
+                while self.received - self.taken >= _MAX_AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._pieces.put_nowait(b"")
 
     async def _give(self, data: bytes) -> None:
         for start in range(0, len(data), _SLICE):
@@ -221,6 +232,7 @@ class OutputRelay:
             if self._sink is not None:
                 await self._sink.write(piece)
             self.taken += len(piece)
+            self._room.set()
             self._moved()
             for target, reached in self._waiters:
                 if self.taken >= target:

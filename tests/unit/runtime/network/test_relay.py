@@ -10,6 +10,7 @@ import os
 import pytest
 
 from kata.errors import Unavailable
+from kata.runtime.sandbox import stdio as module
 from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, OutputRelay, widen
 from tests.support.waiting import eventually_async
 
@@ -63,16 +64,17 @@ async def test_output_is_complete_and_in_order() -> None:
     assert moved == [2, 4, 6, 8, 10]
 
 
-async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
+async def test_a_consumer_that_stops_is_not_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_AHEAD", 5)
     output, consumer = Output(100), Consumer()
     relay = asyncio.create_task(OutputRelay(output.read, consumer).run())
-    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
+    await eventually_async(lambda: output.asked, "three pieces are asked for", lambda asked: asked == 3)
     await asyncio.sleep(0.02)
-    assert output.asked == 2
+    assert output.asked == 3, "six bytes wait"
     consumer.allowed.release()
-    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 3)
+    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 4)
     await asyncio.sleep(0.02)
-    assert (output.asked, consumer.taken) == (3, b"1 ")
+    assert (output.asked, consumer.taken) == (4, b"1 ")
     relay.cancel()
     with pytest.raises(asyncio.CancelledError):
         await relay
@@ -82,7 +84,7 @@ async def test_a_consumer_that_stops_is_one_piece_behind() -> None:
 async def test_what_came_before_an_error_is_delivered() -> None:
     output, consumer = Output(2, Unavailable("gone")), Consumer()
     relay = asyncio.create_task(OutputRelay(output.read, consumer).run())
-    await eventually_async(lambda: output.asked, "the next piece is asked for", lambda asked: asked == 2)
+    await eventually_async(lambda: output.asked, "the error is read", lambda asked: asked == 3)
     consumer.allowed.release()
     consumer.allowed.release()
     with pytest.raises(Unavailable):

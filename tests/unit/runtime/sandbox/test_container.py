@@ -337,7 +337,12 @@ class TestStreams:
         monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
         reading, writing = os.pipe()
         container = await here.running(Stdio(stdout=FdSink(writing)))
-        here.end(5, b"x" * 90_000)
+        here.guest.drained.clear()
+        for _ in range(899):
+            here.guest.output[""].put_nowait(b"x" * 100)
+        here.end(5, b"x" * 100)
+        await eventually_async(here.guest.output[""].empty, "all has left the guest")
+        here.guest.drained.set()
         assert (await within(container.wait())).status == 5
         read = asyncio.create_task(asyncio.to_thread(read_all, reading))
         await container.delete()
