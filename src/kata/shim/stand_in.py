@@ -2,8 +2,8 @@
 
 containerd wants a process id for each container. Others tell containers apart by it, name its namespaces with it
 (`kubectl debug --target` asks for the pid namespace /proc/PID/ns/pid), and kill it when nothing else helps. So each
-container has a process that sleeps, in namespaces that are not the host's: the VMM's, and a pid namespace of its own. It
-dies with the shim, and is the sandbox's by its environment as any other.
+container has a process that sleeps, in namespaces that are not the host's: the VMM's, and a pid namespace of its own.
+It dies with the shim, and is the sandbox's by its environment as any other.
 """
 
 from __future__ import annotations
