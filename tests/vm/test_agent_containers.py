@@ -236,9 +236,12 @@ async def test_the_agent_has_a_reserve_of_memory_and_pids(agent: Agent) -> None:
     wanted = spec("sleep", "1000")
     wanted["mounts"] += [{"destination": f"/{name}", "type": "tmpfs", "source": "tmpfs"} for name in "abc"]
     await agent.run(container_id, wanted)
-    for name in "abc":
-        await agent.exec(container_id, name, "dd", "if=/dev/zero", f"of=/{name}/file", "bs=1M")
-        assert b"No space left on device" in await agent.read_all(container_id, name, stderr=True)
+    await agent.exec(container_id, "df", "busybox", "df", "-k", "/a", "/b", "/c")
+    sizes = [int(line.split()[1]) << 10 for line in (await agent.read_all(container_id, "df")).splitlines()[1:]]
+    assert len(sizes) == 3
+    assert sum(sizes) < int(memory), "as the kernel would size them, two would take everything"
+    await agent.exec(container_id, "fill", "dd", "if=/dev/zero", "of=/c/file", "bs=1M")
+    assert b"No space left on device" in await agent.read_all(container_id, "fill", stderr=True)
     await agent.exec(container_id, "answers", "echo", "yes")
     assert await agent.read_all(container_id, "answers") == b"yes\n"
     await agent.remove(container_id)
@@ -268,13 +271,13 @@ async def test_oom_is_told_before_the_exit(agent: Agent) -> None:
 async def test_a_quota_is_the_containers_and_not_its_runtimes(agent: Agent) -> None:
     container_id = next(_ids)
     wanted = spec("sleep", "1000")
-    wanted["linux"]["resources"] = {"cpu": {"quota": 2000, "period": 100_000}, "unified": {"cpu.max.burst": "7"}}
+    wanted["linux"]["resources"] = {"cpu": {"quota": 10_000, "period": 100_000}, "unified": {"cpu.max.burst": "7"}}
     await agent.create(container_id, wanted)
     # The runtime has used more than the quota of a period, and was not throttled.
     look = f"cd /guest/sys/fs/cgroup/kata/{container_id}; grep nr_throttled cpu.stat; cat cpu.max cpu.max.burst"
-    assert await inspect(agent, look) == "nr_throttled 0\n2000 100000\n7\n"
+    assert await inspect(agent, look) == "nr_throttled 0\n10000 100000\n7\n"
     await agent.exec(container_id, "exec", "cat")
-    assert (await inspect(agent, look)).endswith("\n2000 100000\n7\n")
+    assert (await inspect(agent, look)).endswith("\n10000 100000\n7\n")
     await agent.remove(container_id)
 
 

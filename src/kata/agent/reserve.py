@@ -30,6 +30,8 @@ _MAX_RESERVE = 64 * _MIB
 _BYTES_PER_PID = 64 << 10
 #: An eighth of the containers' memory is for their processes, even if every tmpfs is full.
 _SHARE_OF_PROCESSES = 8
+#: A tmpfs gets no less than an eighth of the rest. More than four may be too much together, but each is of use.
+_SMALLEST_TMPFS = 8
 
 _SIZE = re.compile(r"size=(\d+)([kmgt]?)(%?)", re.IGNORECASE)
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -105,7 +107,7 @@ class Reserve:
         sizes = [option for option in options if option.startswith("size=")]
         if sizes and self._bytes(sizes[-1]) <= room:
             return list(options), 0
-        size = (room - self._promised) // 2
+        size = max((room - self._promised) // 2, room // _SMALLEST_TMPFS)
         if sizes:
             log.info("a tmpfs with %s gets %s bytes: the guest's memory is smaller", sizes[-1], size)
         self._promised += size
