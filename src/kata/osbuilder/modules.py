@@ -23,7 +23,11 @@ ROOT: dict[str, tuple[str, ...]] = {
     "block devices": ("loop", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod", "sg", "nvme", "ahci"),
     "persistent memory": ("libnvdimm", "nfit", "nd_pmem", "virtio_pmem", "device_dax", "dax_pmem", "kmem"),
     "device mapper": ("dm-mod", "dm-crypt", "dm-verity", "dm-integrity", "dm-snapshot", "dm-thin-pool"),
-    "file systems": ("erofs", "ext4", "xfs", "squashfs", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8"),
+    "file systems": (
+        *("erofs", "ext4", "xfs", "btrfs", "squashfs", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8"),
+        # What a privileged container mounts itself. systemd wants the first two.
+        *("autofs4", "binfmt_misc", "nfs", "nfsv3", "nfsv4", "cifs"),
+    ),
     "virtio": ("virtio_pci", "virtio_net", "virtio_balloon", "virtio_mem", "virtio-rng", "virtio_console"),
     "host sockets": ("vmw_vsock_virtio_transport", "vsock_loopback", "vsock_diag"),
     "assigned devices": ("vfio-pci", "vfio_iommu_type1", "e1000", "e1000e", "igb", "igbvf", "ixgbevf", "iavf"),

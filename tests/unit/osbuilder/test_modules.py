@@ -54,6 +54,10 @@ def test_a_module_that_is_nowhere_stops_the_build() -> None:
         names(["virtio_pci", "virtio-blk"])
 
 
+def test_a_privileged_container_can_mount_what_a_host_can() -> None:
+    assert {"btrfs", "autofs4", "binfmt_misc", "nfs", "nfsv4", "cifs"} <= set(root_modules())
+
+
 def test_the_lists_name_nothing_twice() -> None:
     for wanted in (list(INITRD), list(root_modules())):
         normal = [name.replace("-", "_") for name in wanted]

@@ -25,7 +25,10 @@ from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind
 
 #: Major numbers (the kernel's Documentation/admin-guide/devices.txt).
-_FLOPPY, _CDROM = 2, 11
+_FLOPPY, _LOOP, _CDROM = 2, 7, 11
+#: The number of /dev/loop-control, and how many loop devices Debian's kernel has at first.
+_LOOP_CONTROL = (10, 237)
+_LOOPS = 8
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,17 @@ class _Planner:
         linux: Mapping[str, Any] = self._spec.get("linux") or {}
         rules = (linux.get("resources") or {}).get("devices") or ()
         privileged = allows_everything(rules)
+        # In a user namespace nodes cannot be made, only bound, and the guest has none before its driver is loaded.
+        loops = privileged and not linux.get("uidMappings")
         for device in linux.get("devices") or ():
             if device.get("type") != "b":
                 self._devices.append(device)
                 continue
             number = int(device.get("major", 0)), int(device.get("minor", 0))
             path = str(device.get("path"))
+            if loops and number[0] == _LOOP:
+                self._devices.append(device)
+                continue
             if not self._enabled or privileged:
                 # A privileged container has every disk of the host in its spec. It gets the guest's, and none of these.
                 self._skipped.append(f"device {path}: the guest has its own disks")
@@ -183,6 +191,19 @@ class _Planner:
             read_only = node.read_only or (bool(access) and "w" not in access)
             self._disks.append(Disk(node.path, read_only, container_path=path))
             self._devices.append(device)
+        if loops:
+            self._add_loop_devices()
+
+    def _add_loop_devices(self) -> None:
+        """Give a privileged container the guest's loop devices, whatever the host has of its own.
+
+        A container's /dev gets no nodes later. The guest loads the driver when one is opened.
+        """
+        present = {device.get("path") for device in self._devices}
+        control = ("/dev/loop-control", "c", _LOOP_CONTROL)
+        for path, kind, (major, minor) in (control, *((f"/dev/loop{i}", "b", (_LOOP, i)) for i in range(_LOOPS))):
+            if path not in present:
+                self._devices.append({"path": path, "type": kind, "major": major, "minor": minor, "fileMode": 0o660})
 
     def _is_disk(self, fstype: str, source: str, options: Sequence[str]) -> bool:
         if fstype not in DISK_TYPES or not source.startswith("/"):

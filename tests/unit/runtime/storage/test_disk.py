@@ -83,8 +83,23 @@ def test_a_drive_is_no_disk() -> None:
 def test_a_privileged_container_does_not_get_the_hosts_disks(rule: dict[str, Any]) -> None:
     found = plan(with_device({"allow": False, "access": "rwm"}, rule))
     assert found.disks == ()
-    assert [entry["path"] for entry in found.spec["linux"]["devices"]] == ["/dev/null"]
+    assert [entry["path"] for entry in found.spec["linux"]["devices"] if "loop" not in entry["path"]] == ["/dev/null"]
     assert found.skipped == ("device /dev/data: the guest has its own disks",)
+
+
+def test_a_privileged_container_has_the_guests_loop_devices() -> None:
+    spec = with_device({"allow": True, "access": "rwm"})
+    spec["linux"]["devices"] += [{"path": "/dev/loop3", "type": "b", "major": 7, "minor": 3, "uid": 5}]
+    devices = {entry["path"]: entry for entry in plan(spec).spec["linux"]["devices"] if "loop" in entry["path"]}
+    assert set(devices) == {"/dev/loop-control", *(f"/dev/loop{number}" for number in range(8))}
+    assert devices["/dev/loop3"]["uid"] == 5
+    assert (devices["/dev/loop7"]["type"], devices["/dev/loop7"]["major"], devices["/dev/loop7"]["minor"]) == (
+        "b",
+        7,
+        7,
+    )
+    mapped = {**spec, "linux": {**spec["linux"], "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}}
+    assert [entry["path"] for entry in plan(mapped).spec["linux"]["devices"]] == ["/dev/null"]
 
 
 def test_denying_everything_is_not_being_privileged() -> None:
