@@ -135,6 +135,7 @@ def parse_env(values: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[
         if separator:
             found[name] = value
         elif name in environ:
+            _check_text(f"--env {name}", environ[name])
             found[name] = environ[name]
     return tuple(found.items())
 

@@ -25,7 +25,7 @@ from kata.cli.root import require_root
 from kata.cli.signals import Interrupted, Signals, ignore
 from kata.errors import InvalidArgument, NotFound
 from kata.oci.default import DEFAULT_PATH, default_spec
-from kata.oci.spec import Bundle, Spec
+from kata.oci.spec import MAX_HOSTNAME, Bundle, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.images.archive import open_archive
@@ -121,7 +121,7 @@ def make_spec(request: RunRequest, image: ImageConfig, sandbox_id: str, rootfs: 
     Args:
         request: what the user asked for.
         image: the image's configuration.
-        sandbox_id: becomes the host name.
+        sandbox_id: becomes the host name, as far as it fits.
         rootfs: path of the root file system on the host.
         user: who runs the command.
 
@@ -137,7 +137,7 @@ def make_spec(request: RunRequest, image: ImageConfig, sandbox_id: str, rootfs: 
     return default_spec(
         args,
         rootfs=rootfs,
-        hostname=sandbox_id,
+        hostname=sandbox_id[:MAX_HOSTNAME],
         env=[f"{name}={value}" for name, value in env.items()],
         cwd=request.workdir or image.working_dir or "/",
         user={"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},

@@ -11,13 +11,16 @@ Not for: what values mean.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Annotated, Any, Literal, NotRequired, Required, get_args, get_origin, get_type_hints, is_typeddict
 
 from kata.errors import InvalidArgument
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def conform(value: object, kind: Any, where: str) -> Any:
-    """A copy of the value without nulls.
+    """A copy of the value without nulls, and with a replacement character for what is not Unicode.
 
     Args:
         value: as a JSON parser returns it.
@@ -91,11 +94,8 @@ def _text(value: object, where: str) -> str:
     # A NUL would end the string early for the kernel and for crun: what was checked would not be what is used.
     if "\0" in value:
         raise _wrong(where, "a string without NUL", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _wrong(where, "valid Unicode", value) from None
-    return value
+    # Half of a pair of surrogates is no character. Go, which most engines are written in, replaces it as well.
+    return value if value.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _wrong(where: str, wanted: str, value: object) -> InvalidArgument:

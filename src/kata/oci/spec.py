@@ -23,6 +23,9 @@ from kata.oci.conform import conform
 MAX_SPEC = 10 << 20
 """Bytes of JSON at most. Real specs have some 10 KiB, with every seccomp rule written out 100."""
 
+MAX_HOSTNAME = 64
+"""Bytes of a host or domain name that the kernel takes (sethostname(2))."""
+
 I32 = Annotated[int, -(2**31), 2**31 - 1]
 U32 = Annotated[int, 0, 2**32 - 1]
 I64 = Annotated[int, -(2**63), 2**63 - 1]
@@ -383,6 +386,9 @@ def parse_spec(text: bytes | str) -> Spec:
             raise InvalidArgument(f"{key} is missing")
     if not spec["root"]["path"]:
         raise InvalidArgument("root.path is empty")
+    for key, name in (("hostname", spec.get("hostname", "")), ("domainname", spec.get("domainname", ""))):
+        if (length := len(name.encode())) > MAX_HOSTNAME:
+            raise InvalidArgument(f"{key} is {length} bytes long; the maximum is {MAX_HOSTNAME}")
     _check_process(spec["process"], "process.")
     _check_paths("mounts", (mount["destination"] for mount in spec.get("mounts", [])))
     linux = spec.get("linux", {})
@@ -430,10 +436,12 @@ def _parse(text: bytes | str, kind: type[_Document]) -> _Document:
     if len(text) > MAX_SPEC:
         raise InvalidArgument(f"the document is larger than {MAX_SPEC >> 20} MiB")
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        # Engines in Go read what is not UTF-8 like this. Theirs is what the process gets with other runtimes.
+        decoded = text if isinstance(text, str) else text.decode(errors="replace")
+        value = json.loads(decoded, parse_constant=_no_constant)
     except RecursionError:
         raise InvalidArgument("the document is nested too deeply") from None
-    except ValueError as error:  # malformed, not UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # malformed, or an integer of thousands of digits
         raise InvalidArgument(f"the document is not JSON: {' '.join(str(error).split())}") from None
     return cast(_Document, conform(value, kind, ""))
 

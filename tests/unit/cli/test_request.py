@@ -42,6 +42,11 @@ def test_bad_env(text: str) -> None:
         request.parse_env([text], {})
 
 
+def test_bad_env_that_is_passed_on() -> None:
+    with pytest.raises(InvalidArgument, match=r"--env X: 'a.udcff' is not valid text"):
+        request.parse_env(["X"], {"X": "a\udcff"})
+
+
 def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert request.parse_volumes(["/a:/b", "./c:/d/:ro", "..:/e:rw"]) == (

@@ -40,6 +40,11 @@ def test_the_request_goes_before_the_image() -> None:
     assert process["terminal"] is True
 
 
+def test_a_long_name_is_a_host_name_as_far_as_it_fits() -> None:
+    spec = make_spec(RunRequest(rootfs=Path("/r"), command=("ls",)), ImageConfig(), "b" * 70, "/r", ROOT)
+    assert spec["hostname"] == "b" * 64
+
+
 def test_a_directory_has_defaults() -> None:
     process = make_spec(RunRequest(rootfs=Path("/r"), command=("ls",)), ImageConfig(), "box", "/r", ROOT)["process"]
     assert process["cwd"] == "/"

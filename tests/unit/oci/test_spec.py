@@ -134,6 +134,15 @@ def test_not_json(text: bytes) -> None:
         spec.parse_spec(text)
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(b"a\xffb", "a\ufffdb"), (b"\\ud800", "\ufffd"), (b"\\ud83d\\ude00", "\U0001f600"), (b"\xc3\xa9", "\xe9")],
+)
+def test_what_is_not_unicode_is_replaced_as_other_engines_do(written: bytes, read: str) -> None:
+    text = json.dumps(_at("process.env", ["X=MARK"])).encode().replace(b"MARK", written)
+    assert spec.parse_spec(text)["process"]["env"] == [f"X={read}"]
+
+
 def _at(path: str, value: object) -> dict[str, Any]:
     """A minimal spec with one more value."""
     content = _minimal()
@@ -168,7 +177,6 @@ _RULE = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
         ("process.args", "sh -c true", "process.args: expected a list, got 'sh -c true'"),
         ("process.args", ["sh", 1], "process.args[1]: expected a string, got 1"),
         ("process.args", ["a\0b"], r"process.args[0]: expected a string without NUL, got 'a\x00b'"),
-        ("process.env", ["\ud800"], r"process.env[0]: expected valid Unicode, got '\ud800'"),
         ("process.cwd", "tmp", "process.cwd: expected an absolute path, got 'tmp'"),
         ("process.cwd", None, "process.cwd: expected an absolute path, got None"),
         ("process.terminal", 1, "process.terminal: expected true or false, got 1"),
@@ -177,6 +185,9 @@ _RULE = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
         ("process.user.uid", True, "process.user.uid: expected an integer from 0 to 4294967295, got True"),
         ("process.user.gid", 1.5, "process.user.gid: expected an integer from 0 to 4294967295, got 1.5"),
         ("process.rlimits", [{"type": "RLIMIT_CORE", "soft": 0}], "process.rlimits[0].hard is missing"),
+        ("hostname", "h" * 65, "hostname is 65 bytes long; the maximum is 64"),
+        ("hostname", "ü" * 33, "hostname is 66 bytes long; the maximum is 64"),
+        ("domainname", "d" * 70, "domainname is 70 bytes long; the maximum is 64"),
         ("root", None, "root is missing"),
         ("root.path", "", "root.path is empty"),
         ("mounts", [{"destination": "data"}], "mounts[0]: expected an absolute path without '..', got 'data'"),
@@ -212,16 +223,11 @@ _RULE = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
         ),
         ("linux.seccomp", {"syscalls": []}, "linux.seccomp.defaultAction is missing"),
         ("linux.maskedPaths", ["/proc/../etc"], "linux.maskedPaths[0]: expected an absolute path without '..', got"),
-        ("hostname", "x" * 1000, None),
     ],
 )
-def test_errors_name_what_is_wrong(path: str, value: object, message: str | None) -> None:
-    text = json.dumps(_at(path, value))
-    if message is None:
-        spec.parse_spec(text)
-        return
+def test_errors_name_what_is_wrong(path: str, value: object, message: str) -> None:
     with pytest.raises(InvalidArgument) as error:
-        spec.parse_spec(text)
+        spec.parse_spec(json.dumps(_at(path, value)))
     assert error.value.message.startswith(message)
     assert "\n" not in error.value.message
 

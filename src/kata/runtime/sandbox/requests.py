@@ -7,7 +7,7 @@ from typing import Any
 
 from kata.errors import InvalidArgument
 from kata.oci import convert, edit
-from kata.oci.spec import Spec
+from kata.oci.spec import MAX_HOSTNAME, Spec
 from kata.protocols import agent_pb2, shared_tree, types_pb2
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached
@@ -17,7 +17,6 @@ from kata.runtime.storage.disk_mount import DiskMount
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = 64 << 20
-_MAX_HOSTNAME = 64
 
 
 def refuse_host_network(container_id: str, spec: Spec) -> None:
@@ -52,7 +51,7 @@ def create_sandbox_request(
         shm_size: bytes of the /dev/shm that its containers share; 0 for what engines usually give them.
     """
     request = agent_pb2.CreateSandboxRequest(
-        hostname=str(spec.get("hostname") or sandbox_id)[:_MAX_HOSTNAME],
+        hostname=spec.get("hostname") or sandbox_id[:MAX_HOSTNAME],
         sandbox_id=sandbox_id,
         guest_hook_path=config.hypervisor.guest_hook_path,
         storages=[

@@ -43,6 +43,8 @@ _GUEST_TYPES = frozenset(
 )
 #: Trees of the host's kernel: the guest has its own.
 _GUEST_OWN = ("/proc", "/sys")
+#: Bytes of a file's name.
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,7 @@ def plan_container(
                 storages.append(instead)
                 edited.append({**mount, "type": "bind", "source": instead.point})
                 continue
-            base = os.path.basename(os.path.normpath(destination)) or "root"
-            name = f"{container_id}-{token()}-{base}"
+            name = _name(f"{container_id}-{token()}", destination)
             volumes.append(
                 Bind(
                     source,
@@ -203,6 +204,14 @@ def plan_container(
         tuple(skipped),
         disk_root,
     )
+
+
+def _name(prefix: str, destination: str) -> str:
+    """The name of a volume in the shared tree, which ends like the path that the container has it at."""
+    base = os.path.basename(os.path.normpath(destination)) or "root"
+    room = _MAX_NAME - len(prefix) - 1
+    # Not in the middle of a character.
+    return f"{prefix}-{base.encode()[-room:].decode(errors='ignore')}"
 
 
 def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:

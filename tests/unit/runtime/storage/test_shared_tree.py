@@ -113,6 +113,15 @@ class TestPlan:
         (volume,) = plan(mount("/", "bind", str(tmp_path))).volumes
         assert volume.name == "box-0123456789abcdef-root"
 
+    @pytest.mark.parametrize("base", ["v" * 200, "v" * 255, "é" * 127, "x" + "é" * 127])
+    def test_long_names_are_cut(self, tmp_path: Path, base: str) -> None:
+        entry = mount(f"/srv/{base}", "bind", str(tmp_path))
+        host = look_at_paths({"mounts": [entry]})
+        planned = plan_container("c" * 76, [entry], host, rootfs=(), rootfs_dir="/r", token=random_token)
+        name = planned.volumes[0].name
+        assert 250 < len(name.encode()) <= 255
+        assert base.endswith(name[100:])
+
     def test_names_differ(self, tmp_path: Path) -> None:
         entry = mount("/a/x", "bind", str(tmp_path))
         host = look_at_paths({"mounts": [entry]})
