@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from kata.errors import NotFound
+from kata.loop.watch import BLOCKED
 from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
@@ -319,6 +320,7 @@ def sandboxed(*parameters: str, devices: Sequence[str] = ()) -> Iterator[Guest]:
         asyncio.run(prepare())
         yield guest
         assert guest.running, guest.console[-8000:]
+        assert [record["msg"] for record in guest.records if record["msg"].startswith(BLOCKED)] == []
 
 
 def _die_with_parent() -> None:

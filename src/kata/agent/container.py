@@ -25,6 +25,7 @@ from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import cgroup, mount, mountinfo
+from kata.loop.off import off_loop
 
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
@@ -114,10 +115,11 @@ class Container:
             os.mkdir(self.bundle, 0o711)
         except FileExistsError:
             raise AlreadyExists(f"container {self.id} already exists, or its id is reserved") from None
-        self._held.callback(_remove_tree, self.bundle)
+        # What an overlay in it has taken may be a lot.
+        self._held.push_async_callback(off_loop, _remove_tree, self.bundle)
         # The host has unplugged what an earlier container needed.
         agent.reserve.refresh()
-        self._held.callback(storages[0].release, storages[0].acquire(storages[1], self.id))
+        self._held.push_async_callback(storages[0].release, await storages[0].acquire(storages[1], self.id))
         rootfs = self._mount_rootfs(str((spec.get("root") or {}).get("path") or ""))
         finished = guestspec.finish(
             spec,

@@ -12,6 +12,7 @@ import struct
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unimplemented
 from kata.linux import mountinfo
+from kata.loop.off import off_loop
 from kata.protocols import csi_pb2
 
 _SYS_BLOCK = "/sys/dev/block"
@@ -73,19 +74,22 @@ async def grow(path: str, size: int, timeout: float) -> None:
         _rescan(disk)
         length = await _wait(disk, size, timeout)
         mounted = mountinfo.mounted_at(path)
-        fstype = mounted.fstype if mounted else ""
-        try:
-            if fstype.startswith("ext"):
-                blocks = length // os.fstatvfs(fd).f_bsize
-                fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("Q", blocks))
-            elif fstype == "xfs":
-                _grow_xfs(fd, length)
-            else:
-                raise Unimplemented(f"a mounted file system of type {fstype} cannot grow")
-        except OSError as error:
-            raise FailedPrecondition(f"cannot grow the file system to {length} bytes: {error.strerror}") from error
+        await off_loop(_grow, fd, mounted.fstype if mounted else "", length)
     finally:
         os.close(fd)
+
+
+def _grow(fd: int, fstype: str, length: int) -> None:
+    try:
+        if fstype.startswith("ext"):
+            blocks = length // os.fstatvfs(fd).f_bsize
+            fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("Q", blocks))
+        elif fstype == "xfs":
+            _grow_xfs(fd, length)
+        else:
+            raise Unimplemented(f"a mounted file system of type {fstype} cannot grow")
+    except OSError as error:
+        raise FailedPrecondition(f"cannot grow the file system to {length} bytes: {error.strerror}") from error
 
 
 def _disk_of(fd: int) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 
 from kata.errors import DeadlineExceeded, InvalidArgument
+from kata.loop.off import off_loop
 from kata.protocols import agent_pb2
 from kata.version import VERSION
 
@@ -105,16 +106,16 @@ async def online(cpus: int, memory: bool, timeout: float) -> None:
         OSError: the kernel refuses.
     """
     deadline = time.monotonic() + timeout
-    missing = cpus - _online_cpus(cpus)
+    missing = cpus - await off_loop(_online_cpus, cpus)
     while missing:
         if time.monotonic() >= deadline:
             raise DeadlineExceeded(f"{missing} of {cpus} new vCPUs did not appear within {timeout:g} s")
         await asyncio.sleep(_POLL_S)
-        missing -= _online_cpus(missing)
+        missing -= await off_loop(_online_cpus, missing)
     taken = 0
     while memory:
         # One device is several blocks, which appear one after the other.
-        new = _online_memory()
+        new = await off_loop(_online_memory)
         if not new and (taken or cpus or not timeout):
             break
         taken += new

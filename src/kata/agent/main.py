@@ -7,6 +7,7 @@ because a kernel panic would tell the host nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -61,6 +62,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     from kata.agent.service import AgentService, all_handlers, to_status
     from kata.agent.transports import listen
     from kata.agent.warmup import warm_up, warm_up_handler
+    from kata.loop.watch import LoopWatch
     from kata.protocols import forward, standby
     from kata.ttrpc import Server, StreamHandler
 
@@ -103,7 +105,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     stop_listening = await listen(settings.server_addr, server.serve_connection)
     log.info("listening on %s", settings.server_addr)
     try:
-        await stopped.wait()
+        with LoopWatch() if log.isEnabledFor(logging.DEBUG) else contextlib.nullcontext():
+            await stopped.wait()
         await asyncio.sleep(_FLUSH_TIMEOUT_S)
     finally:
         await server.close(grace=_FLUSH_TIMEOUT_S)

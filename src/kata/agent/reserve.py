@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 
 from kata.linux import cgroup
@@ -62,6 +63,8 @@ class Reserve:
         self._kept = 0
         self._limit = 0
         self._promised = 0
+        # Storages are mounted in threads.
+        self._lock = threading.Lock()
 
     def set_up(self) -> None:
         """Make the cgroup and limit it. To be called before there is a container.
@@ -86,11 +89,12 @@ class Reserve:
         """
         if not self._kept:
             return
-        limit = self._memory()[0] - self._kept
-        if limit != self._limit:
-            used = cgroup.read_value(self._directory, "memory.current")
-            cgroup.write(self._directory, "memory.max", str(max(limit, used)))
-            self._limit = limit
+        with self._lock:
+            limit = self._memory()[0] - self._kept
+            if limit != self._limit:
+                used = cgroup.read_value(self._directory, "memory.current")
+                cgroup.write(self._directory, "memory.max", str(max(limit, used)))
+                self._limit = limit
 
     def fit(self, options: Sequence[str]) -> tuple[list[str], int]:
         """Limit the size of a tmpfs.
@@ -107,15 +111,17 @@ class Reserve:
         sizes = [option for option in options if option.startswith("size=")]
         if sizes and self._bytes(sizes[-1]) <= room:
             return list(options), 0
-        size = max((room - self._promised) // 2, room // _SMALLEST_TMPFS)
+        with self._lock:
+            size = max((room - self._promised) // 2, room // _SMALLEST_TMPFS)
+            self._promised += size
         if sizes:
             log.info("a tmpfs with %s gets %s bytes: the guest's memory is smaller", sizes[-1], size)
-        self._promised += size
         return [*(option for option in options if option not in sizes), f"size={size}"], size
 
     def give_back(self, size: int) -> None:
         """A tmpfs is gone. `size` is what `fit` has returned for it."""
-        self._promised -= size
+        with self._lock:
+            self._promised -= size
 
     def _bytes(self, option: str) -> int:
         """Bytes of a size; 0 for one that is malformed, which the mount will tell."""

@@ -18,8 +18,10 @@ from kata.agent.guestspec import Namespaces, pids_of
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
+from kata.loop.off import off_loop
 from kata.oci import cdi
 from kata.oci.ids import validate_id
+from kata.oci.spec import MAX_HOSTNAME
 
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
@@ -30,7 +32,6 @@ _MODPROBE = "/sbin/modprobe"
 _MODPROBE_TIMEOUT_S = 30.0
 #: Killed processes that are not gone by then hang in the kernel.
 _HALT_TIMEOUT_S = 2.0
-_MAX_HOSTNAME = 64
 
 
 class Sandbox:
@@ -72,9 +73,8 @@ class Sandbox:
             raise AlreadyExists(f"sandbox {self.id} is already running")
         if request.sandbox_id:
             validate_id(request.sandbox_id, "sandbox id")
-        if len(request.hostname) > _MAX_HOSTNAME:
-            length = len(request.hostname)
-            raise InvalidArgument(f"hostname is {length} characters long; the maximum is {_MAX_HOSTNAME}")
+        if (length := len(request.hostname.encode())) > MAX_HOSTNAME:
+            raise InvalidArgument(f"hostname is {length} bytes long; the maximum is {MAX_HOSTNAME}")
         if "\0" in request.hostname:
             raise InvalidArgument(f"invalid hostname {request.hostname!r}")
         self.id = request.sandbox_id
@@ -88,7 +88,7 @@ class Sandbox:
             for module in request.kernel_modules:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
-            self.storages.acquire(await find_storages(request.storages, self._agent.devices), "")
+            await self.storages.acquire(await find_storages(request.storages, self._agent.devices), "")
             # After the storages: the path may be on one of them.
             self._hooks = guesthooks.find(request.guest_hook_path)
             # machine-id(5): drawn now, so that VMs restored from one template have different ones.
@@ -96,7 +96,7 @@ class Sandbox:
             if request.dns:
                 self._provide("resolv.conf", "".join(f"{line}\n" for line in request.dns))
         except BaseException:
-            self._release()
+            await self._release()
             raise
 
     async def _load_module(self, name: str, parameters: Sequence[str]) -> None:
@@ -133,7 +133,7 @@ class Sandbox:
             if isinstance(result, Exception):
                 log.error("destroying the sandbox: %s", result)
         self._containers.clear()
-        self._release()
+        await self._release()
 
     async def halt(self) -> None:
         """Kill every process and flush what was written to the host; the rest goes with the VM, which ends now."""
@@ -142,11 +142,11 @@ class Sandbox:
         waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
         if waits:
             await asyncio.wait(waits, timeout=_HALT_TIMEOUT_S)
-        os.sync()
+        await off_loop(os.sync)
         self.running = False
 
-    def _release(self) -> None:
-        self.storages.release_all()
+    async def _release(self) -> None:
+        await self.storages.release_all()
         while self._bound:
             mount.umount(self._bound.pop())
         while self._pinned:

@@ -18,6 +18,7 @@ from kata.agent.process import Process
 from kata.agent.sandbox import Sandbox
 from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
 from kata.linux.swap import swapon
+from kata.loop.off import off_loop
 from kata.oci import convert
 from kata.oci.ids import validate_id
 from kata.protocols import agent_pb2 as pb
@@ -207,13 +208,13 @@ class AgentService:
 
     async def copy_file(self, request: pb.CopyFileRequest, ctx: CallContext) -> Empty:
         """CopyFile: write a file, or a chunk of one, below the shared directory. INVALID_ARGUMENT for other paths."""
-        files.copy(request, self._agent.paths.shared)
+        await off_loop(files.copy, request, self._agent.paths.shared)
         return Empty()
 
     async def get_volume_stats(self, request: pb.VolumeStatsRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
         """GetVolumeStats: bytes and inodes of a storage. NOT_FOUND if nothing is mounted there."""
         with self._sandbox.storages.at(request.volume_guest_path) as path:
-            return filesystem.stats(path)
+            return await off_loop(filesystem.stats, path)
 
     async def resize_volume(self, request: pb.ResizeVolumeRequest, ctx: CallContext) -> Empty:
         """ResizeVolume: grow a file system to its disk. DEADLINE_EXCEEDED if that does not grow; UNIMPLEMENTED."""
@@ -225,21 +226,14 @@ class AgentService:
         """AddSwap: swap to the disk at a PCI path. DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
         path = "/".join(f"{slot:02x}" for slot in request.PCIPath)
-        self._swap_to(await self._agent.devices.disk("blk", path))
+        await off_loop(_swap_to, await self._agent.devices.disk("blk", path))
         return Empty()
 
     async def add_swap_path(self, request: pb.AddSwapPathRequest, ctx: CallContext) -> Empty:
         """AddSwapPath: swap to a disk by its device node. DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
-        self._swap_to(await self._agent.devices.disk("mmioblk", request.path))
+        await off_loop(_swap_to, await self._agent.devices.disk("mmioblk", request.path))
         return Empty()
-
-    @staticmethod
-    def _swap_to(node: str) -> None:
-        try:
-            swapon(node)
-        except OSError as error:
-            raise FailedPrecondition(f"cannot swap to {node}: {error.strerror}") from error
 
     async def get_guest_details(self, request: pb.GuestDetailsRequest, ctx: CallContext) -> pb.GuestDetailsResponse:
         """GetGuestDetails: sizes of memory blocks, and what the agent supports."""
@@ -316,6 +310,13 @@ def _process_of(payload: bytes) -> pb.WaitProcessRequest:
         return pb.WaitProcessRequest.FromString(payload)
     except DecodeError as error:
         raise InvalidArgument("malformed WaitProcessRequest") from error
+
+
+def _swap_to(node: str) -> None:
+    try:
+        swapon(node)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot swap to {node}: {error.strerror}") from error
 
 
 def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:

@@ -6,11 +6,12 @@ to, so every path is walked without following a symbolic link, and mounts are ma
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kata.agent.devices.find import NAMED, PLACED
@@ -20,6 +21,7 @@ from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as mounts
 from kata.linux.openat2 import open_directory, relative_parts
+from kata.loop.off import off_loop
 
 if TYPE_CHECKING:
     from kata.protocols import agent_pb2
@@ -36,6 +38,8 @@ _ON_ROOT_MISMATCH = 1
 class Storages:
     """The mounts of a sandbox. A mount point's first `acquire` mounts, its last `release` unmounts.
 
+    Both may take minutes, and block nobody who does not need that mount point.
+
     Args:
         paths: where the agent keeps things.
         reserve: limits the sizes of what is mounted in memory.
@@ -46,6 +50,8 @@ class Storages:
         self._reserve = reserve or Reserve()
         self._promised: dict[str, int] = {}
         self._users: dict[str, int] = {}
+        #: Of mount points that are being mounted or unmounted: the lock, and how many have it or wait for it.
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._mounted: set[str] = set()
         self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], None]] = {
             "9p": self._filesystem,
@@ -64,7 +70,7 @@ class Storages:
         """Names of the supported drivers."""
         return sorted(self._drivers)
 
-    def acquire(self, requests: Iterable[agent_pb2.Storage], owner: str) -> list[str]:
+    async def acquire(self, requests: Iterable[agent_pb2.Storage], owner: str) -> list[str]:
         """Mount each storage, or count one more user of it; all of them or none.
 
         Args:
@@ -82,34 +88,57 @@ class Storages:
         try:
             for request in requests:
                 point = self._inside(request.mount_point)
-                if point not in self._users:
-                    self._mount(request, point, owner)
-                    self._users[point] = 0
-                self._users[point] += 1
+                async with self._alone(point):
+                    if point not in self._users:
+                        try:
+                            await off_loop(self._mount, request, point, owner)
+                        except BaseException:
+                            # Also what has been mounted after the caller was cancelled.
+                            await off_loop(self._unmount, point)
+                            raise
+                        self._users[point] = 0
+                    self._users[point] += 1
                 # One that is shared with later containers lives as long as the sandbox.
                 if not (request.shared and owner):
                     held.append(point)
         except BaseException:
-            self.release(held)
+            await self.release(held)
             raise
         return held
 
-    def release(self, points: Sequence[str]) -> None:
+    async def release(self, points: Sequence[str]) -> None:
         """Give back what `acquire` returned, last first. Raises OSError after all have been tried."""
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             # A stack, so that one failed unmount does not keep the others.
             for point in points:
-                self._users[point] -= 1
-                if not self._users[point]:
-                    del self._users[point]
-                    stack.callback(self._unmount, point)
+                stack.push_async_callback(self._release, point)
 
-    def release_all(self) -> None:
+    async def _release(self, point: str) -> None:
+        async with self._alone(point):
+            self._users[point] -= 1
+            if not self._users[point]:
+                del self._users[point]
+                await off_loop(self._unmount, point)
+
+    async def release_all(self) -> None:
         """Unmount everything: the sandbox ends. Raises OSError after all have been tried."""
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             for point in self._users:
-                stack.callback(self._unmount, point)
+                stack.push_async_callback(off_loop, self._unmount, point)
             self._users.clear()
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, point: str) -> AsyncIterator[None]:
+        """Have a mount point for oneself: who comes meanwhile waits, and finds it mounted or not."""
+        lock, users = self._locks.get(point) or (asyncio.Lock(), 0)
+        self._locks[point] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(point)
+            if users > 1:
+                self._locks[point] = lock, users - 1
 
     @contextlib.contextmanager
     def at(self, point: str) -> Iterator[str]:
@@ -134,11 +163,7 @@ class Storages:
             if request.HasField("fs_group"):
                 self._give_to_group(point, request.fs_group, "ro" in request.options)
         except OSError as error:
-            self._unmount(point)
             raise FailedPrecondition(f"cannot mount storage {request.driver} at {point}: {error.strerror}") from error
-        except BaseException:
-            self._unmount(point)
-            raise
 
     def _unmount(self, point: str) -> None:
         self._watcher.remove(point)

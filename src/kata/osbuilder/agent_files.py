@@ -9,7 +9,7 @@ from pathlib import Path
 import kata
 from kata.errors import NotFound
 
-PARTS = ("__init__.py", "version.py", "errors.py", "agent", "ttrpc", "protocols", "oci", "linux")
+PARTS = ("__init__.py", "version.py", "errors.py", "agent", "ttrpc", "protocols", "oci", "linux", "loop")
 
 # Below the guest's root.
 PACKAGE = Path("usr/lib/kata/kata")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import socket
 
+from kata.loop.watch import LoopWatch
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.sandbox_vm import Prepared
@@ -88,7 +90,8 @@ async def serve(
     publishing = asyncio.create_task(publisher.run())
     checking = asyncio.create_task(_end_if_forgotten(server, service))
     try:
-        await service.ended.wait()
+        with LoopWatch() if log.isEnabledFor(logging.DEBUG) else contextlib.nullcontext():
+            await service.ended.wait()
     finally:
         await service.close()
         await server.close(_GRACE_S)

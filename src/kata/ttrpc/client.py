@@ -68,6 +68,7 @@ class Client:
         self._early = dict(self._calls)
         self._streams: dict[int, ClientStream] = {}
         self._end: ConnectionClosed | None = None
+        self._heard = loop.time()
         self._reading = asyncio.create_task(self._read(), name="ttrpc client")
 
     @classmethod
@@ -93,6 +94,11 @@ class Client:
     def closed(self) -> bool:
         """Whether the connection is gone."""
         return self._end is not None
+
+    @property
+    def heard(self) -> float:
+        """When something came from the server last, by the loop's clock; at first, when the client was made."""
+        return self._heard
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone, whichever side ends it."""
@@ -242,6 +248,7 @@ class Client:
         cause: Exception | None = None
         try:
             while data := await self._channel.read():
+                self._heard = asyncio.get_running_loop().time()
                 for event in self._core.feed(data):
                     self._deliver(event)
             self._core.eof()

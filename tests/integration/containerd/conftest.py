@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.loop.watch import BLOCKED
 from tests.support.containerd import PrivateContainerd
 from tests.support.images import BUSYBOX, busybox_archive
 from tests.support.leaks import TEST_PREFIX, assert_nothing_left, snapshot
@@ -30,6 +31,7 @@ def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with PrivateContainerd(environment={"KATA_CONF_FILE": str(configuration)}, debug=True) as containerd:
         assert containerd.import_image(archive) == [BUSYBOX]
         yield containerd
+        assert [line for line in containerd.log_text().splitlines() if BLOCKED in line] == []
 
 
 @pytest.fixture(scope="module", autouse=True)

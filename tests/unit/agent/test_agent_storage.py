@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,24 +32,24 @@ def mounted(paths: Paths) -> list[str]:
     return [point.removeprefix(paths.base) for point in mountinfo.points_below(paths.base)]
 
 
-def test_the_last_user_unmounts(paths: Paths) -> None:
+async def test_the_last_user_unmounts(paths: Paths) -> None:
     storages = Storages(paths)
     request = tmpfs(f"{paths.sandbox}/shm", options=["size=1m", "mode=1777"])
-    first = storages.acquire([request], "a")
-    second = storages.acquire([request], "b")
+    first = await storages.acquire([request], "a")
+    second = await storages.acquire([request], "b")
     assert mounted(paths) == ["/sandbox/shm"]
     assert stat.S_IMODE(os.stat(f"{paths.sandbox}/shm").st_mode) == 0o1777
-    storages.release(first)
+    await storages.release(first)
     assert mounted(paths) == ["/sandbox/shm"]
-    storages.release(second)
+    await storages.release(second)
     assert mounted(paths) == []
 
 
-def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> None:
+async def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> None:
     storages = Storages(paths)
-    assert storages.acquire([tmpfs(f"{paths.sandbox}/x", shared=True)], "a") == []
+    assert await storages.acquire([tmpfs(f"{paths.sandbox}/x", shared=True)], "a") == []
     assert mounted(paths) == ["/sandbox/x"]
-    storages.release_all()
+    await storages.release_all()
     assert mounted(paths) == []
 
 
@@ -68,51 +70,53 @@ def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> None:
         pb.Storage(driver="ephemeral", fstype="hugetlbfs", mount_point="BASE/x"),
     ],
 )
-def test_bad_requests_undo_the_good_ones_before_them(paths: Paths, bad: pb.Storage) -> None:
+async def test_bad_requests_undo_the_good_ones_before_them(paths: Paths, bad: pb.Storage) -> None:
     request = pb.Storage()
     request.CopyFrom(bad)
     request.mount_point = bad.mount_point.replace("BASE", paths.base)
     with pytest.raises(InvalidArgument):
-        Storages(paths).acquire([tmpfs(f"{paths.sandbox}/good"), request], "a")
+        await Storages(paths).acquire([tmpfs(f"{paths.sandbox}/good"), request], "a")
     assert mounted(paths) == []
 
 
-def test_a_mount_that_fails_is_told_with_its_reason(paths: Paths) -> None:
+async def test_a_mount_that_fails_is_told_with_its_reason(paths: Paths) -> None:
     with pytest.raises(FailedPrecondition, match=r"cannot mount storage ephemeral at .*: mount nonsense shm"):
-        Storages(paths).acquire(
+        await Storages(paths).acquire(
             [pb.Storage(driver="ephemeral", source="shm", fstype="nonsense", mount_point=f"{paths.sandbox}/x")], "a"
         )
 
 
-def test_a_link_planted_by_a_container_leads_nowhere(paths: Paths, tmp_path: Path) -> None:
+async def test_a_link_planted_by_a_container_leads_nowhere(paths: Paths, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     os.symlink(outside, f"{paths.shared}/local")
     for driver in ("local", "ephemeral"):
         request = pb.Storage(driver=driver, fstype="tmpfs", mount_point=f"{paths.shared}/local/data")
         with pytest.raises(FailedPrecondition):
-            Storages(paths).acquire([request], "a")
+            await Storages(paths).acquire([request], "a")
     assert list(outside.iterdir()) == []
     assert mounted(paths) == []
 
 
-def test_local_makes_a_directory(paths: Paths) -> None:
+async def test_local_makes_a_directory(paths: Paths) -> None:
     point = f"{paths.shared}/s/local/data"
     storages = Storages(paths)
-    held = storages.acquire([pb.Storage(driver="local", options=["mode=0770", "fsgid=1234"], mount_point=point)], "a")
+    held = await storages.acquire(
+        [pb.Storage(driver="local", options=["mode=0770", "fsgid=1234"], mount_point=point)], "a"
+    )
     status = os.stat(point)
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o2770, 1234)
-    storages.release(held)
+    await storages.release(held)
     assert os.path.isdir(point)
 
 
-def test_bind_and_overlay(paths: Paths) -> None:
+async def test_bind_and_overlay(paths: Paths) -> None:
     lower = f"{paths.shared}/lower"
     os.mkdir(lower)
     Path(lower, "word").write_text("below")
     os.mkdir(f"{paths.base}/c1")
     storages = Storages(paths)
-    held = storages.acquire(
+    held = await storages.acquire(
         [
             tmpfs(f"{paths.base}/c1"),
             pb.Storage(driver="bind", source=lower, options=["bind", "ro"], mount_point=f"{paths.shared}/bound"),
@@ -131,20 +135,71 @@ def test_bind_and_overlay(paths: Paths) -> None:
         Path(paths.shared, "over/word").write_text("above")
         assert Path(lower, "word").read_text() == "below"
     finally:
-        storages.release(held)
+        await storages.release(held)
     assert mounted(paths) == []
 
 
-def test_fs_group(paths: Paths) -> None:
+async def test_fs_group(paths: Paths) -> None:
     storages = Storages(paths)
     point = f"{paths.sandbox}/x"
     request = tmpfs(point)
     request.fs_group.group_id = 77
-    held = storages.acquire([request], "a")
+    held = await storages.acquire([request], "a")
     status = os.stat(point)
     assert status.st_gid == 77
     assert status.st_mode & stat.S_ISGID
-    storages.release(held)
+    await storages.release(held)
+
+
+class SlowChown:
+    """Stands for `os.fchown` on a file system that takes its time; keeps who called it."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.released = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, *_: object) -> None:
+        self.thread = threading.current_thread()
+        self._loop.call_soon_threadsafe(self.begun.set)
+        # On the loop's thread it would wait for nothing.
+        assert self.thread is threading.main_thread() or self.released.wait(60)
+
+
+async def test_a_long_change_of_group_keeps_nobody_waiting(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowChown()
+    monkeypatch.setattr(os, "fchown", slow)
+    storages = Storages(paths)
+    request = tmpfs(f"{paths.sandbox}/slow")
+    request.fs_group.group_id = 77
+    taking = [asyncio.create_task(storages.acquire([request], owner)) for owner in "ab"]
+    await slow.begun.wait()
+    assert slow.thread is not threading.main_thread()
+    other = await storages.acquire([tmpfs(f"{paths.sandbox}/other")], "c")
+    await storages.release(other)
+    slow.released.set()
+    first, second = await asyncio.gather(*taking)
+    assert mounted(paths) == ["/sandbox/slow"], "who comes meanwhile does not mount it again"
+    await storages.release(first)
+    assert mounted(paths) == ["/sandbox/slow"]
+    await storages.release(second)
+    assert mounted(paths) == []
+
+
+async def test_who_gives_up_leaves_nothing_mounted(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowChown()
+    monkeypatch.setattr(os, "fchown", slow)
+    storages = Storages(paths)
+    request = tmpfs(f"{paths.sandbox}/slow")
+    request.fs_group.group_id = 77
+    taking = asyncio.create_task(storages.acquire([request], "a"))
+    await slow.begun.wait()
+    taking.cancel()
+    slow.released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert mounted(paths) == []
 
 
 def test_sizes() -> None:

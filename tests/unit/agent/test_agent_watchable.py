@@ -148,14 +148,14 @@ def test_a_container_cannot_lead_the_copy_astray(copy: Copy, tmp_path: Path) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("size", [10, 3 << 20])
-def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchable, "_INTERVAL_S", 0.02)
     paths = Paths.under(str(tmp_path))
     volume = Path(paths.shared) / "c-1-config"
     publish(volume, "1", {"key": b"1" * size})
     point = f"{paths.sandbox}/watchable/c-1-config"
     storages = Storages(paths)
-    held = storages.acquire(
+    held = await storages.acquire(
         [pb.Storage(driver="watchable-bind", source=str(volume), fstype="bind", options=["bind"], mount_point=point)],
         "c",
     )
@@ -165,7 +165,7 @@ def test_as_a_storage(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
         publish(volume, "2", {"key": b"2" * size})
         eventually(Path(point, "key").read_bytes, "the new text", lambda text: text == b"2" * size)
     finally:
-        storages.release(held)
+        await storages.release(held)
     assert mountinfo.points_below(paths.base) == []
 
 

@@ -103,6 +103,11 @@ class AgentClient:
             response: Message = await self._agent.call(method, request, timeout=timeout)
         return response
 
+    @property
+    def heard(self) -> float:
+        """When something came from the agent last, by the loop's clock."""
+        return self._client.heard
+
     async def check(self, timeout: float | None = None) -> None:
         """Check that the agent serves. Without a timeout, the caller has a deadline.
 

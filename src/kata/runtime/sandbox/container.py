@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
+from kata.loop.off import off_loop
 from kata.oci import convert, edit, left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import LinuxResources
@@ -76,13 +77,13 @@ class Container(Lifecycle):
             FailedPrecondition: a file cannot be mounted.
             KataError: the agent refused.
         """
-        with self._timings.phase("rootfs", self.id):
-            self._share.add(self._files)
         try:
+            with self._timings.phase("rootfs", self.id):
+                await off_loop(self._share.add, self._files)
             with self._timings.phase("create", self.id):
                 await self._agent.create_container(request, timeout=timeout)
         except BaseException:
-            self._share.remove(self.id)
+            await off_loop(self._share.remove, self.id)
             await self.init.close()
             raise
         self.init.become(State.CREATED)
@@ -285,7 +286,7 @@ class Container(Lifecycle):
         for process in (*self.execs.values(), self.init):
             await process.close()
         self.become(State.STOPPED)
-        self._share.remove(self.id)
+        await off_loop(self._share.remove, self.id)
         assert self.init.exit is not None
         return self.init.exit
 
@@ -295,7 +296,7 @@ class Container(Lifecycle):
             for process in (*self.execs.values(), self.init):
                 await process.close()
         finally:
-            self._share.remove(self.id)
+            await off_loop(self._share.remove, self.id)
 
     async def _remove_from_guest(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from kata.errors import KataError, Unavailable
+from kata.errors import DeadlineExceeded, KataError, Unavailable
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.deadline import before_deadline
@@ -31,10 +31,30 @@ async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None
         await settle_clock(vm, agent)
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            await before_deadline("the guest's agent", agent.check(), _ANSWER_TIMEOUT_S, vm.pid)
+            await _hear(vm, agent)
     except Unavailable:
         pass  # the VM has ended
     except KataError as error:
         console = vm.console_tail(_CONSOLE_LINES)
         log.error("%s is unresponsive and is ended: %s; its console ends with: %s", what, error, console)
         vm.kill()
+
+
+async def _hear(vm: VirtualMachine, agent: AgentClient) -> None:
+    """Wait until the agent has answered a check.
+
+    One that says anything else meanwhile lives: the answer may be behind a lot of output, or the agent busy.
+
+    Raises:
+        DeadlineExceeded: nothing came from it in time.
+        KataError: it does not serve, or its VM has ended.
+    """
+    while True:
+        asked = asyncio.get_running_loop().time()
+        try:
+            await before_deadline("the guest's agent", agent.check(), _ANSWER_TIMEOUT_S, vm.pid)
+            return
+        except DeadlineExceeded as error:
+            if agent.heard < asked:
+                raise
+            log.info("%s, but it lives", error)

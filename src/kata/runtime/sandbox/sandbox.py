@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, KataError, NotFound
+from kata.loop.off import off_loop
 from kata.oci import left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
@@ -128,7 +129,13 @@ class Sandbox(Lifecycle):
         request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         requests.refuse_host_network(request.id, spec)
-        host = look_at_paths(spec, request.rootfs)
+        self._creating.add(request.id)
+        try:
+            # A path may lead to a file server that is away.
+            host = await off_loop(look_at_paths, spec, request.rootfs)
+        finally:
+            self._creating.discard(request.id)
+        self.require("create a container in", State.RUNNING)
         wanted = self._devices.plan(request.id, spec, request.rootfs, host, self._resources.size.memory_mib)
         files = plan_container(
             request.id,

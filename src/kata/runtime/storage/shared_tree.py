@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
@@ -249,6 +250,9 @@ class SharedTree:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._mounted: dict[str, list[str]] = {}
         self._points: dict[str, list[str]] = {}
+        # Containers are added and removed in threads, and a mount may change the working directory, which is all
+        # threads'.
+        self._lock = threading.RLock()
 
     def add(self, plan: ContainerPlan) -> None:
         """Mount a container's files; after an error, nothing is mounted.
@@ -257,13 +261,14 @@ class SharedTree:
             NotFound: a path does not exist any more.
             FailedPrecondition: a mount failed, or a path was replaced since it was planned.
         """
-        try:
-            self._add_rootfs(plan)
-            for volume in plan.volumes:
-                self._bind(plan.container_id, volume)
-        except BaseException:
-            self.remove(plan.container_id)
-            raise
+        with self._lock:
+            try:
+                self._add_rootfs(plan)
+                for volume in plan.volumes:
+                    self._bind(plan.container_id, volume)
+            except BaseException:
+                self.remove(plan.container_id)
+                raise
 
     def add_sandbox_mounts(self, paths: Sequence[str]) -> None:
         """Mount the `sandbox_bind_mounts` of the configuration, for as long as the tree exists.
@@ -347,11 +352,12 @@ class SharedTree:
 
     def remove(self, container_id: str) -> None:
         """Unmount a container's files and remove their mount points. Idempotent."""
-        for target in reversed(self._mounted.pop(container_id, [])):
-            linux.umount(target)
-        rootfs = self.directory / container_id / "rootfs"
-        for path in dict.fromkeys([*self._points.pop(container_id, []), str(rootfs), str(rootfs.parent)]):
-            self._remove_mount_point(path)
+        with self._lock:
+            for target in reversed(self._mounted.pop(container_id, [])):
+                linux.umount(target)
+            rootfs = self.directory / container_id / "rootfs"
+            for path in dict.fromkeys([*self._points.pop(container_id, []), str(rootfs), str(rootfs.parent)]):
+                self._remove_mount_point(path)
 
     @staticmethod
     def _remove_mount_point(path: str) -> None:

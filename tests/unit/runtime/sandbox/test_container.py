@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -138,6 +139,16 @@ class Setting:
                 stream.put_nowait(output)
             stream.put_nowait(b"")
         self.guest.exit.set_result(status)
+
+
+async def test_files_are_mounted_and_unmounted_off_the_loop(here: Setting) -> None:
+    container = here.container()
+    threads = []
+    here.share.add = here.share.remove = lambda *_: threads.append(threading.current_thread())  # type: ignore
+    await container.create(agent_pb2.CreateContainerRequest(container_id="box"), timeout=LIMIT_S)
+    await container.close()
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 @pytest.fixture
