@@ -16,7 +16,7 @@ from kata.agent.devices.find import Finder
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.linux import rtnetlink
 from kata.linux.netlink import GROUP_LINK, Netlink
-from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, RTPROT_KERNEL, SCOPE_LINK, Address, Link, Neighbour, Route
+from kata.linux.rtnetlink import IFF_NOARP, SCOPE_LINK, Address, Link, Neighbour
 from kata.protocols import agent_pb2, types_pb2
 from kata.protocols.interface import PHYSICAL
 
@@ -60,7 +60,7 @@ async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> type
         try:
             _set_up(netlink, link, wanted, addresses)
         except OSError as error:
-            raise FailedPrecondition(f"interface {wanted.name}: {_reason(error)}") from error
+            raise FailedPrecondition(f"interface {wanted.name}: {reason(error)}") from error
         return _shown(netlink, link.index)
 
 
@@ -106,30 +106,6 @@ async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) 
             loop.remove_reader(events.fileno())
 
 
-def update_routes(wanted: agent_pb2.Routes) -> agent_pb2.Routes:
-    """Replace all routes but those that the kernel made; returns those that there are then.
-
-    Raises:
-        InvalidArgument: a route has an invalid address or prefix, or names an interface that does not exist.
-        FailedPrecondition: the kernel refuses.
-    """
-    with Netlink() as netlink:
-        links = rtnetlink.links(netlink)
-        by_name = {link.name: link for link in links}
-        # Those over the link first: a gateway has to be reachable before it can be one.
-        routes = sorted((_route(one, by_name) for one in wanted.Routes), key=lambda route: bool(route.gateway))
-        loopback = {link.index for link in links if link.flags & IFF_LOOPBACK}
-        try:
-            for old in rtnetlink.routes(netlink):
-                if old.protocol != RTPROT_KERNEL and old.index not in loopback:
-                    rtnetlink.remove_route(netlink, old)
-            for route in routes:
-                rtnetlink.add_route(netlink, route)
-        except OSError as error:
-            raise FailedPrecondition(_reason(error)) from error
-    return list_routes()
-
-
 def add_neighbours(wanted: agent_pb2.ARPNeighbors) -> None:
     """Add neighbours, permanent unless their state says otherwise.
 
@@ -140,17 +116,17 @@ def add_neighbours(wanted: agent_pb2.ARPNeighbors) -> None:
     with Netlink() as netlink:
         by_name = {link.name: link for link in rtnetlink.links(netlink)}
         for one in wanted.ARPNeighbors:
-            link = _link(by_name, one.device)
+            link = find_link(by_name, one.device)
             if one.lladdr and not _MAC.fullmatch(one.lladdr):
                 raise InvalidArgument(f"neighbour {one.toIPAddress.address}: invalid hardware address {one.lladdr!r}")
-            address = _ip(one.toIPAddress.address, one.toIPAddress.family)
+            address = canonical_ip(one.toIPAddress.address, one.toIPAddress.family)
             state = one.state or rtnetlink.NUD_PERMANENT
-            family = _family(one.toIPAddress.family)
+            family = family_of(one.toIPAddress.family)
             entry = Neighbour(link.index, family, address, one.lladdr.lower(), state, one.flags & 0xFF)
             try:
                 rtnetlink.add_neighbour(netlink, entry)
             except OSError as error:
-                raise FailedPrecondition(_reason(error)) from error
+                raise FailedPrecondition(reason(error)) from error
 
 
 def list_interfaces() -> agent_pb2.Interfaces:
@@ -158,27 +134,6 @@ def list_interfaces() -> agent_pb2.Interfaces:
     with Netlink() as netlink:
         return agent_pb2.Interfaces(
             Interfaces=[_shown(netlink, link.index) for link in rtnetlink.links(netlink)],
-        )
-
-
-def list_routes() -> agent_pb2.Routes:
-    """The routes of the main table."""
-    with Netlink() as netlink:
-        names = {link.index: link.name for link in rtnetlink.links(netlink)}
-        return agent_pb2.Routes(
-            Routes=[
-                types_pb2.Route(
-                    dest=route.destination,
-                    gateway=route.gateway,
-                    device=names.get(route.index, ""),
-                    source=route.source,
-                    scope=route.scope,
-                    family=types_pb2.v6 if route.family == socket.AF_INET6 else types_pb2.v4,
-                    flags=route.flags,
-                    mtu=route.mtu,
-                )
-                for route in rtnetlink.routes(netlink)
-            ]
         )
 
 
@@ -203,23 +158,29 @@ def _shown(netlink: Netlink, index: int) -> types_pb2.Interface:
     )
 
 
-def _family(family: int) -> int:
+def family_of(family: int) -> int:
+    """The address family (socket.AF_INET, AF_INET6) of one of types.IPFamily."""
     return socket.AF_INET6 if family == types_pb2.v6 else socket.AF_INET
 
 
-def _ip(text: str, family: int) -> str:
+def canonical_ip(text: str, family: int) -> str:
     """Return an address in its canonical form.
 
     Raises:
         InvalidArgument: it is not an address of the family.
     """
     try:
-        return socket.inet_ntop(_family(family), socket.inet_pton(_family(family), text))
+        return socket.inet_ntop(family_of(family), socket.inet_pton(family_of(family), text))
     except (OSError, ValueError):
         raise InvalidArgument(f"invalid {'IPv6' if family == types_pb2.v6 else 'IPv4'} address {text!r}") from None
 
 
-def _prefix(text: str, family: int) -> int:
+def prefix_length(text: str, family: int) -> int:
+    """Return a prefix length.
+
+    Raises:
+        InvalidArgument: it is none of the family.
+    """
     maximum = 128 if family == types_pb2.v6 else 32
     if not (text.isascii() and text.isdigit() and int(text[:4]) <= maximum):
         raise InvalidArgument(f"invalid prefix length {text!r} (0 to {maximum})")
@@ -227,33 +188,23 @@ def _prefix(text: str, family: int) -> int:
 
 
 def _address(one: types_pb2.IPAddress, index: int) -> Address:
-    return Address(index, _family(one.family), _ip(one.address, one.family), _prefix(one.mask, one.family))
-
-
-def _route(one: types_pb2.Route, links: dict[str, Link]) -> Route:
-    destination = ""
-    if one.dest and one.dest != "default":
-        address, _, length = one.dest.partition("/")
-        default = "128" if one.family == types_pb2.v6 else "32"
-        destination = f"{_ip(address, one.family)}/{_prefix(length or default, one.family)}"
-    return Route(
-        _link(links, one.device).index,
-        _family(one.family),
-        destination,
-        _ip(one.gateway, one.family) if one.gateway else "",
-        _ip(one.source, one.family) if one.source else "",
-        one.scope & 0xFF,
-        flags=one.flags & 0xFF,
-        mtu=one.mtu,
+    return Address(
+        index, family_of(one.family), canonical_ip(one.address, one.family), prefix_length(one.mask, one.family)
     )
 
 
-def _link(links: dict[str, Link], name: str) -> Link:
+def find_link(links: dict[str, Link], name: str) -> Link:
+    """The interface of a name.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
     try:
         return links[name]
     except KeyError:
         raise InvalidArgument(f"interface {name!r} does not exist") from None
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What the kernel refused, and why."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

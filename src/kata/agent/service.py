@@ -15,6 +15,7 @@ from kata.agent.container import Container
 from kata.agent.context import AgentContext
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
+from kata.agent.routing import Routing, list_routes
 from kata.agent.sandbox import Sandbox
 from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
 from kata.linux.swap import swapon
@@ -66,6 +67,7 @@ class AgentService:
         self._owns_guest = is_init
         self._stopped = stopped
         self._metrics = Metrics()
+        self._routing = Routing()
 
     def _container(self, request: Any) -> Container:
         return self._sandbox.container(request.container_id)
@@ -178,9 +180,9 @@ class AgentService:
         return await network.update_interface(request.interface, self._agent.devices)
 
     async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:
-        """UpdateRoutes: replace all routes. INVALID_ARGUMENT; FAILED_PRECONDITION if the kernel refuses."""
+        """UpdateRoutes: replace routes and rules. INVALID_ARGUMENT; FAILED_PRECONDITION if the kernel refuses."""
         self._require_init()
-        return network.update_routes(request.routes)
+        return self._routing.update(request.routes)
 
     async def list_interfaces(self, request: pb.ListInterfacesRequest, ctx: CallContext) -> pb.Interfaces:
         """ListInterfaces: all interfaces, loopback included."""
@@ -188,7 +190,7 @@ class AgentService:
 
     async def list_routes(self, request: pb.ListRoutesRequest, ctx: CallContext) -> pb.Routes:
         """ListRoutes: the routes of the main table."""
-        return network.list_routes()
+        return list_routes()
 
     async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest, ctx: CallContext) -> Empty:
         """AddARPNeighbors: add static neighbours. INVALID_ARGUMENT; FAILED_PRECONDITION if the kernel refuses."""

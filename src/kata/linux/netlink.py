@@ -19,7 +19,7 @@ from typing import NamedTuple
 REQUEST, MULTI, ACK = 0x1, 0x2, 0x4
 ROOT, MATCH = 0x100, 0x200
 DUMP = ROOT | MATCH
-REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 
 #: Multicast group of changes of interfaces.
 GROUP_LINK = 0x1
@@ -81,6 +81,19 @@ def attributes(data: bytes) -> dict[int, bytes]:
         found[kind & _TYPE_MASK] = data[position + _ATTRIBUTE.size : position + length]
         position += (length + 3) & ~3
     return found
+
+
+def to_number(data: bytes) -> int:
+    """The value of an attribute that is an unsigned number of 32 bits; 0 without one."""
+    return int.from_bytes(data[:4], "little") if len(data) >= 4 else 0
+
+
+def to_ip(family: int, data: bytes) -> str:
+    """The value of an attribute that is an address of a family (socket.AF_INET, AF_INET6); "" without one."""
+    try:
+        return socket.inet_ntop(family, data)
+    except (ValueError, OSError):
+        return ""
 
 
 def unpack(data: bytes) -> Iterator[tuple[Message, int]]:

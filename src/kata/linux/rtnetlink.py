@@ -1,4 +1,4 @@
-"""Network interfaces, addresses, routes, neighbours and the traffic control that joins two interfaces.
+"""Network interfaces, addresses, neighbours and the traffic control that joins two interfaces.
 
 Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,pkt_sched,pkt_cls}.h, tc-mirred(8),
 tc-u32(8), tc-tbf(8).
@@ -22,18 +22,18 @@ from kata.linux.netlink import (
     nest,
     number,
     text,
+    to_ip,
+    to_number,
 )
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _GETNEIGH = 28, 30
 _NEWQDISC, _DELQDISC = 36, 37
 _NEWTFILTER = 44
 
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGH = struct.Struct("=BxxxiHBB")
 _TC = struct.Struct("=BxxxiIII")
 
@@ -47,16 +47,8 @@ _IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU = 1, 8
 _ADDR_GEN_NONE = b"\1"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
-_RTAX_MTU = 2
-_RT_TABLE_MAIN = 254
-_RTN_UNICAST = 1
 _NDA_DST, _NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
-#: Those of RTNH_F_* that may be set; the others report the state of an interface, and the kernel refuses them.
-_ROUTE_FLAGS = 0x02 | 0x04
-RTPROT_KERNEL = 2
-_RTPROT_BOOT = 3
 SCOPE_LINK = 253
 
 _TC_H_ROOT = 0xFFFFFFFF
@@ -126,29 +118,6 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Route:
-    """A route of the main table.
-
-    Attributes:
-        destination: "address/prefix", or "" for everything.
-        gateway, source: addresses, or "".
-        flags: RTNH_F_*, such as RTNH_F_ONLINK (4) for a gateway that counts as reachable on the link.
-        mtu: 0 for that of the interface.
-    """
-
-    index: int
-    family: int
-    destination: str = ""
-    gateway: str = ""
-    source: str = ""
-    scope: int = 0
-    protocol: int = _RTPROT_BOOT
-    flags: int = 0
-    mtu: int = 0
-    priority: int = 0
-
-
-@dataclass(frozen=True)
 class Neighbour:
     """An entry of the ARP or neighbour discovery table; `state` is NUD_*."""
 
@@ -176,9 +145,9 @@ def parse_link(message: Message) -> Link:
         _text(found.get(_IFLA_IFNAME, b"")),
         _text(kind),
         found.get(_IFLA_ADDRESS, b"").hex(":"),
-        _number(found.get(_IFLA_MTU, b"")),
+        to_number(found.get(_IFLA_MTU, b"")),
         flags,
-        _number(found.get(_IFLA_NUM_TX_QUEUES, b"")) or 1,
+        to_number(found.get(_IFLA_NUM_TX_QUEUES, b"")) or 1,
         _text(found.get(_IFLA_PARENT_DEV_BUS_NAME, b"")),
         _text(found.get(_IFLA_PARENT_DEV_NAME, b"")),
     )
@@ -191,37 +160,9 @@ def addresses(netlink: Netlink) -> list[Address]:
         family, prefix, _, scope, index = _IFADDR.unpack_from(message.body)
         values = attributes(message.body[_IFADDR.size :])
         # On a point-to-point link, IFA_ADDRESS is the peer's.
-        address = _ip(family, values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b""))
+        address = to_ip(family, values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b""))
         if address:
             found.append(Address(index, family, address, prefix, scope))
-    return found
-
-
-def routes(netlink: Netlink) -> list[Route]:
-    """Unicast routes of the main table with a single next hop. Raises OSError."""
-    found = []
-    for message in netlink.dump("list routes", _GETROUTE, _ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
-        family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.body)
-        values = attributes(message.body[_ROUTE.size :])
-        if (_number(values.get(_RTA_TABLE, b"")) or table) != _RT_TABLE_MAIN or kind != _RTN_UNICAST:
-            continue
-        if _RTA_OIF not in values or family not in (socket.AF_INET, socket.AF_INET6):
-            continue
-        destination = _ip(family, values.get(_RTA_DST, b""))
-        found.append(
-            Route(
-                _number(values[_RTA_OIF]),
-                family,
-                f"{destination}/{length}" if destination else "",
-                _ip(family, values.get(_RTA_GATEWAY, b"")),
-                _ip(family, values.get(_RTA_PREFSRC, b"")),
-                scope,
-                protocol,
-                flags & 0xFF,
-                _number(attributes(values.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")),
-                _number(values.get(_RTA_PRIORITY, b"")),
-            )
-        )
     return found
 
 
@@ -231,7 +172,7 @@ def neighbours(netlink: Netlink) -> list[Neighbour]:
     for message in netlink.dump("list neighbours", _GETNEIGH, _NEIGH.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         family, index, state, flags, _ = _NEIGH.unpack_from(message.body)
         values = attributes(message.body[_NEIGH.size :])
-        address = _ip(family, values.get(_NDA_DST, b""))
+        address = to_ip(family, values.get(_NDA_DST, b""))
         if address:
             lladdr = values.get(_NDA_LLADDR, b"").hex(":")
             found.append(Neighbour(index, family, address, lladdr, state, flags))
@@ -337,47 +278,6 @@ def _address(address: Address) -> bytes:
     return body + (number(_IFA_FLAGS, flags) if flags else b"")
 
 
-def add_route(netlink: Netlink, route: Route) -> None:
-    """Add a route. Idempotent. Raises OSError."""
-    try:
-        netlink.request(f"add route {_shown(route)}", _NEWROUTE, _route(route), CREATE | EXCL)
-    except FileExistsError:
-        return
-
-
-def remove_route(netlink: Netlink, route: Route) -> None:
-    """Remove a route. Raises OSError."""
-    netlink.request(f"remove route {_shown(route)}", _DELROUTE, _route(route))
-
-
-def _shown(route: Route) -> str:
-    return f"to {route.destination or 'everything'}" + (f" by {route.gateway}" if route.gateway else "")
-
-
-def _route(route: Route) -> bytes:
-    address, _, length = route.destination.partition("/")
-    body = _ROUTE.pack(
-        route.family,
-        int(length or 0),
-        0,
-        0,
-        _RT_TABLE_MAIN,
-        route.protocol,
-        route.scope,
-        _RTN_UNICAST,
-        route.flags & _ROUTE_FLAGS,
-    )
-    for kind, value in ((_RTA_DST, address), (_RTA_GATEWAY, route.gateway), (_RTA_PREFSRC, route.source)):
-        if value:
-            body += attribute(kind, socket.inet_pton(route.family, value))
-    body += number(_RTA_OIF, route.index)
-    if route.priority:
-        body += number(_RTA_PRIORITY, route.priority)
-    if route.mtu:
-        body += nest(_RTA_METRICS, number(_RTAX_MTU, route.mtu))
-    return body
-
-
 def add_neighbour(netlink: Netlink, neighbour: Neighbour) -> None:
     """Add or replace a neighbour. Raises OSError."""
     body = _NEIGH.pack(neighbour.family, neighbour.index, neighbour.state, neighbour.flags, 0)
@@ -456,14 +356,3 @@ def _remove_qdisc(netlink: Netlink, what: str, index: int, handle: int, parent: 
 
 def _text(data: bytes) -> str:
     return data.partition(b"\0")[0].decode(errors="replace")
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data[:4], "little") if len(data) >= 4 else 0
-
-
-def _ip(family: int, data: bytes) -> str:
-    try:
-        return socket.inet_ntop(family, data)
-    except (ValueError, OSError):
-        return ""

@@ -509,10 +509,12 @@ class ResumeContainerRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class Routes(_message.Message):
-    __slots__ = ["Routes"]
+    __slots__ = ["Routes", "Rules"]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     Routes: _containers.RepeatedCompositeFieldContainer[_types_pb2.Route]
-    def __init__(self, Routes: _Optional[_Iterable[_Union[_types_pb2.Route, _Mapping]]] = ...) -> None: ...
+    Rules: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, Routes: _Optional[_Iterable[_Union[_types_pb2.Route, _Mapping]]] = ..., Rules: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SetGuestDateTimeRequest(_message.Message):
     __slots__ = ["Sec", "Usec"]

@@ -56,24 +56,43 @@ class Interface(_message.Message):
     def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., IPAddresses: _Optional[_Iterable[_Union[IPAddress, _Mapping]]] = ..., mtu: _Optional[int] = ..., hwAddr: _Optional[str] = ..., devicePath: _Optional[str] = ..., type: _Optional[str] = ..., raw_flags: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ["dest", "device", "family", "flags", "gateway", "mtu", "scope", "source"]
+    __slots__ = ["dest", "device", "family", "flags", "gateway", "hops", "metric", "mtu", "scope", "source", "table", "type"]
+    class Hop(_message.Message):
+        __slots__ = ["device", "flags", "gateway", "weight"]
+        DEVICE_FIELD_NUMBER: _ClassVar[int]
+        FLAGS_FIELD_NUMBER: _ClassVar[int]
+        GATEWAY_FIELD_NUMBER: _ClassVar[int]
+        WEIGHT_FIELD_NUMBER: _ClassVar[int]
+        device: str
+        flags: int
+        gateway: str
+        weight: int
+        def __init__(self, device: _Optional[str] = ..., gateway: _Optional[str] = ..., weight: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
     DEST_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     MTU_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     dest: str
     device: str
     family: IPFamily
     flags: int
     gateway: str
+    hops: _containers.RepeatedCompositeFieldContainer[Route.Hop]
+    metric: int
     mtu: int
     scope: int
     source: str
-    def __init__(self, dest: _Optional[str] = ..., gateway: _Optional[str] = ..., device: _Optional[str] = ..., source: _Optional[str] = ..., scope: _Optional[int] = ..., family: _Optional[_Union[IPFamily, str]] = ..., flags: _Optional[int] = ..., mtu: _Optional[int] = ...) -> None: ...
+    table: int
+    type: int
+    def __init__(self, dest: _Optional[str] = ..., gateway: _Optional[str] = ..., device: _Optional[str] = ..., source: _Optional[str] = ..., scope: _Optional[int] = ..., family: _Optional[_Union[IPFamily, str]] = ..., flags: _Optional[int] = ..., mtu: _Optional[int] = ..., metric: _Optional[int] = ..., table: _Optional[int] = ..., type: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Route.Hop, _Mapping]]] = ...) -> None: ...
 
 class IPFamily(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []

@@ -63,9 +63,9 @@ def remove(containerd: PrivateContainerd, container: str) -> None:
     containerd.ctr("container", "rm", container, check=False)
 
 
-def run(containerd: PrivateContainerd, pod: Pod, script: str) -> str:
+def run(containerd: PrivateContainerd, pod: Pod, script: str, runtime: str = RUNTIME) -> str:
     namespace = f"network:{pod.netns}"
-    command = ("run", "--rm", "--with-ns", namespace, "--runtime", RUNTIME, BUSYBOX, unique_id(TEST_PREFIX))
+    command = ("run", "--rm", "--with-ns", namespace, "--runtime", runtime, BUSYBOX, unique_id(TEST_PREFIX))
     return containerd.ctr(*command, "sh", "-c", script, timeout=60).stdout
 
 
@@ -99,6 +99,33 @@ def test_the_guest_has_what_the_plugin_gave(containerd: PrivateContainerd, bridg
         assert f"default via {bridge.gateway} dev eth0" in said
         assert f"default via {bridge.gateway6} dev eth0" in said
         assert said.splitlines()[-1] == str(MTU)
+
+
+def test_routes_and_rules_are_runcs(containerd: PrivateContainerd, bridge: Bridge) -> None:
+    with bridge.pod(unique_id(TEST_PREFIX)) as pod, left_as_found(pod):
+        gateway = bridge.gateway
+        for line in (
+            "route del default",
+            f"route add default via {gateway} dev eth0 metric 100",
+            f"route add default via {bridge.subnet}.254 dev eth0 metric 200",
+            f"route add 10.5.0.0/16 via {gateway} dev eth0 table 101",
+            "route add blackhole 10.6.0.0/16",
+            "route add unreachable 10.7.0.0/16 table 101",
+            f"route add 10.8.0.0/16 nexthop via {gateway} dev eth0 weight 2 nexthop via {bridge.subnet}.254 dev eth0",
+            f"route replace {bridge.subnet}.0/24 dev eth0 scope link src {pod.addresses[0]} mtu 1300",
+            "-6 route add blackhole fd08::/64",
+            f"-6 route add fd09::/64 via {bridge.gateway6} dev eth0 table 101 metric 7",
+            f"rule add from {pod.addresses[0]} lookup 101 pref 50",
+            "rule add fwmark 0x10/0xff prohibit pref 51",
+            "-6 rule add to fd09::/64 lookup 101 pref 52",
+        ):
+            subprocess.run(["ip", "-n", pod.name, *line.split()], check=True)
+        script = "ip route; ip route show table 101; ip -6 route show table 101; ip -6 route show root fd08::/64"
+        script += "; ip rule; ip -6 rule"
+        wanted = run(containerd, pod, script, "io.containerd.runc.v2")
+        assert "metric 200" in wanted
+        assert "fwmark 0x10/0xff" in wanted
+        assert run(containerd, pod, script) == wanted
 
 
 def test_pods_reach_each_other_and_the_host(containerd: PrivateContainerd, bridge: Bridge, server: Pod) -> None:

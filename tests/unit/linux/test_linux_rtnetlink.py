@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from kata.linux import netlink as wire
-from kata.linux import rtnetlink
+from kata.linux import routing, rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, setns, unshare
 from kata.linux.netlink import GROUP_LINK, Netlink
-from kata.linux.rtnetlink import Address, Link, Neighbour, Route
+from kata.linux.routing import Route
+from kata.linux.rtnetlink import Address, Link, Neighbour
 from kata.linux.tap import open_tap
 from tests.support.waiting import eventually
 
@@ -81,16 +82,99 @@ def test_routes(netlink: Netlink) -> None:
     index = link(netlink, "va").index
     ip("addr", "add", "10.1.0.2/24", "dev", "va")
     ip("route", "add", "default", "via", "10.1.0.1", "mtu", "1300")
-    assert Route(index, socket.AF_INET, "", "10.1.0.1", mtu=1300) in rtnetlink.routes(netlink)
+    assert Route(index, socket.AF_INET, "", "10.1.0.1", mtu=1300) in routing.routes(netlink)
     mine = Route(index, socket.AF_INET, "10.7.0.0/16", "10.9.9.9", source="10.1.0.2", flags=4, mtu=1200, priority=5)
-    rtnetlink.add_route(netlink, mine)
-    rtnetlink.add_route(netlink, mine)
+    routing.add_route(netlink, mine)
+    with pytest.raises(FileExistsError):
+        routing.add_route(netlink, mine)
     [shown] = ip("route", "show", "10.7.0.0/16")
     assert (shown["gateway"], shown["prefsrc"], shown["metric"]) == ("10.9.9.9", "10.1.0.2", 5)
     assert "onlink" in shown["flags"]
-    assert mine in rtnetlink.routes(netlink)
-    rtnetlink.remove_route(netlink, mine)
+    assert mine in routing.routes(netlink)
+    routing.remove_route(netlink, mine)
     assert ip("route", "show", "10.7.0.0/16") == []
+
+
+#: Of every kind, as `ip route` takes them.
+ROUTES = (
+    "default via 10.1.0.1 dev va metric 100",
+    "default via 10.1.0.254 dev va metric 200",
+    "10.20.0.0/16 via 10.1.0.1 dev va table 1001",
+    "10.21.0.0/16 dev va table 7 scope link src 10.1.0.2",
+    "blackhole 10.22.0.0/16",
+    "unreachable 10.23.0.0/16 metric 7",
+    "prohibit 10.24.0.0/16 table 7",
+    "throw 10.25.0.0/16 table 7",
+    "local 10.26.0.0/16 dev lo table 7",
+    "10.27.0.0/16 nexthop via 10.1.0.1 dev va weight 3 nexthop via 10.1.0.9 dev va weight 1 onlink",
+    "10.28.0.0/16 via inet6 fd01::1 dev va",
+    "default via fd01::1 dev va metric 50",
+    "fd07::/64 via fd01::1 dev va table 1001",
+    "blackhole fd08::/64",
+    "fd09::/64 nexthop via fd01::1 dev va nexthop via fd01::2 dev va",
+)
+RULES = (
+    "from 10.1.0.2 table 1001",
+    "to 10.7.0.0/16 fwmark 0x10/0xff lookup 7 pref 99",
+    "not iif va ipproto tcp dport 80-90 prohibit pref 100",
+    "from fd01::/64 lookup 1001",
+)
+
+
+def make(netlink: Netlink) -> None:
+    ip("addr", "add", "10.1.0.2/24", "dev", "va")
+    ip("addr", "add", "fd01::9/64", "dev", "va", "nodad")
+    for line in ROUTES:
+        ip(*(["-6"] if "fd0" in line and "via inet6" not in line else []), "route", "add", *line.split())
+    for line in RULES:
+        ip(*(["-6"] if "fd0" in line else []), "rule", "add", *line.split())
+
+
+def show() -> dict[str, Any]:
+    lists = ("-4 route show table all", "-6 route show table all", "-4 rule show", "-6 rule show")
+    return {what: ip(*what.split()) for what in lists}
+
+
+def test_every_kind_of_route_and_rule_can_be_made_elsewhere(netlink: Netlink) -> None:
+    make(netlink)
+    before = show()
+    routes = [one for one in routing.routes(netlink) if one.protocol != routing.RTPROT_KERNEL]
+    rules = routing.rules(netlink)
+    assert (len(routes), len(rules)) == (len(ROUTES), len(RULES)), "the three of every namespace are not among them"
+    for rule in rules:
+        routing.remove_rule(netlink, rule)
+        routing.remove_rule(netlink, rule)
+    for route in routes:
+        routing.remove_route(netlink, route)
+    assert len(show()["-4 rule show"]) == 3
+    assert routing.rules(netlink) == []
+    for route in sorted(routes, key=lambda route: bool(route.gateway or route.hops)):
+        routing.add_route(netlink, route)
+    for rule in rules:
+        routing.add_rule(netlink, rule)
+        routing.add_rule(netlink, rule)
+    after = show()
+    for what, shown in before.items():
+        assert sorted(map(str, after[what])) == sorted(map(str, shown))
+
+
+def test_a_route_that_the_kernel_has_made_too(netlink: Netlink) -> None:
+    index = link(netlink, "va").index
+    ip("addr", "add", "10.1.0.2/24", "dev", "va")
+    mine = Route(index, socket.AF_INET, "10.1.0.0/24", scope=253, mtu=1300)
+    with pytest.raises(FileExistsError):
+        routing.add_route(netlink, mine)
+    routing.append_route(netlink, mine)
+    assert len(ip("route", "show", "10.1.0.0/24")) == 2
+    routing.remove_route(netlink, mine)
+    routing.replace_route(netlink, mine)
+    [shown] = ip("route", "show", "10.1.0.0/24")
+    assert shown["metrics"] == [{"mtu": 1300}]
+
+
+@pytest.mark.parametrize("data", [b"\1", b"\4\0\0\0\1\0\0\0", b"\377\377\0\0\1\0\0\0"])
+def test_next_hops_that_are_cut_off(data: bytes) -> None:
+    assert routing._hops(socket.AF_INET, data) == ()
 
 
 def test_a_route_of_an_interface_without_a_carrier_can_be_made_elsewhere(netlink: Netlink) -> None:
@@ -100,13 +184,13 @@ def test_a_route_of_an_interface_without_a_carrier_can_be_made_elsewhere(netlink
     index = link(netlink, "va").index
     # The kernel's link watch marks the route, a moment after the link has lost its carrier.
     (route,) = eventually(
-        lambda: [one for one in rtnetlink.routes(netlink) if one.gateway and one.flags],
+        lambda: [one for one in routing.routes(netlink) if one.gateway and one.flags],
         "a route that says that its link is dead",
     )
     ip("link", "set", "vb", "up")
-    rtnetlink.remove_route(netlink, route)
-    rtnetlink.add_route(netlink, route)
-    assert [one.index for one in rtnetlink.routes(netlink) if one.gateway] == [index]
+    routing.remove_route(netlink, route)
+    routing.add_route(netlink, route)
+    assert [one.index for one in routing.routes(netlink) if one.gateway] == [index]
 
 
 def test_neighbours(netlink: Netlink) -> None:

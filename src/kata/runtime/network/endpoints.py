@@ -10,16 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kata.errors import InvalidArgument, Unimplemented
+from kata.linux.routing import RTPROT_KERNEL, Route
 from kata.linux.rtnetlink import (
     IFF_LOOPBACK,
     IFF_NOARP,
     NUD_PERMANENT,
-    RTPROT_KERNEL,
     SCOPE_LINK,
     Address,
     Link,
     Neighbour,
-    Route,
 )
 from kata.protocols import agent_pb2, types_pb2
 from kata.protocols.interface import PHYSICAL
@@ -43,6 +42,7 @@ class Snapshot:
     addresses: Sequence[Address]
     routes: Sequence[Route]
     neighbours: Sequence[Neighbour]
+    rules: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
         device=link.name,
         name=link.name,
         IPAddresses=[
-            types_pb2.IPAddress(family=_family(one.family), address=one.address, mask=str(one.prefix))
+            types_pb2.IPAddress(family=ip_family(one.family), address=one.address, mask=str(one.prefix))
             for one in endpoint.addresses
         ],
         mtu=link.mtu,
@@ -158,32 +158,12 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
     )
 
 
-def routes_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.Routes:
-    """The routes of all interfaces for the agent, which replaces all it has."""
-    return agent_pb2.Routes(
-        Routes=[
-            types_pb2.Route(
-                dest=route.destination,
-                gateway=route.gateway,
-                device=endpoint.link.name,
-                source=route.source,
-                scope=route.scope,
-                family=_family(route.family),
-                flags=route.flags,
-                mtu=route.mtu,
-            )
-            for endpoint in all_endpoints
-            for route in endpoint.routes
-        ]
-    )
-
-
 def neighbours_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.ARPNeighbors:
     """The permanent neighbours of all interfaces for the agent; they cannot be discovered."""
     return agent_pb2.ARPNeighbors(
         ARPNeighbors=[
             types_pb2.ARPNeighbor(
-                toIPAddress=types_pb2.IPAddress(family=_family(one.family), address=one.address),
+                toIPAddress=types_pb2.IPAddress(family=ip_family(one.family), address=one.address),
                 device=endpoint.link.name,
                 lladdr=one.lladdr,
                 state=one.state,
@@ -195,5 +175,6 @@ def neighbours_message(all_endpoints: Iterable[Endpoint]) -> agent_pb2.ARPNeighb
     )
 
 
-def _family(family: int) -> types_pb2.IPFamily:
+def ip_family(family: int) -> types_pb2.IPFamily:
+    """The protocol's name of an address family (socket.AF_INET, AF_INET6)."""
     return types_pb2.v6 if family == _AF_INET6 else types_pb2.v4

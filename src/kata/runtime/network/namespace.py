@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
-from kata.linux import rtnetlink
+from kata.linux import routing, rtnetlink
 from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.linux.netlink import GROUPS_ALL, Netlink
 from kata.linux.sklookup import steer
@@ -103,15 +103,12 @@ class PodNetwork:
                 return Snapshot(
                     rtnetlink.links(netlink),
                     rtnetlink.addresses(netlink),
-                    rtnetlink.routes(netlink),
+                    routing.routes(netlink),
                     rtnetlink.neighbours(netlink),
+                    routing.rules(netlink),
                 )
             except OSError as error:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
-
-    def indexes(self) -> set[int]:
-        """The indexes of all interfaces in it. Raises as `look`."""
-        return {link.index for link in self.look().links}
 
     def catch(self) -> tuple[socket.socket, int]:
         """A listening socket that gets every TCP connection that is made inside, whatever its address and port.

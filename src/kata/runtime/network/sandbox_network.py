@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, Unavailable
 from kata.linux.netlink import Netlink
 from kata.linux.rtnetlink import Link
+from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import NetworkDevice
@@ -20,13 +21,14 @@ from kata.runtime.network.endpoints import (
     NO_LIMIT,
     Endpoint,
     Rates,
+    Snapshot,
     endpoints,
     interface_message,
     neighbours_message,
-    routes_message,
 )
 from kata.runtime.network.namespace import PodNetwork, random_index
 from kata.runtime.network.port_forward import PortForward
+from kata.runtime.network.routes import left_out, routes_message
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,14 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 0.3
 #: Pairs of queues; each takes two interrupts of the guest.
 _MAX_QUEUES = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A look at a namespace: what is in it, and the interfaces among it that a VM should have."""
+
+    snapshot: Snapshot
+    endpoints: list[Endpoint]
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,6 @@ class _Attached:
         """Whether the guest has to be reconfigured; the kernels' own state does not count."""
         return (
             interface_message(now, self.path) != interface_message(self.endpoint, self.path)
-            or now.routes != self.endpoint.routes
             or now.neighbours != self.endpoint.neighbours
         )
 
@@ -98,6 +107,8 @@ class SandboxNetwork:
         self._plug_nic = plug_nic
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
+        #: Those that the guest has.
+        self._routes = agent_pb2.Routes()
         self._forward: PortForward | None = None
         self._following: asyncio.Task[None] | None = None
         # The follower of changes and the start of a container must not plug the same interface.
@@ -111,44 +122,52 @@ class SandboxNetwork:
         """
         return PodNetwork(self._pod.path)
 
-    def look(self) -> list[Endpoint]:
-        """The interfaces that the VM should have now.
+    def look(self) -> Seen:
+        """What is in the namespace now, and the interfaces that the VM should have.
 
         Raises:
             InvalidArgument, FailedPrecondition: as `PodNetwork.look`.
             Unimplemented, InvalidArgument: as `endpoints`.
         """
-        return endpoints(self._pod.look(), self._pod.path)
+        snapshot = self._pod.look()
+        return Seen(snapshot, endpoints(snapshot, self._pod.path))
 
-    async def fit(self, vm: VirtualMachine, agent: AgentClient, found: list[Endpoint] | None = None) -> None:
+    async def fit(self, vm: VirtualMachine, agent: AgentClient, seen: Seen | None = None) -> None:
         """Plug new interfaces, unplug those that are gone, and reconfigure the guest.
 
         Args:
             vm: the sandbox's.
             agent: the sandbox's.
-            found: from `look`; None to look now.
+            seen: from `look`; None to look now.
 
         Raises:
             KataError: a step failed; the steps before it stay.
         """
         async with self._lock:
             # An interface that has lost its addresses stays: it may get others.
-            found = self.look() if found is None else found
+            seen = seen or self.look()
             # A physical NIC is not in the namespace any more.
             here = {index for index, one in self._attached.items() if not one.endpoint.is_nic}
-            gone = here - self._pod.indexes() if here else set()
+            gone = here - {link.index for link in seen.snapshot.links}
             for index in gone:
                 await self._unplug(index, vm)
-            changed = [one for one in found if (has := self._attached.get(one.link.index)) is None or has.differs(one)]
+            changed = [
+                one for one in seen.endpoints if (has := self._attached.get(one.link.index)) is None or has.differs(one)
+            ]
             for endpoint in changed:
                 has = self._attached.get(endpoint.link.index) or await self._plug(endpoint, vm)
                 self._attached[endpoint.link.index] = replace(has, endpoint=endpoint)
                 await agent.update_interface(interface_message(endpoint, has.path))
-            if gone or changed:
-                everything = [one.endpoint for one in self._attached.values()]
-                await agent.update_routes(routes_message(everything))
-                if any(endpoint.neighbours for endpoint in everything):
-                    await agent.add_neighbours(neighbours_message(everything))
+            everything = [one.endpoint for one in self._attached.values()]
+            routes = routes_message(seen.snapshot, everything)
+            # An interface that is configured anew has lost its routes.
+            if gone or changed or routes != self._routes:
+                for route in left_out(seen.snapshot, everything):
+                    log.warning("%s: the VM does not get the route %s", self._pod.path, route)
+                await agent.update_routes(routes)
+                self._routes = routes
+            if changed and any(endpoint.neighbours for endpoint in everything):
+                await agent.add_neighbours(neighbours_message(everything))
 
     def follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """Follow changes of the namespace from now on.

@@ -44,8 +44,7 @@ from kata.runtime.sandbox.teardown import Teardown, cancel
 from kata.runtime.storage.host_paths import shm_size
 
 if TYPE_CHECKING:
-    from kata.runtime.network.endpoints import Endpoint
-    from kata.runtime.network.sandbox_network import SandboxNetwork
+    from kata.runtime.network.sandbox_network import SandboxNetwork, Seen
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ class _Start:
             with self._timings.phase("plan"):
                 plan = await self._plan(spec)
             pod = self._pod_network(spec, plan.vm.vcpus)
-            endpoints = pod.look() if pod else []
+            seen = pod.look() if pod else None
             self._ledger.hold(PROCESS, self._ledger.directory)
             membership = Membership(HostCgroup(plan.cgroup, self._ledger))
             self._steps.push_async_callback(membership.leave)
@@ -150,7 +149,7 @@ class _Start:
             network: SandboxNetwork | OwnNetwork | None = pod
             if pod:
                 with self._timings.phase("network"):
-                    await self._connect(pod, guest, endpoints)
+                    await self._connect(pod, guest, seen)
             elif self._is_connected:
                 network = self._own_network(guest, plan.vm.vcpus)
             guest.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
@@ -252,11 +251,11 @@ class _Start:
         self._steps.callback(resources.close)
         return resources
 
-    async def _connect(self, network: SandboxNetwork, guest: SandboxVm, endpoints: list[Endpoint]) -> None:
+    async def _connect(self, network: SandboxNetwork, guest: SandboxVm, seen: Seen | None) -> None:
         self._steps.push_async_callback(network.end)
         # First, so that no change is lost.
         network.follow(guest.vm, guest.agent)
-        await network.fit(guest.vm, guest.agent, endpoints)
+        await network.fit(guest.vm, guest.agent, seen)
         await network.forward(guest.agent)
 
     async def _serve_management(self, agent: AgentClient) -> None:

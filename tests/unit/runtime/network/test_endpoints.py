@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from kata.errors import InvalidArgument, Unimplemented
-from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, IFF_UP, Address, Link, Neighbour, Route
+from kata.linux.routing import Route
+from kata.linux.rtnetlink import IFF_LOOPBACK, IFF_NOARP, IFF_UP, Address, Link, Neighbour
 from kata.protocols import types_pb2
 from kata.runtime.network import endpoints as module
 from kata.runtime.network.endpoints import (
@@ -17,7 +18,6 @@ from kata.runtime.network.endpoints import (
     endpoints,
     interface_message,
     neighbours_message,
-    routes_message,
 )
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -112,14 +112,6 @@ def test_what_the_agent_is_told_of_an_interface() -> None:
         type="veth",
         raw_flags=IFF_NOARP,
     )
-
-
-def test_routes_that_the_kernel_makes_by_itself_are_left_to_it() -> None:
-    kernel = Route(2, V4, "10.0.0.0/24", source="10.0.0.2", scope=253, protocol=2)
-    mine = Route(2, V6, "fd01::/64", "fd00::1", flags=4, mtu=1300)
-    [route] = routes_message([only(snapshot(ETH, routes=(kernel, mine)))]).Routes
-    assert (route.dest, route.gateway, route.device, route.family) == ("fd01::/64", "fd00::1", "eth0", types_pb2.v6)
-    assert (route.flags, route.mtu) == (4, 1300)
 
 
 def test_neighbours_that_somebody_entered() -> None:
