@@ -8,17 +8,20 @@ host.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kata.agent.devices.find import Finder
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from kata.linux import rtnetlink
+from kata.linux import rtnetlink, sysctl
 from kata.linux.netlink import GROUP_LINK, Netlink
 from kata.linux.rtnetlink import IFF_NOARP, SCOPE_LINK, Address, Link, Neighbour
 from kata.protocols import agent_pb2, types_pb2
 from kata.protocols.interface import PHYSICAL
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[^\s/:.%\0][^\s/:%\0]{0,14}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -49,7 +52,7 @@ async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> type
     mac = wanted.hwAddr.lower()
     if not _MAC.fullmatch(mac):
         raise InvalidArgument(f"interface {wanted.name}: invalid hardware address {wanted.hwAddr!r}")
-    addresses = [_address(one, 0) for one in wanted.IPAddresses]
+    addresses = [parse_address(one, 0) for one in wanted.IPAddresses]
     if wanted.type == PHYSICAL and wanted.devicePath:
         name = await devices.interface(wanted.devicePath)
         link = await _appears(lambda link: link.name == name, f"{wanted.name}: no interface {name}", devices.timeout)
@@ -61,7 +64,7 @@ async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> type
             _set_up(netlink, link, wanted, addresses)
         except OSError as error:
             raise FailedPrecondition(f"interface {wanted.name}: {reason(error)}") from error
-        return _shown(netlink, link.index)
+        return show_interface(netlink, link.index)
 
 
 def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses: list[Address]) -> None:
@@ -77,8 +80,19 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
         rtnetlink.change_link(netlink, link.index, name=wanted.name)
     arp = not wanted.raw_flags & IFF_NOARP
     rtnetlink.change_link(netlink, link.index, mtu=wanted.mtu, arp=arp, up=True)
+    # Before the addresses: some decide what becomes of those.
+    set_sysctls(wanted.sysctls)
     for address in addresses:
         rtnetlink.add_address(netlink, Address(link.index, address.family, address.address, address.prefix))
+
+
+def set_sysctls(wanted: Mapping[str, str]) -> None:
+    """Set sysctls, those that change others first; one that this kernel does not have is logged."""
+    for name in sorted(wanted, key=lambda name: (name.count("/"), name)):
+        try:
+            sysctl.write(name, wanted[name])
+        except (OSError, ValueError) as error:
+            log.warning("cannot set %s to %r: %s", name, wanted[name], getattr(error, "strerror", None) or error)
 
 
 async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) -> Link:
@@ -133,11 +147,12 @@ def list_interfaces() -> agent_pb2.Interfaces:
     """All interfaces, loopback included."""
     with Netlink() as netlink:
         return agent_pb2.Interfaces(
-            Interfaces=[_shown(netlink, link.index) for link in rtnetlink.links(netlink)],
+            Interfaces=[show_interface(netlink, link.index) for link in rtnetlink.links(netlink)],
         )
 
 
-def _shown(netlink: Netlink, index: int) -> types_pb2.Interface:
+def show_interface(netlink: Netlink, index: int) -> types_pb2.Interface:
+    """The interface as it is now."""
     link = next(one for one in rtnetlink.links(netlink) if one.index == index)
     return types_pb2.Interface(
         device=link.name,
@@ -187,9 +202,18 @@ def prefix_length(text: str, family: int) -> int:
     return int(text[:4])
 
 
-def _address(one: types_pb2.IPAddress, index: int) -> Address:
+def parse_address(one: types_pb2.IPAddress, index: int) -> Address:
+    """An address of the interface `index`.
+
+    Raises:
+        InvalidArgument: address or prefix length is invalid.
+    """
     return Address(
-        index, family_of(one.family), canonical_ip(one.address, one.family), prefix_length(one.mask, one.family)
+        index,
+        family_of(one.family),
+        canonical_ip(one.address, one.family),
+        prefix_length(one.mask, one.family),
+        one.scope & 0xFF,
     )
 
 

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from kata.agent import files, filesystem, guest, iptables, network, stats
 from kata.agent.container import Container
 from kata.agent.context import AgentContext
+from kata.agent.loopback import LOOPBACK, Loopback
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
 from kata.agent.routing import Routing, list_routes
@@ -68,6 +69,7 @@ class AgentService:
         self._stopped = stopped
         self._metrics = Metrics()
         self._routing = Routing()
+        self._loopback = Loopback()
 
     def _container(self, request: Any) -> Container:
         return self._sandbox.container(request.container_id)
@@ -177,6 +179,8 @@ class AgentService:
     async def update_interface(self, request: pb.UpdateInterfaceRequest, ctx: CallContext) -> types_pb2.Interface:
         """UpdateInterface: find and configure one. INVALID_ARGUMENT; DEADLINE_EXCEEDED if it does not appear."""
         self._require_init()
+        if request.interface.name == LOOPBACK:
+            return self._loopback.update(request.interface)
         return await network.update_interface(request.interface, self._agent.devices)
 
     async def update_routes(self, request: pb.UpdateRoutesRequest, ctx: CallContext) -> pb.Routes:

@@ -26,17 +26,26 @@ class ARPNeighbor(_message.Message):
     def __init__(self, toIPAddress: _Optional[_Union[IPAddress, _Mapping]] = ..., device: _Optional[str] = ..., lladdr: _Optional[str] = ..., state: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class IPAddress(_message.Message):
-    __slots__ = ["address", "family", "mask"]
+    __slots__ = ["address", "family", "mask", "scope"]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
     address: str
     family: IPFamily
     mask: str
-    def __init__(self, family: _Optional[_Union[IPFamily, str]] = ..., address: _Optional[str] = ..., mask: _Optional[str] = ...) -> None: ...
+    scope: int
+    def __init__(self, family: _Optional[_Union[IPFamily, str]] = ..., address: _Optional[str] = ..., mask: _Optional[str] = ..., scope: _Optional[int] = ...) -> None: ...
 
 class Interface(_message.Message):
-    __slots__ = ["IPAddresses", "device", "devicePath", "hwAddr", "mtu", "name", "raw_flags", "type"]
+    __slots__ = ["IPAddresses", "device", "devicePath", "hwAddr", "mtu", "name", "raw_flags", "sysctls", "type"]
+    class SysctlsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DEVICEPATH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     HWADDR_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +54,7 @@ class Interface(_message.Message):
     MTU_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     RAW_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    SYSCTLS_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     device: str
     devicePath: str
@@ -52,8 +62,9 @@ class Interface(_message.Message):
     mtu: int
     name: str
     raw_flags: int
+    sysctls: _containers.ScalarMap[str, str]
     type: str
-    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., IPAddresses: _Optional[_Iterable[_Union[IPAddress, _Mapping]]] = ..., mtu: _Optional[int] = ..., hwAddr: _Optional[str] = ..., devicePath: _Optional[str] = ..., type: _Optional[str] = ..., raw_flags: _Optional[int] = ...) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., IPAddresses: _Optional[_Iterable[_Union[IPAddress, _Mapping]]] = ..., mtu: _Optional[int] = ..., hwAddr: _Optional[str] = ..., devicePath: _Optional[str] = ..., type: _Optional[str] = ..., raw_flags: _Optional[int] = ..., sysctls: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ["dest", "device", "family", "flags", "gateway", "hops", "metric", "mtu", "scope", "source", "table", "type"]

@@ -128,6 +128,33 @@ def test_routes_and_rules_are_runcs(containerd: PrivateContainerd, bridge: Bridg
         assert run(containerd, pod, script) == wanted
 
 
+def test_loopback_addresses_and_sysctls_are_runcs(containerd: PrivateContainerd, bridge: Bridge) -> None:
+    """As CNI's plugin "tuning" sets them, in the namespace and of an interface."""
+    wanted = {
+        "net/core/somaxconn": "77",
+        "net/ipv4/ip_local_port_range": "2000 3000",
+        "net/ipv4/conf/all/arp_ignore": "1",
+        "net/ipv4/conf/eth0/arp_notify": "1",
+        "net/ipv6/conf/eth0/accept_ra": "0",
+        "net/ipv4/ip_forward": "1",
+    }
+    with bridge.pod(unique_id(TEST_PREFIX)) as pod, left_as_found(pod):
+        inside = ["ip", "netns", "exec", pod.name]
+        for name, value in wanted.items():
+            subprocess.run([*inside, "sh", "-c", f"echo {value} >/proc/sys/{name}"], check=True)
+        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+        for address in ("10.9.9.9/32", "127.0.0.2/8", "fd09::9/128"):
+            subprocess.run([*inside, "ip", "address", "add", address, "dev", "lo"], check=True)
+        files = " ".join(f"/proc/sys/{name}" for name in wanted)
+        script = f"ip address show lo; grep . {files}; ping -c 1 -W 5 10.9.9.9 >/dev/null && echo reached"
+        said = run(containerd, pod, script, "io.containerd.runc.v2")
+        assert "fd09::9/128" in said
+        assert "arp_notify:1" in said
+        assert "reached" in said
+        # The agent's addresses are usable at once, which busybox shows as a flag.
+        assert run(containerd, pod, script).replace(" flags 02", "") == said
+
+
 def test_pods_reach_each_other_and_the_host(containerd: PrivateContainerd, bridge: Bridge, server: Pod) -> None:
     with bridge.pod(unique_id(TEST_PREFIX)) as pod:
         four, six = server.addresses

@@ -6,8 +6,8 @@ same name, hardware address, addresses and routes (Kata's network model).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kata.errors import InvalidArgument, Unimplemented
 from kata.linux.routing import RTPROT_KERNEL, Route
@@ -32,6 +32,9 @@ _BUSES = frozenset(("pci", "virtio"))
 #: The maximum of interfaces of a VM: each takes a PCI slot.
 MAX_INTERFACES = 16
 _AF_INET6 = 10
+_LOOPBACK = "lo"
+#: The addresses that a loopback interface has by itself.
+_OF_LOOPBACK = frozenset(("127.0.0.1", "::1"))
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class Endpoint:
     Attributes:
         link: as it is in the namespace.
         addresses, routes, neighbours: of that interface, without those that kernels create by themselves.
+        sysctls: of that interface, as far as somebody has set them.
     """
 
     link: Link
     addresses: tuple[Address, ...]
     routes: tuple[Route, ...]
     neighbours: tuple[Neighbour, ...]
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -155,6 +160,29 @@ def interface_message(endpoint: Endpoint, pci_path: str) -> types_pb2.Interface:
         devicePath=pci_path,
         type=PHYSICAL if endpoint.is_nic else link.kind,
         raw_flags=link.flags & IFF_NOARP,
+        sysctls=endpoint.sysctls,
+    )
+
+
+def loopback_message(snapshot: Snapshot, sysctls: Mapping[str, str]) -> types_pb2.Interface:
+    """The loopback interface for the agent: the addresses that it has not by itself.
+
+    Args:
+        snapshot: of the namespace.
+        sysctls: those that somebody has set, of the namespace as a whole.
+    """
+    loopback = {link.index for link in snapshot.links if link.flags & IFF_LOOPBACK}
+    return types_pb2.Interface(
+        device=_LOOPBACK,
+        name=_LOOPBACK,
+        IPAddresses=[
+            types_pb2.IPAddress(
+                family=ip_family(one.family), address=one.address, mask=str(one.prefix), scope=one.scope
+            )
+            for one in snapshot.addresses
+            if one.index in loopback and one.address not in _OF_LOOPBACK
+        ],
+        sysctls=sysctls,
     )
 
 

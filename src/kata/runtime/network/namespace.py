@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
-from kata.linux import routing, rtnetlink
-from kata.linux.namespaces import CLONE_NEWNET, inside
+from kata.linux import routing, rtnetlink, sysctl
+from kata.linux.namespaces import CLONE_NEWNET, inside, inside_new
 from kata.linux.netlink import GROUPS_ALL, Netlink
 from kata.linux.sklookup import steer
 from kata.linux.tap import open_macvtap, open_tap
 from kata.runtime.network.endpoints import NO_LIMIT, Endpoint, Rates, Snapshot
 from kata.runtime.network.release import remove_filter
+from kata.runtime.network.sysctls import changed
 
 _OTHER = "another sandbox runs in this namespace, or still ends there"
 #: Interface indexes that nobody else uses: the kernel counts from 1 in each namespace. The index names the device node
@@ -109,6 +110,21 @@ class PodNetwork:
                 )
             except OSError as error:
                 raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
+
+    def sysctls(self) -> dict[str, str]:
+        """Those that somebody has set in it. It takes some milliseconds.
+
+        Raises:
+            FailedPrecondition: the kernel refuses to enter the namespace, or to make one to compare it with.
+        """
+        try:
+            with inside(self._fd, CLONE_NEWNET):
+                now = sysctl.read_all()
+            with inside_new("net"):
+                new = sysctl.read_all()
+        except OSError as error:
+            raise FailedPrecondition(f"network namespace {self.path}: {_reason(error)}") from error
+        return changed(now, new)
 
     def catch(self) -> tuple[socket.socket, int]:
         """A listening socket that gets every TCP connection that is made inside, whatever its address and port.

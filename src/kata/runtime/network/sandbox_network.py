@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, Unavailable
@@ -24,11 +24,13 @@ from kata.runtime.network.endpoints import (
     Snapshot,
     endpoints,
     interface_message,
+    loopback_message,
     neighbours_message,
 )
 from kata.runtime.network.namespace import PodNetwork, random_index
 from kata.runtime.network.port_forward import PortForward
 from kata.runtime.network.routes import left_out, routes_message
+from kata.runtime.network.sysctls import of_interface, of_namespace
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,17 @@ _MAX_QUEUES = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """A look at a namespace: what is in it, and the interfaces among it that a VM should have."""
+    """A look at a namespace.
+
+    Attributes:
+        snapshot: what is in it.
+        endpoints: the interfaces that a VM should have.
+        sysctls: those that somebody has set, of the namespace as a whole.
+    """
 
     snapshot: Snapshot
     endpoints: list[Endpoint]
+    sysctls: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,10 @@ class SandboxNetwork:
         self._plug_nic = plug_nic
         self._ledger = ledger
         self._attached: dict[int, _Attached] = {}
-        #: Those that the guest has.
+        #: Those that somebody has set in the namespace.
+        self._sysctls: dict[str, str] = {}
+        # What the guest has.
+        self._loopback = loopback_message(Snapshot((), (), (), ()), {})
         self._routes = agent_pb2.Routes()
         self._forward: PortForward | None = None
         self._following: asyncio.Task[None] | None = None
@@ -130,7 +142,12 @@ class SandboxNetwork:
             Unimplemented, InvalidArgument: as `endpoints`.
         """
         snapshot = self._pod.look()
-        return Seen(snapshot, endpoints(snapshot, self._pod.path))
+        found = endpoints(snapshot, self._pod.path)
+        # Whoever adds an interface sets them with it, and nothing tells of later changes.
+        if any(one.link.index not in self._attached for one in found):
+            self._sysctls = self._pod.sysctls()
+        found = [replace(one, sysctls=of_interface(one.link.name, self._sysctls)) for one in found]
+        return Seen(snapshot, found, of_namespace(self._sysctls))
 
     async def fit(self, vm: VirtualMachine, agent: AgentClient, seen: Seen | None = None) -> None:
         """Plug new interfaces, unplug those that are gone, and reconfigure the guest.
@@ -154,6 +171,10 @@ class SandboxNetwork:
             changed = [
                 one for one in seen.endpoints if (has := self._attached.get(one.link.index)) is None or has.differs(one)
             ]
+            loopback = loopback_message(seen.snapshot, seen.sysctls)
+            if loopback != self._loopback:
+                await agent.update_interface(loopback)
+                self._loopback = loopback
             for endpoint in changed:
                 has = self._attached.get(endpoint.link.index) or await self._plug(endpoint, vm)
                 self._attached[endpoint.link.index] = replace(has, endpoint=endpoint)

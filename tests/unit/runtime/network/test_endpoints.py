@@ -17,6 +17,7 @@ from kata.runtime.network.endpoints import (
     Snapshot,
     endpoints,
     interface_message,
+    loopback_message,
     neighbours_message,
 )
 
@@ -124,3 +125,20 @@ def test_neighbours_that_somebody_entered() -> None:
         "02:00:00:00:00:07",
         0x80,
     )
+
+
+def test_loopback_gets_the_addresses_that_it_has_not_by_itself() -> None:
+    found = snapshot(ETH)
+    more = (Address(1, V6, "::1", 128, 254), Address(1, V4, "10.9.9.9", 32), Address(1, V4, "127.0.0.2", 8, 254))
+    message = loopback_message(replace(found, addresses=(*found.addresses, *more)), {"net/core/somaxconn": "77"})
+    assert (message.name, dict(message.sysctls)) == ("lo", {"net/core/somaxconn": "77"})
+    assert [(one.address, one.mask, one.scope) for one in message.IPAddresses] == [
+        ("10.9.9.9", "32", 0),
+        ("127.0.0.2", "8", 254),
+    ]
+    assert loopback_message(found, {}) == loopback_message(snapshot(), {}), "nothing to tell"
+
+
+def test_an_interfaces_sysctls_go_with_it() -> None:
+    endpoint = replace(only(snapshot(ETH)), sysctls={"net/ipv4/conf/eth0/arp_notify": "1"})
+    assert dict(interface_message(endpoint, "09/01").sysctls) == {"net/ipv4/conf/eth0/arp_notify": "1"}
