@@ -115,14 +115,18 @@ def _fetch(cache: PackageCache, names: tuple[str, ...], alone: bool) -> list[Pac
     return packages
 
 
+def merge_usr(rootfs: Path) -> None:
+    """Make /bin and /lib links, as packages expect that may have files under either name."""
+    for directory in ("bin", "sbin", "lib", "lib64"):
+        (rootfs / "usr" / directory).mkdir(parents=True)
+        (rootfs / directory).symlink_to(f"usr/{directory}")
+
+
 def _rootfs(out: Path, names: tuple[str, ...]) -> Path:
     """Make a directory beside `out` with the files of busybox and of the packages."""
     rootfs = out.with_name(f"{out.name}.rootfs")
     rootfs.mkdir()
-    # Merged /usr: /bin and /lib are links, and packages may have files under either name.
-    for directory in ("bin", "sbin", "lib", "lib64"):
-        (rootfs / "usr" / directory).mkdir(parents=True)
-        (rootfs / directory).symlink_to(f"usr/{directory}")
+    merge_usr(rootfs)
     busybox_rootfs(rootfs)
     unpack(rootfs, *names)
     return rootfs
