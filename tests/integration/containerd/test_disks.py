@@ -170,6 +170,7 @@ def test_disks_on_a_scsi_controller(containerd: PrivateContainerd, formatted: Lo
             script=f"stat -c %t {raw.device}; grep -o '^/dev/[^ ]* /data ext4 ro' /proc/mounts; "
             f"mke2fs -F {raw.device} >/dev/null; {MAGIC.format(raw.device)}",
         )
+        assert done.returncode == 0, done.stderr
         number, mounted, magic = done.stdout.splitlines()
         assert (number, magic.strip()) == ("8", "ef53"), "SCSI disks have the number 8"
         assert mounted.startswith("/dev/sd")

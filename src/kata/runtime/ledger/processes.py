@@ -25,7 +25,7 @@ _KILL_TIMEOUT_S = 5.0
 #: For processes that were ending already and may be the sandbox's: containerd gives `delete` five seconds in all.
 _EXITING_TIMEOUT_S = 2.0
 #: For a process in execve(2), whose new environment is not known yet.
-_EXEC_TIMEOUT_S = 1.0
+_EXEC_TIMEOUT_S = 2.0
 _EXEC_POLL_S = 0.0005
 #: Flags of a process (linux/sched.h).
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x200000
