@@ -78,8 +78,12 @@ async def said(raw: RawShim, client: Stub, container: str, script: str) -> list[
 
 def grown() -> int:
     """Processors of a machine that could do with one more than the one it has: emulation gives it none."""
+    return 2 if under_kvm() else 1
+
+
+def under_kvm() -> bool:
     chosen = accel.known_for(load().config.hypervisor)
-    return 2 if chosen and chosen.name == "kvm" else 1
+    return chosen is not None and chosen.name == "kvm"
 
 
 async def started(raw: RawShim, container: str) -> Stub:
@@ -125,7 +129,8 @@ class TestSize:
         await update(client, container, {"memory": {"limit": 64 * MIB}, "cpu": {"quota": -1}})
         _, less_memory, limit, quota = await said(raw, client, container, LOOK)
         assert (limit, quota) == (str(64 * MIB), "max 100000")
-        assert int(less_memory) <= int(more_memory) - 384, "movable memory can be taken away"
+        if under_kvm():
+            assert int(less_memory) <= int(more_memory) - 384, "movable memory can be taken away"
         await update(client, container, limits(512 * MIB, 1))
         assert (await said(raw, client, container, LOOK))[0] == str(grown())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -131,6 +132,8 @@ class Disks:
                     fd = _exclusive(disk.source, fd)
                 self._count += 1
                 device = self._describe(f"disk-{self._count}", fd, disk.read_only)
+                if device.cache_direct:
+                    _bypass_page_cache(disk.source, fd)
                 there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
                 self._plugged[identity] = there
             elif there.read_only and not disk.read_only:
@@ -195,6 +198,21 @@ def _open(disk: Disk) -> tuple[int, tuple[str, int, int]]:
         os.close(fd)
         raise
     return fd, identity
+
+
+def _bypass_page_cache(path: str, fd: int) -> None:
+    """Set O_DIRECT: QEMU since 9.1 takes a descriptor only if it was opened in the way that the disk is used.
+
+    Raises:
+        FailedPrecondition: its file system does not support that.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"disk {path} cannot bypass the page cache: {error.strerror}",
+            hint="set block_device_cache_direct to false and block_device_aio to threads",
+        ) from error
 
 
 def _exclusive(path: str, fd: int) -> int:
