@@ -440,7 +440,6 @@ class TestPod:
 
         # The end of one is not the end of the others; `delete` of one leaves the pod alone.
         waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=first), timeout=30))
-        await task.Kill(task_v2_pb2.KillRequest(id=first, signal=15))
         await task.Kill(task_v2_pb2.KillRequest(id=first, signal=9))
         await waiting
         assert not has_ended(pids[first])
