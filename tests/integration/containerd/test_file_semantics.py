@@ -25,7 +25,7 @@ OVER_9P = {
     "times in nanoseconds": "is not so",
     "file capabilities": "Operation not permitted" if find_helper() else "Operation not supported",
 }
-#: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets how long a file is that another process opens.
+#: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
 UNRELIABLE_OVER_9P = ("O_APPEND from two processes",)
 VIRTIO_FS = """\
 [hypervisor.qemu]
