@@ -230,8 +230,8 @@ class TestWithoutAMachine:
         self, raw: RawShim, configuration_body: str, code: Code, said: str
     ) -> None:
         container_id = raw.bundle()
-        if "require_kvm" in configuration_body and Path("/proc/cpuinfo").read_text().count("vmx"):
-            pytest.skip("this host may have KVM")
+        if "require_kvm" in configuration_body and {"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text().split()):
+            pytest.skip("needs a host without hardware virtualization")
         task = await raw.connect(raw.start(container_id, options(configuration_body)))
         await refused(task.Create(raw.create_request(container_id), timeout=20), code, said)
 
