@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.linux.atomic_file import sync_directory
-from kata.osbuilder import agent_files, commands, initrd, kernel, modules, rootfs, store, suite
+from kata.osbuilder import agent_files, commands, host_programs, initrd, kernel, modules, rootfs, store, suite
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
 from kata.osbuilder.recipe import Recipe, builder_digest
 from kata.osbuilder.store import GuestImage
@@ -133,6 +133,7 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     shutil.rmtree(root)
     for name in ("vmlinux", "initrd"):
         shutil.copyfile(base / name, staging / name)
+    shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
     _write_manifest(staging, recipe, information["date"])
     return _publish(options.images, staging, recipe.version, progress)
 
@@ -170,7 +171,7 @@ def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
 
 
 def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: Progress) -> Path:
-    """The intermediate's directory: vmlinux, initrd, root.tar, base.json."""
+    """The intermediate's directory: vmlinux, initrd, root.tar, base.json, and the programs for the host."""
     bases = options.cache / "base"
     base = bases / recipe.base_key
     if base.is_dir() and not options.force:
@@ -203,6 +204,8 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
     rootfs.pack(root, staging / "root.tar")
     shutil.rmtree(root)
+    progress("unpacking the programs for the host")
+    host_programs.install([cache.path(package) for package in recipe.packages.host], staging / host_programs.DIRECTORY)
     date = max(build_date(cache.path(package)) for package in recipe.packages)
     (staging / "base.json").write_text(json.dumps({"date": date}))
 
@@ -227,24 +230,31 @@ def _write_manifest(staging: Path, recipe: Recipe, date: int) -> None:
         "recipe": {"agent": recipe.agent, "builder": recipe.builder, "tools": dict(recipe.tools)},
         "files": {
             name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}
-            for name in store.FILES
+            for name in _files(staging)
         },
         "packages": packages,
     }
     (staging / store.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def _files(directory: Path) -> list[str]:
+    """The names of all files below a directory, sorted."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
 def _publish(images: Path, staging: Path, version: str, progress: Progress) -> GuestImage:
-    for name in (*store.FILES, store.MANIFEST):
-        (staging / name).chmod(0o444)
+    names = _files(staging)
+    for name in names:
+        (staging / name).chmod(0o555 if os.access(staging / name, os.X_OK) else 0o444)
     staging.chmod(0o755)
     _sync_tree(staging)
     target = images / version
     if target.exists():
         # The same version has the same bytes: this replaces damaged files only, and readers keep what they opened.
-        for name in (*store.FILES, store.MANIFEST):
+        for name in names:
+            (target / name).parent.mkdir(exist_ok=True)
             (staging / name).replace(target / name)
-        sync_directory(target)
+        _sync_tree(target)
     else:
         staging.rename(target)
     store.switch_current(images, version)
@@ -254,8 +264,11 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress) -> G
 
 def _sync_tree(directory: Path) -> None:
     for path in directory.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        if path.is_dir():
+            _sync_tree(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     sync_directory(directory)
 
 

@@ -27,6 +27,12 @@ USERLAND = (
     *("crun", "kmod", "busybox-static", "iptables"),
 )
 
+# What the host runs of the suite (`kata.osbuilder.host_programs`), with the libraries that it loads. Named one by one:
+# virtiofsd's package depends on much that it needs only without root.
+HOST = ("virtiofsd", "util-linux", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2")
+# Has the license of libgcc-s1; which one there is follows from the guest's dependencies.
+_HOST_LICENSES = "gcc-[0-9]*-base"
+
 # Named by dependencies, and not needed where no package is ever installed or configured; shell patterns, because
 # libraries have their version in their name. The parts of Python's library that load one of these libraries are left
 # out too, see rootfs.
@@ -67,13 +73,17 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class PackageSet:
-    """All packages of one image: the kernel, and what is unpacked into the root."""
+    """All packages of one image: the kernel, what is unpacked into the root, and what the host runs.
+
+    A library may be in both of the latter; iteration names each package once.
+    """
 
     kernel: Package
     userland: tuple[Package, ...]
+    host: tuple[Package, ...]
 
     def __iter__(self) -> Iterator[Package]:
-        return iter((self.kernel, *self.userland))
+        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host)))
 
     @property
     def release(self) -> str:
@@ -113,6 +123,7 @@ class PackageCache:
         try:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
+            host = self._named(*HOST)
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
@@ -120,7 +131,8 @@ class PackageCache:
         if kernel is None:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         (kernel_package,) = self._named(kernel[1])
-        return PackageSet(kernel_package, tuple(userland))
+        licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
+        return PackageSet(kernel_package, tuple(userland), (*host, *licenses))
 
     def closure(self, names: Sequence[str], *, leave_out: Sequence[str] = ()) -> list[Package]:
         """These packages and all they depend on, sorted by name.

@@ -1,6 +1,7 @@
 """The guest images of this host: find, check, list, remove.
 
     <root>/<version>/{vmlinux,initrd,root.erofs,manifest.json}
+    <root>/<version>/host/                 programs that the host runs, see `kata.osbuilder.host_programs`
     <root>/current -> <version>
 
 A version's directory appears complete, by one rename, or not at all. Images are made in `kata.osbuilder.build`. Every
@@ -23,6 +24,7 @@ from kata.linux import lock as flock
 from kata.linux.atomic_file import sync_directory
 
 DEFAULT_ROOT = Path("/var/lib/kata/images")
+#: What every image has; its manifest names the others.
 FILES = ("vmlinux", "initrd", "root.erofs")
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -30,6 +32,8 @@ CURRENT = "current"
 BUILDING = ".build-"
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+#: Of a file below the image's directory.
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
 _MAX_MANIFEST = 1 << 20
 _HINT = "run: kata image build"
 
@@ -56,8 +60,8 @@ class GuestImage:
 
     @property
     def size(self) -> int:
-        """Size of the three files, in bytes."""
-        return sum(int(self.manifest["files"][name]["size"]) for name in FILES)
+        """Size of its files, in bytes."""
+        return sum(int(file["size"]) for file in self.manifest["files"].values())
 
 
 def images_root() -> Path:
@@ -93,9 +97,9 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
     if not directory.is_dir():
         raise NotFound(f"there is no guest image {version} in {root}", hint=_HINT)
     manifest = _read_manifest(directory)
-    for name in FILES:
+    for name, file in manifest["files"].items():
         path = directory / name
-        expected = manifest["files"][name]["size"]
+        expected = file["size"]
         size = path.stat().st_size if path.is_file() else None
         if size != expected:
             found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
@@ -110,13 +114,13 @@ def check(image: GuestImage) -> None:
     Raises:
         FailedPrecondition: a file differs from its digest.
     """
-    for name in FILES:
+    for name, file in image.manifest["files"].items():
         path = image.directory / name
         try:
             found = file_digest(path)
         except OSError as error:
             raise FailedPrecondition(f"guest image {image.version} is damaged: {error}", hint=_HINT) from None
-        if found != image.manifest["files"][name]["sha256"]:
+        if found != file["sha256"]:
             raise FailedPrecondition(
                 f"guest image {image.version} is damaged: {path} does not match its digest",
                 hint=f"{_HINT} --force",
@@ -211,9 +215,11 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             manifest = json.loads(file.read(_MAX_MANIFEST))
-        for name in FILES:
+        for name in {*FILES, *manifest["files"]}:
             int(manifest["files"][name]["size"])
             str(manifest["files"][name]["sha256"])
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"invalid name {name!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(
             f"guest image {directory.name} is damaged: {path}: {error}", hint=f"{_HINT} --force"
@@ -225,7 +231,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 def _versions_in_use(images: list[GuestImage]) -> set[str]:
     owners = {}
     for image in images:
-        for name in FILES:
+        for name in image.manifest["files"]:
             status = (image.directory / name).stat()
             owners[status.st_dev, status.st_ino] = image.version
     inodes = {inode: version for (_, inode), version in owners.items()}

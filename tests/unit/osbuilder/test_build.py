@@ -15,7 +15,7 @@ from kata.osbuilder.packages import Package, PackageCache, PackageSet
 from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
-RECIPE = Recipe(PackageSet(KERNEL, ()), agent="a", builder="b", tools={})
+RECIPE = Recipe(PackageSet(KERNEL, (), ()), agent="a", builder="b", tools={})
 
 
 @pytest.fixture
@@ -33,8 +33,10 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def staged(images: Path, content: str = "x") -> Path:
     staging = images / f"{store.BUILDING}{RECIPE.version}"
     staging.mkdir(parents=True)
-    for name in store.FILES:
+    (staging / "host").mkdir()
+    for name in (*store.FILES, "host/virtiofsd"):
         (staging / name).write_text(f"{name} {content}")
+    (staging / "host/virtiofsd").chmod(0o755)
     build._write_manifest(staging, RECIPE, 1_700_000_000)
     return staging
 
@@ -91,6 +93,8 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
     store.check(image)
     assert steps[-1] == f"image {RECIPE.version} is ready"
     assert not list(tmp_path.glob(f"{store.BUILDING}*"))
+    assert set(image.manifest["files"]) == {*store.FILES, "host/virtiofsd"}
+    assert (image.directory / "host/virtiofsd").stat().st_mode & 0o777 == 0o555
     assert image.manifest["kernel_release"] == "6.12.118+deb13-amd64"
     assert image.manifest["date"] == "2023-11-14T22:13:20Z"
     assert [package["name"] for package in image.manifest["packages"]] == [KERNEL.name]
@@ -100,6 +104,7 @@ def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:
     image = build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
     image.rootfs.chmod(0o644)
     image.rootfs.write_text("damaged")
+    (image.directory / "host/virtiofsd").unlink()
     build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
     store.check(store.find(tmp_path))
 

@@ -35,7 +35,7 @@ def test_output_without_digests_is_not_believed(listed: str) -> None:
 
 def test_the_kernel_release_is_in_the_package_name() -> None:
     kernel = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00")
-    packages = PackageSet(kernel, ())
+    packages = PackageSet(kernel, (), ())
     assert packages.release == "6.12.118+deb13-amd64"
     assert list(packages) == [kernel]
 

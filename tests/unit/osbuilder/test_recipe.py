@@ -8,7 +8,7 @@ from kata.osbuilder.recipe import Recipe, builder_digest
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
-RECIPE = Recipe(PackageSet(KERNEL, (CRUN,)), agent="a", builder="b", tools={"mkfs.erofs": "c"})
+RECIPE = Recipe(PackageSet(KERNEL, (CRUN,), ()), agent="a", builder="b", tools={"mkfs.erofs": "c"})
 
 
 def test_the_version_is_fit_for_a_directory() -> None:
@@ -19,8 +19,8 @@ def test_the_version_is_fit_for_a_directory() -> None:
 def test_every_input_makes_another_version() -> None:
     newer = dataclasses.replace(CRUN, sha256="22" * 32)
     others = [
-        dataclasses.replace(RECIPE, packages=PackageSet(KERNEL, (newer,))),
-        dataclasses.replace(RECIPE, packages=PackageSet(KERNEL, ())),
+        dataclasses.replace(RECIPE, packages=PackageSet(KERNEL, (newer,), ())),
+        dataclasses.replace(RECIPE, packages=PackageSet(KERNEL, (), ())),
         dataclasses.replace(RECIPE, agent="x"),
         dataclasses.replace(RECIPE, builder="x"),
         dataclasses.replace(RECIPE, tools={"mkfs.erofs": "x"}),

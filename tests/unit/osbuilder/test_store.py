@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import mmap
 import subprocess
 import sys
@@ -85,6 +86,12 @@ def remove_manifest(directory: Path) -> None:
     (directory / "manifest.json").unlink()
 
 
+def name_another_images_file(directory: Path) -> None:
+    found = json.loads((directory / "manifest.json").read_text())
+    found["files"]["../old/vmlinux"] = found["files"]["vmlinux"]
+    (directory / "manifest.json").write_text(json.dumps(found))
+
+
 def manifest(text: str) -> Callable[[Path], None]:
     def write(directory: Path) -> None:
         (directory / "manifest.json").write_text(text)
@@ -98,6 +105,7 @@ def manifest(text: str) -> Callable[[Path], None]:
         remove_kernel,
         cut_root,
         remove_manifest,
+        name_another_images_file,
         *map(manifest, ["", "[]", "{}", "null", '{"files": {"vmlinux": 3}}', "[" * 100_000, '{"files": []}']),
     ],
 )

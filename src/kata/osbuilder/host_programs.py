@@ -1,0 +1,92 @@
+"""Programs of the guest's suite that run on the host, so that every host has the same ones, whatever its release.
+
+They are virtiofsd, which is not the same program in every release, and a setpriv that can load a filter of system
+calls. They run through the dynamic loader and with the libraries of their own suite:
+
+    host/ld-linux-x86-64.so.2 --inhibit-cache --library-path host host/virtiofsd …
+
+Who runs them: `kata.runtime.hypervisor.qemu.share`. Reference: ld.so(8).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kata.errors import Internal
+from kata.osbuilder.commands import pipe, run
+
+#: Below the image's directory.
+DIRECTORY = "host"
+LOADER = "ld-linux-x86-64.so.2"
+PROGRAMS = {"virtiofsd": "usr/libexec/virtiofsd", "setpriv": "usr/bin/setpriv"}
+#: The licenses of everything in the directory, one after the other.
+LICENSES = "copyright"
+
+_LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
+#: A library by its name; the loader itself is listed by its path.
+_LISTED = re.compile(r"^\s+([^/\s]+) => (\S+|not found)", re.MULTILINE)
+#: For one tool; all of them take a second on an idle host.
+_TOOL_TIMEOUT_S = 120.0
+
+
+def install(debs: Sequence[Path], target: Path) -> None:
+    """Take the programs, and just the libraries that they load, from their packages.
+
+    Args:
+        debs: the packages.
+        target: the directory to make; its parent is also used for temporary files.
+
+    Raises:
+        Internal: a program or library is not in the packages, or does not load.
+        ResourceExhausted, DeadlineExceeded, OSError: as `commands.pipe`.
+    """
+    root = target.with_name(f"{target.name}-packages")
+    root.mkdir()
+    target.mkdir()
+    for deb in debs:
+        pipe(
+            ["dpkg-deb", "--fsys-tarfile", str(deb)],
+            ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"],
+            timeout=_TOOL_TIMEOUT_S,
+        )
+    libraries = root / _LIBRARIES
+    files = {LOADER: libraries / LOADER}
+    for name, program in PROGRAMS.items():
+        files[name] = root / program
+        files |= {library: libraries / library for library in _loaded(libraries / LOADER, libraries, root / program)}
+    for name, path in files.items():
+        shutil.copyfile(path, target / name)
+        (target / name).chmod(0o555)
+    licenses = sorted(root.glob("usr/share/doc/*/copyright"))
+    text = "\n".join(f"==== {path.parent.name} ====\n{path.read_text(errors='replace')}" for path in licenses)
+    (target / LICENSES).write_text(text)
+    shutil.rmtree(root)
+    check(target)
+
+
+def check(directory: Path) -> None:
+    """See that each program runs with what is there.
+
+    Raises:
+        Internal: one does not.
+    """
+    for name in PROGRAMS:
+        loader = [str(directory / LOADER), "--inhibit-cache", "--library-path", str(directory)]
+        run([*loader, str(directory / name), "--version"], timeout=_TOOL_TIMEOUT_S)
+
+
+def _loaded(loader: Path, libraries: Path, program: Path) -> list[str]:
+    """The names of the libraries that a program loads.
+
+    Raises:
+        Internal: one is not among `libraries`.
+    """
+    command = [str(loader), "--inhibit-cache", "--library-path", str(libraries), "--list", str(program)]
+    found = _LISTED.findall(run(command, timeout=_TOOL_TIMEOUT_S))
+    for name, where in found:
+        if Path(where).parent != libraries:
+            raise Internal(f"{program.name} needs {name}, which is in none of its packages")
+    return [name for name, _ in found]
