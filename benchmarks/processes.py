@@ -11,7 +11,12 @@ from kata.runtime.ledger.names import split
 from kata.runtime.ledger.processes import MARKER
 
 #: What a process is, by a part of the path of its executable or of its first arguments.
-_KINDS = (("qemu-system", "qemu"), ("virtfs-proxy-helper", "file server"), ("containerd-shim", "shim"))
+_KINDS = (
+    ("qemu-system", "qemu"),
+    ("virtfs-proxy-helper", "file server"),
+    ("ld-linux-", "file server"),  # which runs virtiofsd
+    ("containerd-shim", "shim"),
+)
 
 
 def kind_of(command: list[str]) -> str:

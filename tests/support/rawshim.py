@@ -147,12 +147,23 @@ class RawShim:
 
     def vmm(self, container_id: str) -> int:
         """Return the id of the QEMU process of a container's sandbox; 0 if there is none."""
+        return self._process(container_id, "qemu-system")
+
+    def file_server(self, container_id: str) -> int:
+        """Return the id of the process that serves a sandbox's shared tree; 0 if QEMU does."""
+        return self._process(container_id, "virtiofsd") or self._process(container_id, "virtfs-proxy-helper")
+
+    def _process(self, container_id: str, part: str) -> int:
         for pid in processes_of(str(self.state(container_id))):
             try:
-                if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
-                    return pid
+                command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             except OSError:
                 continue
+            # A program may be run by its dynamic loader.
+            if command[0].startswith("/") and any(
+                part in os.path.basename(word) for word in command if "=" not in word
+            ):
+                return pid
         return 0
 
     def kill(self, container_id: str, number: signal.Signals = signal.SIGKILL) -> None:

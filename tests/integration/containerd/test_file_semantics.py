@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor.qemu.share import find_helper
 from tests.support import filecheck
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
@@ -64,7 +63,6 @@ def test_over_9p(containerd: PrivateContainerd, image: str) -> None:
     assert found == {**ON_OVERLAY, **OVER_9P}
 
 
-@pytest.mark.skipif(not HypervisorConfig().virtio_fs_daemon.exists(), reason="needs virtiofsd")
 def test_over_virtio_fs(containerd: PrivateContainerd, image: str, tmp_path: Path) -> None:
     configuration = tmp_path / "configuration.toml"
     configuration.write_text(VIRTIO_FS)

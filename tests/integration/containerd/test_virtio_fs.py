@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from kata.protocols.containerd import task_v2_pb2
-from kata.runtime.config.settings import HypervisorConfig
 from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
 from tests.support.waiting import eventually_async
@@ -19,7 +18,6 @@ from tests.support.waiting import eventually_async
 pytestmark = [
     pytest.mark.containerd,
     pytest.mark.usefixtures("nothing_left_by_this"),
-    pytest.mark.skipif(not HypervisorConfig().virtio_fs_daemon.exists(), reason="needs virtiofsd"),
 ]
 
 CONFIGURATION = """\
@@ -85,20 +83,6 @@ async def test_the_end_of_the_daemon_is_the_end_of_the_sandbox(raw: RawShim) -> 
     await task.Create(raw.create_request(container_id), timeout=90)
     await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=30)
     waiting = asyncio.create_task(task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=30))
-    marker = f"KATA_SANDBOX_DIR={raw.state(container_id)}".encode()
-    daemons = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _name(entry) == "virtiofsd" and marker in (entry / "environ").read_bytes()
-    ]
-    assert len(daemons) == 1
-    os.kill(daemons[0], signal.SIGKILL)
+    os.kill(raw.file_server(container_id), signal.SIGKILL)
     assert (await waiting).exit_status == 137
     await eventually_async(lambda: not raw.vmm(container_id), "the virtual machine's end")
-
-
-def _name(entry: Path) -> str:
-    try:
-        return (entry / "comm").read_text().strip()
-    except OSError:
-        return ""

@@ -89,6 +89,7 @@ def test_a_machine_that_cannot_be_described(
     [
         ("/usr/bin/qemu-system-x86_64 -nodefaults", "qemu"),
         ("/usr/lib/qemu/virtfs-proxy-helper -n", "file server"),
+        ("/images/1/host/ld-linux-x86-64.so.2 --inhibit-cache --library-path /images/1/host", "file server"),
         ("/usr/bin/python3 -IS /opt/kata/bin/containerd-shim-kata-v2 -namespace default", "shim"),
         ("/usr/bin/containerd-shim-runc-v2 -namespace default", "shim"),
         ("sleep 86400", "container"),

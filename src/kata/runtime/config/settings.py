@@ -15,6 +15,8 @@ from kata.runtime.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Reg
 
 IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
+#: The value of `shared_fs` that leaves it to the sandbox's first container (`kata.runtime.launch.shared_fs`).
+SHARED_FS_AUTO = "auto"
 ANNOTATION_PREFIX = "io.katacontainers.config."
 
 _DAY = 86400
@@ -191,20 +193,25 @@ class HypervisorConfig:
         ),
     )
     shared_fs: str = field(
-        default="virtio-9p",
+        default=SHARED_FS_AUTO,
         metadata=_row(
-            Text(choices=("virtio-9p", "virtio-fs")),
-            "How the shared tree of a sandbox is shared with the guest. Kata's default is virtio-fs, which is faster "
-            "with small files, slower with large ones without KVM, and costs each sandbox a copy of the template's "
-            "memory, about 100 MB.",
+            Text(choices=(SHARED_FS_AUTO, "virtio-9p", "virtio-fs")),
+            "How the shared tree of a sandbox is shared with the guest. Over `virtio-fs` files behave as on the host; "
+            "it is faster with small files, slower with large ones without KVM, and costs each sandbox a copy of the "
+            "template's memory, about 100 MB. `virtio-9p` needs no such copy. `auto` is virtio-fs for a sandbox whose "
+            "only container, or first, has a bind mount that it may write to, and 9p for all others: for pods of "
+            "Kubernetes, too, whose volumes are not known when their VM starts. (Kata's default is virtio-fs, and it "
+            "has no `auto`.)",
             annotation="shared_fs",
         ),
     )
-    virtio_fs_daemon: Path = field(
-        default=Path("/usr/lib/qemu/virtiofsd"),
+    virtio_fs_daemon: str = field(
+        default="",
         metadata=_row(
-            FilePath(),
-            "virtiofsd, which serves virtio-fs: the one in C of QEMU 7.2 or the one in Rust, tried with version 1.13.",
+            Text(pattern=r"(/.*)?", description='an absolute path, or ""'),
+            "Another virtiofsd to serve virtio-fs with: the one in Rust, since version 1.13. Empty means that of the "
+            "guest image, which is the same on every host. The one in C of QEMU 7.2 cannot be used: it ends when two "
+            "programs of a guest create a file at the same moment, and its VM with it.",
         ),
     )
     virtio_fs_cache: str = field(

@@ -54,7 +54,8 @@ class VmPlan:
         memory_slots: how many times memory can be hot-plugged.
         share_dir: host directory that the guest can mount by the tag of `kata.protocols.shared_tree`, or None.
         share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter needs guest memory that another process maps, too.
-        virtiofsd: the executable that serves SHARE_VIRTIO_FS; None for SHARE_9P, which the VMM serves.
+        programs: directory of the guest image with the programs that serve the shared tree.
+        virtiofsd: another executable that serves SHARE_VIRTIO_FS, or None.
         virtiofsd_cache: what the guest may cache of SHARE_VIRTIO_FS: "auto", "always" or "never".
         virtiofsd_args: further arguments of virtiofsd.
         channels: names of the channels between host and guest, in the order of their port numbers.
@@ -87,6 +88,7 @@ class VmPlan:
     memory_slots: int = 0
     share_dir: Path | None = None
     share_fs: str = SHARE_9P
+    programs: Path = Path("/nonexistent")
     virtiofsd: Path | None = None
     virtiofsd_cache: str = "auto"
     virtiofsd_args: tuple[str, ...] = ()
@@ -112,8 +114,6 @@ class VmPlan:
             )
         if self.accelerator not in _ACCELERATORS:
             raise InvalidArgument(f"invalid accelerator {self.accelerator!r} ({' or '.join(_ACCELERATORS)})")
-        if self.shares_memory and self.virtiofsd is None:
-            raise InvalidArgument("virtio-fs needs virtiofsd", hint="set virtio_fs_daemon in the configuration")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise InvalidArgument(f"invalid number of vCPUs {self.vcpus} (1 to {MAX_VCPUS})")
         if self.max_vcpus and not self.vcpus <= self.max_vcpus <= MAX_VCPUS:
@@ -167,11 +167,13 @@ class VmExit:
         status: exit status of the VMM's process, negative for a signal.
         expected: whether it was asked to end.
         output: the last lines that the VMM printed, safe to show.
+        lost: how the server of the shared tree ended, without which the VM was of no use; "" if it was not that.
     """
 
     status: int
     expected: bool
     output: str
+    lost: str = ""
 
     @property
     def how(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kata.oci.spec import Spec, namespace_path
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
-from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.launch.host import Host
 from kata.runtime.ledger.processes import MARKER
@@ -18,6 +18,8 @@ from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
+#: The directory beside the guest's root image that has programs for the host (`kata.osbuilder.host_programs`).
+HOST_PROGRAMS = "host"
 #: On the kernel command line: the agent takes a container through its life before it listens.
 WARM_UP = "agent.warm_up"
 
@@ -50,6 +52,7 @@ def plan_vm(
     """
     size = sandbox_budget(sandbox_id, spec, config, host.size).size()
     hypervisor = config.hypervisor
+    over_virtio_fs = hypervisor.shared_fs == SHARE_VIRTIO_FS
     grows = not config.runtime.static_sandbox_resource_mgmt
     return VmPlan(
         sandbox_id=sandbox_id,
@@ -73,8 +76,10 @@ def plan_vm(
             *hypervisor.kernel_params.split(),
         ),
         share_dir=directory / "shared",
-        share_fs=hypervisor.shared_fs,
-        virtiofsd=hypervisor.virtio_fs_daemon if hypervisor.shared_fs == SHARE_VIRTIO_FS else None,
+        # Of a VM that has no sandbox yet, nobody has decided it.
+        share_fs=SHARE_VIRTIO_FS if over_virtio_fs else SHARE_9P,
+        programs=host.image.parent / HOST_PROGRAMS,
+        virtiofsd=Path(hypervisor.virtio_fs_daemon) if over_virtio_fs and hypervisor.virtio_fs_daemon else None,
         virtiofsd_cache={"none": "never"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache),
         virtiofsd_args=hypervisor.virtio_fs_extra_args,
         channels=(AGENT_CHANNEL,),

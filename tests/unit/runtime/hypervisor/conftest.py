@@ -12,8 +12,11 @@ from kata.runtime.hypervisor.base import VmPlan
 
 
 @pytest.fixture
-def make_plan() -> Callable[..., VmPlan]:
+def make_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., VmPlan]:
     """Makes a small valid plan; keyword arguments replace its values."""
+    programs = tmp_path_factory.mktemp("host")
+    for name in ("ld-linux-x86-64.so.2", "virtiofsd", "setpriv"):
+        (programs / name).touch()
 
     def make(**changes: Any) -> VmPlan:
         values: dict[str, Any] = {
@@ -23,6 +26,7 @@ def make_plan() -> Callable[..., VmPlan]:
             "kernel": Path("/images/vmlinux"),
             "initrd": Path("/images/initrd"),
             "accelerator": "tcg",
+            "programs": programs,
         }
         return VmPlan(**(values | changes))
 

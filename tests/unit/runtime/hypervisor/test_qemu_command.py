@@ -167,7 +167,7 @@ def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
 
 
 def test_virtio_fs_shares_memory_and_has_a_connection_but_no_device_yet(make_plan: Callable[..., VmPlan]) -> None:
-    plan = make_plan(share_dir=Path("/s"), share_fs="virtio-fs", virtiofsd=Path("/usr/lib/qemu/virtiofsd"))
+    plan = make_plan(share_dir=Path("/s"), share_fs="virtio-fs")
     argv = command_line(plan, FDS | {SHARE_FD: 77, MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     assert "socket,id=share,fd=77" in values(argv, "-chardev")
     assert not [value for value in (*values(argv, "-device"), *values(argv, "-fsdev")) if "fs" in value]

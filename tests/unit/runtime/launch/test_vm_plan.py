@@ -49,10 +49,10 @@ def test_it_is_made_for_the_host_that_it_is_given() -> None:
     plan = plan_vm("box", BOX, spec(), config(), HOST)
     assert (plan.accelerator, plan.kernel, plan.initrd, plan.image) == ("tcg", HOST.kernel, HOST.initrd, HOST.image)
     assert (plan.max_vcpus, plan.max_memory_mib) == (8, 65536)
-    assert plan.virtiofsd is None
+    assert (plan.programs, plan.virtiofsd) == (Path("/images/one/host"), None)
     small = replace(HOST, size=Size(2, 4096), accelerator="kvm")
     assert plan_vm("box", BOX, spec(), config(), small).max_vcpus == 2
-    by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon=Path("/usr/libexec/virtiofsd"))
+    by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon="/usr/libexec/virtiofsd")
     assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).virtiofsd == Path("/usr/libexec/virtiofsd")
 
 

@@ -24,17 +24,18 @@ _SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 #: node of the host.
 SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "setfcap")
 #: Each file that the guest has open in the shared tree takes a descriptor.
-_MAX_OPEN_FILES = 65536
+MAX_OPEN_FILES = 65536
 #: Seconds for a child to end after SIGKILL. Usually it takes a millisecond.
 _KILL_TIMEOUT_S = 1.0
 
 
-def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
+def confined(argv: Sequence[str], capabilities: Iterable[str], *, secure_bits: str = "") -> list[str]:
     """`argv` in the wrapper that confines it. Looks at the host: where `setpriv` is.
 
     Args:
         argv: the command.
         capabilities: those that it keeps, in lower case and without "cap_".
+        secure_bits: to set or clear, as setpriv(1) has them.
 
     Raises:
         NotFound: setpriv is not installed.
@@ -48,6 +49,7 @@ def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
         "--pdeathsig=SIGKILL",
         "--clear-groups",
         "--inh-caps=-all",
+        *([f"--securebits={secure_bits}"] if secure_bits else []),
         f"--bounding-set={','.join(('-all', *(f'+{name}' for name in capabilities)))}",
         "--",
         *argv,
@@ -55,7 +57,12 @@ def confined(argv: Sequence[str], capabilities: Iterable[str]) -> list[str]:
 
 
 def spawn(
-    argv: Sequence[str], *, fds: Sequence[int], output: int, environment: Mapping[str, str]
+    argv: Sequence[str],
+    *,
+    fds: Sequence[int],
+    output: int,
+    environment: Mapping[str, str],
+    max_open_files: int = MAX_OPEN_FILES,
 ) -> subprocess.Popen[bytes]:
     """Run `argv` in a new session, with nothing but `fds` and `environment`.
 
@@ -67,6 +74,7 @@ def spawn(
         fds: descriptors that the child inherits under the same numbers.
         output: descriptor for standard output and standard error.
         environment: all of the child's variables.
+        max_open_files: how many descriptors it may have, if the hard limit of this process allows as many.
 
     Raises:
         OSError: the executable cannot be run.
@@ -85,7 +93,7 @@ def spawn(
         # No core file: it would hold the guest's memory.
         resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        files = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+        files = max_open_files if hard == resource.RLIM_INFINITY else min(hard, max_open_files)
         resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (files, files))
     except ProcessLookupError:
         pass  # it has ended already: whoever waits for it learns why

@@ -52,38 +52,46 @@ def restore_commands(state: int) -> list[dict[str, object]]:
     ]
 
 
-def memory_to_share(size_mib: int, saved: int | None) -> int:
-    """A memfd for a guest's memory that other processes map, too: empty, or a copy of a saved VM's memory.
-
-    Args:
-        size_mib: the guest's memory in MiB.
-        saved: descriptor of a saved VM's memory, or None. Its holes stay holes.
+def memory_to_share(size_mib: int) -> int:
+    """A memfd for a guest's memory that other processes map, too; empty.
 
     Returns:
         The descriptor, which the caller closes.
 
     Raises:
-        OSError: there is not enough memory.
+        OSError: it cannot be made.
     """
     memory = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memory, size_mib << 20)
-        position = 0
-        while saved is not None:
-            try:
-                position = os.lseek(saved, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break
-            end = os.lseek(saved, position, os.SEEK_HOLE)
-            os.lseek(memory, position, os.SEEK_SET)
-            while position < end:
-                position += os.sendfile(memory, saved, position, end - position)
     except BaseException:
         os.close(memory)
         raise
     return memory
+
+
+def copy_memory(saved: int, memory: int) -> None:
+    """Copy a saved VM's memory. Its holes stay holes.
+
+    Args:
+        saved: descriptor of the saved VM's memory.
+        memory: descriptor from `memory_to_share`.
+
+    Raises:
+        OSError: there is not enough memory.
+    """
+    position = 0
+    while True:
+        try:
+            position = os.lseek(saved, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        end = os.lseek(saved, position, os.SEEK_HOLE)
+        os.lseek(memory, position, os.SEEK_SET)
+        while position < end:
+            position += os.sendfile(memory, saved, position, end - position)
 
 
 class QemuProcess:
@@ -122,13 +130,11 @@ class QemuProcess:
             for name in names:
                 self.channels[name], theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                 self.channels[name].setblocking(False)
-            if state is not None:
-                wanted = restore_commands(state)
-                self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.output, write_end = os.pipe()
             read_only = memory is not None and fcntl.fcntl(memory, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+            saved = memory
             if plan.shares_memory and (state is not None or memory is None):
-                memory = copy = memory_to_share(plan.memory_mib, memory)
+                memory = copy = memory_to_share(plan.memory_mib)
             files = {MEMORY_FD: memory, STATE_FD: state}
             fds = {name: end.fileno() for name, end in theirs.items()}
             fds |= {name: fd for name, fd in files.items() if fd is not None}
@@ -152,6 +158,12 @@ class QemuProcess:
                 if server:
                     # After QEMU, which takes a while until it needs its helper.
                     self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
+            if state is not None:
+                if saved is not None and copy >= 0:
+                    # While QEMU makes the VM: it does not look at the memory before it restores the state.
+                    copy_memory(saved, copy)
+                wanted = restore_commands(state)
+                self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()
             self.popen: subprocess.Popen[bytes] = popen

@@ -5,20 +5,28 @@ QEMU 7.2 cannot create FIFOs, sockets and device nodes there by itself: the fix 
 process in a chroot. QEMU 10 has no helper any more and is repaired; it serves the files itself, all but device nodes,
 for which it is not given the capability.
 
-virtiofsd works on memory that it shares with the guest. It runs in a chroot, too: in a mount namespace of its own it
-would not see later mounts in the tree. The one in C of QEMU 7.2 and the one in Rust, which Debian packages under the
-same path, take the same arguments.
+The helper creates each file with the owner's user and group id, and gives up capabilities for that time. To get them
+back it relies on its user id returning to 0, which it has never left if just the group is another one: it goes on
+without them, and aborts at the next such file. So it must not change capabilities at all: the kernel is told not to
+(SECBIT_NO_SETUID_FIXUP), and a filter of system calls answers its capset(2) without doing anything.
+
+virtiofsd works on memory that it shares with the guest. It is the guest image's, the same on every host. It runs in a
+chroot, too: in a mount namespace of its own it would not see later mounts in the tree.
+
+References: capabilities(7); seccomp(2); setpriv(1) of util-linux 2.41; virtiofsd's README.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socketpair
 from socket import socket as Socket
 
+from kata.errors import NotFound
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.qemu import confine
 
@@ -27,10 +35,39 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 _HELPERS = (Path("/usr/lib/qemu/virtfs-proxy-helper"), Path("/usr/libexec/virtfs-proxy-helper"))
-#: What the helper needs at its start; it drops all but the file capabilities.
+#: What the helper needs, and keeps.
 _CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setgid", "setuid", "sys_chroot")
-#: virtiofsd's seccomp filter kills it if it cannot drop capabilities in its own way.
-_VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "setfcap", "setpcap")
+#: virtiofsd also sets file capabilities and opens files by handle, so that not every file that the guest remembers
+#: takes a descriptor. It drops the rest when it is in its chroot.
+_VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "dac_read_search", "setfcap", "setpcap")
+
+#: On a file system without file handles (overlayfs) each file that the guest remembers takes a descriptor, too.
+_VIRTIOFSD_MAX_OPEN_FILES = 1 << 20
+
+# Of the guest image, as `kata.osbuilder.host_programs` lays them out.
+_LOADER, _VIRTIOFSD, _SETPRIV = "ld-linux-x86-64.so.2", "virtiofsd", "setpriv"
+
+#: x86-64 in seccomp_data.arch (AUDIT_ARCH_X86_64), and its capset(2).
+_X86_64, _CAPSET = 0xC000003E, 126
+#: Classic BPF: load a word, compare, return (linux/bpf_common.h).
+_LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+#: What a filter returns (linux/seccomp.h): an error number, here 0, in place of the call; or the call is made.
+_ERROR_0, _ALLOW = 0x00050000, 0x7FFF0000
+#: Offsets in struct seccomp_data.
+_NUMBER, _ARCHITECTURE = 0, 4
+
+#: The filter under which capset(2) does nothing and succeeds: struct sock_filter, one instruction a line.
+KEEP_CAPABILITIES = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_IF_EQUAL, 0, 3, _X86_64),
+        (_LOAD, 0, 0, _NUMBER),
+        (_IF_EQUAL, 0, 1, _CAPSET),
+        (_RETURN, 0, 0, _ERROR_0),
+        (_RETURN, 0, 0, _ALLOW),
+    )
+)
 
 
 def find_helper() -> Path | None:
@@ -42,10 +79,30 @@ def server_of(plan: VmPlan) -> Path | None:
     """The program that serves the plan's shared tree; None without a tree, or where QEMU serves it by itself.
 
     Looks at the host: which helpers it has.
+
+    Raises:
+        NotFound: virtiofsd, or what the helper is run by, does not exist.
     """
     if plan.share_dir is None:
         return None
-    return plan.virtiofsd if plan.share_fs == SHARE_VIRTIO_FS else find_helper()
+    if plan.share_fs == SHARE_VIRTIO_FS:
+        if plan.virtiofsd is not None:
+            if not os.access(plan.virtiofsd, os.X_OK):
+                raise NotFound(
+                    f"virtiofsd: {plan.virtiofsd} is not an executable file",
+                    hint="set virtio_fs_daemon in the configuration",
+                )
+            return plan.virtiofsd
+        server, needed = plan.programs / _VIRTIOFSD, _VIRTIOFSD
+    else:
+        helper = find_helper()
+        if helper is None:
+            return None
+        server, needed = helper, _SETPRIV
+    for path in (plan.programs / _LOADER, plan.programs / needed):
+        if not path.is_file():
+            raise NotFound(f"{needed} of the guest image: {path} does not exist", hint="run: kata image build")
+    return server
 
 
 def connection(plan: VmPlan) -> tuple[Socket, Socket]:
@@ -65,21 +122,66 @@ def connection(plan: VmPlan) -> tuple[Socket, Socket]:
     return ours, listener
 
 
-def server_command(plan: VmPlan, program: Path, socket: int) -> list[str]:
+def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) -> list[str]:
     """The arguments that run the server.
 
     Args:
         plan: says which directory, and how it is served.
         program: from `server_of`.
         socket: its end of the connection.
+        filter_: descriptor of a file with KEEP_CAPABILITIES, for the 9p helper.
     """
     if plan.share_fs == SHARE_VIRTIO_FS:
-        cache = {"never": "none"}.get(plan.virtiofsd_cache, plan.virtiofsd_cache)
-        options = ("sandbox=chroot", "xattr", f"source={plan.share_dir}", f"cache={cache}")
-        words = [word for option in options for word in ("-o", option)]
-        # Its default limit takes CAP_SYS_RESOURCE.
-        return [str(program), "-f", f"--fd={socket}", "--rlimit-nofile=0", *words, *plan.virtiofsd_args]
-    return [str(program), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)]
+        return [
+            *([str(program)] if program == plan.virtiofsd else _of_image(plan, _VIRTIOFSD)),
+            f"--fd={socket}",
+            f"--shared-dir={plan.share_dir}",
+            "--sandbox=chroot",
+            f"--cache={plan.virtiofsd_cache}",
+            # Not ACLs: they would only work on the root of the shared tree, not on mounts in it, of which the guest's
+            # kernel makes file systems of their own (6.12, fuse_fill_super_submount).
+            "--xattr",
+            # Set-user-ID bits and file capabilities go with a write, without a question before each write.
+            "--killpriv-v2",
+            "--inode-file-handles=prefer",
+            # Its default limit takes CAP_SYS_RESOURCE.
+            "--rlimit-nofile=0",
+            "--log-level=warn",
+            *plan.virtiofsd_args,
+        ]
+    return [
+        *_of_image(plan, _SETPRIV),
+        f"--seccomp-filter=/proc/self/fd/{filter_}",
+        "--",
+        *(str(program), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)),
+    ]
+
+
+def _of_image(plan: VmPlan, name: str) -> list[str]:
+    """Run a program of the guest image with the loader and the libraries of its own suite (ld.so(8))."""
+    loader = [str(plan.programs / _LOADER), "--inhibit-cache", "--library-path", str(plan.programs)]
+    return [*loader, "--argv0", name, str(plan.programs / name)]
+
+
+def _spawn(plan: VmPlan, program: Path, socket: int, output: int) -> subprocess.Popen[bytes]:
+    environment = dict(plan.environment)
+    if plan.share_fs == SHARE_VIRTIO_FS:
+        command = confine.confined(server_command(plan, program, socket), _VIRTIOFSD_CAPABILITIES)
+        return confine.spawn(
+            command,
+            fds=(socket,),
+            output=output,
+            environment=environment,
+            max_open_files=_VIRTIOFSD_MAX_OPEN_FILES,
+        )
+    filter_ = os.memfd_create("filter", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(filter_, KEEP_CAPABILITIES, 0)
+        command = server_command(plan, program, socket, filter_)
+        command = confine.confined(command, _CAPABILITIES, secure_bits="+no_setuid_fixup")
+        return confine.spawn(command, fds=(socket, filter_), output=output, environment=environment)
+    finally:
+        os.close(filter_)
 
 
 class ShareHelper:
@@ -98,13 +200,7 @@ class ShareHelper:
     def __init__(self, plan: VmPlan, program: Path, socket: int, *, output: int) -> None:
         self._pidfd = -1
         self._loop: AbstractEventLoop | None = None
-        capabilities = _VIRTIOFSD_CAPABILITIES if plan.share_fs == SHARE_VIRTIO_FS else _CAPABILITIES
-        self._process: subprocess.Popen[bytes] = confine.spawn(
-            confine.confined(server_command(plan, program, socket), capabilities),
-            fds=(socket,),
-            output=output,
-            environment=dict(plan.environment),
-        )
+        self._process = _spawn(plan, program, socket, output)
         try:
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
