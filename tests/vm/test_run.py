@@ -406,7 +406,7 @@ def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> N
         os.kill(pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
-    assert b"kata: the VM ended while the command was running" in errors
+    assert b"kata: the VM ended while the command was running: the VMM was killed by signal 9" in errors
 
 
 def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path, name: str) -> None:

@@ -200,12 +200,21 @@ class Foreground:
                 await sandbox.agent.check(_CHECK_TIMEOUT_S)
             except KataError as error:
                 raise Unavailable(
-                    "the VM ended while the command was running", hint="`kata run --debug` shows QEMU's messages"
+                    f"the VM ended while the command was running{await self._why(sandbox)}",
+                    hint="`kata run --debug` shows QEMU's messages",
                 ) from error
             if self._out_of_memory:
                 limit = f" (limit {self._request.memory >> 20}M)" if self._request.memory else ""
                 say(f"the command was killed by the OOM killer{limit}", hint="raise --memory")
         return status
+
+    @staticmethod
+    async def _why(sandbox: Sandbox) -> str:
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                return f": {await sandbox.why_ended()}"
+        except TimeoutError:
+            return ""  # it is the agent that does not answer
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -21,6 +21,7 @@ from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import accel, factory
 from kata.runtime.hypervisor.base import VmPlan, VmProcess
 from kata.runtime.hypervisor.template.template import Template, description, key_of, open_template
+from kata.runtime.launch import shared_fs
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.start_slots import StartSlot, try_acquire
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template, plan_vm
@@ -83,7 +84,7 @@ def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot:
     template = None
     try:
         spec = load_bundle(Path(bundle)).spec
-        config = apply_annotations(config, spec.get("annotations") or {})
+        config = shared_fs.decide(apply_annotations(config, spec.get("annotations") or {}), spec)
         accelerator = accel.known_for(config.hypervisor) if config.factory.enable_template else None
         if accelerator is None:
             return None

@@ -16,7 +16,9 @@ from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
+from kata.runtime.hypervisor.base import SHARE_9P
 from kata.runtime.launch.sandbox_vm import SandboxVm
+from kata.runtime.launch.shared_fs import volumes_to_write
 from kata.runtime.launch.start_slots import LINGER_S
 from kata.runtime.launch.timings import Timings
 from kata.runtime.ledger.journal import Ledger
@@ -28,7 +30,7 @@ from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
 from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
-from kata.runtime.storage.shared_tree import plan_container
+from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
 if TYPE_CHECKING:
     from kata.runtime.network.own_network import OwnNetwork
@@ -157,6 +159,15 @@ class Sandbox(Lifecycle):
                 "container %s: asks for the host's %s namespace, which a VM cannot share: it has one in the guest",
                 request.id,
                 kind,
+            )
+        if self._config.hypervisor.shared_fs == SHARE_9P and (
+            written := _from_shared_tree(volumes_to_write(spec), files)
+        ):
+            log.warning(
+                "container %s: may write to %s over 9p, where programs that lock files, map them or append to them "
+                'together can lose data; shared_fs = "virtio-fs" in the configuration or an annotation avoids that',
+                request.id,
+                ", ".join(written),
             )
         if lost := left_out.of_spec(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
@@ -287,6 +298,11 @@ class Sandbox(Lifecycle):
         except KataError as error:
             log.debug("no more out-of-memory events: %s", error)
 
+    async def why_ended(self) -> str:
+        """Wait for the end of the VM; returns what ended it, in words."""
+        exit_ = await self._guest.vm.wait()
+        return f"the server of its files {exit_.lost}" if exit_.lost else f"the VMM {exit_.how}"
+
     async def stop(self) -> list[str]:
         """End everything and release everything, whatever the guest says. Idempotent.
 
@@ -295,3 +311,9 @@ class Sandbox(Lifecycle):
         """
         self.become(State.STOPPED)
         return await self._teardown.run()
+
+
+def _from_shared_tree(destinations: Sequence[str], files: ContainerPlan) -> list[str]:
+    """Those of a container's mounts that the guest has from the host, not of its own or on a disk."""
+    shared = {mount["destination"] for mount in files.mounts if mount.get("source", "").startswith(f"{GUEST_SHARED}/")}
+    return [destination for destination in destinations if destination in shared]

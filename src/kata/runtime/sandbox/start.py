@@ -22,6 +22,7 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
 from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.launch import shared_fs
 from kata.runtime.launch.bring_up import Progress
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.sandbox_vm import Prepared, SandboxVm, obtain_vm
@@ -84,6 +85,7 @@ async def start_sandbox(
         timings = Timings(Path(ledger.directory), time.monotonic() if begun is None else begun)
         if begun is not None:
             timings.add("front end", begun)
+        config = shared_fs.decide(config, bundle.spec)
         return await _Start(sandbox_id, config, ledger, teardown, timings, progress).run(bundle, prepared)
     except BaseException:
         await teardown.run()

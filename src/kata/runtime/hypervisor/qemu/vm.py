@@ -100,6 +100,7 @@ class QemuVm:
         self._pid = 0
         self._expected = False
         self._forced = False
+        self._lost = ""
         self._up = False
         self._begin = 0.0
         self._process: QemuProcess | None = None
@@ -209,10 +210,11 @@ class QemuVm:
         """End the VM: without its shared tree it is of no use."""
         helper = self._process.helper if self._process else None
         if helper is not None and self._end is not None and not self._end.done() and not self._expected:
+            self._lost = how_it_ended(helper.status() or 0)
             log.error(
                 "the server of the shared tree of %s %s, so its VM is ended%s",
                 self.plan.sandbox_id,
-                how_it_ended(helper.status() or 0),
+                self._lost,
                 self._last_words(),
             )
             self._forced = True
@@ -302,7 +304,7 @@ class QemuVm:
             except Exception as error:
                 log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
         self._release()
-        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
+        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "", self._lost)
         if by_itself:
             log.error("qemu of %s %s%s", self.plan.sandbox_id, exit_.how, self._last_words())
         log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
