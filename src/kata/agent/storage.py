@@ -20,7 +20,7 @@ from kata.agent.reserve import Reserve
 from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as mounts
-from kata.linux.openat2 import open_directory, relative_parts
+from kata.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, open_directory, openat2, relative_parts
 from kata.loop.off import off_loop
 
 if TYPE_CHECKING:
@@ -198,6 +198,21 @@ class Storages:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def _found(self, path: str) -> Iterator[str]:
+        """Whatever is at a path below the base, reached without a symbolic link, as a path valid within the block."""
+        parent, name = os.path.split(path)
+        with self._directory(parent) as directory:
+            above = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+        try:
+            fd = openat2(above, name, os.O_PATH, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+        finally:
+            os.close(above)
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+
     def _open(self, path: str, *, create: bool = False) -> int:
         """Open a directory below the base, no symbolic link on the way."""
         base = os.open(self._paths.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -279,16 +294,28 @@ class Storages:
         self._mount_at("overlay", point, "overlay", options)
 
     def _bind(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
-        """A bind mount of another directory below the base."""
+        """A bind mount of another directory or file below the base."""
         parsed = mounts.parse_options(request.options)
-        with self._directory(self._inside(request.source)) as source, self._directory(point, create=True) as target:
-            mounts.bind(source, target, parsed.flags & mounts.MS_REC)
+        with self._found(self._inside(request.source)) as source:
+            self._make_like(source, point)
+            with self._found(point) as target:
+                mounts.bind(source, target, parsed.flags & mounts.MS_REC)
         self._mounted.add(point)
         # Only now does the path lead to the new mount, which flags and propagation are for.
-        with self._directory(point) as mounted:
+        with self._found(point) as mounted:
             mounts.restrict(mounted, parsed.flags)
             if parsed.propagation:
                 mounts.set_propagation(mounted, parsed.propagation)
+
+    def _make_like(self, source: str, point: str) -> None:
+        """Make a mount point: a directory, or an empty file for anything else."""
+        if os.path.isdir(source):
+            with self._directory(point, create=True):
+                return
+        parent, name = os.path.split(point)
+        with self._directory(parent, create=True) as directory:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            os.close(os.open(f"{directory}/{name}", flags, 0o600))
 
     def _watchable(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """A directory that the host updates: a copy that follows it, or a bind mount if it is too large for that."""

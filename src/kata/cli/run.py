@@ -9,6 +9,7 @@ What is held outside this process is on the sandbox's ledger: a kill -9 ends the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import TREE
-from kata.runtime.storage.host_paths import look_at_paths, random_token
+from kata.runtime.storage.host_paths import look_at_paths
 from kata.runtime.storage.shared_tree import plan_container
 
 
@@ -155,22 +156,24 @@ def _variables(image: ImageConfig) -> Mapping[str, str]:
 
 def _print_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
     """Warn about skipped mounts; with `debug`, print spec and mounts. The VM's plan is in the log."""
+    rootfs = spec["root"]["path"]
+    names = map("@{}".format, itertools.count())
     files = plan_container(
         sandbox_id,
         spec["mounts"],
-        look_at_paths(spec),
+        look_at_paths(spec, rootfs_dir=rootfs),
         rootfs=(),
-        rootfs_dir=spec["root"]["path"],
-        token=random_token,
+        rootfs_dir=rootfs,
+        name=names.__next__,
     )
     for reason in files.skipped:
         warn(reason)
     if debug:
         detail(f"spec: {json.dumps(spec, indent=2)}")
-        detail(f"rootfs: {files.rootfs_dir} on {files.guest_rootfs} in the guest")
-        for volume in files.volumes:
-            access = "read-only" if volume.readonly else "writable"
-            detail(f"volume: {volume.source}, shared as {volume.name}, {access}")
+        detail(f"rootfs: {rootfs} on {files.guest_rootfs} in the guest")
+        for use in files.uses[1:]:
+            access = "writable" if use.write else "read-only"
+            detail(f"volume: {use.export.source}, shared as {use.path}, {access}")
 
 
 class _StderrHandler(logging.Handler):

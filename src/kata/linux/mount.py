@@ -138,12 +138,25 @@ def restrict(target: str, flags: int) -> None:
 
 
 def make_read_only(target: str, *, recursive: bool) -> None:
-    """Make the mount at `target` read-only, and those below it if `recursive` (mount_setattr(2)). Raises OSError."""
-    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)
-    flags = ctypes.c_uint(_AT_RECURSIVE if recursive else 0)
-    arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), flags, ctypes.byref(attributes))
+    """Make the mount at `target` read-only, and those below it if `recursive` (mount_setattr(2)).
+
+    Raises:
+        OSError: EBUSY if a file on it is open for writing, and what the kernel refuses otherwise.
+    """
+    _set_attributes(target, "make read-only", _MOUNT_ATTR_RDONLY, 0, _AT_RECURSIVE if recursive else 0)
+
+
+def make_writable(target: str) -> None:
+    """Undo `make_read_only` for the mount at `target`; a read-only file system stays one. Raises OSError."""
+    _set_attributes(target, "make writable", 0, _MOUNT_ATTR_RDONLY, 0)
+
+
+def _set_attributes(target: str, what: str, added: int, removed: int, flags: int) -> None:
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    attributes = (ctypes.c_uint64 * 4)(added, removed)
+    arguments = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(flags), ctypes.byref(attributes))
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    check(LIBC.syscall(ctypes.c_long(_SYS_MOUNT_SETATTR), *arguments, size), "make read-only", target)
+    check(LIBC.syscall(ctypes.c_long(_SYS_MOUNT_SETATTR), *arguments, size), what, target)
 
 
 def set_propagation(target: str, propagation: int) -> None:

@@ -17,25 +17,28 @@ class Mount:
     """One line of the table.
 
     Attributes:
-        id: of the mount (1), unique as long as it exists; /proc/PID/fdinfo names it as `mnt_id`.
+        id: of the mount (1), unique as long as it exists; see `id_of`.
+        device: of the file system, "major:minor" (3).
         root: the directory of the file system that is mounted (4); for cgroup file systems a cgroup's path.
         point: where it is mounted (5), as the process sees it from its root directory.
+        terms: options of the mount, and its propagation (6, 7): "rw,noatime shared:1".
         shared: whether mounts made beneath propagate to a peer group (7).
         fstype: type of the file system (9).
         options: options of the file system (11), not of the mount: {"size": "64k", "ro": ""}.
     """
 
-    __slots__ = ("fstype", "id", "options", "point", "root", "shared")
+    __slots__ = ("device", "fstype", "id", "options", "point", "root", "shared", "terms")
 
     def __init__(self, line: str) -> None:
         # A space within a field is escaped, so the first " - " is the separator (8).
         mount, _, filesystem = line.rstrip("\n").partition(" - ")
-        number, _, _, root, point, _, *optional = mount.split(" ")
+        number, _, self.device, root, point, *terms = mount.split(" ")
         self.fstype, _, options = filesystem.split(" ", 2)
         self.id = int(number)
         self.root = _unescape(root)
         self.point = _unescape(point)
-        self.shared = any(field.startswith("shared:") for field in optional)
+        self.terms = " ".join(terms)
+        self.shared = any(field.startswith("shared:") for field in terms[1:])
         self.options = {name: value for name, _, value in (option.partition("=") for option in options.split(","))}
 
 
@@ -47,6 +50,16 @@ def read(path: str = SELF) -> list[Mount]:
     """
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return [Mount(line) for line in file]
+
+
+def id_of(fd: int) -> int:
+    """The id of the mount that an open file is on.
+
+    Raises:
+        OSError: the descriptor is not open.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 def points_below(directory: str) -> list[str]:

@@ -11,6 +11,7 @@ import os
 
 from kata.linux.libc import LIBC, check
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
@@ -35,7 +36,8 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RE
         resolve: RESOLVE_*.
 
     Raises:
-        OSError: EXDEV for a path that leaves the directory, ELOOP for a link where none is allowed, and open(2)'s.
+        OSError: EXDEV for a path that leaves the directory, or the mount with RESOLVE_NO_XDEV; ELOOP for a link where
+            none is allowed; and open(2)'s.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS)
     number, size = ctypes.c_long(_SYS_OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))

@@ -63,8 +63,7 @@ def _propagates(directory: str) -> bool:
     """Whether the mount that a directory is on is shared, as far as can be seen from here."""
     fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            mount_id = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+        mount_id = mountinfo.id_of(fd)
     finally:
         os.close(fd)
     # A chroot hides the mount that its root is on from all but processes outside, such as the first one.

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kata.errors import AlreadyExists, KataError, NotFound
@@ -29,7 +30,7 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
-from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
+from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
 if TYPE_CHECKING:
@@ -131,10 +132,12 @@ class Sandbox(Lifecycle):
         request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         requests.refuse_host_network(request.id, spec)
+        share, rootfs_dir = self._guest.share, str(request.bundle.rootfs)
         self._creating.add(request.id)
         try:
             # A path may lead to a file server that is away.
-            host = await off_loop(look_at_paths, spec, request.rootfs)
+            look = partial(look_at_paths, rootfs_dir=rootfs_dir, shared_tree=str(share.directory))
+            host = await off_loop(look, spec, request.rootfs)
         finally:
             self._creating.discard(request.id)
         self.require("create a container in", State.RUNNING)
@@ -144,8 +147,9 @@ class Sandbox(Lifecycle):
             spec.get("mounts") or (),
             host,
             rootfs=request.rootfs,
-            rootfs_dir=str(request.bundle.rootfs),
-            token=random_token,
+            rootfs_dir=rootfs_dir,
+            name=share.new_name,
+            exports=share.exports(),
             disk_root=wanted.disks.root,
             on_disk=wanted.disks.mounted,
             pod_root=self._pod_root if request.id != self.id else "",
@@ -154,6 +158,8 @@ class Sandbox(Lifecycle):
         )
         for reason in (*wanted.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
+        for warning in files.warnings:
+            log.warning("container %s: %s", request.id, warning)
         for kind in requests.host_namespaces(spec):
             log.warning(
                 "container %s: asks for the host's %s namespace, which a VM cannot share: it has one in the guest",
@@ -172,12 +178,14 @@ class Sandbox(Lifecycle):
         if lost := left_out.of_spec(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)
-        share = self._guest.share
         container = Container(request.id, self.agent, share, files, request.stdio, self._timings, hooks)
         self._creating.add(request.id)
         self._guest.slot.keep()
         undo = AsyncExitStack()
+        undo.push_async_callback(off_loop, share.remove, request.id)
         try:
+            # No other container has been added or removed since the plan was made.
+            share.claim(files)
             if hooks:
                 undo.push_async_callback(self._end_hooks, hooks)
                 if hooks.late:

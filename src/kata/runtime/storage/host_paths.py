@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kata.linux import mountinfo
@@ -46,12 +47,32 @@ class RootfsMount:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a file is in a file system, whatever mount shows it there.
+
+    Attributes:
+        filesystem: the file system, as the mount table names it: "8:1".
+        path: from the root of the file system, as of now.
+        mount: id of the mount that it is seen through.
+        terms: options and propagation of that mount; through two mounts on the same terms a file is the same.
+        submounts: what is mounted beneath it there, as relative paths.
+    """
+
+    filesystem: str
+    path: str
+    mount: int
+    terms: str
+    submounts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class HostPath:
     """What a path leads to, links followed.
 
     Attributes:
         identity: device and inode.
         mode: type and permissions, as stat(2) has them.
+        place: where it is; None if the mount table does not say so.
         block: major and minor number, if it is a block device.
         empty_dir: what is there, if it is an emptyDir of Kubernetes.
         watchable: whether it is a volume that kubelet updates in place, with at most MAX_WATCHABLE_FILES files.
@@ -60,6 +81,7 @@ class HostPath:
 
     identity: tuple[int, int]
     mode: int
+    place: Place | None = None
     block: tuple[int, int] | None = None
     empty_dir: EmptyDir | None = None
     watchable: bool = False
@@ -69,6 +91,16 @@ class HostPath:
     def is_file(self) -> bool:
         """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a Unix socket."""
+        return stat.S_ISSOCK(self.mode)
 
     @property
     def is_shareable(self) -> bool:
@@ -94,25 +126,34 @@ class HostView:
     """What one container's spec and rootfs name on the host, at one moment.
 
     Attributes:
-        paths: by source of a mount or device of a direct volume; without those that do not exist.
+        paths: by root directory, source of a mount or device of a direct volume; without those that do not exist.
         disks: block devices by major and minor number.
         volumes: direct volumes by source of a bind.
-        nested: sources of binds that are "ro" and have mounts beneath them.
+        exports: where that is now which is in the shared tree, by its name there.
     """
 
     paths: Mapping[str, HostPath] = field(default_factory=dict)
     disks: Mapping[tuple[int, int], BlockNode] = field(default_factory=dict)
     volumes: Mapping[str, direct_volume.DirectVolume] = field(default_factory=dict)
-    nested: frozenset[str] = frozenset()
+    exports: Mapping[str, Place] = field(default_factory=dict)
 
 
-def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str = direct_volume.ROOT) -> HostView:
-    """Look at everything that a spec and a rootfs name.
+def look_at_paths(
+    spec: Spec,
+    rootfs: Sequence[RootfsMount] = (),
+    records: str = direct_volume.ROOT,
+    *,
+    rootfs_dir: str = "",
+    shared_tree: str = "",
+) -> HostView:
+    """Look at everything that a spec and a rootfs name, and at what is in the shared tree.
 
     Args:
         spec: the container's.
         rootfs: its mounts, from containerd.
         records: the directory of direct volumes.
+        rootfs_dir: its root directory, if that is one already.
+        shared_tree: the directory of the shared tree.
 
     Raises:
         InvalidArgument: the record of a direct volume is broken.
@@ -126,10 +167,25 @@ def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str =
     sources = [mount.source for mount in rootfs]
     sources += [str(mount.get("source", "")) for mount in mounts]
     sources += [volume.device for volume in volumes.values()]
-    paths = {source: found for source in sources if source.startswith("/") and (found := _look_at(source))}
-    numbers = {path.block for path in paths.values() if path.block} | set(_block_devices(spec))
+    view = look_at_sources([rootfs_dir, *sources], shared_tree)
+    numbers = {path.block for path in view.paths.values() if path.block} | set(_block_devices(spec))
     disks = {number: node for number in numbers if (node := _node(*number))}
-    return HostView(paths, disks, volumes, _nested(mounts))
+    return replace(view, disks=disks, volumes=volumes)
+
+
+def look_at_sources(sources: Iterable[str], shared_tree: str = "") -> HostView:
+    """Look at paths, those of them that are absolute, and at what is in the shared tree.
+
+    Args:
+        sources: the paths.
+        shared_tree: the directory of the shared tree.
+    """
+    absolute = [source for source in sources if source.startswith("/")]
+    if not absolute:
+        return HostView()
+    table = _MountTable()
+    paths = {source: found for source in absolute if (found := _look_at(source, table))}
+    return HostView(paths, exports=table.mounted_in(shared_tree) if shared_tree else {})
 
 
 def shm_size(spec: Spec) -> int:
@@ -162,17 +218,56 @@ def is_bind(mount: Mount) -> bool:
     return mount.get("type") == "bind" or "bind" in options or "rbind" in options
 
 
-def _nested(mounts: Iterable[Mount]) -> frozenset[str]:
-    sources = {
-        str(mount.get("source", "")): os.path.realpath(str(mount.get("source", "")))
-        for mount in mounts
-        if is_bind(mount) and {"ro", "rbind"} <= set(mount.get("options") or ())
-    }
-    # Few are: the table may be long, and is read only for them.
-    points = [mount.point for mount in mountinfo.read()] if sources else []
-    return frozenset(
-        source for source, path in sources.items() if any(point.startswith(path.rstrip("/") + "/") for point in points)
-    )
+class _MountTable:
+    """The mount table of this process, arranged to be asked about places."""
+
+    def __init__(self) -> None:
+        mounts = mountinfo.read()
+        self._by_id = {mount.id: mount for mount in mounts}
+        # Of several at one point the last is on top.
+        self._by_point = {mount.point: mount for mount in mounts}
+        self._points = sorted(self._by_point)
+
+    def place_of(self, fd: int) -> Place | None:
+        """Where an open file is; None if the mount that it is on is out of sight."""
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        mount = self._by_id.get(mountinfo.id_of(fd))
+        if mount is None or not _is_beneath(path, mount.point):
+            return None
+        return self._place(mount, path)
+
+    def mounted_in(self, directory: str) -> dict[str, Place]:
+        """What is mounted in a directory, by relative path, without what is mounted beneath that."""
+        directory = os.path.realpath(directory)
+        places: dict[str, Place] = {}
+        for point in self._below(directory):
+            name = point[len(directory) + 1 :]
+            if not any(outer in places for outer in prefixes(name)):
+                places[name] = self._place(self._by_point[point], point)
+        return places
+
+    def _place(self, mount: mountinfo.Mount, path: str) -> Place:
+        inside = os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
+        prefix = path.rstrip("/") + "/"
+        submounts = frozenset(point[len(prefix) :] for point in self._below(path))
+        return Place(mount.device, inside, mount.id, mount.terms, submounts)
+
+    def _below(self, path: str) -> Iterator[str]:
+        prefix = path.rstrip("/") + "/"
+        for index in range(bisect_left(self._points, prefix), len(self._points)):
+            if not self._points[index].startswith(prefix):
+                return
+            yield self._points[index]
+
+
+def prefixes(path: str) -> Iterator[str]:
+    """Each path that a relative path leads through, itself included: a, a/b, a/b/c."""
+    names = path.split("/")
+    return ("/".join(names[: count + 1]) for count in range(len(names)))
+
+
+def _is_beneath(path: str, directory: str) -> bool:
+    return f"{path}/".startswith(directory.rstrip("/") + "/")
 
 
 def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:
@@ -182,13 +277,18 @@ def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:
             yield int(device.get("major", 0)), int(device.get("minor", 0))
 
 
-def _look_at(path: str) -> HostPath | None:
+def _look_at(path: str, table: _MountTable) -> HostPath | None:
     plugin = plugin_of(path)
     try:
-        info = os.stat(path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            info, place = os.fstat(fd), table.place_of(fd)
+        finally:
+            os.close(fd)
         return HostPath(
             identity=(info.st_dev, info.st_ino),
             mode=info.st_mode,
+            place=place,
             block=(os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None,
             empty_dir=_empty_dir(path, info) if plugin == EMPTY_DIR else None,
             watchable=plugin in WATCHABLE and stat.S_ISDIR(info.st_mode) and _has_few_files(path),

@@ -1,35 +1,47 @@
 """The shared tree: the host directory that the guest mounts, with rootfs and volumes mounted into it.
 
-    host   <state>/shared/<container>/rootfs            guest  /run/kata-containers/shared/containers/<container>/rootfs
-           <state>/shared/<container>-<hex>-<name>             …/<container>-<hex>-<name>
+    host   <state>/shared/@<number>             guest  /run/kata-containers/shared/containers/@<number>
+           <state>/shared/<container>/rootfs           …/<container>/rootfs
+           <state>/shared/sandbox-mounts/<name>        …/sandbox-mounts/<name>
 
-`plan_container` is a pure function: the mounts that this takes, and what the container's spec says afterwards (Kata's
-table of mounts). `SharedTree` carries a plan out and undoes it. The mounts are made in the sandbox's own mount
-namespace, so that none of them can outlive it.
+What is bound from the host is an export, there once for all who mount it (`kata.runtime.storage.exports`); a rootfs
+that containerd describes by its mounts is its container's. `plan_container` is a pure function: the mounts that this
+takes, and what the container's spec says afterwards (Kata's table of mounts). `SharedTree` carries a plan out and
+undoes it. The mounts are made in the sandbox's own mount namespace, so that none of them can outlive it.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
+import logging
 import os
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
+from kata.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from kata.oci.spec import Mount
 from kata.runtime.storage import kubernetes_volumes as kubernetes
-from kata.runtime.storage.host_paths import HostView, RootfsMount, is_bind, is_shm
+from kata.runtime.storage.exports import Export, Submounts, Use, Wanted, plan_uses
+from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind, is_shm, look_at_sources
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.overlay import compact
+
+log = logging.getLogger(__name__)
 
 #: Where the guest mounts the shared tree (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
 #: The sandbox's /dev/shm in the guest: what containers have whose engine has made one for all of them.
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
+#: Where the guest mounts parts of exports.
+GUEST_PARTS = "/run/kata-containers/sandbox/parts"
 
 #: Directory in the shared tree for `sandbox_bind_mounts` (Kata's name).
 _SANDBOX_MOUNTS = "sandbox-mounts"
@@ -44,29 +56,10 @@ _GUEST_TYPES = frozenset(
 )
 #: Trees of the host's kernel: the guest has its own.
 _GUEST_OWN = ("/proc", "/sys")
-#: Bytes of a file's name.
-_MAX_NAME = 255
 
 
-@dataclass(frozen=True)
-class Bind:
-    """A host path that is bind-mounted into the shared tree.
-
-    Attributes:
-        source: absolute path on the host.
-        name: path in the shared tree.
-        readonly: whether the host refuses writes of the guest.
-        readonly_below: whether it does so in mounts beneath the source, too.
-        recursive: whether mounts beneath the source are included.
-        identity: device and inode when this was planned; None for any.
-    """
-
-    source: str
-    name: str
-    readonly: bool = False
-    readonly_below: bool = False
-    recursive: bool = True
-    identity: tuple[int, int] | None = field(default=None, compare=False)
+_REPLACED = "{}: {} was replaced while the container was being created"
+_REPLACED_HINT = "nothing of it was shared; create the container again"
 
 
 @dataclass(frozen=True)
@@ -75,28 +68,40 @@ class ContainerPlan:
 
     Attributes:
         container_id: the container's.
-        rootfs: mounts of the rootfs, in order; empty if `rootfs_dir` is bound instead.
-        rootfs_dir: a directory that is a rootfs already, or "".
-        volumes: host paths to bind into the shared tree.
+        guest_rootfs: the path of the rootfs in the guest.
+        rootfs: mounts of the rootfs, in order; empty if it is an export or on a disk.
+        uses: what it has of the exports: its mounts', then that of a rootfs which is a directory.
         mounts: the spec's mounts with sources in the guest, for the agent.
         storages: what the guest mounts first.
         skipped: mounts that are left out, with the reason, for the log.
-        disk_root: where the guest mounts the rootfs, if that is a disk; nothing of it is shared then.
+        warnings: mounts that cannot do what they are probably for, for the log.
     """
 
     container_id: str
-    rootfs: tuple[RootfsMount, ...]
-    rootfs_dir: str
-    volumes: tuple[Bind, ...] = ()
+    guest_rootfs: str
+    rootfs: tuple[RootfsMount, ...] = ()
+    uses: tuple[Use, ...] = ()
     mounts: tuple[Mount, ...] = ()
     storages: tuple[GuestStorage, ...] = ()
     skipped: tuple[str, ...] = field(default=())
-    disk_root: str = ""
+    warnings: tuple[str, ...] = field(default=())
 
-    @property
-    def guest_rootfs(self) -> str:
-        """The path of the rootfs in the guest."""
-        return self.disk_root or f"{GUEST_SHARED}/{self.container_id}/rootfs"
+
+@dataclass(frozen=True)
+class _Decision:
+    """What becomes of one mount of a spec.
+
+    Attributes:
+        mount: as the guest's spec has it; None if it is left out, or depends on where `shared` is.
+        storage: what the guest mounts first.
+        skipped: why it is left out.
+        shared: its source, if that has to be in the shared tree.
+    """
+
+    mount: Mount | None = None
+    storage: GuestStorage | None = None
+    skipped: str = ""
+    shared: HostPath | None = None
 
 
 def plan_container(
@@ -106,7 +111,8 @@ def plan_container(
     *,
     rootfs: Sequence[RootfsMount],
     rootfs_dir: str,
-    token: Callable[[], str],
+    name: Callable[[], str],
+    exports: Mapping[Export, bool] | None = None,
     disk_root: str = "",
     on_disk: Mapping[str, str] | None = None,
     pod_root: str = "",
@@ -121,7 +127,8 @@ def plan_container(
         host: what their sources lead to, from `look_at_paths`.
         rootfs: mounts of the rootfs, from containerd; may be empty.
         rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
-        token: makes hexadecimal digits that keep names apart, usually `random_token`.
+        name: makes names of exports, usually `SharedTree.new_name`.
+        exports: those that the sandbox has already, and whether somebody may write to them.
         disk_root: where the guest mounts the rootfs, if it is a disk.
         on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
         pod_root: the pod's rootfs in the guest; "" for the container's own.
@@ -129,108 +136,187 @@ def plan_container(
         guest_empty_dir: whether an emptyDir on disk becomes a directory of the guest, beside the pod's rootfs.
 
     Raises:
-        NotFound: a bind's source does not exist.
+        NotFound: a bind's source does not exist, or the root is not a directory.
         InvalidArgument: a bind's source is missing or relative, a volume of huge pages has no limit, or a file system
             is one that a guest cannot mount.
     """
-    volumes: list[Bind] = []
-    edited: list[Mount] = []
+    known = dict(exports or {})
+    uses: list[Use] = []
     storages: list[GuestStorage] = []
-    skipped: list[str] = []
-    pod_root = pod_root or disk_root or f"{GUEST_SHARED}/{container_id}/rootfs"
-    for mount in mounts:
-        destination = str(mount.get("destination", ""))
-        source = str(mount.get("source", ""))
-        options = [str(option) for option in mount.get("options", ())]
-        found = host.paths.get(source)
-        if on_disk and destination in on_disk:
-            if on_disk[destination]:
-                flags = [option for option in options if option in _READ_ONLY]
-                edited.append({**mount, "type": "bind", "source": on_disk[destination], "options": ["rbind", *flags]})
-        elif is_shm(mount) and is_bind(mount) and found and found.engines_shm:
-            flags = [option for option in options if option in _SHM_FLAGS]
-            edited.append({**mount, "type": "bind", "source": GUEST_SHM, "options": ["rbind", *flags]})
-        elif not is_bind(mount):
-            if mount.get("type") in _GUEST_TYPES:
-                edited.append(mount)
-            else:
-                raise InvalidArgument(
-                    f"mount on {destination}: a VM cannot mount the file system {mount.get('type')!r}",
-                    hint="mount it on the host, and bind-mount that",
-                )
-        elif _is_beneath(source, _GUEST_OWN):
-            skipped.append(f"mount of {source} on {destination}: the guest has its own")
-        elif found and _is_beneath(destination, ("/dev",)) and not found.is_shareable:
-            skipped.append(f"mount of {source} on {destination}: the guest has its own devices")
-        else:
-            if not source.startswith("/"):
-                raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
-            if found is None:
-                raise NotFound(f"mount on {destination}: source {source} does not exist")
-            if found.empty_dir and (
-                instead := kubernetes.in_guest(
-                    source, found.empty_dir, pod_root, hugepages or {}, on_disk=guest_empty_dir
-                )
-            ):
-                storages.append(instead)
-                edited.append({**mount, "type": "bind", "source": instead.point})
-                continue
-            name = _name(f"{container_id}-{token()}", destination)
-            volumes.append(
-                Bind(
-                    source,
-                    name,
-                    readonly=any(option in _READ_ONLY for option in options),
-                    readonly_below="rro" in options,
-                    recursive="rbind" in options,
-                    identity=found.identity,
-                )
-            )
-            shared = f"{GUEST_SHARED}/{name}"
-            if found.watchable:
-                point = f"{kubernetes.GUEST_WATCHABLE}/{name}"
-                storages.append(GuestStorage("watchable-bind", shared, "bind", ("bind",), point))
-                shared = point
-            if source in host.nested and "rro" not in options:
-                # For the guest it is all one mount: only the host can tell those beneath from the one that is "ro".
-                options = [option for option in options if option != "ro"]
-            edited.append({**mount, "type": "bind", "source": shared, "options": options})
+    guest_rootfs = disk_root or f"{GUEST_SHARED}/{container_id}/rootfs"
+    if not rootfs and not disk_root:
+        found = host.paths.get(rootfs_dir)
+        if found and not found.is_directory:
+            raise NotFound(f"container {container_id}: rootfs {rootfs_dir} is not a directory")
+        uses = plan_uses([Wanted(rootfs_dir, found, write=True)], known, host.exports, name)
+        known |= {use.export: True for use in uses}
+        guest_rootfs, part = _in_guest(uses[0], f"{container_id}-root")
+        storages += part
+
+    own_volume = partial(
+        kubernetes.in_guest, pod_root=pod_root or guest_rootfs, hugepages=hugepages or {}, on_disk=guest_empty_dir
+    )
+    decisions = [_decide(mount, host, on_disk or {}, own_volume) for mount in mounts]
+    shared = [(mount, decision.shared) for mount, decision in zip(mounts, decisions, strict=True) if decision.shared]
+    given = plan_uses([_wanted(mount, found) for mount, found in shared], known, host.exports, name)
+    uses += given
+    edited: list[Mount] = []
+    left = iter(given)
+    for index, (mount, decision) in enumerate(zip(mounts, decisions, strict=True)):
+        if decision.storage:
+            storages.append(decision.storage)
+        if decision.mount:
+            edited.append(decision.mount)
+        elif decision.shared:
+            through, before = _share(mount, decision.shared, next(left), f"{container_id}-{index}")
+            edited.append(through)
+            storages += before
     return ContainerPlan(
         container_id,
+        guest_rootfs,
         () if disk_root else tuple(rootfs),
-        "" if rootfs or disk_root else rootfs_dir,
-        tuple(volumes),
+        tuple(uses),
         tuple(edited),
         tuple(storages),
-        tuple(skipped),
-        disk_root,
+        tuple(decision.skipped for decision in decisions if decision.skipped),
+        tuple(
+            f"mount of {_source(mount)}: a Unix socket of the host, to which nobody in a VM can connect"
+            for mount, found in shared
+            if found.is_socket
+        ),
     )
 
 
-def _name(prefix: str, destination: str) -> str:
-    """The name of a volume in the shared tree, which ends like the path that the container has it at."""
-    base = os.path.basename(os.path.normpath(destination)) or "root"
-    room = _MAX_NAME - len(prefix) - 1
-    # Not in the middle of a character.
-    return f"{prefix}-{base.encode()[-room:].decode(errors='ignore')}"
+def _decide(
+    mount: Mount,
+    host: HostView,
+    on_disk: Mapping[str, str],
+    own_volume: Callable[[str, kubernetes.EmptyDir], GuestStorage | None],
+) -> _Decision:
+    """Say what becomes of a mount.
+
+    Args:
+        mount: of the spec.
+        host: what its source leads to.
+        on_disk: as of `plan_container`.
+        own_volume: makes what the guest has instead of an emptyDir.
+
+    Raises:
+        NotFound: its source does not exist.
+        InvalidArgument: it is one that a guest cannot have.
+    """
+    destination, source, options = str(mount.get("destination", "")), _source(mount), _options(mount)
+    found = host.paths.get(source)
+    if destination in on_disk:
+        if not on_disk[destination]:
+            return _Decision()
+        return _Decision(_rebound(mount, on_disk[destination], _READ_ONLY))
+    if is_shm(mount) and is_bind(mount) and found and found.engines_shm:
+        return _Decision(_rebound(mount, GUEST_SHM, _SHM_FLAGS))
+    if not is_bind(mount):
+        if mount.get("type") in _GUEST_TYPES:
+            return _Decision(mount)
+        raise InvalidArgument(
+            f"mount on {destination}: a VM cannot mount the file system {mount.get('type')!r}",
+            hint="mount it on the host, and bind-mount that",
+        )
+    if _is_beneath(source, _GUEST_OWN):
+        return _Decision(skipped=f"mount of {source} on {destination}: the guest has its own")
+    if found and _is_beneath(destination, ("/dev",)) and not found.is_shareable:
+        return _Decision(skipped=f"mount of {source} on {destination}: the guest has its own devices")
+    if not source.startswith("/"):
+        raise InvalidArgument(f"mount on {destination}: source {source!r} is not an absolute path")
+    if found is None:
+        raise NotFound(f"mount on {destination}: source {source} does not exist")
+    if found.empty_dir and (storage := own_volume(source, found.empty_dir)):
+        return _Decision({**mount, "type": "bind", "source": storage.point, "options": options}, storage)
+    return _Decision(shared=found)
 
 
-def plan_sandbox_mounts(paths: Sequence[str]) -> tuple[Bind, ...]:
-    """The binds of `sandbox_bind_mounts`: "/path", "/path:ro" or "/path:rw".
+def _source(mount: Mount) -> str:
+    return str(mount.get("source", ""))
+
+
+def _options(mount: Mount) -> list[str]:
+    return [str(option) for option in mount.get("options", ())]
+
+
+def _rebound(mount: Mount, source: str, kept: frozenset[str]) -> Mount:
+    """The mount with what the guest has at `source`, and only some of its options."""
+    options = ["rbind", *(option for option in _options(mount) if option in kept)]
+    return {**mount, "type": "bind", "source": source, "options": options}
+
+
+def _wanted(mount: Mount, found: HostPath) -> Wanted:
+    options = _options(mount)
+    return Wanted(
+        _source(mount),
+        found,
+        write=_READ_ONLY.isdisjoint(options),
+        recursive="rbind" in options,
+        readonly_below="rro" in options,
+    )
+
+
+def _share(mount: Mount, found: HostPath, use: Use, name: str) -> tuple[Mount, list[GuestStorage]]:
+    """A mount whose source is in the shared tree, and what the guest mounts before it.
+
+    Args:
+        mount: as the spec has it.
+        found: its source.
+        use: of the export that has it.
+        name: one that no other mount of the sandbox has.
+    """
+    options = _options(mount)
+    if found.watchable:
+        # One copy for all that watch it, unless it is a part of something else.
+        point = f"{kubernetes.GUEST_WATCHABLE}/{name if use.part else use.export.name}"
+        before = [GuestStorage("watchable-bind", f"{GUEST_SHARED}/{use.path}", "bind", ("bind",), point)]
+    else:
+        point, before = _in_guest(use, name)
+    if use.export.submounts is Submounts.WRITABLE:
+        # For the guest it is all one mount: only the host can tell those beneath from the one that is "ro".
+        options = [option for option in options if option != "ro"]
+    return {**mount, "type": "bind", "source": point, "options": options}, before
+
+
+def _in_guest(use: Use, name: str) -> tuple[str, list[GuestStorage]]:
+    """Where the guest has an export, or a part of one, and what it mounts for that.
+
+    A part is mounted by the agent, which follows no symbolic link: its path leads through what containers write to.
+    """
+    shared = f"{GUEST_SHARED}/{use.path}"
+    if not use.part:
+        return shared, []
+    point = f"{GUEST_PARTS}/{name}"
+    return point, [GuestStorage("bind", shared, "bind", ("bind",), point)]
+
+
+def plan_sandbox_mounts(paths: Sequence[str], host: HostView) -> tuple[Use, ...]:
+    """The exports of `sandbox_bind_mounts`: "/path", "/path:ro" or "/path:rw".
+
+    Args:
+        paths: the setting.
+        host: what they lead to, from `look_at_sources`.
 
     Raises:
         InvalidArgument: two have the same name, or one has none.
     """
-    binds: dict[str, Bind] = {}
+    uses: dict[str, Use] = {}
     for path in paths:
-        source, separator, mode = path.rpartition(":")
-        if not separator or mode not in ("ro", "rw"):
-            source, mode = path, "ro"
+        source, write = _sandbox_mount(path)
         name = f"{_SANDBOX_MOUNTS}/{os.path.basename(source.rstrip('/'))}"
-        if name in binds or name.endswith("/"):
+        if name in uses or name.endswith("/"):
             raise InvalidArgument(f"sandbox_bind_mounts: the name of {source} is empty or already in use")
-        binds[name] = Bind(source, name, readonly=mode == "ro", readonly_below=mode == "ro")
-    return tuple(binds.values())
+        wanted = Wanted(source, host.paths.get(source), write, readonly_below=not write)
+        uses[name] = Use(wanted.export(name), write)
+    return tuple(uses.values())
+
+
+def _sandbox_mount(path: str) -> tuple[str, bool]:
+    """The source of a sandbox mount, and whether it is writable."""
+    source, separator, mode = path.rpartition(":")
+    return (source, mode == "rw") if separator and mode in ("ro", "rw") else (path, False)
 
 
 def _is_beneath(path: str, roots: Sequence[str]) -> bool:
@@ -238,8 +324,28 @@ def _is_beneath(path: str, roots: Sequence[str]) -> bool:
     return any(normal == root or normal.startswith(root + "/") for root in roots)
 
 
+@dataclass
+class _Held:
+    """An export that somebody has.
+
+    Attributes:
+        users: ids of containers, and whether each may write to it.
+        mounted: whether it is in the tree by now.
+        readonly: whether the host refuses writes.
+        fixed: whether that can change: not of what was read-only before.
+    """
+
+    export: Export
+    users: dict[str, bool] = field(default_factory=dict)
+    mounted: bool = False
+    readonly: bool = False
+    fixed: bool = False
+
+
 class SharedTree:
     """The shared tree of one sandbox, in a mount namespace of its own.
+
+    A container first claims what its plan uses, in one step with the planning, so that what the plan relies on stays.
 
     Args:
         directory: the host directory; created if it does not exist.
@@ -249,13 +355,35 @@ class SharedTree:
         self.directory = directory
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._mounted: dict[str, list[str]] = {}
-        self._points: dict[str, list[str]] = {}
+        self._held: dict[str, _Held] = {}
+        self._numbers = itertools.count()
         # Containers are added and removed in threads, and a mount may change the working directory, which is all
         # threads'.
         self._lock = threading.RLock()
+        # Of `_held`, and never kept for long: the event loop takes it.
+        self._table_lock = threading.Lock()
+
+    def new_name(self) -> str:
+        """A name for an export; no container has one like it, and none is used twice: the guest may remember it."""
+        return f"@{next(self._numbers)}"
+
+    def exports(self) -> dict[Export, bool]:
+        """What is claimed, and whether somebody may write to it."""
+        with self._table_lock:
+            return {held.export: any(held.users.values()) for held in self._held.values()}
+
+    def claim(self, plan: ContainerPlan) -> None:
+        """Keep what a plan uses until `remove`, or announce it, if it is not there yet. Touches no file."""
+        self._claim(plan.container_id, plan.uses)
+
+    def _claim(self, owner: str, uses: Sequence[Use]) -> None:
+        with self._table_lock:
+            for use in uses:
+                users = self._held.setdefault(use.export.name, _Held(use.export)).users
+                users[owner] = users.get(owner, False) or use.write
 
     def add(self, plan: ContainerPlan) -> None:
-        """Mount a container's files; after an error, nothing is mounted.
+        """Mount a container's files, which have been claimed; after an error, nothing is mounted or claimed.
 
         Raises:
             NotFound: a path does not exist any more.
@@ -263,9 +391,10 @@ class SharedTree:
         """
         with self._lock:
             try:
-                self._add_rootfs(plan)
-                for volume in plan.volumes:
-                    self._bind(plan.container_id, volume)
+                if plan.rootfs:
+                    self._add_rootfs(plan)
+                for use in plan.uses:
+                    self._provide(f"container {plan.container_id}", use)
             except BaseException:
                 self.remove(plan.container_id)
                 raise
@@ -277,59 +406,97 @@ class SharedTree:
             NotFound, FailedPrecondition: one does not exist, or cannot be mounted.
             InvalidArgument: two have the same name.
         """
-        binds = plan_sandbox_mounts(paths)
-        for bind in binds:
-            self._bind(_SANDBOX_MOUNTS, bind)
+        uses = plan_sandbox_mounts(paths, look_at_sources(_sandbox_mount(path)[0] for path in paths))
+        self._claim(_SANDBOX_MOUNTS, uses)
+        for use in uses:
+            self._provide("sandbox_bind_mounts", use)
 
     def _add_rootfs(self, plan: ContainerPlan) -> None:
-        name = f"{plan.container_id}/rootfs"
-        if plan.disk_root:
-            return
-        if not plan.rootfs:
-            if not os.path.isdir(plan.rootfs_dir):
-                raise NotFound(f"container {plan.container_id}: rootfs {plan.rootfs_dir} is not a directory")
-            self._bind(plan.container_id, Bind(plan.rootfs_dir, name))
-            return
-        target = self.directory / name
+        target = self.directory / plan.container_id / "rootfs"
         target.mkdir(mode=0o755, parents=True)
         for mount in plan.rootfs:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
 
-    def _bind(self, container_id: str, bind: Bind) -> None:
-        """Bind-mount a path through a descriptor, so that what is checked is what is mounted.
+    def _provide(self, what: str, use: Use) -> None:
+        """Have an export mounted, and as writable as its users need it.
 
         Raises:
             NotFound: the path does not exist, or is not accessible.
             FailedPrecondition: it was replaced after the plan was made, or the kernel refuses the mount.
         """
-        target = self.directory / bind.name
+        held = self._held[use.export.name]
         try:
-            fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+            if not held.mounted:
+                self._bind(what, held)
+            self._fit(held)
         except OSError as error:
-            raise NotFound(f"container {container_id}: cannot share {bind.source}: {error.strerror}") from error
+            raise FailedPrecondition(f"{what}: cannot bind {use.export.source} in the shared tree: {error}") from error
+        if use.part:
+            self._check_part(what, use)
+
+    def _bind(self, what: str, held: _Held) -> None:
+        """Bind-mount a path through a descriptor, so that what is checked is what is mounted.
+
+        Raises:
+            NotFound: the path does not exist, or is not accessible.
+            FailedPrecondition: it was replaced after the plan was made.
+            OSError: the kernel refuses the mount.
+        """
+        export = held.export
+        target = self.directory / export.name
+        try:
+            fd = os.open(export.source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"{what}: cannot share {export.source}: {error.strerror}") from error
         try:
             info = os.fstat(fd)
-            if bind.identity not in (None, (info.st_dev, info.st_ino)):
-                raise FailedPrecondition(
-                    f"container {container_id}: {bind.source} was replaced while the container was being created",
-                    hint="nothing of it was shared; create the container again",
-                )
+            if export.identity not in (None, (info.st_dev, info.st_ino)):
+                raise FailedPrecondition(_REPLACED.format(what, export.source), hint=_REPLACED_HINT)
             target.parent.mkdir(mode=0o755, exist_ok=True)
-            self._points.setdefault(container_id, []).append(str(target))
             if stat.S_ISDIR(info.st_mode):
-                target.mkdir(mode=0o755)
+                target.mkdir(mode=0o755, exist_ok=True)
             else:
                 target.touch(mode=0o600)
-            linux.bind(f"/proc/self/fd/{fd}", str(target), linux.MS_REC if bind.recursive else 0)
-            self._mounted.setdefault(container_id, []).append(str(target))
-            if bind.readonly:
-                linux.make_read_only(str(target), recursive=bind.readonly_below)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"container {container_id}: cannot bind {bind.source} in the shared tree: {error}"
-            ) from error
+            linux.bind(f"/proc/self/fd/{fd}", str(target), 0 if export.submounts is Submounts.HIDDEN else linux.MS_REC)
         finally:
             os.close(fd)
+        held.mounted = True
+        held.readonly = held.fixed = bool(os.statvfs(target).f_flag & os.ST_RDONLY)
+
+    def _fit(self, held: _Held) -> None:
+        """Make an export read-only on the host if none of its users may write to it, else writable. Raises OSError."""
+        with self._table_lock:
+            readonly = not any(held.users.values())
+        if held.fixed or held.readonly == readonly:
+            return
+        target = str(self.directory / held.export.name)
+        if readonly:
+            linux.make_read_only(target, recursive=held.export.submounts is Submounts.READ_ONLY)
+        else:
+            linux.make_writable(target)
+        held.readonly = readonly
+
+    def _check_part(self, what: str, use: Use) -> None:
+        """Make sure that the guest finds in an export what was planned.
+
+        Raises:
+            FailedPrecondition: it was moved or replaced.
+        """
+        export = os.open(self.directory / use.export.name, os.O_PATH | os.O_CLOEXEC)
+        try:
+            resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
+            fd = openat2(export, use.part, os.O_PATH, resolve=resolve)
+            try:
+                info = os.fstat(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            info = None
+        finally:
+            os.close(export)
+        if info is None or (info.st_dev, info.st_ino) != use.identity:
+            path = f"{use.export.source}/{use.part}"
+            raise FailedPrecondition(_REPLACED.format(what, path), hint=_REPLACED_HINT)
 
     def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
         flags, propagation, data = linux.parse_options(options)
@@ -351,13 +518,43 @@ class SharedTree:
             ) from error
 
     def remove(self, container_id: str) -> None:
-        """Unmount a container's files and remove their mount points. Idempotent."""
+        """Unmount a container's files but for what others use, and remove their mount points. Idempotent."""
         with self._lock:
             for target in reversed(self._mounted.pop(container_id, [])):
                 linux.umount(target)
             rootfs = self.directory / container_id / "rootfs"
-            for path in dict.fromkeys([*self._points.pop(container_id, []), str(rootfs), str(rootfs.parent)]):
-                self._remove_mount_point(path)
+            for held in self._leave(container_id):
+                self._give_up(held)
+            for path in (rootfs, rootfs.parent):
+                self._remove_mount_point(str(path))
+
+    def _leave(self, owner: str) -> list[_Held]:
+        """End a container's claims; return what it had, newest first."""
+        with self._table_lock:
+            left = [held for held in reversed(self._held.values()) if held.users.pop(owner, None) is not None]
+            for held in left:
+                if not held.users:
+                    del self._held[held.export.name]
+        return left
+
+    def _give_up(self, held: _Held) -> None:
+        """Unmount an export that nobody uses any more; else make it read-only again, if nobody may write to it.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        target = str(self.directory / held.export.name)
+        if not held.users:
+            if held.mounted:
+                linux.umount(target)
+            self._remove_mount_point(target)
+        elif held.mounted:
+            try:
+                self._fit(held)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                log.info("%s stays writable for the guest, which has a file open in it", held.export.source)
 
     @staticmethod
     def _remove_mount_point(path: str) -> None:

@@ -118,7 +118,7 @@ class Setting:
         # Nothing to mount: what is tested here needs no root.
         self.share.add = self.share.remove = lambda *_: None  # type: ignore[method-assign, assignment]
         self.containers.append(
-            Container("box", self.agent, self.share, ContainerPlan("box", (), ""), stdio or Stdio(), self.timings)
+            Container("box", self.agent, self.share, ContainerPlan("box", "/rootfs"), stdio or Stdio(), self.timings)
         )
         return self.containers[-1]
 

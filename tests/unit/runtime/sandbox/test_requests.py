@@ -9,7 +9,7 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request, host_namespaces
-from kata.runtime.storage.host_paths import look_at_paths, random_token
+from kata.runtime.storage.host_paths import look_at_paths
 from kata.runtime.storage.shared_tree import plan_container
 
 
@@ -47,7 +47,7 @@ class TestRequests:
     def test_container(self) -> None:
         given = spec()
         files = plan_container(
-            "box", given["mounts"], look_at_paths(given), rootfs=(), rootfs_dir="/r", token=random_token
+            "box", given["mounts"], look_at_paths(given), rootfs=(), rootfs_dir="/r", name=lambda: "@0"
         )
         request = create_container_request("box", given, files, Config())
         assert (request.container_id, request.exec_id) == ("box", "box")

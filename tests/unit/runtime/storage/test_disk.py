@@ -40,7 +40,7 @@ def files_of(mounts: Any, found: DiskPlan, *rootfs: RootfsMount) -> ContainerPla
         HOST,
         rootfs=rootfs,
         rootfs_dir="/r",
-        token=lambda: "t",
+        name=lambda: "@0",
         disk_root=found.root,
         on_disk=found.mounted,
     )
@@ -117,7 +117,7 @@ def test_a_bind_of_a_device_is_a_device() -> None:
         {"allow": True, "type": "b", "major": 240, "minor": 7, "access": "r"}
     ]
     files = files_of([mount], found)
-    assert (files.mounts, files.volumes) == ((), ())
+    assert (files.mounts, files.storages) == ((), ())
 
 
 def test_a_mount_of_a_device_is_made_in_the_guest() -> None:
@@ -133,7 +133,7 @@ def test_a_root_on_a_disk() -> None:
     found = plan({}, rootfs)
     assert found.disks == (Disk(DISK, read_only=False, mount=DiskMount(POINT, "xfs", ("rw", "nouuid"))),)
     files = files_of([], found, rootfs)
-    assert (files.guest_rootfs, files.rootfs, files.rootfs_dir) == (POINT, (), "")
+    assert (files.guest_rootfs, files.rootfs, files.uses) == (POINT, (), ())
 
 
 def test_an_image_file_is_a_disk_if_the_mount_says_so() -> None:

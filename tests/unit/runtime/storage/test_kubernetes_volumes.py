@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from kata.errors import InvalidArgument
 from kata.linux import mount as linux
 from kata.linux import mountinfo
+from kata.runtime.storage.exports import Export
 from kata.runtime.storage.host_paths import HostPath, HostView, look_at_paths
 from kata.runtime.storage.kubernetes_volumes import EmptyDir
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container, plan_sandbox_mounts
@@ -34,14 +36,14 @@ def make_plan(source: Path, destination: str = "/data", **options: Any) -> Conta
         "source": str(source),
         "options": ["rbind", "rprivate", "ro"],
     }
-    options.setdefault("token", lambda: "0123456789abcdef")
+    options.setdefault("name", map("@{}".format, itertools.count()).__next__)
     options.setdefault("host", look_at_paths({"mounts": [mount]}))
     return plan_container("box", [mount], rootfs=(), rootfs_dir="/rootfs", **options)
 
 
 def test_an_empty_dir_on_disk_is_shared(tmp_path: Path) -> None:
     planned = make_plan(volume(tmp_path, "empty-dir"))
-    assert len(planned.volumes) == 1
+    assert len(planned.uses) == 2, "with the root"
     assert planned.storages == ()
 
 
@@ -53,7 +55,7 @@ def test_or_the_guests_own_beside_the_pods_root(tmp_path: Path) -> None:
     assert (storage.driver, storage.shared) == ("local", True)
     assert storage.point == f"{GUEST_SHARED}/pod/rootfs/local/data"
     assert storage.options[0] == "mode=2777"
-    assert planned.volumes == ()
+    assert len(planned.uses) == 1, "the root"
     assert planned.mounts[0]["source"] == storage.point
     assert planned.mounts[0]["options"] == ["rbind", "rprivate", "ro"]
 
@@ -105,10 +107,9 @@ def test_what_kubelet_updates_is_copied_in_the_guest_if_it_is_small(
     tmp_path: Path, plugin: str, files: int, copied: bool
 ) -> None:
     planned = make_plan(volume(tmp_path, plugin, files=files))
-    name = "box-0123456789abcdef-data"
-    assert [bind.name for bind in planned.volumes] == [name]
+    assert [use.path for use in planned.uses] == ["@0", "@1"]
     assert [storage.driver for storage in planned.storages] == ["watchable-bind"] * copied
-    guest = f"/run/kata-containers/sandbox/watchable/{name}" if copied else f"{GUEST_SHARED}/{name}"
+    guest = "/run/kata-containers/sandbox/watchable/@1" if copied else f"{GUEST_SHARED}/@1"
     assert planned.mounts[0]["source"] == guest
 
 
@@ -117,19 +118,19 @@ def test_a_part_of_a_volume_is_a_plain_share(tmp_path: Path) -> None:
     part = tmp_path / "var/lib/kubelet/pods/0000/volume-subpaths/config/box/0"
     part.mkdir(parents=True)
     planned = make_plan(part)
-    assert len(planned.volumes) == 1
+    assert len(planned.uses) == 2, "with the root"
     assert planned.storages == ()
     assert make_plan(volume(tmp_path, "configmap", files=1) / "0").storages == (), "and so is a single file"
 
 
 def test_sandbox_mounts() -> None:
-    plain, read_write, read_only = plan_sandbox_mounts(["/etc/a", "/etc/b:rw", "/srv/c:d:ro"])
-    assert (plain.source, plain.name, plain.readonly) == ("/etc/a", "sandbox-mounts/a", True)
-    assert (read_write.source, read_write.readonly) == ("/etc/b", False)
-    assert (read_only.source, read_only.name, read_only.readonly) == ("/srv/c:d", "sandbox-mounts/c:d", True)
+    plain, read_write, read_only = plan_sandbox_mounts(["/etc/a", "/etc/b:rw", "/srv/c:d:ro"], HostView())
+    assert (plain.export, plain.write) == (Export("/etc/a", "sandbox-mounts/a"), False)
+    assert (read_write.export.source, read_write.write) == ("/etc/b", True)
+    assert (read_only.export, read_only.write) == (Export("/srv/c:d", "sandbox-mounts/c:d"), False)
 
 
 @pytest.mark.parametrize("paths", [["/"], ["/a/x", "/b/x:rw"]])
 def test_sandbox_mounts_without_names_of_their_own(paths: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="empty or already in use"):
-        plan_sandbox_mounts(paths)
+        plan_sandbox_mounts(paths, HostView())

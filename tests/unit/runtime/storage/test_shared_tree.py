@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from kata.errors import InvalidArgument, KataError, NotFound
 from kata.linux import mountinfo
 from kata.oci.spec import Mount
-from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
-from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, Bind, ContainerPlan, plan_container
+from kata.runtime.storage.exports import Submounts, Use
+from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
+from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, GUEST_SHM, ContainerPlan, plan_container
 
 
 def mount(destination: str, kind: str = "", source: str = "", *options: str) -> Mount:
@@ -22,8 +25,13 @@ def mount(destination: str, kind: str = "", source: str = "", *options: str) -> 
 
 def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = ()) -> ContainerPlan:
     host = look_at_paths({"mounts": list(mounts)})
-    token = lambda: "0123456789abcdef"  # noqa: E731
-    return plan_container("box", mounts, host, rootfs=rootfs, rootfs_dir="/bundle/rootfs", token=token)
+    names = map("@{}".format, itertools.count())
+    return plan_container("box", mounts, host, rootfs=rootfs, rootfs_dir="/bundle/rootfs", name=names.__next__)
+
+
+def volumes(planned: ContainerPlan) -> list[Use]:
+    """What a container has beside its root."""
+    return list(planned.uses[1:])
 
 
 class TestPlan:
@@ -32,7 +40,7 @@ class TestPlan:
         entry = mount("/x", kind, kind, "nosuid")
         planned = plan(entry)
         assert planned.mounts == (entry,)
-        assert planned.volumes == ()
+        assert volumes(planned) == []
 
     @pytest.mark.parametrize("destination", ["/dev/shm", "/dev/shm/", "/dev/../dev/shm"])
     def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str, tmp_path: Path) -> None:
@@ -51,13 +59,13 @@ class TestPlan:
         source = tmp_path / name
         source.mkdir()
         planned = plan(mount("/dev/shm", "bind", str(source), "rbind"))
-        assert planned.volumes == (Bind(str(source), "box-0123456789abcdef-shm"),)
-        assert planned.mounts[0]["source"] == f"{GUEST_SHARED}/box-0123456789abcdef-shm"
+        assert [(use.export.source, use.path) for use in volumes(planned)] == [(str(source), "@1")]
+        assert planned.mounts[0]["source"] == f"{GUEST_SHARED}/@1"
 
     @pytest.mark.parametrize("source", ["/proc", "/proc/sys/net", "/sys", "/sys/fs/bpf", "/etc/../proc/1"])
     def test_the_hosts_kernel_trees_are_left_out(self, source: str) -> None:
         planned = plan(mount("/x", "bind", source, "rbind"))
-        assert (planned.mounts, planned.volumes) == ((), ())
+        assert (planned.mounts, volumes(planned)) == ((), [])
         assert "the guest has its own" in planned.skipped[0]
 
     @pytest.mark.parametrize("source", ["/procedure", "/system"])
@@ -67,28 +75,58 @@ class TestPlan:
 
     def test_a_device_of_the_hosts_is_left_out(self) -> None:
         planned = plan(mount("/dev/null", "bind", "/dev/null", "bind"))
-        assert (planned.mounts, planned.volumes) == ((), ())
+        assert (planned.mounts, volumes(planned)) == ((), [])
 
     def test_a_file_below_dev_is_shared(self, tmp_path: Path) -> None:
         """Kubernetes' /dev/termination-log."""
         file = tmp_path / "log"
         file.touch()
-        planned = plan(mount("/dev/termination-log", "bind", str(file), "rbind"))
-        assert planned.volumes == (Bind(str(file), "box-0123456789abcdef-termination-log"),)
+        (use,) = volumes(plan(mount("/dev/termination-log", "bind", str(file), "rbind")))
+        assert (use.export.source, use.write) == (str(file), True)
 
     def test_a_bind_goes_through_the_shared_tree(self, tmp_path: Path) -> None:
         planned = plan(mount("/data/set", "bind", str(tmp_path), "rbind", "rw"))
-        assert planned.volumes == (Bind(str(tmp_path), "box-0123456789abcdef-set"),)
+        (use,) = volumes(planned)
+        assert (use.export.source, use.path, use.write) == (str(tmp_path), "@1", True)
         (entry,) = planned.mounts
-        assert entry["source"] == f"{GUEST_SHARED}/box-0123456789abcdef-set"
+        assert entry["source"] == f"{GUEST_SHARED}/@1"
         assert (entry["destination"], entry["options"]) == ("/data/set", ["rbind", "rw"])
 
     @pytest.mark.parametrize("option", ["ro", "rro"])
-    def test_read_only_is_enforced_on_the_host_too(self, tmp_path: Path, option: str) -> None:
-        (volume,) = plan(mount("/x", "bind", str(tmp_path), "bind", option)).volumes
-        assert volume.readonly
-        assert volume.readonly_below is (option == "rro")
-        assert not volume.recursive
+    def test_read_only_is_known_on_the_host_too(self, tmp_path: Path, option: str) -> None:
+        (use,) = volumes(plan(mount("/x", "bind", str(tmp_path), "bind", option)))
+        assert not use.write
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("bind",), Submounts.HIDDEN),
+            (("bind", "ro"), Submounts.HIDDEN),
+            (("rbind",), Submounts.INCLUDED),
+            (("rbind", "ro"), Submounts.WRITABLE),
+            (("rbind", "rro"), Submounts.READ_ONLY),
+        ],
+    )
+    def test_what_becomes_of_mounts_beneath(self, options: tuple[str, ...], said: Submounts) -> None:
+        (use,) = volumes(plan(mount("/x", "bind", "/dev", *options)))
+        assert use.export.submounts is said
+
+    def test_a_part_of_a_volume_is_mounted_by_the_agent(self, tmp_path: Path) -> None:
+        (tmp_path / "sub").mkdir()
+        planned = plan(mount("/sub", "bind", str(tmp_path / "sub"), "ro"), mount("/all", "bind", str(tmp_path)))
+        assert [use.path for use in volumes(planned)] == ["@1/sub", "@1"]
+        assert [entry["source"] for entry in planned.mounts] == [f"{GUEST_PARTS}/box-0", f"{GUEST_SHARED}/@1"]
+        (storage,) = planned.storages
+        assert (storage.driver, storage.source) == ("bind", f"{GUEST_SHARED}/@1/sub")
+        assert (storage.point, storage.shared) == (f"{GUEST_PARTS}/box-0", False)
+
+    def test_a_socket_of_the_hosts_is_warned_of(self, tmp_path: Path) -> None:
+        path = tmp_path / "engine.sock"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            planned = plan(mount("/run/engine.sock", "bind", str(path)), mount("/x", "bind", str(tmp_path)))
+        assert planned.warnings == (f"mount of {path}: a Unix socket of the host, to which nobody in a VM can connect",)
+        assert len(planned.mounts) == 2, "its permissions and its being there are what some look at"
 
     @pytest.mark.parametrize(
         ("options", "in_guest"),
@@ -106,27 +144,14 @@ class TestPlan:
         assert entry["options"] == in_guest
 
     def test_a_bind_is_one_by_its_options_as_well(self, tmp_path: Path) -> None:
-        assert plan(mount("/x", "", str(tmp_path), "bind")).volumes
-        assert plan(mount("/x", "none", str(tmp_path), "rbind")).volumes
+        assert volumes(plan(mount("/x", "", str(tmp_path), "bind")))
+        assert volumes(plan(mount("/x", "none", str(tmp_path), "rbind")))
 
-    def test_a_bind_on_the_root_has_a_name(self, tmp_path: Path) -> None:
-        (volume,) = plan(mount("/", "bind", str(tmp_path))).volumes
-        assert volume.name == "box-0123456789abcdef-root"
-
-    @pytest.mark.parametrize("base", ["v" * 200, "v" * 255, "é" * 127, "x" + "é" * 127])
-    def test_long_names_are_cut(self, tmp_path: Path, base: str) -> None:
-        entry = mount(f"/srv/{base}", "bind", str(tmp_path))
-        host = look_at_paths({"mounts": [entry]})
-        planned = plan_container("c" * 76, [entry], host, rootfs=(), rootfs_dir="/r", token=random_token)
-        name = planned.volumes[0].name
-        assert 250 < len(name.encode()) <= 255
-        assert base.endswith(name[100:])
-
-    def test_names_differ(self, tmp_path: Path) -> None:
-        entry = mount("/a/x", "bind", str(tmp_path))
-        host = look_at_paths({"mounts": [entry]})
-        planned = plan_container("box", [entry, entry], host, rootfs=(), rootfs_dir="/r", token=random_token)
-        assert len({volume.name for volume in planned.volumes}) == 2
+    @pytest.mark.parametrize("base", ["v" * 255, "é" * 127])
+    def test_names_in_the_tree_are_short_whatever_the_source_is_called(self, tmp_path: Path, base: str) -> None:
+        (tmp_path / base).mkdir()
+        (use,) = volumes(plan(mount(f"/srv/{base}", "bind", str(tmp_path / base))))
+        assert use.path == "@1"
 
     @pytest.mark.parametrize("kind", ["nfs", "nosuchfs", ""])
     def test_a_type_that_the_guest_cannot_mount_is_refused(self, kind: str) -> None:
@@ -148,9 +173,18 @@ class TestPlan:
 
     def test_the_rootfs(self) -> None:
         overlay = RootfsMount("overlay", "overlay", ("lowerdir=/a",))
-        assert (plan().rootfs, plan().rootfs_dir) == ((), "/bundle/rootfs")
-        assert (plan(rootfs=(overlay,)).rootfs, plan(rootfs=(overlay,)).rootfs_dir) == ((overlay,), "")
-        assert plan().guest_rootfs == f"{GUEST_SHARED}/box/rootfs"
+        (use,) = plan().uses
+        assert (use.export.source, use.write, plan().rootfs) == ("/bundle/rootfs", True, ())
+        assert plan().guest_rootfs == f"{GUEST_SHARED}/@0"
+        mounted = plan(rootfs=(overlay,))
+        assert (mounted.rootfs, mounted.uses) == ((overlay,), ())
+        assert mounted.guest_rootfs == f"{GUEST_SHARED}/box/rootfs"
+
+    def test_a_root_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "root").touch()
+        host = look_at_paths({}, rootfs_dir=str(tmp_path / "root"))
+        with pytest.raises(NotFound, match=r"container box: rootfs .*/root is not a directory"):
+            plan_container("box", [], host, rootfs=(), rootfs_dir=str(tmp_path / "root"), name=lambda: "@0")
 
 
 #: In a mount namespace of its own, as the shim has it, so that a failing test leaves nothing mounted.
@@ -172,12 +206,26 @@ tree = SharedTree(shared)
 def points():
     return [mount.point for mount in mountinfo.read() if mount.point.startswith(str(shared))]
 
-def plan(name, *volumes, rootfs=()):
-    return ContainerPlan(name, tuple(rootfs), "" if rootfs else str(scratch / "rootfs"), volumes)
+def plan(name, *volumes, rootfs=(), root="rootfs"):
+    mounts = []
+    for number, volume in enumerate(volumes):
+        source, *options = volume.split(":")
+        mounts.append({"destination": f"/{number}", "type": "bind", "source": str(scratch / source),
+                       "options": ["rbind", *options]})
+    host = look_at_paths({"mounts": mounts}, rootfs_dir=str(scratch / root), shared_tree=str(shared))
+    planned = plan_container(name, mounts, host, rootfs=rootfs, rootfs_dir=str(scratch / root), name=tree.new_name,
+                             exports=tree.exports())
+    tree.claim(planned)
+    return planned
 
-def refused(*arguments, **more):
+def added(*arguments, **more):
+    planned = plan(*arguments, **more)
+    tree.add(planned)
+    return [use.path for use in planned.uses]
+
+def refused(planned):
     try:
-        tree.add(plan(*arguments, **more))
+        tree.add(planned)
     except KataError as error:
         return [str(error), points(), os.listdir(shared)]
     return "not refused"
@@ -189,13 +237,17 @@ def touched(path):
         return error.strerror
     return "written"
 
+def inode(path):
+    return os.stat(shared / path).st_ino
+
 say = {}
 """
 
 
 def in_namespace(tmp_path: Path, script: str) -> dict[str, object]:
     (tmp_path / "rootfs/etc").mkdir(parents=True)
-    (tmp_path / "volume/sub").mkdir(parents=True)
+    (tmp_path / "volume/sub/deep").mkdir(parents=True)
+    (tmp_path / "volume/sub/file").write_text("in sub")
     (tmp_path / "file").write_text("content")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + script + "\nprint(json.dumps(say))", str(tmp_path)],
@@ -215,34 +267,28 @@ class TestSharedTree:
         said = in_namespace(
             tmp_path,
             """
-linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
-tree.add(plan("a", Bind(str(scratch / "volume"), "a-1-rw"), Bind(str(scratch / "file"), "a-2-file", readonly=True),
-              Bind(str(scratch / "volume"), "a-3-ro", readonly=True),
-              Bind(str(scratch / "volume"), "a-4-rro", readonly=True, readonly_below=True)))
-tree.add(plan("b", rootfs=[RootfsMount("tmpfs", "tmpfs", ("size=64k", "nosuid"))]))
-say["rootfs"] = os.listdir(shared / "a/rootfs")
-say["file"] = (shared / "a-2-file").read_text()
-say["rw"], say["ro"], say["ro file"] = touched("a-1-rw/new"), touched("a-3-ro/x"), touched("a-2-file")
-say["below ro"], say["below rro"] = touched("a-3-ro/sub/x"), touched("a-4-rro/sub/x")
+say["a"] = added("a", "volume", "file:ro")
+added("b", rootfs=[RootfsMount("tmpfs", "tmpfs", ("size=64k", "nosuid"))])
+say["rootfs"] = os.listdir(shared / "@0")
+say["file"] = (shared / "@1").read_text()
+say["rw"], say["ro file"] = touched("@2/new"), touched("@1")
 say["mounts"] = len(points())
 tree.remove("a")
 tree.remove("a")
 say["after a"] = sorted(os.listdir(shared))
 tree.remove("b")
-say["after b"] = [os.listdir(shared), points()]
+say["after b"] = [os.listdir(shared), points(), len(tree.exports())]
 """,
         )
         assert said == {
+            "a": ["@0", "@2", "@1"],
             "rootfs": ["etc"],
             "file": "content",
             "rw": "written",
-            "ro": "Read-only file system",
             "ro file": "Read-only file system",
-            "below ro": "written",
-            "below rro": "Read-only file system",
-            "mounts": 9,
+            "mounts": 4,
             "after a": ["b"],
-            "after b": [[], []],
+            "after b": [[], [], 0],
         }
         assert (tmp_path / "volume/new").exists()
         assert (tmp_path / "rootfs/etc").exists(), "what was bound is still there"
@@ -251,12 +297,22 @@ say["after b"] = [os.listdir(shared), points()]
         said = in_namespace(
             tmp_path,
             """
-say["volume"] = refused("a", Bind(str(scratch / "volume"), "a-1-x"), Bind(str(scratch / "gone"), "a-2-x"))
-say["type"] = refused("b", rootfs=[RootfsMount("nosuchfs", "none")])
-say["second"] = refused("c", rootfs=[RootfsMount("tmpfs", "x"), RootfsMount("overlay", "x", ("lowerdir=/no",))])
-say["options"] = refused("d", rootfs=[RootfsMount("tmpfs", "tmpfs", ("size=nonsense",))])
-os.rmdir(scratch / "rootfs/etc"); os.rmdir(scratch / "rootfs")
-say["rootfs"] = refused("e")
+os.mkdir(scratch / "gone")
+planned = plan("a", "volume", "gone")
+os.rmdir(scratch / "gone")
+say["volume"] = refused(planned)
+say["type"] = refused(plan("b", rootfs=[RootfsMount("nosuchfs", "none")]))
+second = [RootfsMount("tmpfs", "x"), RootfsMount("overlay", "x", ("lowerdir=/no",))]
+say["second"] = refused(plan("c", rootfs=second))
+say["options"] = refused(plan("d", rootfs=[RootfsMount("tmpfs", "tmpfs", ("size=nonsense",))]))
+say["rootfs"] = refused(plan("e", root="absent"))
+os.mkdir(scratch / "other")
+planned = plan("f", "volume", "file")
+os.replace(scratch / "rootfs/etc", scratch / "other")
+(scratch / "fresh").write_text("content")
+os.replace(scratch / "fresh", scratch / "file")
+say["replaced"] = refused(planned)
+say["exports"] = ["", [], [export.name for export in tree.exports()]]
 """,
         )
         for name, outcome in said.items():
@@ -265,4 +321,201 @@ say["rootfs"] = refused("e")
             assert (points, entries) == ([], []), f"{name} left something behind"
             assert "\n" not in message
         assert "cannot mount none (nosuchfs) in the shared tree" in str(said["type"])
-        assert "rootfs is not a directory" in str(said["rootfs"])
+        assert "cannot share" in str(said["rootfs"])
+        assert "file was replaced while the container was being created" in str(said["replaced"])
+
+    def test_a_source_is_there_once_for_all_who_mount_it(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+os.symlink("volume", scratch / "link")
+say["a"] = added("a", "volume", "volume", "link", "volume/../volume")
+say["b"] = added("b", "volume")
+say["mounts"] = len(points())
+tree.remove("a")
+say["after a"] = [touched("@1/b"), len(points())]
+say["c"] = added("c", "volume")
+tree.remove("b")
+tree.remove("c")
+say["after all"] = [os.listdir(shared), points()]
+say["d"] = added("d", "volume")
+""",
+        )
+        assert said == {
+            "a": ["@0", "@1", "@1", "@1", "@1"],
+            "b": ["@0", "@1"],
+            "mounts": 2,
+            "after a": ["written", 2],
+            "c": ["@0", "@1"],
+            "after all": [[], []],
+            "d": ["@2", "@3"],
+        }
+
+    def test_it_is_writable_as_long_as_somebody_may_write(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+say["ro"] = [added("ro", "volume:ro"), touched("@1/x")]
+say["rw"] = [added("rw", "volume"), touched("@1/x")]
+tree.remove("rw")
+say["ro again"] = touched("@1/y")
+added("rw", "volume")
+file = open(shared / "@1/held", "w")
+tree.remove("rw")
+say["in use"] = touched("@1/y")
+file.close()
+added("other", "volume:ro")
+say["no more"] = touched("@1/z")
+""",
+        )
+        assert said == {
+            "ro": [["@0", "@1"], "Read-only file system"],
+            "rw": [["@0", "@1"], "written"],
+            "ro again": "Read-only file system",
+            "in use": "written",
+            "no more": "Read-only file system",
+        }
+
+    def test_what_the_host_has_read_only_stays_so(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+linux.bind(str(scratch / "volume"), str(scratch / "rootfs/etc"))
+linux.make_read_only(str(scratch / "rootfs/etc"), recursive=False)
+say["a"] = [added("a", "volume:ro", "rootfs/etc:ro"), touched("@2/x")]
+say["b"] = [added("b", "volume", "rootfs/etc"), touched("@2/x"), touched("@1/x")]
+""",
+        )
+        refusal = "Read-only file system"
+        # The root has a mount beneath it, and so the volume in it is not one of its parts.
+        assert said == {"a": [["@0", "@1", "@2"], refusal], "b": [["@0", "@1", "@2"], refusal, "written"]}
+
+    def test_a_part_is_taken_from_where_it_is(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+say["a"] = added("a", "volume/sub/file", "volume/sub", "volume", "volume/sub/deep:ro")
+say["b"] = added("b", "volume/sub")
+tree.remove("a")
+say["after a"] = [(shared / "@1/sub/file").read_text(), len(points())]
+os.rename(scratch / "volume", scratch / "moved")
+say["moved"] = added("c", "moved/sub/deep")
+os.mkdir(scratch / "volume"); os.mkdir(scratch / "volume/sub")
+say["another"] = added("d", "volume/sub")
+""",
+        )
+        assert said == {
+            "a": ["@0", "@1/sub/file", "@1/sub", "@1", "@1/sub/deep"],
+            "b": ["@0", "@1/sub"],
+            "after a": ["in sub", 2],
+            "moved": ["@0", "@1/sub/deep"],
+            "another": ["@0", "@2"],
+        }
+
+    def test_a_part_is_not_taken_from_where_nobody_may_write(self, tmp_path: Path) -> None:
+        """What kubelet replaces by a rename would be gone for a path; a mount of its own keeps what it was."""
+        said = in_namespace(
+            tmp_path,
+            """
+say["ro"] = added("a", "volume:ro", "volume/sub:ro", "volume/sub/deep")
+say["outer"] = [touched("@1/x"), touched("@2/x"), touched("@3/x")]
+""",
+        )
+        refusal = "Read-only file system"
+        assert said == {"ro": ["@0", "@1", "@2", "@3"], "outer": [refusal, refusal, "written"]}
+
+    def test_a_part_that_is_mounted_elsewhere_as_subpath_is(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+os.makedirs(scratch / "subpaths/0"); os.mkdir(scratch / "subpaths/1")
+linux.bind(str(scratch / "volume/sub"), str(scratch / "subpaths/0"))
+linux.bind(str(scratch / "volume/sub"), str(scratch / "subpaths/1"))
+linux.restrict(str(scratch / "subpaths/1"), linux.MS_RDONLY)
+say["a"] = added("a", "volume", "subpaths/0", "subpaths/1")
+say["same"] = inode("@1/sub") == inode("@2")
+linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
+say["hidden"] = added("b", "volume", "subpaths/0", "volume/sub")
+""",
+        )
+        assert said == {
+            "a": ["@0", "@1", "@1/sub", "@2"],
+            "same": True,
+            # With the tmpfs it is another export; in the first one its part is still in reach.
+            "hidden": ["@0", "@4", "@1/sub", "@3"],
+        }
+
+    def test_mounts_beneath_a_source(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
+say["a"] = added("a", "volume", "volume:ro", "volume:ro:rro", "volume")
+say["b"] = added("b", "volume:ro")
+say["written"] = [touched(f"{export}/{path}") for export in ("@1", "@2", "@3") for path in ("x", "sub/x")]
+""",
+        )
+        refusal = "Read-only file system"
+        assert said == {
+            "a": ["@0", "@1", "@2", "@3", "@1"],
+            "b": ["@0", "@2"],
+            "written": ["written", "written", refusal, "written", refusal, refusal],
+        }
+
+    def test_a_failed_one_leaves_what_others_use(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+added("a", "volume:ro")
+os.mkdir(scratch / "gone")
+planned = plan("b", "volume", "gone")
+os.rmdir(scratch / "gone")
+say["b"] = len(refused(planned)[1])
+say["a"] = [touched("@1/x"), os.listdir(shared / "@1")]
+first, second = plan("c", "file"), plan("d", "file")
+tree.remove("c")
+say["d"] = [refused(second), (shared / second.uses[1].path).read_text()]
+planned = plan("e", "volume", "volume/sub")
+os.rename(scratch / "volume/sub", scratch / "volume/old")
+os.mkdir(scratch / "volume/sub")
+say["part"] = refused(planned)[0]
+""",
+        )
+        assert said == {
+            "b": 2,
+            "a": ["Read-only file system", ["sub"]],
+            "d": ["not refused", "content"],
+            "part": said["part"],
+        }
+        assert "volume/sub was replaced while the container was being created" in str(said["part"])
+
+    def test_two_containers_of_one_root(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+say["a"], say["b"] = added("a"), added("b", "rootfs/etc")
+tree.remove("a")
+say["still"] = os.listdir(shared / "@0")
+""",
+        )
+        assert said == {"a": ["@0"], "b": ["@0", "@0/etc"], "still": ["etc"]}
+
+    def test_sandbox_mounts_are_exports_like_others(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+tree.add_sandbox_mounts([str(scratch / "volume"), str(scratch / "file:rw")])
+say["before"] = [touched("sandbox-mounts/volume/x"), touched("sandbox-mounts/file")]
+say["a"] = added("a", "volume:ro", "file")
+say["b"] = [added("b", "volume", "volume/sub"), touched("sandbox-mounts/volume/x")]
+tree.remove("a"); tree.remove("b")
+say["after"] = [touched("sandbox-mounts/volume/y"), len(points())]
+""",
+        )
+        refusal = "Read-only file system"
+        assert said == {
+            "before": [refusal, "written"],
+            "a": ["@0", "sandbox-mounts/volume", "sandbox-mounts/file"],
+            "b": [["@0", "sandbox-mounts/volume", "sandbox-mounts/volume/sub"], "written"],
+            "after": [refusal, 2],
+        }
