@@ -1,23 +1,38 @@
 """Checks of what programs expect from a file system, run by a Python in a container:
 
-    python3 filecheck.py DIRECTORY
+    python3 filecheck.py DIRECTORY              one program
+    python3 filecheck.py DIRECTORY OTHER        two, which have one directory at two places
+    python3 filecheck.py --serve OTHER PORT     the second one, in a container of its own,
+    python3 filecheck.py DIRECTORY :PORT        and the first one, in the same network
 
 prints a JSON object: each check, and true or why it failed. It needs only Python's standard library.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
 import mmap
 import os
+import select
+import signal
 import socket
+import sqlite3
 import stat
+import struct
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 CHECKS: dict[str, Callable[[], object]] = {}
+#: Checks of two programs.
+PAIRS: dict[str, Callable[[There], object]] = {}
+
+#: Nothing that works takes as long, on a busy host and under emulation: a check, a call of the second program, a step.
+_CHECK_TIMEOUT_S, _CALL_TIMEOUT_S, _STEP_TIMEOUT_S = 80, 60, 20
 
 
 def check(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
@@ -242,19 +257,444 @@ def _raises(number: int, function: Callable[[], object]) -> bool:
     return False
 
 
-def main(directory: str) -> None:
-    os.makedirs(directory)
+class There:
+    """The second program: it runs functions of this file, each in the same directory as the caller's, at its place.
+
+    Args:
+        connection: to the second program, which is in `serve`.
+        directory: where it has what the first one has, if that can be reached from here; else "".
+    """
+
+    def __init__(self, connection: socket.socket, directory: str = "") -> None:
+        self._connection = connection
+        self._lines = connection.makefile("rw")
+        self._calls = 0
+        self.directory = directory
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function there and return its result; an OSError is raised here."""
+        self.begin(function, *arguments)
+        return self.end()
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a function run there; `end` waits for it."""
+        self._calls += 1
+        self._lines.write(json.dumps([self._calls, function.__name__, *arguments]) + "\n")
+        self._lines.flush()
+
+    def end(self) -> Any:
+        """The result of what was begun last; others may have been given up."""
+        while True:
+            call, result, number = json.loads(self._lines.readline())
+            if call == self._calls:
+                break
+        if number:
+            raise OSError(number, f"there: {os.strerror(number)}")
+        return result
+
+    def waits(self, seconds: float = 1.0) -> bool:
+        """Whether what was begun is not done within some time."""
+        return not select.select([self._connection], [], [], seconds)[0]
+
+
+def serve(connection: socket.socket, directory: str) -> None:
+    """Be the second program until the first one ends."""
+    signal.signal(signal.SIGALRM, _stuck)
+    with connection.makefile("rw") as lines:
+        for line in lines:
+            call, name, *arguments = json.loads(line)
+            try:
+                signal.alarm(_CALL_TIMEOUT_S)
+                if name == "_enter":
+                    os.chdir(directory)
+                answer = [call, (globals().get(name) or getattr(os, name))(*arguments), 0]
+            except OSError as error:
+                answer = [call, None, error.errno or errno.EIO]
+            finally:
+                signal.alarm(0)
+            lines.write(json.dumps(answer) + "\n")
+            lines.flush()
+
+
+def pair(name: str) -> Callable[[Callable[[There], object]], Callable[[There], object]]:
+    def enter(function: Callable[[There], object]) -> Callable[[There], object]:
+        PAIRS[name] = function
+        return function
+
+    return enter
+
+
+# What a second program does; it keeps open files between calls.
+_kept: dict[str, Any] = {}
+
+
+def _enter(name: str) -> None:
+    _kept.clear()
+    os.chdir(name)
+
+
+def _put(name: str, text: str) -> None:
+    _write(name, text.encode())
+
+
+def _get(name: str) -> str:
+    return _read(name).decode()
+
+
+def _inode(name: str) -> list[int]:
+    info = os.stat(name)
+    return [info.st_ino, info.st_nlink, info.st_size, stat.S_IMODE(info.st_mode)]
+
+
+def _say(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(name)
+        client.sendall(b"hello")
+
+
+def _lock(kind: str, name: str, wait: bool) -> bool:
+    """Lock a file, or its first bytes, and keep it locked; False if somebody else has it."""
+    _kept[name] = file = open(name, "r+b")  # noqa: SIM115
+    operation = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, operation) if kind == "flock" else fcntl.lockf(file, operation, 10)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _unlock(name: str) -> None:
+    _kept.pop(name).close()
+
+
+def _map(name: str) -> None:
+    with open(name, "r+b") as file:
+        _kept[name] = mmap.mmap(file.fileno(), 8192)
+
+
+def _peek(name: str) -> str:
+    return bytes(_kept[name][4096:4100]).decode()
+
+
+def _poke(name: str, text: str) -> None:
+    _kept[name][4096 : 4096 + len(text)] = text.encode()
+
+
+def _records(name: str, text: str) -> None:
+    with open(name, "ab", buffering=0) as file:
+        for _ in range(50):
+            file.write(f"{text * 10}\n".encode())
+
+
+def _insert(name: str, who: str, count: int) -> None:
+    """Insert rows, each in a transaction of its own, as programs do that do not know of each other."""
+    database = sqlite3.connect(name, timeout=_STEP_TIMEOUT_S, isolation_level=None)
+    try:
+        for number in range(count):
+            database.execute("INSERT INTO rows VALUES (?, ?)", (who, number))
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from error
+    finally:
+        database.close()
+
+
+@pair("what one writes the other reads")
+def _written(there: There) -> bool:
+    _put("here", "from here")
+    there.call(_put, "there", "from there")
+    with open("here") as file:
+        there.call(_put, "here", "again and longer")
+        file.seek(0)
+        return there.call(_get, "here") == file.read() == "again and longer" and _get("there") == "from there"
+
+
+@pair("one inode, its links and modes")
+def _same_inode(there: There) -> bool:
+    os.link(_write("one"), "two")
+    there.call(os.chmod, "two", 0o640)
+    same = _inode("one") == there.call(_inode, "two") == there.call(_inode, "one")
+    there.call(os.unlink, "one")
+    return same and _inode("two")[1:] == [1, 7, 0o640] and not os.path.exists("one")
+
+
+@pair("renamed by the other")
+def _renamed(there: There) -> bool:
+    with open(_write("old"), "rb") as file:
+        there.call(os.rename, "old", "new")
+        names = sorted(os.listdir())
+        return file.read() == b"content" and names == ["new"] and there.call(_get, "new") == "content"
+
+
+@pair("unlinked by the other while it is open")
+def _unlinked_there(there: There) -> bool:
+    with open(_write("gone"), "r+b") as file:
+        there.call(os.unlink, "gone")
+        file.seek(0, os.SEEK_END)
+        file.write(b" stays")
+        file.flush()
+        return os.pread(file.fileno(), 99, 0) == b"content stays" and os.listdir() == []
+
+
+@pair("truncated by the other")
+def _truncated(there: There) -> bool:
+    with open(_write("short", b"x" * 9000), "rb") as file:
+        there.call(os.truncate, "short", 5)
+        return os.fstat(file.fileno()).st_size == 5 and file.read() == b"x" * 5
+
+
+@pair("rename and link to the other mount")
+def _between(there: There) -> bool:
+    if not there.directory:
+        return True
+    to = os.path.join(there.directory, os.path.basename(os.getcwd()), "to")
+    _write("from")
+    calls = (os.rename, os.link)
+    return all(_raises(errno.EXDEV, lambda call=call: call("from", to)) for call in calls)  # type: ignore[misc]
+
+
+@pair("Unix socket")
+def _socket(there: There) -> bool:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        server.listen()
+        there.begin(_say, "socket")
+        server.settimeout(_STEP_TIMEOUT_S)
+        try:
+            said = server.accept()[0].recv(99)
+        finally:
+            there.end()
+        return said == b"hello"
+
+
+@pair("FIFO")
+def _fifo(there: There) -> bool:
+    os.mkfifo("fifo")
+    there.begin(_get, "fifo")
+    fd = _open_fifo("fifo")
+    os.write(fd, b"through")
+    os.close(fd)
+    return bool(there.end() == "through")
+
+
+def _open_fifo(name: str) -> int:
+    # Without a reader of this FIFO that is ENXIO, and the other one waits for ever.
+    deadline = time.monotonic() + _STEP_TIMEOUT_S
+    while True:
+        try:
+            return os.open(name, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _locks(there: There, kind: str) -> bool:
+    _write("locked", bytes(100))
+    got = [_lock(kind, "locked", False), there.call(_lock, kind, "locked", False)]
+    _unlock("locked")
+    got += [there.call(_lock, kind, "locked", False), _lock(kind, "locked", False)]
+    return got == [True, False, True, False]
+
+
+def _waiting_locks(there: There, kind: str) -> bool:
+    _write("locked", bytes(100))
+    _lock(kind, "locked", True)
+    there.begin(_lock, kind, "locked", True)
+    waited = there.waits()
+    _unlock("locked")
+    return bool(there.end()) and waited
+
+
+@pair("whole-file locks (flock)")
+def _flock_there(there: There) -> bool:
+    return _locks(there, "flock")
+
+
+@pair("whole-file locks that wait")
+def _flock_waits(there: There) -> bool:
+    return _waiting_locks(there, "flock")
+
+
+@pair("record locks (fcntl)")
+def _lockf_there(there: There) -> bool:
+    return _locks(there, "lockf")
+
+
+@pair("record locks that wait")
+def _lockf_waits(there: There) -> bool:
+    return _waiting_locks(there, "lockf")
+
+
+@pair("a shared mapping")
+def _mapped(there: There) -> bool:
+    _write("mapped", bytes(8192))
+    _map("mapped")
+    there.call(_map, "mapped")
+    _poke("mapped", "here")
+    first = there.call(_peek, "mapped")
+    there.call(_poke, "mapped", "back")
+    return [first, _peek("mapped")] == ["here", "back"]
+
+
+@pair("a shared mapping and read")
+def _mapped_and_read(there: There) -> bool:
+    _write("mapped", bytes(8192))
+    there.call(_map, "mapped")
+    there.call(_poke, "mapped", "here")
+    return _read("mapped")[4096:4100] == b"here"
+
+
+@pair("O_APPEND")
+def _append_there(there: There) -> bool:
+    _write("log", b"")
+    there.begin(_records, "log", "t")
+    _records("log", "h")
+    there.end()
+    return sorted(_read("log").split()) == [b"h" * 10] * 50 + [b"t" * 10] * 50
+
+
+@pair("O_EXCL")
+def _exclusive(there: There) -> bool:
+    there.begin(_create, 100)
+    ours = _create(100)
+    return sorted([*ours, *there.end()]) == list(range(100))
+
+
+def _create(count: int) -> list[int]:
+    """Numbers of files that are not there, and are made."""
+    made = []
+    for number in range(count):
+        try:
+            os.close(os.open(str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            continue
+        made.append(number)
+    return made
+
+
+def _sqlite(there: There, mode: str, count: int = 150) -> bool:
+    database = sqlite3.connect("data", isolation_level=None)
+    try:
+        if database.execute(f"PRAGMA journal_mode={mode}").fetchone() != (mode,):
+            return False
+        database.execute("CREATE TABLE rows (who, number)")
+        there.begin(_insert, "data", "there", count)
+        try:
+            _insert("data", "here", count)
+        finally:
+            there.end()
+        counts = database.execute("SELECT who, count(*) FROM rows GROUP BY who ORDER BY who").fetchall()
+        (state,) = database.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from error
+    finally:
+        database.close()
+    if (counts, state) != ([("here", count), ("there", count)], "ok"):
+        raise OSError(errno.EIO, f"{counts}, {state}")
+    return True
+
+
+@pair("SQLite with a rollback journal")
+def _sqlite_rollback(there: There) -> bool:
+    return _sqlite(there, "delete")
+
+
+@pair("SQLite with a write-ahead log")
+def _sqlite_wal(there: There) -> bool:
+    return _sqlite(there, "wal")
+
+
+_IN_MODIFY, _IN_CREATE = 0x2, 0x100
+
+
+def _events(path: str, mask: int, cause: Callable[[], object]) -> list[tuple[int, str]]:
+    """What inotify(7) tells of a path within three seconds of a cause."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        if fd < 0 or libc.inotify_add_watch(fd, path.encode(), mask) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        cause()
+        if not select.select([fd], [], [], 3)[0]:
+            return []
+        data, events = os.read(fd, 4096), []
+        while data:
+            _, found, _, length = struct.unpack("iIII", data[:16])
+            events.append((found, data[16 : 16 + length].rstrip(b"\0").decode()))
+            data = data[16 + length :]
+        return events
+    finally:
+        os.close(fd)
+
+
+@pair("inotify of a directory")
+def _watched_directory(there: There) -> bool:
+    os.mkdir("watched")
+    return (_IN_CREATE, "new") in _events("watched", _IN_CREATE, lambda: there.call(_put, "watched/new", "x"))
+
+
+@pair("inotify of a file")
+def _watched_file(there: There) -> bool:
+    return (_IN_MODIFY, "") in _events(_write("watched"), _IN_MODIFY, lambda: there.call(_records, "watched", "x"))
+
+
+def _stuck(*_: object) -> None:
+    raise TimeoutError(errno.ETIMEDOUT, "stuck")
+
+
+def _results(root: str, checks: dict[str, Callable[[], object]]) -> dict[str, object]:
+    """Run each check in a directory of its own; say true, or why it failed."""
     found: dict[str, object] = {}
-    for index, (name, function) in enumerate(CHECKS.items()):
-        place = os.path.join(directory, f"check-{index}")
+    signal.signal(signal.SIGALRM, _stuck)
+    for index, (name, function) in enumerate(checks.items()):
+        place = os.path.join(root, f"check-{index}")
         try:
             os.mkdir(place)
             os.chdir(place)
+            signal.alarm(_CHECK_TIMEOUT_S)
             found[name] = True if function() else "is not so"
         except OSError as error:
             found[name] = error.strerror or type(error).__name__
+        finally:
+            signal.alarm(0)
+    return found
+
+
+def _as_check(function: Callable[[There], object], there: There) -> Callable[[], object]:
+    def run() -> object:
+        there.call(_enter, os.path.basename(os.getcwd()))
+        _kept.clear()
+        return function(there)
+
+    return run
+
+
+def _with_other(directory: str, other: str) -> dict[str, object]:
+    """Run the checks of two programs, the second one in a child process or at a port."""
+    if other.startswith(":"):
+        connection = socket.create_connection(("127.0.0.1", int(other[1:])))
+        there = There(connection)
+    else:
+        connection, end = socket.socketpair()
+        if not os.fork():
+            connection.close()
+            serve(end, other)
+            os._exit(0)
+        end.close()
+        there = There(connection, other)
+    return _results(directory, {name: _as_check(function, there) for name, function in PAIRS.items()})
+
+
+def main(directory: str, *more: str) -> None:
+    if directory == "--serve":
+        with socket.create_server(("127.0.0.1", int(more[1]))) as server:
+            print("ready", flush=True)  # noqa: T201
+            serve(server.accept()[0], more[0])
+        return
+    os.makedirs(directory, exist_ok=bool(more))
+    found = _with_other(directory, *more) if more else _results(directory, CHECKS)
     sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,9 +1,15 @@
-"""What programs expect of a container's files, by a program in it: in runc, and over each way that files can come."""
+"""What programs expect of a container's files, by programs in it: in runc, and over each way that files can come.
+
+One program for what a file system is; then two that have one directory by two mounts of a container, and two in two
+containers of a pod.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,9 +20,10 @@ from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.leaks import TEST_PREFIX
 from tests.support.packages import python_archive
 
-pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(300)]
 
 PYTHON = "docker.io/library/python:test"
+RUNC = "io.containerd.runc.v2"
 #: overlayfs, which a root file system is on, lets nobody make what means a whiteout to it.
 ON_OVERLAY = {"whiteouts (device 0:0)": "Operation not permitted"}
 #: What QEMU's 9p helper leaves out, and QEMU itself where there is no helper; see docs/limitations.md.
@@ -24,8 +31,10 @@ OVER_9P = {
     "times in nanoseconds": "is not so",
     "file capabilities": "Operation not permitted" if find_helper() else "Operation not supported",
 }
+#: What two programs miss over 9p, where a file that nobody holds open is a new one for each who looks at it.
+PAIR_OVER_9P: dict[str, str] = {}
 #: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
-UNRELIABLE_OVER_9P = ("O_APPEND from two processes",)
+UNRELIABLE_OVER_9P = ("O_APPEND from two processes", "O_APPEND")
 VIRTIO_FS = """\
 [hypervisor.qemu]
 default_memory = 512
@@ -44,16 +53,65 @@ def tried(
     containerd: PrivateContainerd, image: str, options: tuple[str, ...], where: str = "/srv/check"
 ) -> dict[str, object]:
     """What the program does not find in a container's directory, and why."""
-    mount = f"type=bind,src={filecheck.__file__},dst=/filecheck.py,options=rbind:ro"
-    flags = (*options, "--cap-add", "CAP_SETFCAP", "--mount", mount)
-    command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3", "/filecheck.py", where)
-    found = json.loads(containerd.ctr("run", "--rm", *flags, *command, timeout=120).stdout)
-    assert set(found) == set(filecheck.CHECKS)
+    done = containerd.ctr(*command(image, *options, "--cap-add", "CAP_SETFCAP", program=(where,)), timeout=120)
+    return missed(done.stdout, filecheck.CHECKS)
+
+
+def command(image: str, *options: str, program: tuple[str, ...], container_id: str = "") -> tuple[str, ...]:
+    mount = bind(filecheck.__file__, "/filecheck.py", "ro")
+    python = ("/usr/bin/python3", "/filecheck.py", *program)
+    return ("run", "--rm", *options, *mount, image, container_id or unique_id(TEST_PREFIX), *python)
+
+
+def bind(source: str | Path, destination: str, *options: str) -> tuple[str, ...]:
+    return "--mount", f"type=bind,src={source},dst={destination},options={':'.join(('rbind', *options))}"
+
+
+def missed(output: str, checks: Collection[str]) -> dict[str, object]:
+    found = json.loads(output)
+    assert set(found) == set(checks)
     return {name: said for name, said in found.items() if said is not True}
 
 
+def two_mounts(containerd: PrivateContainerd, image: str, options: tuple[str, ...], volume: Path) -> dict[str, object]:
+    """What two programs miss that have a volume by two mounts of one container."""
+    mounts = (*bind(volume, "/a"), *bind(volume, "/b"))
+    done = containerd.ctr(*command(image, *options, *mounts, program=("/a", "/b")), timeout=200)
+    return missed(done.stdout, filecheck.PAIRS)
+
+
+def two_containers(
+    containerd: PrivateContainerd, image: str, options: tuple[str, ...], volume: Path
+) -> dict[str, object]:
+    """What two programs miss that have a volume in two containers of one pod."""
+    pod, port = unique_id(TEST_PREFIX), str(free_port())
+    options = (*options, *bind(volume, "/data"))
+    first = command(image, *options, *in_pod(pod, "sandbox"), program=("--serve", "/data", port), container_id=pod)
+    second = command(image, *options, *in_pod(pod, "container"), program=("/data", f":{port}"))
+    with subprocess.Popen(containerd.ctr_command(*first), stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout
+            assert other.stdout.readline() == "ready\n"
+            done = containerd.ctr(*second, timeout=200)
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+    return missed(done.stdout, filecheck.PAIRS)
+
+
+def in_pod(pod: str, kind: str) -> tuple[str, ...]:
+    annotations = (f"io.kubernetes.cri.container-type={kind}", f"io.kubernetes.cri.sandbox-id={pod}")
+    return tuple(word for annotation in annotations for word in ("--annotation", annotation))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 def test_in_runc(containerd: PrivateContainerd, image: str) -> None:
-    assert tried(containerd, image, ("--runtime", "io.containerd.runc.v2")) == ON_OVERLAY
+    assert tried(containerd, image, ("--runtime", RUNC)) == ON_OVERLAY
 
 
 def test_over_9p(containerd: PrivateContainerd, image: str) -> None:
@@ -64,10 +122,13 @@ def test_over_9p(containerd: PrivateContainerd, image: str) -> None:
 
 
 def test_over_virtio_fs(containerd: PrivateContainerd, image: str, tmp_path: Path) -> None:
-    configuration = tmp_path / "configuration.toml"
+    assert tried(containerd, image, virtio_fs(tmp_path)) == ON_OVERLAY
+
+
+def virtio_fs(directory: Path) -> tuple[str, ...]:
+    configuration = directory / "configuration.toml"
     configuration.write_text(VIRTIO_FS)
-    options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
-    assert tried(containerd, image, options) == ON_OVERLAY
+    return ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
 
 
 @pytest.fixture
@@ -82,3 +143,38 @@ def disk(tmp_path: Path) -> str:
 def test_on_a_disk(containerd: PrivateContainerd, image: str, disk: str) -> None:
     options = ("--runtime", RUNTIME, "--mount", f"type=ext4,src={disk},dst=/data,options=loop")
     assert tried(containerd, image, options, "/data/check") == {}
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume"
+    path.mkdir()
+    return path
+
+
+class TestTwoMounts:
+    def test_in_runc(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
+        assert two_mounts(containerd, image, ("--runtime", RUNC), volume) == {}
+
+    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
+        found = two_mounts(containerd, image, ("--runtime", RUNTIME), volume)
+        for name in UNRELIABLE_OVER_9P:
+            found.pop(name, None)
+        assert found == PAIR_OVER_9P
+
+        def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+        assert two_mounts(containerd, image, virtio_fs(tmp_path), volume) == {}
+
+
+class TestTwoContainers:
+    def test_in_runc(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
+        assert two_containers(containerd, image, ("--runtime", RUNC, "--net-host"), volume) == {}
+
+    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
+        found = two_containers(containerd, image, ("--runtime", RUNTIME), volume)
+        for name in UNRELIABLE_OVER_9P:
+            found.pop(name, None)
+        assert found == PAIR_OVER_9P
+
+        def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+        assert two_containers(containerd, image, virtio_fs(tmp_path), volume) == {}

@@ -139,6 +139,34 @@ async def test_bind_and_overlay(paths: Paths) -> None:
     assert mounted(paths) == []
 
 
+async def test_a_part_of_a_volume_may_be_a_file(paths: Paths) -> None:
+    file = Path(paths.shared, "@0/deep/file")
+    file.parent.mkdir(parents=True)
+    file.write_text("part")
+    point = f"{paths.sandbox}/parts/a-0"
+    storages = Storages(paths)
+    request = pb.Storage(driver="bind", source=str(file), options=["bind"], mount_point=point)
+    for _ in range(2):
+        held = await storages.acquire([request], "a")
+        assert Path(point).read_text() == "part"
+        await storages.release(held)
+        assert mounted(paths) == []
+
+
+@pytest.mark.parametrize("link", ["deep", "deep/file"])
+async def test_a_part_is_not_where_a_link_leads(paths: Paths, tmp_path: Path, link: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    path = Path(paths.shared, "@0", link)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside if link == "deep" else outside / "file")
+    source, point = f"{paths.shared}/@0/deep/file", f"{paths.sandbox}/parts/a-0"
+    with pytest.raises(FailedPrecondition):
+        await Storages(paths).acquire([pb.Storage(driver="bind", source=source, mount_point=point)], "a")
+    assert mounted(paths) == []
+
+
 async def test_fs_group(paths: Paths) -> None:
     storages = Storages(paths)
     point = f"{paths.sandbox}/x"

@@ -55,6 +55,16 @@ def test_mount_and_bind(tmpfs: Path, tmp_path: Path) -> None:
 
 
 @needs_root
+def test_read_only_and_back(tmpfs: Path) -> None:
+    m.make_read_only(str(tmpfs), recursive=False)
+    with pytest.raises(OSError, match="Read-only"):
+        (tmpfs / "word").write_text("x")
+    m.make_writable(str(tmpfs))
+    with (tmpfs / "word").open("w"), pytest.raises(OSError, match=r"make read-only.*busy"):
+        m.make_read_only(str(tmpfs), recursive=False)
+
+
+@needs_root
 def test_errors_name_call_and_target(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="mount tmpfs") as caught:
         m.mount("tmpfs", str(tmp_path / "none"), "tmpfs")

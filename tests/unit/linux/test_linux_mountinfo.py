@@ -16,6 +16,13 @@ def test_fields_of_a_line() -> None:
     one = Mount(line)
     assert (one.id, one.root, one.point, one.shared) == (36, "/mnt1", "/mnt2", True)
     assert (one.fstype, one.options) == ("ext3", {"rw": "", "errors": "continue"})
+    assert (one.device, one.terms) == ("98:0", "rw,noatime shared:1 master:2")
+
+
+def test_the_mount_of_an_open_file() -> None:
+    with open("/proc/self/status", encoding="ascii") as file:
+        number = mountinfo.id_of(file.fileno())
+    assert {mount.id: mount.point for mount in mountinfo.read()}[number] == "/proc"
 
 
 @pytest.mark.parametrize("tags", ["", " master:1", " propagate_from:1 unbindable"])

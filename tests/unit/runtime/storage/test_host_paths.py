@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
+from kata.linux.mount import bind as bind_mount
 from kata.linux.mount import mount, umount
 from kata.runtime.storage import direct_volume
-from kata.runtime.storage.host_paths import BlockNode, HostView, RootfsMount, look_at_paths, random_token, shm_size
+from kata.runtime.storage.host_paths import (
+    BlockNode,
+    HostView,
+    RootfsMount,
+    look_at_paths,
+    look_at_sources,
+    random_token,
+    shm_size,
+)
 
 #: A number that no driver has.
 NUMBER = (240, 7)
@@ -44,6 +53,33 @@ def test_files_and_directories(tmp_path: Path) -> None:
     assert seen[str(file)].identity == (info.st_dev, info.st_ino)
     assert (seen[str(file)].is_file, seen[str(tmp_path)].is_file) == (True, False)
     assert [seen[str(path)].is_shareable for path in (file, tmp_path, tmp_path / "fifo")] == [True, True, False]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_where_a_file_is_whatever_leads_there(tmp_path: Path) -> None:
+    for name in ("a", "a/sub", "a/sub/deep", "b", "tree/@0"):
+        (tmp_path / name).mkdir(parents=True)
+    bound = [tmp_path / "b", tmp_path / "tree/@0"]
+    for point in bound:
+        bind_mount(str(tmp_path / "a/sub"), str(point))
+    mount("tmpfs", str(tmp_path / "a/sub/deep"), "tmpfs")
+    try:
+        names = ("a", "a/sub", "b", "a/sub/deep")
+        view = look_at_sources([str(tmp_path / name) for name in names], str(tmp_path / "tree"))
+        outer, sub, elsewhere, beneath = (view.paths[str(tmp_path / name)].place for name in names)
+    finally:
+        for point in (tmp_path / "a/sub/deep", *bound):
+            umount(str(point))
+    assert outer
+    assert sub
+    assert elsewhere
+    assert beneath
+    assert sub.path == f"{outer.path}/sub" == elsewhere.path == view.exports["@0"].path
+    assert (sub.filesystem, sub.terms) == (elsewhere.filesystem, elsewhere.terms)
+    assert sub.mount == outer.mount != elsewhere.mount
+    assert (outer.submounts, sub.submounts) == ({"sub/deep"}, {"deep"})
+    assert (beneath.path, beneath.submounts) == ("/", frozenset())
+    assert set(view.exports) == {"@0"}
 
 
 def test_the_mounts_of_a_rootfs_are_looked_at(tmp_path: Path) -> None:
