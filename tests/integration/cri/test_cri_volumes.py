@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from kata.linux.mount import bind, umount
 from kata.protocols import cri_pb2 as pb
-from tests.support.cri import Pod
+from tests.support.cri import Cri, Pod
 from tests.support.waiting import eventually
 
 
@@ -81,6 +85,37 @@ def test_unix_socket_in_a_shared_volume(pod: Pod, tmp_path: Path) -> None:
     assert client.sh("test -p /run/s/pipe && echo pipe") == "pipe\n"
     server.remove()
     client.remove()
+
+
+@pytest.fixture
+def subpath(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A volume and a part of it, as the kubelet mounts a subPath before it creates the container."""
+    volume = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/data"
+    part = tmp_path / "pods/uid/volume-subpaths/data/box/0"
+    (volume / "sub").mkdir(parents=True)
+    part.mkdir(parents=True)
+    bind(str(volume / "sub"), str(part))
+    try:
+        yield volume, part
+    finally:
+        umount(str(part))
+
+
+def test_a_volume_and_a_part_of_it_are_one(cri: Cri, subpath: tuple[Path, Path]) -> None:
+    """A FIFO joins two programs only if it is one file for the kernel; also after one of them was restarted."""
+    volume, part = subpath
+    with cri.pod("subpath") as pod:
+        whole = pod.run(mounts=[mount(volume, "/data")])
+        for number in range(2):
+            some = pod.run(mounts=[mount(part, "/part")])
+            whole.sh(f"mkfifo /data/sub/{number}; echo through >/data/sub/{number} 2>/dev/null </dev/null &")
+            assert some.sh(f"timeout 20 cat /part/{number}") == "through\n"
+            some.remove()
+        some = pod.run(mounts=[mount(part, "/part")])
+        whole.remove()
+        some.sh("echo still >/part/file")
+        assert (volume / "sub/file").read_text() == "still\n"
+        some.remove()
 
 
 def atomic(volume: Path, number: int, files: dict[str, bytes]) -> None:

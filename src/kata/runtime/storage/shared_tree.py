@@ -70,7 +70,7 @@ class ContainerPlan:
         container_id: the container's.
         guest_rootfs: the path of the rootfs in the guest.
         rootfs: mounts of the rootfs, in order; empty if it is an export or on a disk.
-        uses: what it has of the exports: its mounts', then that of a rootfs which is a directory.
+        uses: what it has of the exports: its rootfs, if that is a directory, and its mounts.
         mounts: the spec's mounts with sources in the guest, for the agent.
         storages: what the guest mounts first.
         skipped: mounts that are left out, with the reason, for the log.
@@ -83,8 +83,8 @@ class ContainerPlan:
     uses: tuple[Use, ...] = ()
     mounts: tuple[Mount, ...] = ()
     storages: tuple[GuestStorage, ...] = ()
-    skipped: tuple[str, ...] = field(default=())
-    warnings: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,12 @@ def plan_container(
     return ContainerPlan(
         container_id,
         guest_rootfs,
-        () if disk_root else tuple(rootfs),
-        tuple(uses),
-        tuple(edited),
-        tuple(storages),
-        tuple(decision.skipped for decision in decisions if decision.skipped),
-        tuple(
+        rootfs=() if disk_root else tuple(rootfs),
+        uses=tuple(uses),
+        mounts=tuple(edited),
+        storages=tuple(storages),
+        skipped=tuple(decision.skipped for decision in decisions if decision.skipped),
+        warnings=tuple(
             f"mount of {_source(mount)}: a Unix socket of the host, to which nobody in a VM can connect"
             for mount, found in shared
             if found.is_socket

@@ -77,7 +77,7 @@ def test_where_a_file_is_whatever_leads_there(tmp_path: Path) -> None:
     assert sub.path == f"{outer.path}/sub" == elsewhere.path == view.exports["@0"].path
     assert (sub.filesystem, sub.terms) == (elsewhere.filesystem, elsewhere.terms)
     assert sub.mount == outer.mount != elsewhere.mount
-    assert (outer.submounts, sub.submounts) == ({"sub/deep"}, {"deep"})
+    assert (outer.submounts, sub.submounts) == (frozenset({"sub/deep"}), frozenset({"deep"}))
     assert (beneath.path, beneath.submounts) == ("/", frozenset())
     assert set(view.exports) == {"@0"}
 

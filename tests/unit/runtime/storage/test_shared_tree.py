@@ -18,6 +18,8 @@ from kata.runtime.storage.exports import Submounts, Use
 from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
 from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, GUEST_SHM, ContainerPlan, plan_container
 
+OVERLAY = RootfsMount("overlay", "overlay", ("lowerdir=/a",))
+
 
 def mount(destination: str, kind: str = "", source: str = "", *options: str) -> Mount:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
@@ -172,13 +174,24 @@ class TestPlan:
             plan(mount("/x", "bind", source))
 
     def test_the_rootfs(self) -> None:
-        overlay = RootfsMount("overlay", "overlay", ("lowerdir=/a",))
         (use,) = plan().uses
         assert (use.export.source, use.write, plan().rootfs) == ("/bundle/rootfs", True, ())
         assert plan().guest_rootfs == f"{GUEST_SHARED}/@0"
-        mounted = plan(rootfs=(overlay,))
-        assert (mounted.rootfs, mounted.uses) == ((overlay,), ())
+        mounted = plan(rootfs=(OVERLAY,))
+        assert (mounted.rootfs, mounted.uses) == ((OVERLAY,), ())
         assert mounted.guest_rootfs == f"{GUEST_SHARED}/box/rootfs"
+
+    def test_a_root_that_is_a_part_of_a_volume(self, tmp_path: Path) -> None:
+        (tmp_path / "root").mkdir()
+        entry = mount("/x", "bind", str(tmp_path))
+        host = look_at_paths({"mounts": [entry]}, rootfs_dir=str(tmp_path / "root"))
+        first = plan_container("a", [entry], host, rootfs=(OVERLAY,), rootfs_dir="", name=lambda: "@0")
+        exports = {use.export: use.write for use in first.uses}
+        planned = plan_container(
+            "b", [], host, rootfs=(), rootfs_dir=str(tmp_path / "root"), name=lambda: "@1", exports=exports
+        )
+        assert [use.path for use in planned.uses] == ["@0/root"]
+        assert planned.guest_rootfs == planned.storages[0].point == f"{GUEST_PARTS}/b-root"
 
     def test_a_root_that_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "root").touch()
