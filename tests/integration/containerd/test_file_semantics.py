@@ -31,8 +31,8 @@ OVER_9P = {
     "times in nanoseconds": "is not so",
     "file capabilities": "Operation not permitted" if find_helper() else "Operation not supported",
 }
-#: What two programs miss over 9p, where a file that nobody holds open is a new one for each who looks at it.
-PAIR_OVER_9P: dict[str, str] = {}
+#: What two programs miss over 9p, where a file that nobody holds open is a new one for the guest each time.
+PAIR_OVER_9P = {"inotify of a directory": "is not so", "inotify of a file": "is not so"}
 #: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
 UNRELIABLE_OVER_9P = ("O_APPEND from two processes", "O_APPEND")
 VIRTIO_FS = """\
