@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, Internal, Unavailable
+from kata.linux.command import run
 from kata.osbuilder import suite
-from kata.osbuilder.commands import run
 
 KERNEL = "linux-image-amd64"
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kata.errors import Internal
-from kata.osbuilder.commands import pipe, run
+from kata.linux.command import run
+from kata.osbuilder.commands import pipe
 from kata.osbuilder.modules import ModuleTree, root_modules
 
 #: For one tool; all of them take a few seconds on an idle host.
@@ -241,7 +242,7 @@ def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
         uuid: of the file system.
 
     Raises:
-        ResourceExhausted, DeadlineExceeded, Internal: as `commands.run`.
+        ResourceExhausted, DeadlineExceeded, Internal: as `kata.linux.command.run`.
     """
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
