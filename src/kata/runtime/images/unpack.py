@@ -27,18 +27,35 @@ _WHITEOUT = ".wh."
 _META = ".wh..wh."
 _OPAQUE = ".wh..wh..opq"
 
+_OPAQUE_XATTR = "trusted.overlay.opaque"
+
 # Extended attributes that an archive may set. Not trusted.* and user.overlay.*: they control overlayfs.
 _XATTRS = ("user.", "security.capability", "system.posix_acl_")
 _NO_XATTRS = "user.overlay."
 
 
-def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) -> None:  # noqa: B008 - frozen
-    """Unpack an image.
+class NotSeparate(Exception):
+    """A layer can be understood only together with those below it: it adds to a directory that is not its own."""
+
+
+def unpack(
+    image: Image,
+    target: Path,
+    limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - frozen
+    *,
+    only: int | None = None,
+) -> None:
+    """Unpack an image, or one layer of it.
+
+    A layer above the lowest one becomes what overlayfs expects there: for what it removes there are whiteouts, device
+    nodes 0/0, and a directory that hides the one below is marked (the kernel's
+    Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
 
     Args:
         image: opened.
         target: an empty directory, or one to be made; removed again after a failure.
         limits: on entries and bytes.
+        only: the number of a layer, 0 for the lowest; None for all, one over the other.
 
     Raises:
         AlreadyExists: the target is not empty (and stays as it is).
@@ -46,6 +63,7 @@ def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) ->
         ResourceExhausted: the disk is full or the image exceeds `limits`.
         PermissionDenied: not root, and the target cannot be written or a layer has a device node.
         Unimplemented: a layer has sparse files, or is compressed with something other than gzip or zstd.
+        NotSeparate: the layer can be unpacked only over those below it.
         Internal: the disk fails.
     """  # noqa: DOC501 - `_failure` makes one of these
     try:
@@ -56,17 +74,19 @@ def unpack(image: Image, target: Path, limits: UnpackLimits = UnpackLimits()) ->
         raise _failure(error, f"cannot unpack {image.origin} into {target}") from error
     try:
         with Tree(os.fspath(target)) as tree:
-            _Unpacker(image, tree, limits).run()
+            _Unpacker(image, tree, limits, only).run()
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
 
 
 class _Unpacker:
-    def __init__(self, image: Image, tree: Tree, limits: UnpackLimits) -> None:
+    def __init__(self, image: Image, tree: Tree, limits: UnpackLimits, only: int | None) -> None:
         self._image = image
         self._tree = tree
         self._limits = limits
+        self._layers = range(len(image.layers)) if only is None else (only,)
+        self._on_top = bool(only)
         self._entries = 0
         self._privileged = os.geteuid() == 0
         self._made: set[tuple[int, str]] = set()
@@ -75,8 +95,9 @@ class _Unpacker:
     def run(self) -> None:
         budget = Budget(self._limits.size)
         os.fchmod(self._tree.root, 0o755)  # unless a layer says otherwise
-        for number, layer in enumerate(self._image.layers, 1):
-            label = f"image {self._image.origin}: layer {number} of {len(self._image.layers)}"
+        for index in self._layers:
+            layer = self._image.layers[index]
+            label = f"image {self._image.origin}: layer {index + 1} of {len(self._image.layers)}"
             self._made.clear()
             with open_layer(layer, label, budget) as stream:
                 reader = TarReader(stream, label)
@@ -106,7 +127,7 @@ class _Unpacker:
         # The source of a hard link first: finding it makes the tree forget other places.
         source = self._link_source(entry) if entry.type is EntryType.HARD_LINK else None
         try:
-            place = self._tree.place(entry.name)
+            place = self._place(entry.name)
             if place is None:
                 self._root(entry)
                 return
@@ -116,6 +137,18 @@ class _Unpacker:
         finally:
             if source is not None:
                 os.close(source.fd)
+
+    def _place(self, name: str) -> Place | None:
+        """The place of an entry, whose parents are made if they are missing, and if no layer below may have them.
+
+        Raises:
+            NotSeparate: a layer below may have them.
+            OSError: a parent is not a directory, or a looping link.
+        """
+        try:
+            return self._tree.place(name, create=not self._on_top)
+        except FileNotFoundError:
+            raise NotSeparate(name) from None
 
     def _root(self, entry: Entry) -> None:
         if entry.type is not EntryType.DIRECTORY:
@@ -128,9 +161,14 @@ class _Unpacker:
         mode = place.mode()
         if mode is None or (stat.S_ISDIR(mode) and entry.type is EntryType.DIRECTORY):
             return place
+        replaced = self._on_top and entry.type is EntryType.DIRECTORY
         self._tree.remove(place)
         again = self._tree.place(entry.name)
         assert again is not None
+        if replaced:
+            # What was here, even if it was a whiteout, has hidden a directory below; so does this one.
+            os.mkdir(again.name, 0o700, dir_fd=again.fd)
+            self._make_opaque(again)
         return again
 
     def _create(self, place: Place, entry: Entry, reader: TarReader, source: Place | None) -> None:
@@ -169,7 +207,9 @@ class _Unpacker:
                 self._set_special_metadata(place, entry)
 
     def _link_source(self, entry: Entry) -> Place:
-        place = self._tree.place(entry.link, create=False)
+        place = self._tree.place(entry.link, create=False) if not self._on_top else self._place(entry.link)
+        if place is not None and self._on_top and place.mode() is None:
+            raise NotSeparate(entry.link)
         if place is None:
             raise InvalidArgument(f"image {self._image.origin}: hard link {shown(entry.name)} to the root directory")
         return Place(os.dup(place.fd), place.inode, place.name)
@@ -184,6 +224,9 @@ class _Unpacker:
             removed, children_only = directory + base.removeprefix(_WHITEOUT), False
             if base.removeprefix(_WHITEOUT) in ("", ".", ".."):
                 raise InvalidArgument(f"image {self._image.origin}: whiteout {shown(name)} of no file")
+        if self._on_top:
+            self._hide(removed, children_only=children_only)
+            return
         try:
             if children_only:
                 self._tree.empty(removed, self._made)
@@ -191,6 +234,34 @@ class _Unpacker:
                 self._tree.remove(place, self._made)
         except (FileNotFoundError, NotADirectoryError):
             pass  # there is nothing to remove
+
+    def _hide(self, name: str, *, children_only: bool) -> None:
+        """Hide what layers below have at a path.
+
+        Raises:
+            NotSeparate: a directory that a layer below may have is emptied.
+            OSError: as `_place`, mknod(2) and setxattr(2).
+        """
+        place = self._place(name)
+        if place is None:
+            os.setxattr(self._tree.root, _OPAQUE_XATTR, b"y")
+            return
+        mode = place.mode()
+        if mode is not None and stat.S_ISDIR(mode):
+            self._make_opaque(place)
+        elif children_only:
+            raise NotSeparate(name)
+        elif mode is None:
+            os.mknod(place.name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=place.fd)
+        # Anything else is this layer's own, and hides what is below.
+
+    @staticmethod
+    def _make_opaque(place: Place) -> None:
+        fd = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
+        try:
+            os.setxattr(fd, _OPAQUE_XATTR, b"y")
+        finally:
+            os.close(fd)
 
     def _set_metadata(self, fd: int, entry: Entry) -> None:
         """Owner, attributes, mode: in this order, because a new owner takes capabilities and set-id bits away.
