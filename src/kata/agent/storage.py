@@ -291,7 +291,20 @@ class Storages:
             if option.startswith(_OVERLAY_CREATE):
                 with self._directory(self._inside(option.removeprefix(_OVERLAY_CREATE)), create=True):
                     pass
+        if request.driver_options:
+            self._adopt_root(options)
         self._mount_at("overlay", point, "overlay", options)
+
+    def _adopt_root(self, options: Iterable[str]) -> None:
+        """Give a new upper directory the owner and mode of the uppermost layer's root: the overlay has those."""
+        values = dict(option.split("=", 1) for option in options if "=" in option)
+        if "lowerdir" not in values or "upperdir" not in values:
+            return
+        lower, upper = self._inside(values["lowerdir"].split(":")[0]), self._inside(values["upperdir"])
+        with self._directory(lower) as below, self._directory(upper) as above:
+            info = os.stat(below)
+            os.chown(above, info.st_uid, info.st_gid)
+            os.chmod(above, stat.S_IMODE(info.st_mode))
 
     def _bind(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """A bind mount of another directory or file below the base."""

@@ -27,6 +27,7 @@ from kata.runtime.sandbox.process import KILLED
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.stdio import Stdio
+from kata.runtime.storage.disk import Layers
 
 #: After so many of these signals the command is killed.
 _TERMINATING = (signal.SIGINT, signal.SIGTERM)
@@ -47,14 +48,23 @@ class Foreground:
         config: the configuration.
         ledger: passed to the sandbox, which releases it.
         signals: of this process; delivered to this run while it lasts.
+        layers: what the root file system is made of, if it is on disks.
     """
 
     def __init__(
-        self, request: RunRequest, sandbox_id: str, bundle: Bundle, config: Config, ledger: Ledger, signals: Signals
+        self,
+        request: RunRequest,
+        sandbox_id: str,
+        bundle: Bundle,
+        config: Config,
+        ledger: Ledger,
+        signals: Signals,
+        layers: Layers | None = None,
     ) -> None:
         self._request = request
         self._id = sandbox_id
         self._bundle = bundle
+        self._layers = layers
         self._config = config
         self._ledger = ledger
         self._signals = signals
@@ -99,7 +109,9 @@ class Foreground:
         stdout, stderr = self._sink(1), None if self._request.tty else self._sink(2)
         stdio = Stdio(self._source(), stdout, stderr, terminal=self._request.tty)
         try:
-            container = await sandbox.create_container(ContainerRequest(self._id, self._bundle, stdio))
+            container = await sandbox.create_container(
+                ContainerRequest(self._id, self._bundle, stdio, layers=self._layers)
+            )
             self._container = container
             if self._request.tty:
                 # Before the start, so that the command never sees a different size.

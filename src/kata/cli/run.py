@@ -14,7 +14,9 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kata.cli.foreground import Foreground
@@ -24,21 +26,25 @@ from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
 from kata.cli.root import require_root
 from kata.cli.signals import Interrupted, Signals, ignore
-from kata.errors import InvalidArgument, NotFound
+from kata.errors import InvalidArgument, NotFound, ResourceExhausted
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import MAX_HOSTNAME, Bundle, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.images.archive import open_archive
+from kata.runtime.images.layer_cache import LayerCache
 from kata.runtime.images.model import ImageConfig
+from kata.runtime.images.root_disks import root_disks
 from kata.runtime.images.unpack import unpack
 from kata.runtime.images.user import User, resolve_user
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import TREE
-from kata.runtime.storage.host_paths import look_at_paths
+from kata.runtime.storage.disk import Layers, plan_disks
+from kata.runtime.storage.host_paths import look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
+from kata.runtime.storage.upper_disk import make_upper_disk
 
 
 def run(request: RunRequest) -> int:
@@ -62,13 +68,15 @@ def run(request: RunRequest) -> int:
         ledger = claim(f"{STATE_ROOT}/{sandbox_id}")
         try:
             enter_mount_namespace(ledger.directory)
-            rootfs, image = _root_filesystem(request, sandbox_id, ledger)
-            spec = make_spec(request, image, sandbox_id, str(rootfs), resolve_user(rootfs, _user(request, image)))
-            if request.network:
-                spec = join_network(spec, request.network, sandbox_id, ledger)
-            _print_plan(sandbox_id, spec, debug=request.debug)
-            bundle = Bundle(Path(ledger.directory), spec, rootfs)
-            return asyncio.run(Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals).run())
+            with _root_filesystem(request, sandbox_id, ledger, loaded.config) as root:
+                user = resolve_user(root.users, _user(request, root.image))
+                spec = make_spec(request, root.image, sandbox_id, str(root.directory), user)
+                if request.network:
+                    spec = join_network(spec, request.network, sandbox_id, ledger)
+                _print_plan(sandbox_id, spec, root.layers, debug=request.debug)
+                bundle = Bundle(Path(ledger.directory), spec, root.directory)
+                foreground = Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals, root.layers)
+                return asyncio.run(foreground.run())
         finally:
             signals.deliver_to(ignore)
             # Usually the sandbox has done so already; then there is nothing to release.
@@ -97,19 +105,63 @@ def _check_before(request: RunRequest, config: Config) -> None:
             raise NotFound(f"volume on {volume.destination}: {volume.source} does not exist")
 
 
-def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger) -> tuple[Path, ImageConfig]:
+@dataclass(frozen=True)
+class _Root:
+    """The root file system of a run.
+
+    Attributes:
+        directory: the root itself, or what belongs to this run of one that is on disks.
+        users: a directory with its /etc/passwd and /etc/group.
+        image: how to run it by default.
+        layers: the disks.
+    """
+
+    directory: Path
+    users: Path
+    image: ImageConfig
+    layers: Layers | None = None
+
+
+@contextmanager
+def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger, config: Config) -> Iterator[_Root]:
     if request.rootfs is not None:
-        return request.rootfs.resolve(), ImageConfig()
+        directory = request.rootfs.resolve()
+        yield _Root(directory, directory, ImageConfig())
+        return
     assert request.image is not None
-    with open_archive(request.image) as image:
-        tree = RUN_ROOT / sandbox_id
-        ledger.hold(TREE, str(tree))
-        remove_tree(str(tree))  # left behind by a reboot, after which no ledger has it
-        # For root only: the image may contain setuid programs.
-        RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tree.mkdir(mode=0o700)
-        unpack(image, tree / "rootfs")
-        return tree / "rootfs", image.config
+    with ExitStack() as held:
+        with open_archive(request.image) as image:
+            tree = RUN_ROOT / sandbox_id
+            ledger.hold(TREE, str(tree))
+            remove_tree(str(tree))  # left behind by a reboot, after which no ledger has it
+            # For root only: the image may contain setuid programs.
+            RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tree.mkdir(mode=0o700)
+            if config.hypervisor.disable_block_device_use:
+                unpack(image, tree / "rootfs")
+                root = _Root(tree / "rootfs", tree / "rootfs", image.config)
+            else:
+                cache = LayerCache(config.runtime.layer_cache_path, config.runtime.layer_cache_size << 20)
+                disks = held.enter_context(root_disks(image, cache, tree / "users"))
+                layers = Layers(tuple(map(str, disks)), _upper(tree, config))
+                root = _Root(tree, tree / "users", image.config, layers)
+        yield root
+
+
+def _upper(tree: Path, config: Config) -> str:
+    """The disk that the root is written to; "" for the guest's memory.
+
+    Raises:
+        ResourceExhausted: the host's disk is full.
+    """
+    if config.runtime.rootfs_upper == "memory":
+        return ""
+    path = tree / "upper.ext4"
+    try:
+        make_upper_disk(path, config.runtime.rootfs_upper_size << 20)
+    except OSError as error:
+        raise ResourceExhausted(f"cannot make {path}: {error.strerror}", hint="free some space") from error
+    return str(path)
 
 
 def _user(request: RunRequest, image: ImageConfig) -> str:
@@ -154,24 +206,33 @@ def _variables(image: ImageConfig) -> Mapping[str, str]:
     return {name: value for name, _, value in pairs if name}
 
 
-def _print_plan(sandbox_id: str, spec: Spec, *, debug: bool) -> None:
+def _print_plan(sandbox_id: str, spec: Spec, layers: Layers | None, *, debug: bool) -> None:
     """Warn about skipped mounts; with `debug`, print spec and mounts. The VM's plan is in the log."""
     rootfs = spec["root"]["path"]
     names = map("@{}".format, itertools.count())
+    host = look_at_paths(spec, rootfs_dir=rootfs)
+    disks = plan_disks(sandbox_id, spec, (), host, token=random_token, layers=layers)
     files = plan_container(
         sandbox_id,
         spec["mounts"],
-        look_at_paths(spec, rootfs_dir=rootfs),
+        host,
         rootfs=(),
         rootfs_dir=rootfs,
         name=names.__next__,
+        disk_root=disks.root,
+        on_disk=disks.mounted,
     )
     for reason in files.skipped:
         warn(reason)
     if debug:
         detail(f"spec: {json.dumps(spec, indent=2)}")
-        detail(f"rootfs: {rootfs} on {files.guest_rootfs} in the guest")
-        for use in files.uses[1:]:
+        if layers:
+            for disk in layers.lower:
+                detail(f"rootfs: {disk}, read-only")
+            detail(f"rootfs: written to {layers.upper or 'memory of the guest'}")
+        else:
+            detail(f"rootfs: {rootfs} on {files.guest_rootfs} in the guest")
+        for use in files.uses[0 if layers else 1 :]:
             access = "writable" if use.write else "read-only"
             detail(f"volume: {use.export.source}, shared as {use.path}, {access}")
 

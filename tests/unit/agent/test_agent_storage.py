@@ -110,6 +110,26 @@ async def test_local_makes_a_directory(paths: Paths) -> None:
     assert os.path.isdir(point)
 
 
+async def test_a_new_upper_directory_is_like_the_root_below(paths: Paths) -> None:
+    lower, upper, work = (f"{paths.base}/{name}" for name in ("lower", "c1/upper", "c1/work"))
+    os.mkdir(lower, 0o700)
+    os.chown(lower, 12, 34)
+    request = pb.Storage(
+        driver="overlayfs",
+        options=[f"lowerdir={lower}:{paths.shared}", f"upperdir={upper}", f"workdir={work}"],
+        driver_options=[f"io.katacontainers.volume.overlayfs.create_directory={path}" for path in (upper, work)],
+        mount_point=f"{paths.shared}/over",
+    )
+    storages = Storages(paths)
+    held = await storages.acquire([tmpfs(f"{paths.base}/c1"), request], "c1")
+    try:
+        status = os.stat(f"{paths.shared}/over")
+        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o700, 12, 34)
+    finally:
+        await storages.release(held)
+    assert mounted(paths) == []
+
+
 async def test_bind_and_overlay(paths: Paths) -> None:
     lower = f"{paths.shared}/lower"
     os.mkdir(lower)

@@ -15,6 +15,7 @@ from kata.runtime.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Reg
 
 IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
+LAYERS = Path("/var/lib/kata/layers")
 #: The value of `shared_fs` that leaves it to the sandbox's first container (`kata.runtime.launch.shared_fs`).
 SHARED_FS_AUTO = "auto"
 ANNOTATION_PREFIX = "io.katacontainers.config."
@@ -533,6 +534,38 @@ class RuntimeConfig:
             ListOf(FilePath(), "paths, optionally followed by `:rw` or `:ro`"),
             "Files and directories of the host that every guest has in "
             "/run/kata-containers/shared/containers/sandbox-mounts, read-only unless `:rw` follows the path.",
+        ),
+    )
+    rootfs_upper: str = field(
+        default="disk",
+        metadata=_row(
+            Text(choices=("disk", "memory")),
+            "Where a container writes whose root file system is made of layers on disks, as that of `kata run IMAGE`: "
+            "to a sparse image file on the host, or to the guest's memory, which is faster and counts as the "
+            "container's. Neither is kept. (Not in Kata.)",
+        ),
+    )
+    rootfs_upper_size: int = field(
+        default=20480,
+        metadata=_row(
+            Integer(64, 16 * 1024 * 1024, unit="MiB"),
+            "What that image file holds at most; it takes as much of the host's disk as has been written. (Not in "
+            "Kata.)",
+        ),
+    )
+    layer_cache_path: Path = field(
+        default=LAYERS,
+        metadata=_row(
+            FilePath(),
+            "The directory for layers as disks: each is made once, and all sandboxes share it. (Not in Kata.)",
+        ),
+    )
+    layer_cache_size: int = field(
+        default=20480,
+        metadata=_row(
+            Integer(0, 1 << 30, unit="MiB"),
+            "How much of the host's disk they may take: whoever adds one removes those that have not been used for the "
+            "longest time, but none that a sandbox has. (Not in Kata.)",
         ),
     )
     cdi_spec_dirs: tuple[Path, ...] = field(

@@ -131,7 +131,7 @@ class Disks:
                 if identity[0] == "b" and not disk.read_only:
                     fd = _exclusive(disk.source, fd)
                 self._count += 1
-                device = self._describe(f"disk-{self._count}", fd, disk.read_only)
+                device = self._describe(f"disk-{self._count}", fd, disk)
                 if device.cache_direct:
                     _bypass_page_cache(disk.source, fd)
                 there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
@@ -143,16 +143,16 @@ class Disks:
         there.users.add(owner)
         return Attached(disk, kind, there.address)
 
-    def _describe(self, device_id: str, fd: int, read_only: bool) -> BlockDevice:
+    def _describe(self, device_id: str, fd: int, disk: Disk) -> BlockDevice:
         config = self._config
         cached = config.block_device_cache_set
         return BlockDevice(
             id=device_id,
             fd=fd,
-            read_only=read_only,
+            read_only=disk.read_only,
             driver=config.block_device_driver,
             cache_direct=config.block_device_aio == "native" or (cached and config.block_device_cache_direct),
-            cache_no_flush=cached and config.block_device_cache_noflush,
+            cache_no_flush=disk.scratch or (cached and config.block_device_cache_noflush),
             aio=config.block_device_aio,
         )
 

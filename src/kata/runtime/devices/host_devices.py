@@ -30,7 +30,7 @@ from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PCI
-from kata.runtime.storage.disk import DiskPlan, plan_disks
+from kata.runtime.storage.disk import DiskPlan, Layers, plan_disks
 from kata.runtime.storage.host_paths import HostView, RootfsMount, random_token
 
 if TYPE_CHECKING:
@@ -131,7 +131,13 @@ class HostDevices:
         return self._begun
 
     def plan(
-        self, container_id: str, spec: Spec, rootfs: Sequence[RootfsMount], host: HostView, memory_mib: int
+        self,
+        container_id: str,
+        spec: Spec,
+        rootfs: Sequence[RootfsMount],
+        host: HostView,
+        memory_mib: int,
+        layers: Layers | None = None,
     ) -> Wanted:
         """Plan what a container gets.
 
@@ -141,12 +147,13 @@ class HostDevices:
             rootfs: mounts of its rootfs, from containerd.
             host: what the paths and disks of both are.
             memory_mib: the VM's memory.
+            layers: what the rootfs is made of instead, if it is on disks.
 
         Raises:
             NotFound, InvalidArgument, FailedPrecondition: as `plan_disks` and `swap.wanted`.
         """
         enabled = not self._config.hypervisor.disable_block_device_use
-        disks = plan_disks(container_id, spec, rootfs, host, token=random_token, enabled=enabled)
+        disks = plan_disks(container_id, spec, rootfs, host, token=random_token, layers=layers, enabled=enabled)
         vfio = plan_vfio(disks.spec, self._config.runtime.vfio_mode, groups_of(spec, self._iommu))
         return Wanted(disks, vfio, self._wanted_swap(spec, memory_mib))
 

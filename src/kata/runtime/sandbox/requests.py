@@ -14,9 +14,12 @@ from kata.runtime.devices.block import Attached
 from kata.runtime.devices.vfio import AttachedGroup
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.storage.disk_mount import DiskMount
+from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = 64 << 20
+#: The option with which Kata's agent makes a directory before it mounts an overlay.
+_OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory="
 
 
 def refuse_host_network(container_id: str, spec: Spec) -> None:
@@ -96,6 +99,7 @@ def create_container_request(
     disks: Sequence[Attached] = (),
     groups: Sequence[AttachedGroup] = (),
     pids_of: str = "",
+    root: Sequence[GuestStorage] = (),
 ) -> agent_pb2.CreateContainerRequest:
     """The agent's part of creating a container: the spec as the guest has to see it, storages and devices.
 
@@ -107,6 +111,7 @@ def create_container_request(
         disks: that have been hot-plugged for it.
         groups: IOMMU groups whose devices have been hot-plugged for it.
         pids_of: the container whose pid namespace it joins.
+        root: what its rootfs is made of, once the disks are mounted.
     """
     with_mounts: Spec = {**spec, "mounts": [*files.mounts]}
     guest_spec = edit.for_guest(
@@ -129,8 +134,9 @@ def create_container_request(
                     options=storage.options,
                     mount_point=storage.point,
                     shared=storage.shared,
+                    driver_options=[f"{_OVERLAY_CREATE}{path}" for path in storage.create],
                 )
-                for storage in files.storages
+                for storage in (*root, *files.storages)
             ),
         ],
         devices=[

@@ -30,6 +30,7 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
+from kata.runtime.storage.disk import Layers
 from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
@@ -49,6 +50,7 @@ class ContainerRequest:
         stdio: the streams of its init process.
         rootfs: mounts that make up the rootfs; empty if the bundle's root directory is one already.
         pids_of: the container whose pid namespace it joins; "" for its own, or the pod's if its spec has a path.
+        layers: what the rootfs is made of instead, if it is on disks.
     """
 
     id: str
@@ -56,6 +58,7 @@ class ContainerRequest:
     stdio: Stdio
     rootfs: Sequence[RootfsMount] = ()
     pids_of: str = ""
+    layers: Layers | None = None
 
 
 class Sandbox(Lifecycle):
@@ -141,7 +144,8 @@ class Sandbox(Lifecycle):
         finally:
             self._creating.discard(request.id)
         self.require("create a container in", State.RUNNING)
-        wanted = self._devices.plan(request.id, spec, request.rootfs, host, self._resources.size.memory_mib)
+        memory_mib = self._resources.size.memory_mib
+        wanted = self._devices.plan(request.id, spec, request.rootfs, host, memory_mib, request.layers)
         files = plan_container(
             request.id,
             spec.get("mounts") or (),
@@ -194,7 +198,14 @@ class Sandbox(Lifecycle):
             undo.push_async_callback(self._devices.take_back, request.id)
             given = await self._devices.give(request.id, wanted)
             message = requests.create_container_request(
-                request.id, given.spec, files, self._config, given.disks, given.groups, request.pids_of
+                request.id,
+                given.spec,
+                files,
+                self._config,
+                given.disks,
+                given.groups,
+                request.pids_of,
+                wanted.disks.storages,
             )
             async with self._resources.admit(request.id, spec):
                 await container.create(message, timeout=self._config.runtime.create_container_timeout)

@@ -5,6 +5,7 @@
     a mount of a block device        a disk, mounted in the guest and bound into the container
     a bind of a direct volume        the same (`kata.runtime.storage.direct_volume`)
     a rootfs on a block device       a disk, mounted in the guest: the container's root
+    a rootfs of layers               a disk for each, and one that is written to: an overlay in the guest is the root
 
 An image file counts if its mount has the option "loop", as for mount(8). The plan is a pure function of the spec and of
 what its paths lead to (`kata.runtime.storage.host_paths`); `kata.runtime.devices.block` opens and plugs the disks.
@@ -23,12 +24,26 @@ from kata.oci.spec import Spec
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind
+from kata.runtime.storage.kubernetes_volumes import GuestStorage
 
 #: Major numbers (the kernel's Documentation/admin-guide/devices.txt).
 _FLOPPY, _LOOP, _CDROM = 2, 7, 11
 #: The number of /dev/loop-control, and how many loop devices Debian's kernel has at first.
 _LOOP_CONTROL = (10, 237)
 _LOOPS = 8
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A rootfs that is an overlay of read-only layers, each an erofs image on the host.
+
+    Attributes:
+        lower: the images, uppermost first.
+        upper: an ext4 image for what the container writes, which nobody reads afterwards; "" for the guest's memory.
+    """
+
+    lower: tuple[str, ...]
+    upper: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,12 +55,14 @@ class Disk:
         read_only: whether the guest cannot write to it.
         mount: how the guest mounts it, or None.
         container_path: path of its device node in the container, if it is not mounted.
+        scratch: whether nobody reads it after the VM has ended, so that flushing it is a waste.
     """
 
     source: str
     read_only: bool
     mount: DiskMount | None = None
     container_path: str = ""
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class DiskPlan:
         root: where the guest mounts the container's rootfs, or "" if that is not on a disk.
         mounted: destinations of mounts that are on disks, with their path in the guest.
         volumes: paths of direct volumes, with the disk of each.
+        storages: what the guest mounts once it has mounted the disks.
         skipped: devices that are left out, with the reason, for the log.
     """
 
@@ -66,6 +84,7 @@ class DiskPlan:
     root: str = ""
     mounted: Mapping[str, str] = field(default_factory=dict)
     volumes: Mapping[str, str] = field(default_factory=dict)
+    storages: tuple[GuestStorage, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
@@ -76,6 +95,7 @@ def plan_disks(
     host: HostView,
     *,
     token: Callable[[], str],
+    layers: Layers | None = None,
     enabled: bool = True,
 ) -> DiskPlan:
     """Plan the disks of a container.
@@ -86,6 +106,7 @@ def plan_disks(
         rootfs: mounts of its rootfs, from containerd.
         host: what the paths and devices of both are, from `look_at_paths`.
         token: makes hexadecimal digits that keep mount points apart, usually `random_token`.
+        layers: what the rootfs is made of instead of `rootfs`.
         enabled: whether disks may be plugged at all (not `disable_block_device_use`).
 
     Raises:
@@ -94,10 +115,26 @@ def plan_disks(
         FailedPrecondition: a direct volume needs a disk, and none may be plugged.
     """
     planner = _Planner(container_id, spec, host, token, enabled)
-    planner.add_root(rootfs)
+    if layers:
+        planner.add_layers(layers)
+    else:
+        planner.add_root(rootfs)
     planner.add_mounts()
     planner.add_devices()
     return planner.result()
+
+
+def overlay(point: str, lower: Sequence[str], written: str) -> GuestStorage:
+    """An overlay in the guest.
+
+    Args:
+        point: where.
+        lower: what is read only, uppermost first.
+        written: a directory for what is written, empty at first.
+    """
+    upper, work = f"{written}/upper", f"{written}/work"
+    options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
+    return GuestStorage("overlayfs", "overlay", "overlay", options, point, create=(upper, work))
 
 
 class _Planner:
@@ -119,6 +156,7 @@ class _Planner:
         self._disks: list[Disk] = []
         self._root = ""
         self._mounted: dict[str, str] = {}
+        self._storages: list[GuestStorage] = []
         self._devices: list[Any] = []
         self._rules: list[Any] = []
         self._skipped: list[str] = []
@@ -133,7 +171,31 @@ class _Planner:
             resources["devices"] = [*(resources.get("devices") or ()), *self._rules]
             linux["resources"] = resources
         edited: Any = {**spec, "linux": linux} if linux else spec
-        return DiskPlan(tuple(self._disks), edited, self._root, self._mounted, self._volumes, tuple(self._skipped))
+        return DiskPlan(
+            tuple(self._disks),
+            edited,
+            self._root,
+            self._mounted,
+            self._volumes,
+            tuple(self._storages),
+            tuple(self._skipped),
+        )
+
+    def add_layers(self, layers: Layers) -> None:
+        """Mount each layer, then an overlay of them, whose root is the container's."""
+        base = f"{GUEST_STORAGE}/{self._id}-{self._token()}"
+        lower = [f"{base}-{number}" for number in range(len(layers.lower))]
+        for source, point in zip(layers.lower, lower, strict=True):
+            self._disks.append(Disk(source, True, DiskMount(point, "erofs", ("ro",))))
+        written = f"{base}-upper"
+        if layers.upper:
+            # Made sparse, so that its tables are zero already.
+            mount = DiskMount(written, "ext4", ("noinit_itable",))
+            self._disks.append(Disk(layers.upper, False, mount, scratch=True))
+        else:
+            self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
+        self._storages.append(overlay(base, lower, written))
+        self._root = base
 
     def add_root(self, rootfs: Sequence[RootfsMount]) -> None:
         if self._enabled and len(rootfs) == 1 and self._is_disk(rootfs[0].type, rootfs[0].source, rootfs[0].options):

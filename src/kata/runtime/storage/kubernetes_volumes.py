@@ -59,6 +59,7 @@ class GuestStorage:
         driver, source, fstype, options: as in Kata's agent protocol.
         point: path in the guest.
         shared: whether it lives as long as the sandbox, not as long as its containers.
+        create: directories that are made first, of an overlay.
     """
 
     driver: str
@@ -67,6 +68,7 @@ class GuestStorage:
     options: tuple[str, ...]
     point: str
     shared: bool = False
+    create: tuple[str, ...] = ()
 
 
 def plugin_of(path: str) -> str:

@@ -48,6 +48,7 @@ def test_a_disk_is_opened_by_nobody_but_the_caller(image: int) -> None:
         "addr": "0x3",
         "disable-legacy": "on",
         "drive": "disk7",
+        "werror": "report",
         "serial": "vol-1",
     }
     assert step.undo == Command("device_del", {"id": "vol"})

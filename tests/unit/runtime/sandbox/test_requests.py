@@ -8,8 +8,10 @@ from typing import Any
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
+from kata.runtime.devices.block import Attached
 from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request, host_namespaces
-from kata.runtime.storage.host_paths import look_at_paths
+from kata.runtime.storage.disk import Layers, plan_disks
+from kata.runtime.storage.host_paths import HostView, look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
 
 
@@ -55,6 +57,26 @@ class TestRequests:
         shm = next(mount for mount in request.OCI.Mounts if mount.destination == "/dev/shm")
         assert (shm.type, "size=65536k" in shm.options) == ("tmpfs", True), "each container has its own, as with runc"
         assert given["root"]["path"] == "/r", "the spec of the caller is not changed"
+
+    def test_what_a_root_is_made_of_comes_after_its_disks(self) -> None:
+        given = spec()
+        disks = plan_disks("box", given, (), HostView(), token=random_token, layers=Layers(("/base",), "/up"))
+        files = plan_container(
+            "box", (), HostView(), rootfs=(), rootfs_dir="/r", name=lambda: "@0", disk_root=disks.root
+        )
+        attached = [Attached(disk, "blk", f"09/0{number}") for number, disk in enumerate(disks.disks)]
+        request = create_container_request("box", given, files, Config(), attached, root=disks.storages)
+        lower, upper, overlay = request.storages
+        assert (lower.driver, lower.source, lower.fstype) == ("blk", "09/00", "erofs")
+        assert (upper.driver, upper.source, upper.fstype) == ("blk", "09/01", "ext4")
+        assert overlay.driver == "overlayfs"
+        made = [option.partition("=")[2] for option in overlay.driver_options]
+        assert made == [f"{upper.mount_point}/upper", f"{upper.mount_point}/work"]
+        assert all(
+            option.startswith("io.katacontainers.volume.overlayfs.create_directory=")
+            for option in overlay.driver_options
+        )
+        assert request.OCI.Root.Path == overlay.mount_point
 
     def test_namespaces_of_the_host(self) -> None:
         """A container that asks for them is told: it may wait for ever for a program of the host."""

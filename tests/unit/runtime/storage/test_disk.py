@@ -10,7 +10,7 @@ import pytest
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.direct_volume import DirectVolume
-from kata.runtime.storage.disk import Disk, DiskPlan, plan_disks
+from kata.runtime.storage.disk import Disk, DiskPlan, Layers, plan_disks
 from kata.runtime.storage.disk_mount import GUEST_STORAGE, DiskMount
 from kata.runtime.storage.host_paths import BlockNode, HostPath, HostView, RootfsMount
 from kata.runtime.storage.shared_tree import ContainerPlan, plan_container
@@ -134,6 +134,33 @@ def test_a_root_on_a_disk() -> None:
     assert found.disks == (Disk(DISK, read_only=False, mount=DiskMount(POINT, "xfs", ("rw", "nouuid"))),)
     files = files_of([], found, rootfs)
     assert (files.guest_rootfs, files.rootfs, files.uses) == (POINT, (), ())
+
+
+def test_a_root_of_layers_that_is_written_to_a_disk() -> None:
+    found = plan_disks("c1", {}, (), HOST, token=lambda: "t", layers=Layers(("/top", "/base"), "/up"))
+    assert found.disks == (
+        Disk("/top", read_only=True, mount=DiskMount(f"{POINT}-0", "erofs", ("ro",))),
+        Disk("/base", read_only=True, mount=DiskMount(f"{POINT}-1", "erofs", ("ro",))),
+        Disk("/up", read_only=False, mount=DiskMount(f"{POINT}-upper", "ext4", ("noinit_itable",)), scratch=True),
+    )
+    (overlay,) = found.storages
+    assert (overlay.driver, overlay.point) == ("overlayfs", POINT)
+    assert overlay.options == (
+        f"lowerdir={POINT}-0:{POINT}-1",
+        f"upperdir={POINT}-upper/upper",
+        f"workdir={POINT}-upper/work",
+    )
+    assert overlay.create == (f"{POINT}-upper/upper", f"{POINT}-upper/work")
+    files = files_of([], found)
+    assert (files.guest_rootfs, files.rootfs, files.rootfs_dir) == (POINT, (), "")
+
+
+def test_a_root_of_layers_that_is_written_to_memory() -> None:
+    found = plan_disks("c1", {}, (), HOST, token=lambda: "t", layers=Layers(("/base",)))
+    assert [disk.source for disk in found.disks] == ["/base"]
+    memory, overlay = found.storages
+    assert (memory.driver, memory.fstype, memory.point) == ("ephemeral", "tmpfs", f"{POINT}-upper")
+    assert overlay.options[1].startswith(f"upperdir={memory.point}/")
 
 
 def test_an_image_file_is_a_disk_if_the_mount_says_so() -> None:

@@ -16,6 +16,8 @@ from kata.runtime.hypervisor.qemu.slots import Slot
 SCSI_CONTROLLER = "scsi0"
 #: Kata's numbering of disks on one controller: 256 logical units on each of 256 targets.
 _SCSI_UNITS = 256
+#: A full disk of the host is an error for the guest. By default QEMU stops the VM until somebody makes room.
+_ON_FULL: Mapping[str, object] = {"werror": "report"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def node_name(number: int) -> str:
 
 def disk_in_slot(device: BlockDevice, number: int, slot: Slot) -> Step:
     """A virtio-blk device on the backend from `disk`."""
-    return _virtio("blk", device.id, slot, drive=node_name(number), **_serial(device))
+    return _virtio("blk", device.id, slot, drive=node_name(number), **_ON_FULL, **_serial(device))
 
 
 def scsi_controller(slot: Slot) -> Step:
@@ -101,7 +103,7 @@ def scsi_controller(slot: Slot) -> Step:
 def disk_on_scsi(device: BlockDevice, number: int, unit: int) -> Step:
     """A SCSI disk on the controller and on the backend from `disk`; `unit` counts the controller's disks."""
     place = {"bus": f"{SCSI_CONTROLLER}.0", "channel": 0, "scsi-id": unit // _SCSI_UNITS, "lun": unit % _SCSI_UNITS}
-    return _device("scsi-hd", device.id, drive=node_name(number), **place, **_serial(device))
+    return _device("scsi-hd", device.id, drive=node_name(number), **place, **_ON_FULL, **_serial(device))
 
 
 def scsi_address(unit: int) -> str:
