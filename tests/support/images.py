@@ -86,7 +86,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
     Returns:
         `out`.
     """
-    layer = _layer(rootfs)
+    layer = layer_of(rootfs)
     blobs: dict[str, bytes] = {}
 
     def blob(content: bytes, kind: str) -> dict[str, object]:
@@ -136,7 +136,9 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
     return out
 
 
-def _layer(rootfs: Path) -> bytes:
+def layer_of(rootfs: Path) -> bytes:
+    """A layer with what is in a directory, as tar; all files are owned by root."""
+
     def cleaned(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = 0
         info.uname = info.gname = ""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kata.cli import direct_volume, factory, image, iptables
+from kata.cli import direct_volume, factory, image, iptables, layers
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(image.app, name="image")
+app.add_typer(layers.app, name="layers")
 app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
@@ -196,6 +197,8 @@ def gc() -> int:
         for problem in released.problems:
             say(f"sandbox {released.sandbox_id}: cannot release {problem}")
             code = ExitCode.FAILED
+    for name in layers.cache_of(None).sweep():
+        print(f"layer cache: {name}")
     return code
 
 

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kata.command import ENVIRONMENT, PATH, confined, fail
 from kata.errors import DeadlineExceeded, NotFound
-from kata.linux.command import ENVIRONMENT, PATH, confined, fail
 
 # The Debian package of each tool.
 _PACKAGE_OF = {

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import FailedPrecondition, Internal, Unavailable
-from kata.linux.command import run
 from kata.osbuilder import suite
 
 KERNEL = "linux-image-amd64"

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import Internal
-from kata.linux.command import run
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.modules import ModuleTree, root_modules
 
@@ -242,7 +242,7 @@ def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
         uuid: of the file system.
 
     Raises:
-        ResourceExhausted, DeadlineExceeded, Internal: as `kata.linux.command.run`.
+        ResourceExhausted, DeadlineExceeded, Internal: as `kata.command.run`.
     """
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]

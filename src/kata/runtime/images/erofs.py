@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import Internal, NotFound
-from kata.linux.command import run
 
 _TIMEOUT_S = 900.0
 _UUID = "00000000-0000-0000-0000-000000000000"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import NotFound
-from kata.linux.command import run
 
 _TIMEOUT_S = 60.0
 #: No journal, since nobody mounts it a second time. A sparse file is zero, so no table has to be written.

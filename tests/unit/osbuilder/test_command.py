@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kata.command import run
 from kata.errors import DeadlineExceeded, Internal
-from kata.linux.command import run
 
 
 def test_output_comes_back() -> None:
