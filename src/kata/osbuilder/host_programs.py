@@ -15,8 +15,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import Internal
-from kata.osbuilder.commands import pipe, run
+from kata.osbuilder.commands import pipe
 
 #: Below the image's directory.
 DIRECTORY = "host"

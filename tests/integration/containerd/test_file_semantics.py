@@ -162,7 +162,7 @@ class TestTwoMounts:
             found.pop(name, None)
         assert found == PAIR_OVER_9P
 
-        def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+    def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
         assert two_mounts(containerd, image, virtio_fs(tmp_path), volume) == {}
 
 
@@ -176,5 +176,5 @@ class TestTwoContainers:
             found.pop(name, None)
         assert found == PAIR_OVER_9P
 
-        def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+    def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
         assert two_containers(containerd, image, virtio_fs(tmp_path), volume) == {}

@@ -94,7 +94,8 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
             standby = Standby(ledger, vm, agent, share, kind)
             try:
                 await agent.warm_up()
-                await settle_clock(vm, agent)
+                # The sandbox that takes it sets the clock, too.
+                await settle_clock(vm, agent, give_up=True)
             except BaseException:
                 # A guest that may still be busy with it is of no use to a sandbox.
                 await asyncio.shield(asyncio.ensure_future(standby.discard()))

@@ -20,15 +20,15 @@ _CONSOLE_LINES = 3
 
 
 async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None:
-    """Set the guest's clock, then watch until the VM ends, or end it: every call that waits for it then fails.
+    """Watch until the VM ends, or end it: every call that waits for it then fails. Meanwhile, set the guest's clock.
 
     Args:
         what: names the sandbox in the log.
         vm: the sandbox's VM.
         agent: of its guest.
     """
+    settling = asyncio.create_task(_settle(vm, agent))
     try:
-        await settle_clock(vm, agent)
         while True:
             await asyncio.sleep(_INTERVAL_S)
             await _hear(vm, agent)
@@ -38,6 +38,15 @@ async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None
         console = vm.console_tail(_CONSOLE_LINES)
         log.error("%s is unresponsive and is ended: %s; its console ends with: %s", what, error, console)
         vm.kill()
+    finally:
+        settling.cancel()
+
+
+async def _settle(vm: VirtualMachine, agent: AgentClient) -> None:
+    try:
+        await settle_clock(vm, agent)
+    except KataError as error:
+        log.info("the guest's clock: %s", error)
 
 
 async def _hear(vm: VirtualMachine, agent: AgentClient) -> None:

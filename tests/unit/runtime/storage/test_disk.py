@@ -152,7 +152,7 @@ def test_a_root_of_layers_that_is_written_to_a_disk() -> None:
     )
     assert overlay.create == (f"{POINT}-upper/upper", f"{POINT}-upper/work")
     files = files_of([], found)
-    assert (files.guest_rootfs, files.rootfs, files.rootfs_dir) == (POINT, (), "")
+    assert (files.guest_rootfs, files.rootfs, files.uses) == (POINT, (), ())
 
 
 def test_a_root_of_layers_that_is_written_to_memory() -> None:
