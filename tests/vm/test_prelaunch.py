@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from kata.oci.default import default_spec
-from kata.oci.spec import Bundle, Spec
+from kata.oci.spec import Bundle, Mount, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
+from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.launch import start_slots
 from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
 from kata.runtime.launch.start_slots import StartSlot, acquire, try_acquire
@@ -103,6 +104,25 @@ async def test_the_sandbox_takes_it_over(tmp_path: Path, config: Config, ledger:
     bundle = bundle_in(tmp_path)
     ahead = begun(ledger, bundle, config)
     pid = ahead.process.pid
+    sandbox = await start(ledger, bundle, config, ahead)
+    try:
+        assert sandbox.pid == pid
+        await sandbox.agent.check(10)
+    finally:
+        await sandbox.stop()
+
+
+async def test_it_has_virtio_fs_if_the_container_may_write_to_a_volume(
+    tmp_path: Path, config: Config, ledger: Ledger
+) -> None:
+    volume = Mount(destination="/data", type="bind", source=str(tmp_path), options=["rbind"])
+    spec = default_spec(["true"], rootfs="/nonexistent", hostname="box", mounts=[volume])
+    bundle = bundle_in(tmp_path, spec)
+    first = await start(claim(f"{STATE_ROOT}/{PREFIX}first"), bundle, config, None)
+    await first.stop()
+    ahead = begun(ledger, bundle, config)
+    pid = ahead.process.pid
+    assert ahead.plan.share_fs == SHARE_VIRTIO_FS
     sandbox = await start(ledger, bundle, config, ahead)
     try:
         assert sandbox.pid == pid

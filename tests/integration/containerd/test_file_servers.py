@@ -93,7 +93,8 @@ def test_what_programs_have_met(
     where = "/volume/issues" if place == "volume" else "/srv/issues"
     command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3", "/fileissues.py", where)
     found = json.loads(containerd.ctr("run", "--rm", *options, *mounts, *command, timeout=180).stdout)
-    assert {name: said for name, said in found.items() if said is not True} == NOT_SO[shared_fs]
+    not_so = {name: said for name, said in found.items() if said is not True}
+    assert not_so == NOT_SO[shared_fs], json.dumps(not_so, indent=1)
 
 
 @OVER_BOTH

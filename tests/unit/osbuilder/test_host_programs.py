@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kata.errors import Internal
-from kata.osbuilder import host_programs
+from kata.osbuilder import host_programs, store
+from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor.qemu import share
-from kata.runtime.launch import vm_plan
 
 LISTED = """\
 \tlinux-vdso.so.1 (0x00007f6174bc6000)
@@ -19,7 +19,7 @@ LISTED = """\
 
 
 def test_builder_and_runtime_agree_where_they_are() -> None:
-    assert vm_plan.HOST_PROGRAMS == host_programs.DIRECTORY
+    assert HypervisorConfig().host_programs == store.DEFAULT_ROOT / store.CURRENT / host_programs.DIRECTORY
     assert share._LOADER == host_programs.LOADER
     assert {share._VIRTIOFSD, share._SETPRIV} == set(host_programs.PROGRAMS)
 

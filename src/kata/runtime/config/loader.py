@@ -91,6 +91,7 @@ def _defaults(environ: Mapping[str, str]) -> Config:
         kernel=images / "current" / config.hypervisor.kernel.name,
         initrd=images / "current" / config.hypervisor.initrd.name,
         image=images / "current" / config.hypervisor.image.name,
+        host_programs=images / "current" / config.hypervisor.host_programs.name,
         valid_guest_paths=(images / "*/*",),
     )
     return replace(config, hypervisor=moved)

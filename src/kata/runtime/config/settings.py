@@ -109,6 +109,14 @@ class HypervisorConfig:
             "Values that the annotations `kernel`, `initrd` and `image` may have. (Not in Kata.)",
         ),
     )
+    host_programs: Path = field(
+        default=IMAGES / "current/host",
+        metadata=_row(
+            FilePath(),
+            "The directory with the programs that serve a sandbox's files, which `kata image build` makes. They run on "
+            "the host: unlike the guest's files, no annotation can name others. (Not in Kata.)",
+        ),
+    )
     machine_type: str = field(
         default="q35",
         metadata=_row(

@@ -54,7 +54,7 @@ class VmPlan:
         memory_slots: how many times memory can be hot-plugged.
         share_dir: host directory that the guest can mount by the tag of `kata.protocols.shared_tree`, or None.
         share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter needs guest memory that another process maps, too.
-        programs: directory of the guest image with the programs that serve the shared tree.
+        programs: directory with the programs that serve the shared tree (`kata.osbuilder.host_programs`).
         virtiofsd: another executable that serves SHARE_VIRTIO_FS, or None.
         virtiofsd_cache: what the guest may cache of SHARE_VIRTIO_FS: "auto", "always" or "never".
         virtiofsd_args: further arguments of virtiofsd.

@@ -28,6 +28,7 @@ class Host:
         tsc_mhz: frequency of the CPUs' time-stamp counter; 0 if it is not known.
         kernel, initrd, image: the guest image, links resolved: the one that is current now stays this VM's, whatever is
             built meanwhile.
+        programs: the directory of the programs that serve files, links resolved.
     """
 
     size: Size
@@ -36,6 +37,7 @@ class Host:
     kernel: Path
     initrd: Path
     image: Path
+    programs: Path
 
 
 def tsc_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
@@ -63,4 +65,5 @@ def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
         image=hypervisor.image.resolve(),
+        programs=hypervisor.host_programs.resolve(),
     )

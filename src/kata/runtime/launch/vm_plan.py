@@ -18,8 +18,6 @@ from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
-#: The directory beside the guest's root image that has programs for the host (`kata.osbuilder.host_programs`).
-HOST_PROGRAMS = "host"
 #: On the kernel command line: the agent takes a container through its life before it listens.
 WARM_UP = "agent.warm_up"
 
@@ -78,7 +76,7 @@ def plan_vm(
         share_dir=directory / "shared",
         # Of a VM that has no sandbox yet, nobody has decided it.
         share_fs=SHARE_VIRTIO_FS if over_virtio_fs else SHARE_9P,
-        programs=host.image.parent / HOST_PROGRAMS,
+        programs=host.programs,
         virtiofsd=Path(hypervisor.virtio_fs_daemon) if over_virtio_fs and hypervisor.virtio_fs_daemon else None,
         virtiofsd_cache={"none": "never"}.get(hypervisor.virtio_fs_cache, hypervisor.virtio_fs_cache),
         virtiofsd_args=hypervisor.virtio_fs_extra_args,

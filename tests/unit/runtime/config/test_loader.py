@@ -83,6 +83,7 @@ class TestLookup:
         assert hypervisor.kernel == tmp_path / "current/vmlinux"
         assert hypervisor.initrd == tmp_path / "current/initrd"
         assert hypervisor.image == tmp_path / "current/root.erofs"
+        assert hypervisor.host_programs == tmp_path / "current/host"
         assert hypervisor.valid_guest_paths == (tmp_path / "*/*",)
 
 

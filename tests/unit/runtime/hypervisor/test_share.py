@@ -74,7 +74,7 @@ def test_who_serves(make_plan: Callable[..., VmPlan], tmp_path: Path, monkeypatc
 
 def test_the_filter_answers_capset_and_nothing_else() -> None:
     """Under it, a process that gives up its capabilities is told that it has, and keeps them."""
-    programs = HypervisorConfig().image.resolve().parent / "host"
+    programs = HypervisorConfig().host_programs
     if not (programs / "setpriv").exists() or os.geteuid():
         pytest.skip("needs a guest image and root")
     filter_ = os.memfd_create("filter")

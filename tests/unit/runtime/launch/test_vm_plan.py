@@ -25,6 +25,7 @@ HOST = Host(
     kernel=Path("/images/one/vmlinux"),
     initrd=Path("/images/one/initrd"),
     image=Path("/images/one/rootfs"),
+    programs=Path("/images/one/host"),
 )
 
 
