@@ -29,14 +29,17 @@ _LOCK_TIMEOUT_S = 60.0
 
 @app.command()
 def init(config: ConfigFile = None) -> None:
-    """Make the template for sandboxes without limits, unless it exists."""
+    """Make the templates for sandboxes without limits, one for each way to share files, unless they exist."""
     import asyncio
+
+    from kata.runtime.launch import shared_fs
 
     loaded = _load(config)
     _check_enabled(loaded.factory)
     require_root("kata factory init")
-    key, size = asyncio.run(_init(loaded))
-    print(f"{key}  {size / 1e6:.0f} MB")
+    for decided in shared_fs.decided(loaded):
+        key, size = asyncio.run(_init(decided))
+        print(f"{key}  {size / 1e6:.0f} MB")
 
 
 async def _init(config: Config) -> tuple[str, int]:

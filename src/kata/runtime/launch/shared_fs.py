@@ -48,7 +48,15 @@ def decide(config: Config, spec: Spec) -> Config:
         config: with the spec's annotations applied.
         spec: of the first container, or of the pod's sandbox, whose containers' volumes are not known yet.
     """
+    over_9p, *over_virtio_fs = decided(config)
+    return over_virtio_fs[0] if over_virtio_fs and volumes_to_write(spec) else over_9p
+
+
+def decided(config: Config) -> list[Config]:
+    """What `decide` may come to: over 9p first and over virtio-fs second, or the configuration as it is."""
     if config.hypervisor.shared_fs != SHARED_FS_AUTO:
-        return config
-    chosen = SHARE_VIRTIO_FS if volumes_to_write(spec) else SHARE_9P
-    return replace(config, hypervisor=replace(config.hypervisor, shared_fs=chosen))
+        return [config]
+    return [
+        replace(config, hypervisor=replace(config.hypervisor, shared_fs=chosen))
+        for chosen in (SHARE_9P, SHARE_VIRTIO_FS)
+    ]
