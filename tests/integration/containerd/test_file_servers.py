@@ -73,9 +73,12 @@ def test_no_file_ends_a_server(
         *("--mount", f"type=bind,src={tmp_path}/volume,dst=/volume,options=rbind:rw"),
     )
     where = "/volume/stress" if place == "volume" else "/srv/stress"
-    command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3", "/filestress.py", where, str(rounds))
+    container_id = unique_id(TEST_PREFIX)
+    command = (image, container_id, "/usr/bin/python3", "/filestress.py", where, str(rounds))
     done = containerd.ctr("run", "--rm", *options, *mounts, *command, timeout=180 + rounds)
     assert set(json.loads(done.stdout)) <= EXPECTED[shared_fs]
+    warned = f"container {container_id}: may write to /volume over 9p" in containerd.log_text()
+    assert warned == (shared_fs == "virtio-9p")
 
 
 @pytest.mark.parametrize("place", ["root", "volume"])
