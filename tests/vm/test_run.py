@@ -409,6 +409,17 @@ def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> N
     assert b"kata: the VM ended while the command was running: the VMM was killed by signal 9" in errors
 
 
+@pytest.mark.skipif(not find_helper(), reason="needs a 9p server of its own (QEMU 7.2)")
+def test_a_file_server_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
+    process = start("run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; sleep 1000")
+    assert read_line(process) == b"ready\n"
+    (server,) = (pid for pid in machines(name) if b"virtfs-proxy-helper" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(server, signal.SIGKILL)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 125
+    assert b"kata: the VM ended while the command was running: the server of its files was killed by signal 9" in errors
+
+
 def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path, name: str) -> None:
     """One boot for what concerns a sandbox that lives, and then does not: its name is taken, its owner is killed."""
     process = start("run", "--name", name, image, "--", "echo ready; sleep 1000")
