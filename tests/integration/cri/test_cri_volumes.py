@@ -108,7 +108,8 @@ def test_a_volume_and_a_part_of_it_are_one(cri: Cri, subpath: tuple[Path, Path])
         whole = pod.run(mounts=[mount(volume, "/data")])
         for number in range(2):
             some = pod.run(mounts=[mount(part, "/part")])
-            whole.sh(f"mkfifo /data/sub/{number}; echo through >/data/sub/{number} 2>/dev/null </dev/null &")
+            # Who opens a FIFO waits for the other end, and must not keep the streams of the exec meanwhile.
+            whole.sh(f"mkfifo /data/sub/{number}; (echo through >/data/sub/{number}) >/dev/null 2>&1 </dev/null &")
             assert some.sh(f"timeout 20 cat /part/{number}") == "through\n"
             some.remove()
         some = pod.run(mounts=[mount(part, "/part")])
