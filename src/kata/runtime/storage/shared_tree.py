@@ -464,17 +464,26 @@ class SharedTree:
         held.readonly = held.fixed = bool(os.statvfs(target).f_flag & os.ST_RDONLY)
 
     def _fit(self, held: _Held) -> None:
-        """Make an export read-only on the host if none of its users may write to it, else writable. Raises OSError."""
+        """Make an export read-only on the host if none of its users may write to it, else writable.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
         with self._table_lock:
             readonly = not any(held.users.values())
         if held.fixed or held.readonly == readonly:
             return
         target = str(self.directory / held.export.name)
-        if readonly:
-            linux.make_read_only(target, recursive=held.export.submounts is Submounts.READ_ONLY)
-        else:
-            linux.make_writable(target)
-        held.readonly = readonly
+        try:
+            if readonly:
+                linux.make_read_only(target, recursive=held.export.submounts is Submounts.READ_ONLY)
+            else:
+                linux.make_writable(target)
+            held.readonly = readonly
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            log.info("%s stays writable for the guest, which has a file open in it", held.export.source)
 
     def _check_part(self, what: str, use: Use) -> None:
         """Make sure that the guest finds in an export what was planned.
@@ -549,12 +558,7 @@ class SharedTree:
                 linux.umount(target)
             self._remove_mount_point(target)
         elif held.mounted:
-            try:
-                self._fit(held)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                log.info("%s stays writable for the guest, which has a file open in it", held.export.source)
+            self._fit(held)
 
     @staticmethod
     def _remove_mount_point(path: str) -> None:

@@ -375,7 +375,7 @@ say["ro again"] = touched("@1/y")
 added("rw", "volume")
 file = open(shared / "@1/held", "w")
 tree.remove("rw")
-say["in use"] = touched("@1/y")
+say["in use"] = [added("another", "volume:ro"), touched("@1/y")]
 file.close()
 added("other", "volume:ro")
 say["no more"] = touched("@1/z")
@@ -385,7 +385,7 @@ say["no more"] = touched("@1/z")
             "ro": [["@0", "@1"], "Read-only file system"],
             "rw": [["@0", "@1"], "written"],
             "ro again": "Read-only file system",
-            "in use": "written",
+            "in use": [["@0", "@1"], "written"],
             "no more": "Read-only file system",
         }
 
