@@ -515,6 +515,13 @@ def _flock_waits(there: There) -> bool:
     return _waiting_locks(there, "flock")
 
 
+@pair("whole-file locks by another link")
+def _flock_linked(there: There) -> bool:
+    os.link(_write("locked"), "link")
+    got = [_lock("flock", "locked", False), there.call(_lock, "flock", "link", False)]
+    return got == [True, False]
+
+
 @pair("record locks (fcntl)")
 def _lockf_there(there: There) -> bool:
     return _locks(there, "lockf")

@@ -31,8 +31,11 @@ OVER_9P = {
     "times in nanoseconds": "is not so",
     "file capabilities": "Operation not permitted" if find_helper() else "Operation not supported",
 }
-#: What two programs miss over 9p, where a file that nobody holds open is a new one for the guest each time.
-PAIR_OVER_9P = {"inotify of a directory": "is not so", "inotify of a file": "is not so"}
+#: What two programs miss over 9p, where each link to a file is a file of its own, and a new one for each who looks at
+#: it when nobody has it open.
+PAIR_OVER_9P = dict.fromkeys(
+    ("whole-file locks by another link", "inotify of a directory", "inotify of a file"), "is not so"
+)
 #: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
 UNRELIABLE_OVER_9P = ("O_APPEND from two processes", "O_APPEND")
 VIRTIO_FS = """\
