@@ -19,7 +19,14 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
 
 
-def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> str:
     """Run a tool to its end and return its standard output.
 
     Args:
@@ -27,6 +34,7 @@ def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: di
         timeout: seconds.
         cwd: working directory; None for this process's.
         env: variables in addition to a fixed environment.
+        pass_fds: descriptors that it inherits, under their numbers.
 
     Raises:
         DeadlineExceeded: it took longer than `timeout` seconds and was killed.
@@ -43,6 +51,7 @@ def run(argv: Sequence[str], *, timeout: float, cwd: Path | None = None, env: di
             timeout=timeout,
             cwd=cwd,
             env={**ENVIRONMENT, **(env or {})},
+            pass_fds=pass_fds,
         )
     except subprocess.TimeoutExpired:
         raise DeadlineExceeded(f"{argv[0]} did not end within {timeout:.0f} s") from None

@@ -26,14 +26,14 @@ from kata.cli.render import detail, signalled, warn
 from kata.cli.request import RunRequest
 from kata.cli.root import require_root
 from kata.cli.signals import Interrupted, Signals, ignore
-from kata.errors import InvalidArgument, NotFound, ResourceExhausted
+from kata.errors import InvalidArgument, NotFound
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import MAX_HOSTNAME, Bundle, Spec
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.images.archive import open_archive
 from kata.runtime.images.layer_cache import LayerCache
-from kata.runtime.images.model import ImageConfig
+from kata.runtime.images.model import Image, ImageConfig
 from kata.runtime.images.root_disks import root_disks
 from kata.runtime.images.unpack import unpack
 from kata.runtime.images.user import User, resolve_user
@@ -44,7 +44,7 @@ from kata.runtime.ledger.kinds import TREE
 from kata.runtime.storage.disk import Layers, plan_disks
 from kata.runtime.storage.host_paths import look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
-from kata.runtime.storage.upper_disk import make_upper_disk
+from kata.runtime.storage.upper_disk import upper_of
 
 
 def run(request: RunRequest) -> int:
@@ -110,7 +110,7 @@ class _Root:
     """The root file system of a run.
 
     Attributes:
-        directory: the root itself, or what belongs to this run of one that is on disks.
+        directory: the root itself; with layers, nothing that matters.
         users: a directory with its /etc/passwd and /etc/group.
         image: how to run it by default.
         layers: the disks.
@@ -131,37 +131,27 @@ def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger, confi
     assert request.image is not None
     with ExitStack() as held:
         with open_archive(request.image) as image:
-            tree = RUN_ROOT / sandbox_id
-            ledger.hold(TREE, str(tree))
-            remove_tree(str(tree))  # left behind by a reboot, after which no ledger has it
-            # For root only: the image may contain setuid programs.
-            RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
-            tree.mkdir(mode=0o700)
             if config.hypervisor.disable_block_device_use:
-                unpack(image, tree / "rootfs")
-                root = _Root(tree / "rootfs", tree / "rootfs", image.config)
+                directory = _unpacked(image, sandbox_id, ledger)
+                root = _Root(directory, directory, image.config)
             else:
+                users = Path(ledger.directory, "users")
                 cache = LayerCache(config.runtime.layer_cache_path, config.runtime.layer_cache_size << 20)
-                disks = held.enter_context(root_disks(image, cache, tree / "users"))
-                layers = Layers(tuple(map(str, disks)), _upper(tree, config))
-                root = _Root(tree, tree / "users", image.config, layers)
+                disks = held.enter_context(root_disks(image, cache, users))
+                layers = Layers(tuple(map(str, disks)), upper_of(config.runtime, held))
+                root = _Root(users, users, image.config, layers)
         yield root
 
 
-def _upper(tree: Path, config: Config) -> str:
-    """The disk that the root is written to; "" for the guest's memory.
-
-    Raises:
-        ResourceExhausted: the host's disk is full.
-    """
-    if config.runtime.rootfs_upper == "memory":
-        return ""
-    path = tree / "upper.ext4"
-    try:
-        make_upper_disk(path, config.runtime.rootfs_upper_size << 20)
-    except OSError as error:
-        raise ResourceExhausted(f"cannot make {path}: {error.strerror}", hint="free some space") from error
-    return str(path)
+def _unpacked(image: Image, sandbox_id: str, ledger: Ledger) -> Path:
+    tree = RUN_ROOT / sandbox_id
+    ledger.hold(TREE, str(tree))
+    remove_tree(str(tree))  # left behind by a reboot, after which no ledger has it
+    # For root only: the image may contain setuid programs.
+    RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tree.mkdir(mode=0o700)
+    unpack(image, tree / "rootfs")
+    return tree / "rootfs"
 
 
 def _user(request: RunRequest, image: ImageConfig) -> str:
@@ -229,7 +219,7 @@ def _print_plan(sandbox_id: str, spec: Spec, layers: Layers | None, *, debug: bo
         if layers:
             for disk in layers.lower:
                 detail(f"rootfs: {disk}, read-only")
-            detail(f"rootfs: written to {layers.upper or 'memory of the guest'}")
+            detail(f"rootfs: written to {'a disk' if layers.upper else 'memory'}")
         else:
             detail(f"rootfs: {rootfs} on {files.guest_rootfs} in the guest")
         for use in files.uses[0 if layers else 1 :]:

@@ -19,8 +19,9 @@ pytestmark = [
 ]
 
 
-def fill(directory: Path) -> None:
+def fill(directory: Path) -> Path:
     (directory / TREE).mkdir()
+    return directory / TREE
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from kata.runtime.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Reg
 IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
 LAYERS = Path("/var/lib/kata/layers")
+UPPER = Path("/var/lib/kata/upper")
 #: The value of `shared_fs` that leaves it to the sandbox's first container (`kata.runtime.launch.shared_fs`).
 SHARED_FS_AUTO = "auto"
 ANNOTATION_PREFIX = "io.katacontainers.config."
@@ -544,20 +545,40 @@ class RuntimeConfig:
             "/run/kata-containers/shared/containers/sandbox-mounts, read-only unless `:rw` follows the path.",
         ),
     )
-    rootfs_upper: str = field(
-        default="disk",
+    rootfs_layers: str = field(
+        default="shared",
         metadata=_row(
-            Text(choices=("disk", "memory")),
-            "Where a container writes whose root file system is made of layers on disks, as that of `kata run IMAGE`: "
-            "to a sparse image file on the host, or to the guest's memory, which is faster and counts as the "
-            "container's. Neither is kept. (Not in Kata.)",
+            Text(choices=("shared", "disks")),
+            "How a container gets the root file system that containerd's overlayfs snapshotter has made: `shared`, as "
+            "one directory in the shared tree; `disks`, as read-only disks, one for each layer, with an overlay in the "
+            "guest. (Not in Kata.)",
+            annotation="rootfs_layers",
+        ),
+    )
+    rootfs_upper: str = field(
+        default="host",
+        metadata=_row(
+            Text(choices=("host", "disk", "memory")),
+            "Where a container writes whose layers are disks: `host`, the snapshot's own directory, over the shared "
+            "tree, where `commit` and a restart of the container find it; `disk`, a sparse image file; `memory`, the "
+            "guest's, which counts as the container's. The latter two are faster, and nothing is kept. For `kata run "
+            "IMAGE`, which keeps nothing, `host` is `disk`. (Not in Kata.)",
+            annotation="rootfs_upper",
+        ),
+    )
+    rootfs_upper_path: Path = field(
+        default=UPPER,
+        metadata=_row(
+            FilePath(),
+            "The directory for these image files, which have no names (O_TMPFILE). It should be on a disk. (Not in "
+            "Kata.)",
         ),
     )
     rootfs_upper_size: int = field(
         default=20480,
         metadata=_row(
             Integer(64, 16 * 1024 * 1024, unit="MiB"),
-            "What that image file holds at most; it takes as much of the host's disk as has been written. (Not in "
+            "What such an image file holds at most; it takes as much of the host's disk as has been written. (Not in "
             "Kata.)",
         ),
     )

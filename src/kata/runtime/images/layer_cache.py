@@ -115,13 +115,13 @@ class LayerCache:
         os.close(fd)
         return None
 
-    def obtain(self, key: str, fill: Callable[[Path], None]) -> LayerDisk:
+    def obtain(self, key: str, fill: Callable[[Path], Path]) -> LayerDisk:
         """Take an entry, which is made if there is none. Close it after use.
 
         Args:
             key: lower-case letters, digits and hyphens; it stands for the content.
-            fill: makes the content, as the directory TREE of the directory that it gets; what it puts beside that
-                stays in the entry.
+            fill: returns the directory that becomes the disk: it exists already, or is TREE in the directory that
+                `fill` gets, which is the entry; what else is put there stays.
 
         Raises:
             ResourceExhausted: the disk is full.
@@ -141,7 +141,7 @@ class LayerCache:
             self.prune()
         return found
 
-    def _make(self, key: str, fill: Callable[[Path], None]) -> LayerDisk:
+    def _make(self, key: str, fill: Callable[[Path], Path]) -> LayerDisk:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone(key, _BUILD_TIMEOUT_S) as building:
             if building is None:
@@ -157,10 +157,9 @@ class LayerCache:
                     raise
             return found
 
-    def _build(self, building: Path, key: str, fill: Callable[[Path], None]) -> LayerDisk:
+    def _build(self, building: Path, key: str, fill: Callable[[Path], Path]) -> LayerDisk:
         building.mkdir(mode=0o700)
-        fill(building)
-        erofs.write_image(building / TREE, building / _DISK)
+        erofs.write_image(fill(building), building / _DISK)
         remove_tree(str(building / TREE))
         atomic_file.write(building / _RECORD, json.dumps(_record(building / _DISK)))
         for path in building.rglob("*"):

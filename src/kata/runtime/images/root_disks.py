@@ -94,8 +94,8 @@ def _key_of_all(image: Image) -> str:
     return f"image-sha256-{hashlib.sha256(digests.encode()).hexdigest()}"
 
 
-def _filling(image: Image, only: int | None) -> Callable[[Path], None]:
-    def fill(directory: Path) -> None:
+def _filling(image: Image, only: int | None) -> Callable[[Path], Path]:
+    def fill(directory: Path) -> Path:
         tree = directory / TREE
         unpack(image, tree, only=only)
         info = tree.stat()
@@ -104,6 +104,7 @@ def _filling(image: Image, only: int | None) -> Callable[[Path], None]:
             "linked": _keep_users(tree, directory),
         }
         (directory / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        return tree
 
     return fill
 

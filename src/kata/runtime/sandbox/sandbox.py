@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
 from kata.runtime.storage.disk import Layers
-from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
+from kata.runtime.storage.host_paths import HostView, RootfsMount, look_at_paths
 from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Sandbox(Lifecycle):
         self._resources = resources
         self._network = network
         self._creating: set[str] = set()
+        #: What containers use of the layer cache.
+        self._held: dict[str, AsyncExitStack] = {}
         self._deleting: dict[str, asyncio.Lock] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._pod_root = ""
@@ -135,23 +137,50 @@ class Sandbox(Lifecycle):
         request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         requests.refuse_host_network(request.id, spec)
-        share, rootfs_dir = self._guest.share, str(request.bundle.rootfs)
-        self._creating.add(request.id)
+        held = AsyncExitStack()
         try:
-            # A path may lead to a file server that is away.
-            look = partial(look_at_paths, rootfs_dir=rootfs_dir, shared_tree=str(share.directory))
-            host = await off_loop(look, spec, request.rootfs)
-        finally:
-            self._creating.discard(request.id)
+            self._creating.add(request.id)
+            try:
+                layers = request.layers or await self._layers_of(request, held)
+                # A path may lead to a file server that is away.
+                shared_tree, rootfs_dir = str(self._guest.share.directory), str(request.bundle.rootfs)
+                look = partial(look_at_paths, rootfs_dir=rootfs_dir, shared_tree=shared_tree)
+                host = await off_loop(look, spec, request.rootfs)
+            finally:
+                self._creating.discard(request.id)
+            container = await self._create_container(request, host, layers)
+        except BaseException:
+            await held.aclose()
+            raise
+        self._held[request.id] = held
+        return container
+
+    async def _layers_of(self, request: ContainerRequest, held: AsyncExitStack) -> Layers | None:
+        """The layers of a rootfs as disks, if the configuration says so and it can be had."""
+        if self._config.runtime.rootfs_layers != "disks" or self._config.hypervisor.disable_block_device_use:
+            return None
+        # Imported on first use: by default, no sandbox does this.
+        from kata.runtime.sandbox.rootfs_layers import MAX_LAYERS, layers_of, overlay_of
+
+        overlay = overlay_of(request.rootfs)
+        if overlay is None or len(overlay.lower) > MAX_LAYERS:
+            log.info("container %s: its root is no overlay of at most %s layers, and shared", request.id, MAX_LAYERS)
+            return None
+        disks = held.enter_context(ExitStack())
+        with self._timings.phase("layers", request.id):
+            return await off_loop(layers_of, overlay, self._config.runtime, disks)
+
+    async def _create_container(self, request: ContainerRequest, host: HostView, layers: Layers | None) -> Container:
         self.require("create a container in", State.RUNNING)
+        spec, share = request.bundle.spec, self._guest.share
         memory_mib = self._resources.size.memory_mib
-        wanted = self._devices.plan(request.id, spec, request.rootfs, host, memory_mib, request.layers)
+        wanted = self._devices.plan(request.id, spec, request.rootfs, host, memory_mib, layers)
         files = plan_container(
             request.id,
             spec.get("mounts") or (),
             host,
             rootfs=request.rootfs,
-            rootfs_dir=rootfs_dir,
+            rootfs_dir=str(request.bundle.rootfs),
             name=share.new_name,
             exports=share.exports(),
             disk_root=wanted.disks.root,
@@ -160,6 +189,7 @@ class Sandbox(Lifecycle):
             hugepages=requests.hugepage_limits(spec),
             guest_empty_dir=not self._config.runtime.disable_guest_empty_dir,
         )
+        files = replace(files, uses=(*files.uses, *wanted.disks.uses))
         for reason in (*wanted.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
         for warning in files.warnings:
@@ -273,6 +303,7 @@ class Sandbox(Lifecycle):
             await self._devices.take_back(container_id)
             self._resources.dismiss(container_id)
         del self.containers[container_id]
+        await self._held.pop(container_id).aclose()
         if hooks:
             await self._end_hooks(hooks)
         return container

@@ -23,8 +23,10 @@ from kata.oci.device_rules import allows_disk, allows_everything
 from kata.oci.spec import Spec
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
+from kata.runtime.storage.exports import Export, Use
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
+from kata.runtime.storage.shared_tree import GUEST_SHARED
 
 #: Major numbers (the kernel's Documentation/admin-guide/devices.txt).
 _FLOPPY, _LOOP, _CDROM = 2, 7, 11
@@ -34,16 +36,31 @@ _LOOPS = 8
 
 
 @dataclass(frozen=True)
+class HostUpper:
+    """The upper and work directory of an overlay on the host, which the guest's overlay gets.
+
+    Attributes:
+        directory: that both are in.
+        upper, work: their names in it.
+    """
+
+    directory: str
+    upper: str
+    work: str
+
+
+@dataclass(frozen=True)
 class Layers:
     """A rootfs that is an overlay of read-only layers, each an erofs image on the host.
 
     Attributes:
         lower: the images, uppermost first.
-        upper: an ext4 image for what the container writes, which nobody reads afterwards; "" for the guest's memory.
+        upper: where the container writes: an ext4 image that nobody reads afterwards, "" for the guest's memory, or a
+            directory on the host.
     """
 
     lower: tuple[str, ...]
-    upper: str = ""
+    upper: str | HostUpper = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,7 @@ class DiskPlan:
         mounted: destinations of mounts that are on disks, with their path in the guest.
         volumes: paths of direct volumes, with the disk of each.
         storages: what the guest mounts once it has mounted the disks.
+        uses: what that has of the shared tree.
         skipped: devices that are left out, with the reason, for the log.
     """
 
@@ -85,6 +103,7 @@ class DiskPlan:
     mounted: Mapping[str, str] = field(default_factory=dict)
     volumes: Mapping[str, str] = field(default_factory=dict)
     storages: tuple[GuestStorage, ...] = ()
+    uses: tuple[Use, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
@@ -124,19 +143,6 @@ def plan_disks(
     return planner.result()
 
 
-def overlay(point: str, lower: Sequence[str], written: str) -> GuestStorage:
-    """An overlay in the guest.
-
-    Args:
-        point: where.
-        lower: what is read only, uppermost first.
-        written: a directory for what is written, empty at first.
-    """
-    upper, work = f"{written}/upper", f"{written}/work"
-    options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
-    return GuestStorage("overlayfs", "overlay", "overlay", options, point, create=(upper, work))
-
-
 class _Planner:
     def __init__(
         self,
@@ -157,6 +163,7 @@ class _Planner:
         self._root = ""
         self._mounted: dict[str, str] = {}
         self._storages: list[GuestStorage] = []
+        self._uses: list[Use] = []
         self._devices: list[Any] = []
         self._rules: list[Any] = []
         self._skipped: list[str] = []
@@ -178,6 +185,7 @@ class _Planner:
             self._mounted,
             self._volumes,
             tuple(self._storages),
+            tuple(self._uses),
             tuple(self._skipped),
         )
 
@@ -188,13 +196,21 @@ class _Planner:
         for source, point in zip(layers.lower, lower, strict=True):
             self._disks.append(Disk(source, True, DiskMount(point, "erofs", ("ro",))))
         written = f"{base}-upper"
-        if layers.upper:
+        upper, work, create = f"{written}/upper", f"{written}/work", True
+        if isinstance(layers.upper, HostUpper):
+            name = f"{self._id}-{self._token()}-upper"
+            self._uses.append(Use(Export(layers.upper.directory, name), write=True))
+            upper, work = (f"{GUEST_SHARED}/{name}/{part}" for part in (layers.upper.upper, layers.upper.work))
+            create = False
+        elif layers.upper:
             # Made sparse, so that its tables are zero already.
             mount = DiskMount(written, "ext4", ("noinit_itable",))
             self._disks.append(Disk(layers.upper, False, mount, scratch=True))
         else:
             self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
-        self._storages.append(overlay(base, lower, written))
+        options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
+        made = (upper, work) if create else ()
+        self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", options, base, create=made))
         self._root = base
 
     def add_root(self, rootfs: Sequence[RootfsMount]) -> None:

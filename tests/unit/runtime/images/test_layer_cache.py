@@ -24,16 +24,17 @@ pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="need
 SIZE = 1 << 30
 
 
-def content(text: bytes = b"hello") -> Callable[[Path], None]:
-    def fill(directory: Path) -> None:
+def content(text: bytes = b"hello") -> Callable[[Path], Path]:
+    def fill(directory: Path) -> Path:
         (directory / TREE).mkdir()
         (directory / TREE / "file").write_bytes(text)
         (directory / "beside").write_bytes(text)
+        return directory / TREE
 
     return fill
 
 
-def unexpected(_: Path) -> None:
+def unexpected(_: Path) -> Path:
     raise AssertionError("built again")
 
 
@@ -58,10 +59,11 @@ def test_an_entry_is_built_once(tmp_path: Path, cache: LayerCache) -> None:
 
 
 def test_the_same_directory_gives_the_same_disk(cache: LayerCache) -> None:
-    def fill(directory: Path) -> None:
-        content()(directory)
-        for path in (directory / TREE / "file", directory / TREE):
+    def fill(directory: Path) -> Path:
+        tree = content()(directory)
+        for path in (tree / "file", tree):
             os.utime(path, ns=(1, 1))
+        return tree
 
     first, second = (cache.obtain(key, fill).disk.read_bytes() for key in ("a", "b"))
     assert first == second
@@ -74,7 +76,7 @@ def test_a_key_is_a_name(cache: LayerCache, key: str) -> None:
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, cache: LayerCache) -> None:
-    def fails(directory: Path) -> None:
+    def fails(directory: Path) -> Path:
         content()(directory)
         raise InvalidArgument("damaged")
 
@@ -151,11 +153,11 @@ def test_two_builders_build_once(tmp_path: Path, cache: LayerCache) -> None:
     built = []
     begun = threading.Event()
 
-    def slow(directory: Path) -> None:
+    def slow(directory: Path) -> Path:
         begun.set()
         time.sleep(0.5)
         built.append(1)
-        content()(directory)
+        return content()(directory)
 
     with_lock = threading.Thread(target=lambda: cache.obtain("a", slow))
     with_lock.start()
@@ -221,6 +223,7 @@ def fill(directory):
         (directory / TREE / str(number)).write_bytes(bytes([number]) * 50_000)
         time.sleep(0.004)
     (directory / "beside").write_bytes(b"b" * 50_000)
+    return directory / TREE
 
 print("begin", flush=True)
 LayerCache(Path(sys.argv[1]), 1 << 30).obtain("a", fill)

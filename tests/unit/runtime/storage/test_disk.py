@@ -10,10 +10,11 @@ import pytest
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.direct_volume import DirectVolume
-from kata.runtime.storage.disk import Disk, DiskPlan, Layers, plan_disks
+from kata.runtime.storage.disk import Disk, DiskPlan, HostUpper, Layers, plan_disks
 from kata.runtime.storage.disk_mount import GUEST_STORAGE, DiskMount
+from kata.runtime.storage.exports import Export, Use
 from kata.runtime.storage.host_paths import BlockNode, HostPath, HostView, RootfsMount
-from kata.runtime.storage.shared_tree import ContainerPlan, plan_container
+from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
 POINT = f"{GUEST_STORAGE}/c1-t"
 NUMBER = (240, 7)
@@ -161,6 +162,18 @@ def test_a_root_of_layers_that_is_written_to_memory() -> None:
     memory, overlay = found.storages
     assert (memory.driver, memory.fstype, memory.point) == ("ephemeral", "tmpfs", f"{POINT}-upper")
     assert overlay.options[1].startswith(f"upperdir={memory.point}/")
+
+
+def test_a_root_of_layers_that_is_written_on_the_host() -> None:
+    layers = Layers(("/base",), HostUpper("/snapshots/7", "fs", "work"))
+    found = plan_disks("c1", {}, (), HOST, token=lambda: "t", layers=layers)
+    assert [disk.source for disk in found.disks] == ["/base"]
+    assert found.uses == (Use(Export("/snapshots/7", "c1-t-upper"), write=True),)
+    (overlay,) = found.storages
+    shared = f"{GUEST_SHARED}/c1-t-upper"
+    assert overlay.options == (f"lowerdir={POINT}-0", f"upperdir={shared}/fs", f"workdir={shared}/work")
+    # They are there, with the owner and mode that the engine has given them.
+    assert overlay.create == ()
 
 
 def test_an_image_file_is_a_disk_if_the_mount_says_so() -> None:
