@@ -1,4 +1,4 @@
-"""Files of a container over 9p, over virtio-fs and on a disk: start, memory, and how fast files are.
+"""Files of a container over 9p, over virtio-fs, on layers and on a disk: start, memory, and how fast files are.
 
 Scripts run in one shell per container: an exec for each would take longer than what is measured.
 """
@@ -106,12 +106,23 @@ def _ways(stage: Stage) -> dict[str, tuple[str, ...]]:
     if "kata" not in stage.contenders:
         return dict(stage.contenders)
     ours = stage.contenders["kata"]
-    configuration = stage.directory / "virtio-fs.toml"
-    configuration.write_text('[hypervisor.qemu]\nshared_fs = "virtio-fs"\n', encoding="utf-8")
     disk = _disk(stage.directory / "files.img")
+
+    def configured(name: str, text: str) -> tuple[str, ...]:
+        configuration = stage.directory / f"{name}.toml"
+        configuration.write_text(text, encoding="utf-8")
+        return (*ours, "--runtime-config-path", str(configuration))
+
+    def layered(upper: str) -> tuple[str, ...]:
+        text = f'[runtime]\nrootfs_layers = "disks"\nrootfs_upper = "{upper}"\n'
+        return configured(f"layers-{upper}", text)
+
     return {
         "kata": ours,
-        "kata, virtio-fs": (*ours, "--runtime-config-path", str(configuration)),
+        "kata, virtio-fs": configured("virtio-fs", '[hypervisor.qemu]\nshared_fs = "virtio-fs"\n'),
+        "kata, layers": layered("host"),
+        "kata, layers and a disk": layered("disk"),
+        "kata, layers and memory": layered("memory"),
         "kata, on a disk": (*ours, "--mount", f"type=ext4,src={disk},dst=/data,options=loop"),
         **{name: options for name, options in stage.contenders.items() if name != "kata"},
     }

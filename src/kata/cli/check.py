@@ -166,12 +166,12 @@ def memory(_config: Config) -> Row:
 
 
 def disk(_config: Config) -> Row:
-    """Check the free space where `kata run` unpacks images."""
+    """Check the free space where `kata run` keeps images."""
     directory = next(path for path in (gc.RUN_ROOT, *gc.RUN_ROOT.parents) if path.is_dir())
     free = shutil.disk_usage(directory).free
     text = f"{free >> 20} MiB free in {directory}"
     if free < _MIN_DISK:
-        return Row("disk", Status.WARNING, text, "`kata run` unpacks images there")
+        return Row("disk", Status.WARNING, text, "`kata run` keeps images there")
     return Row("disk", Status.OK, text)
 
 
@@ -209,7 +209,10 @@ def build_tools(_config: Config) -> Row:
     missing = [name for name in _BUILD_TOOLS if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
     if missing:
         return Row(
-            "build tools", Status.WARNING, f"missing: {', '.join(missing)}", "only `kata image build` needs them"
+            "build tools",
+            Status.WARNING,
+            f"missing: {', '.join(missing)}",
+            "`kata image build` needs them, and `kata run IMAGE` mkfs.erofs",
         )
     return Row("build tools", Status.OK, "installed")
 
