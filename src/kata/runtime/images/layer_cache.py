@@ -24,7 +24,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -201,7 +200,8 @@ class LayerCache:
         removed = []
         for name in sorted(_names(self._root)):
             if name.startswith(_REMOVED):
-                remove_tree(str(self._root / name))
+                # Whoever has renamed it may be at it, too.
+                shutil.rmtree(self._root / name, ignore_errors=True)
                 removed.append(name)
             elif name.startswith(".") and name.endswith((_LOCK, _BUILDING)):
                 key = name.removeprefix(".").removesuffix(_LOCK).removesuffix(_BUILDING)
@@ -256,11 +256,11 @@ class LayerCache:
                 if fd is None and not damaged:
                     return False
                 # Renamed first, so that nobody finds half of it.
-                doomed = Path(tempfile.mkdtemp(prefix=f"{_REMOVED}{key}-", dir=self._root))
-                (self._root / key).rename(doomed / key)
+                doomed = self._root / f"{_REMOVED}{key}-{os.urandom(8).hex()}"
+                (self._root / key).rename(doomed)
         except FileNotFoundError:
             return True
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
         return True
 
 

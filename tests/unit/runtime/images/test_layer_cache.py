@@ -168,6 +168,31 @@ def test_two_builders_build_once(tmp_path: Path, cache: LayerCache) -> None:
     assert names(tmp_path) == ["a"]
 
 
+def test_many_build_and_remove_at_once(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        cache = LayerCache(tmp_path / "layers", 0)
+        try:
+            for turn in range(15):
+                text = str((number + turn) % 3)
+                entry = cache.obtain(f"k{text}", content(text.encode()))
+                assert (entry.directory / "beside").read_text() == text
+                entry.close()
+                cache.sweep()
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert failures == []
+    LayerCache(tmp_path / "layers", 0).sweep()
+    assert all(name.startswith("k") for name in names(tmp_path))
+
+
 def test_an_entry_is_found_while_others_list(cache: LayerCache) -> None:
     cache.obtain("a", content()).close()
     done = threading.Event()
