@@ -250,7 +250,7 @@ class Container(Lifecycle):
         """Forget an exec process that does not run.
 
         Raises:
-            NotFound: no such exec.
+            NotFound: no such exec, or not any more: another call has just deleted it.
             FailedPrecondition: it runs.
         """
         process = self.process(exec_id)
@@ -259,6 +259,8 @@ class Container(Lifecycle):
             process.abandon(status=0)  # it has not failed, and runc says so
         await process.end_output()
         await process.close()
+        if self.execs.get(exec_id) is not process:
+            raise NotFound(f"container {self.id} has no exec {exec_id}")
         del self.execs[exec_id]
         self._exec_specs.pop(exec_id, None)
         assert process.exit is not None

@@ -473,6 +473,18 @@ class TestExec:
         assert os.read(reading, 1) == b"", "its streams are closed"
         os.close(reading)
 
+    async def test_that_is_deleted_twice_at_once(self, here: Setting) -> None:
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio())
+        await container.start_exec("e")
+        here.end()
+        await within(process.wait())
+        first, second = await asyncio.gather(
+            container.delete_exec("e"), container.delete_exec("e"), return_exceptions=True
+        )
+        assert getattr(first, "status", None) == 0
+        assert isinstance(second, NotFound), second
+
     @pytest.mark.parametrize("killed", [True, False], ids=["killed", "exited"])
     async def test_that_was_not_started_before_the_container_ended(self, here: Setting, killed: bool) -> None:
         container = await (here.created() if killed else here.running())
