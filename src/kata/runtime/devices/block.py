@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
+from kata.loop.off import off_loop
 from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
@@ -109,12 +110,13 @@ class Disks:
             FailedPrecondition: the block device is smaller.
         """
         async with self._lock:
-            fd, identity = _open(Disk(source, read_only=True))
+            opened = _Opened(Disk(source, read_only=True))
             try:
-                there = self._plugged.get(identity)
-                is_file, length = identity[0] == "f", os.lseek(fd, 0, os.SEEK_END)
+                await off_loop(opened.open)
+                there = self._plugged.get(opened.identity)
+                is_file, length = opened.identity[0] == "f", opened.size
             finally:
-                os.close(fd)
+                opened.close()
             if there is None:
                 raise NotFound(f"disk {source} is not in the VM")
             if is_file and length > size:
@@ -124,22 +126,23 @@ class Disks:
     async def _attach(self, owner: str, disk: Disk) -> Attached:
         driver = self._config.block_device_driver
         kind = "scsi" if driver == _SCSI else "blk"
-        fd, identity = _open(disk)
+        opened = _Opened(disk)
         try:
-            there = self._plugged.get(identity)
+            await off_loop(opened.open)
+            there = self._plugged.get(opened.identity)
             if there is None:
-                if identity[0] == "b" and not disk.read_only:
-                    fd = _exclusive(disk.source, fd)
+                if opened.identity[0] == "b" and not disk.read_only:
+                    await off_loop(opened.make_exclusive)
                 self._count += 1
-                device = self._describe(f"disk-{self._count}", fd, disk.read_only)
+                device = self._describe(f"disk-{self._count}", opened.fd, disk.read_only)
                 if device.cache_direct:
-                    _bypass_page_cache(disk.source, fd)
+                    opened.bypass_page_cache()
                 there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
-                self._plugged[identity] = there
+                self._plugged[opened.identity] = there
             elif there.read_only and not disk.read_only:
                 raise FailedPrecondition(f"disk {disk.source} is in the VM already, and read-only")
         finally:
-            os.close(fd)
+            opened.close()
         there.users.add(owner)
         return Attached(disk, kind, there.address)
 
@@ -167,68 +170,85 @@ class Disks:
                     log.warning("disk of container %s: %s", owner, error)
 
 
-def _open(disk: Disk) -> tuple[int, tuple[str, int, int]]:
-    """Open a disk; returns the descriptor and the disk's identity, whatever its path.
+class _Opened:
+    """A disk that has been opened, if it could be: its own calls may block, where a file server is away for example.
 
-    Raises:
-        NotFound: it does not exist.
-        InvalidArgument: it is neither a block device nor a regular file, or is empty.
-        FailedPrecondition: it is in use, or cannot be opened.
+    Attributes:
+        fd: its descriptor; -1 before `open` and after `close`.
+        identity: which disk it is, whatever its path.
+        size: its length in bytes.
     """
-    # O_NONBLOCK: it may be a FIFO, or a drive without a medium.
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDONLY if disk.read_only else os.O_RDWR)
-    try:
-        fd = os.open(disk.source, flags)
-    except FileNotFoundError:
-        raise NotFound(f"disk {disk.source} does not exist") from None
-    except OSError as error:
-        raise FailedPrecondition(f"disk {disk.source} cannot be opened: {error.strerror}") from error
-    try:
-        info = os.fstat(fd)
+
+    def __init__(self, disk: Disk) -> None:
+        self.fd = -1
+        self.identity = ("", 0, 0)
+        self.size = 0
+        self._disk = disk
+
+    def open(self) -> None:
+        """Open it.
+
+        Raises:
+            NotFound: it does not exist.
+            InvalidArgument: it is neither a block device nor a regular file, or is empty.
+            FailedPrecondition: it is in use, or cannot be opened.
+        """
+        source = self._disk.source
+        # O_NONBLOCK: it may be a FIFO, or a drive without a medium.
+        flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDONLY if self._disk.read_only else os.O_RDWR)
+        try:
+            self.fd = os.open(source, flags)
+        except FileNotFoundError:
+            raise NotFound(f"disk {source} does not exist") from None
+        except OSError as error:
+            raise FailedPrecondition(f"disk {source} cannot be opened: {error.strerror}") from error
+        info = os.fstat(self.fd)
         if stat.S_ISBLK(info.st_mode):
-            identity = ("b", os.major(info.st_rdev), os.minor(info.st_rdev))
+            self.identity = ("b", os.major(info.st_rdev), os.minor(info.st_rdev))
         elif stat.S_ISREG(info.st_mode):
-            identity = ("f", info.st_dev, info.st_ino)
+            self.identity = ("f", info.st_dev, info.st_ino)
         else:
-            raise InvalidArgument(f"disk {disk.source} is neither a block device nor a regular file")
-        if not os.lseek(fd, 0, os.SEEK_END):
-            raise InvalidArgument(f"disk {disk.source} is empty")
-        os.set_blocking(fd, True)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, identity
+            raise InvalidArgument(f"disk {source} is neither a block device nor a regular file")
+        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        if not self.size:
+            raise InvalidArgument(f"disk {source} is empty")
+        os.set_blocking(self.fd, True)
 
+    def make_exclusive(self) -> None:
+        """Open the same block device exclusively instead.
 
-def _bypass_page_cache(path: str, fd: int) -> None:
-    """Set O_DIRECT: QEMU since 9.1 takes a descriptor only if it was opened in the way that the disk is used.
+        Raises:
+            FailedPrecondition: it is in use.
+        """
+        path = self._disk.source
+        try:
+            exclusive = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise FailedPrecondition(f"disk {path} cannot be opened: {error.strerror}") from error
+            raise FailedPrecondition(
+                f"disk {path} is in use on this host",
+                hint="it or a partition of it is mounted, or another program or sandbox writes to it",
+            ) from error
+        os.close(self.fd)
+        self.fd = exclusive
 
-    Raises:
-        FailedPrecondition: its file system does not support that.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"disk {path} cannot bypass the page cache: {error.strerror}",
-            hint="set block_device_cache_direct to false and block_device_aio to threads",
-        ) from error
+    def bypass_page_cache(self) -> None:
+        """Set O_DIRECT: QEMU since 9.1 takes a descriptor only if it was opened in the way that the disk is used.
 
+        Raises:
+            FailedPrecondition: its file system does not support that.
+        """
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"disk {self._disk.source} cannot bypass the page cache: {error.strerror}",
+                hint="set block_device_cache_direct to false and block_device_aio to threads",
+            ) from error
 
-def _exclusive(path: str, fd: int) -> int:
-    """Open the same block device exclusively; the new descriptor replaces `fd`, which is closed.
-
-    Raises:
-        FailedPrecondition: it is in use.
-    """
-    try:
-        exclusive = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise FailedPrecondition(f"disk {path} cannot be opened: {error.strerror}") from error
-        raise FailedPrecondition(
-            f"disk {path} is in use on this host",
-            hint="it or a partition of it is mounted, or another program or sandbox writes to it",
-        ) from error
-    os.close(fd)
-    return exclusive
+    def close(self) -> None:
+        """Close it, if it is open."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata.errors import KataError
+from kata.loop.off import off_loop
 from kata.oci.spec import Bundle, Spec, namespace_path
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
@@ -152,7 +153,8 @@ class _Start:
                     await self._connect(pod, guest, seen)
             elif self._is_connected:
                 network = self._own_network(guest, plan.vm.vcpus)
-            guest.share.add_sandbox_mounts([str(path) for path in self._config.runtime.sandbox_bind_mounts])
+            if paths := [str(path) for path in self._config.runtime.sandbox_bind_mounts]:
+                await off_loop(guest.share.add_sandbox_mounts, paths)
             with self._timings.phase("sandbox"):
                 request = requests.create_sandbox_request(self._id, spec, self._config, shm_size(spec))
                 await guest.agent.create_sandbox(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,14 @@ import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.config.settings import HypervisorConfig
+from kata.runtime.devices import block
 from kata.runtime.devices.block import Disks
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.storage.disk import Disk
+from tests.support.descriptors import open_files
+
+_OPEN = os.open
 
 
 class Vm:
@@ -71,6 +76,46 @@ async def test_one_disk_for_many_users(vm: Vm, disks: Disks, tmp_path: Path) -> 
     assert len(vm.plugged) == 1
     await disks.detach("two")
     assert vm.plugged == {}
+
+
+async def test_a_disk_that_hangs_while_it_is_opened_holds_up_nobody(
+    disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening: list[threading.Thread] = []
+    monkeypatch.setattr(block.os, "open", _noting(opening))
+    await disks.attach("one", [image(tmp_path)])
+    await disks.grow(str(tmp_path / "a"), 1024)
+    assert len(opening) == 2
+    assert threading.main_thread() not in opening, "that of the event loop"
+
+
+async def test_who_is_cancelled_while_a_disk_is_opened_leaves_it_closed(
+    vm: Vm, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> int:
+        begun.set()
+        assert released.wait(60)
+        return _OPEN(*arguments)
+
+    monkeypatch.setattr(block.os, "open", slow)
+    attaching = asyncio.create_task(disks.attach("one", [image(tmp_path)]))
+    assert await asyncio.to_thread(begun.wait, 60)
+    attaching.cancel()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    assert vm.plugged == {}
+    assert not [link for link in open_files().values() if link.endswith("/a")]
+
+
+def _noting(threads: list[threading.Thread]) -> Any:
+    def open_noted(*arguments: Any) -> int:
+        threads.append(threading.current_thread())
+        return _OPEN(*arguments)
+
+    return open_noted
 
 
 async def test_all_or_none(vm: Vm, disks: Disks, tmp_path: Path) -> None:
