@@ -27,6 +27,7 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
 
@@ -132,7 +133,7 @@ class Sandbox(Lifecycle):
         self._creating.add(request.id)
         try:
             # A path may lead to a file server that is away.
-            host = await off_loop(look_at_paths, spec, request.rootfs)
+            host = await off_loop(on_host, look_at_paths, spec, request.rootfs)
         finally:
             self._creating.discard(request.id)
         self.require("create a container in", State.RUNNING)
@@ -158,6 +159,8 @@ class Sandbox(Lifecycle):
                 request.id,
                 kind,
             )
+        for reason in requests.lost_propagation(spec, host):
+            log.warning("container %s: %s", request.id, reason)
         if lost := left_out.of_spec(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)

@@ -42,6 +42,7 @@ from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
 from kata.runtime.sandbox.sandbox import Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import shm_size
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class _Start:
             if paths := [str(path) for path in self._config.runtime.sandbox_bind_mounts]:
                 await off_loop(guest.share.add_sandbox_mounts, paths)
             with self._timings.phase("sandbox"):
-                request = requests.create_sandbox_request(self._id, spec, self._config, shm_size(spec))
+                shared_memory = await off_loop(on_host, shm_size, spec)
+                request = requests.create_sandbox_request(self._id, spec, self._config, shared_memory)
                 await guest.agent.create_sandbox(request)
         finally:
             with self._timings.phase("cgroup"):

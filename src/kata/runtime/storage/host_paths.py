@@ -10,7 +10,6 @@ Reference: the kernel's Documentation/ABI/testing/sysfs-block.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +28,12 @@ from kata.runtime.storage.kubernetes_volumes import (
 
 #: Where shared memory is expected (shm_overview(7)).
 SHM = "/dev/shm"
+#: Options of binds that are to receive what the host mounts in them later (mount_namespaces(7)).
+RECEIVING = frozenset({"slave", "rslave", "shared", "rshared"})
+#: Those of them whose own mounts are to reach the host.
+SENDING = frozenset({"shared", "rshared"})
 
 _SYS_BLOCK = "/sys/dev/block"
-#: Where containerd's CRI plugin, Docker, CRI-O and Podman mount the shared memory that they make for a sandbox. A
-#: process whose mount namespace does not receive the host's mounts (a standby under a private "/") sees a directory.
-_ENGINES_SHM = re.compile(r"/(sandboxes/[^/]+|mounts|userdata)/shm$")
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,14 @@ class HostView:
         disks: block devices by major and minor number.
         volumes: direct volumes by source of a bind.
         nested: sources of binds that are "ro" and have mounts beneath them.
+        private: sources of binds that are to receive the host's later mounts, and are on a mount that receives none.
     """
 
     paths: Mapping[str, HostPath] = field(default_factory=dict)
     disks: Mapping[tuple[int, int], BlockNode] = field(default_factory=dict)
     volumes: Mapping[str, direct_volume.DirectVolume] = field(default_factory=dict)
     nested: frozenset[str] = frozenset()
+    private: frozenset[str] = frozenset()
 
 
 def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str = direct_volume.ROOT) -> HostView:
@@ -129,7 +131,7 @@ def look_at_paths(spec: Spec, rootfs: Sequence[RootfsMount] = (), records: str =
     paths = {source: found for source in sources if source.startswith("/") and (found := _look_at(source))}
     numbers = {path.block for path in paths.values() if path.block} | set(_block_devices(spec))
     disks = {number: node for number in numbers if (node := _node(*number))}
-    return HostView(paths, disks, volumes, _nested(mounts))
+    return HostView(paths, disks, volumes, _nested(mounts), _private(mounts))
 
 
 def shm_size(spec: Spec) -> int:
@@ -175,6 +177,24 @@ def _nested(mounts: Iterable[Mount]) -> frozenset[str]:
     )
 
 
+def _private(mounts: Iterable[Mount]) -> frozenset[str]:
+    sources = {
+        str(mount.get("source", ""))
+        for mount in mounts
+        if is_bind(mount) and RECEIVING & set(mount.get("options") or ())
+    }
+    table = {mount.id: mount for mount in mountinfo.read()} if sources else {}
+    found = set()
+    for source in sources:
+        try:
+            on = table.get(mountinfo.mount_id(source))
+        except (OSError, ValueError):
+            continue  # it does not exist
+        if on and not (on.shared or on.slave):
+            found.add(source)
+    return frozenset(found)
+
+
 def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:
     linux: Mapping[str, Any] = spec.get("linux") or {}
     for device in linux.get("devices") or ():
@@ -192,7 +212,7 @@ def _look_at(path: str) -> HostPath | None:
             block=(os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None,
             empty_dir=_empty_dir(path, info) if plugin == EMPTY_DIR else None,
             watchable=plugin in WATCHABLE and stat.S_ISDIR(info.st_mode) and _has_few_files(path),
-            engines_shm=plugin != EMPTY_DIR and (bool(_ENGINES_SHM.search(path)) or _mounted_shm(path)),
+            engines_shm=plugin != EMPTY_DIR and _mounted_shm(path),
         )
     except (OSError, ValueError):
         return None  # it does not exist, as far as this process can see

@@ -22,6 +22,7 @@ from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as linux
 from kata.oci.spec import Mount
 from kata.runtime.storage import kubernetes_volumes as kubernetes
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import HostView, RootfsMount, is_bind, is_shm
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.overlay import compact
@@ -286,7 +287,7 @@ class SharedTree:
         if plan.disk_root:
             return
         if not plan.rootfs:
-            if not os.path.isdir(plan.rootfs_dir):
+            if not on_host(os.path.isdir, plan.rootfs_dir):
                 raise NotFound(f"container {plan.container_id}: rootfs {plan.rootfs_dir} is not a directory")
             self._bind(plan.container_id, Bind(plan.rootfs_dir, name))
             return
@@ -304,7 +305,7 @@ class SharedTree:
         """
         target = self.directory / bind.name
         try:
-            fd = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+            fd = on_host(os.open, bind.source, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise NotFound(f"container {container_id}: cannot share {bind.source}: {error.strerror}") from error
         try:
@@ -320,7 +321,7 @@ class SharedTree:
                 target.mkdir(mode=0o755)
             else:
                 target.touch(mode=0o600)
-            linux.bind(f"/proc/self/fd/{fd}", str(target), linux.MS_REC if bind.recursive else 0)
+            self._attach(fd, str(target), bind.recursive)
             self._mounted.setdefault(container_id, []).append(str(target))
             if bind.readonly:
                 linux.make_read_only(str(target), recursive=bind.readonly_below)
@@ -330,6 +331,16 @@ class SharedTree:
             ) from error
         finally:
             os.close(fd)
+
+    @staticmethod
+    def _attach(fd: int, target: str, recursive: bool) -> None:
+        tree = on_host(linux.clone_tree, fd, recursive)
+        try:
+            linux.attach(tree, target)
+        finally:
+            os.close(tree)
+        # It has come as a peer of the host's mount: only the host's mounts are to be seen here, and none there.
+        linux.set_propagation(target, linux.MS_SLAVE | linux.MS_REC)
 
     def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
         flags, propagation, data = linux.parse_options(options)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.linux.mount import mount, umount
+from kata.linux.mount import MS_PRIVATE, MS_SHARED, mount, set_propagation, umount
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.host_paths import BlockNode, HostView, RootfsMount, look_at_paths, random_token, shm_size
 
@@ -89,6 +89,21 @@ def test_shared_memory_that_an_engine_has_made(tmp_path: Path, name: str, engine
         assert shm_size(made) == (3 << 20 if engines else 0)
     finally:
         umount(str(source))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_private_mount_that_is_to_receive_others(tmp_path: Path) -> None:
+    source = str(tmp_path)
+    mount("volume", source, "tmpfs")
+    try:
+        set_propagation(source, MS_PRIVATE)
+        assert look({**bind(tmp_path), "options": ["rbind", "rslave"]}).private == {source}
+        assert look({**bind(tmp_path), "options": ["rbind", "rprivate"]}).private == set(), "nobody asks"
+        set_propagation(source, MS_SHARED)
+        assert look({**bind(tmp_path), "options": ["rbind", "rshared"]}).private == set()
+        assert look({**bind("/nonexistent"), "options": ["rbind", "rslave"]}).private == set()
+    finally:
+        umount(source)
 
 
 def test_without_an_engines_shared_memory_there_is_no_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,17 @@ import pytest
 from kata.errors import InvalidArgument, KataError, NotFound
 from kata.linux import mountinfo
 from kata.oci.spec import Mount
-from kata.runtime.storage.host_paths import RootfsMount, look_at_paths, random_token
+from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, look_at_paths, random_token
 from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, Bind, ContainerPlan, plan_container
+from tests.support.mounts import in_mount_namespace
 
 
 def mount(destination: str, kind: str = "", source: str = "", *options: str) -> Mount:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = ()) -> ContainerPlan:
-    host = look_at_paths({"mounts": list(mounts)})
+def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = (), host: HostView | None = None) -> ContainerPlan:
+    host = host or look_at_paths({"mounts": list(mounts)})
     token = lambda: "0123456789abcdef"  # noqa: E731
     return plan_container("box", mounts, host, rootfs=rootfs, rootfs_dir="/bundle/rootfs", token=token)
 
@@ -35,10 +37,10 @@ class TestPlan:
         assert planned.volumes == ()
 
     @pytest.mark.parametrize("destination", ["/dev/shm", "/dev/shm/", "/dev/../dev/shm"])
-    def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str, tmp_path: Path) -> None:
-        source = tmp_path / "sandboxes/0123/shm"
-        source.mkdir(parents=True)
-        (entry,) = plan(mount(destination, "bind", str(source), "rbind", "nosuid", "size=1k", "noexec")).mounts
+    def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str) -> None:
+        host = HostView({"/sandboxes/0123/shm": HostPath((1, 2), stat.S_IFDIR, engines_shm=True)})
+        asked = mount(destination, "bind", "/sandboxes/0123/shm", "rbind", "nosuid", "size=1k", "noexec")
+        (entry,) = plan(asked, host=host).mounts
         assert (entry["type"], entry["source"]) == ("bind", GUEST_SHM)
         assert entry["options"] == ["rbind", "nosuid", "noexec"]
 
@@ -161,6 +163,7 @@ from kata.errors import KataError
 from kata.linux import mount as linux
 from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import *
 from kata.runtime.storage.shared_tree import *
 scratch = Path(sys.argv[1])
@@ -198,7 +201,7 @@ def in_namespace(tmp_path: Path, script: str) -> dict[str, object]:
     (tmp_path / "volume/sub").mkdir(parents=True)
     (tmp_path / "file").write_text("content")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + script + "\nprint(json.dumps(say))", str(tmp_path)],
+        in_mount_namespace(sys.executable, "-c", SCRIPT + script + "\nprint(json.dumps(say))", str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=30,
@@ -215,7 +218,7 @@ class TestSharedTree:
         said = in_namespace(
             tmp_path,
             """
-linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
+on_host(linux.mount, "tmpfs", str(scratch / "volume/sub"), "tmpfs")
 tree.add(plan("a", Bind(str(scratch / "volume"), "a-1-rw"), Bind(str(scratch / "file"), "a-2-file", readonly=True),
               Bind(str(scratch / "volume"), "a-3-ro", readonly=True),
               Bind(str(scratch / "volume"), "a-4-rro", readonly=True, readonly_below=True)))
@@ -246,6 +249,39 @@ say["after b"] = [os.listdir(shared), points()]
         }
         assert (tmp_path / "volume/new").exists()
         assert (tmp_path / "rootfs/etc").exists(), "what was bound is still there"
+
+    def test_what_the_host_mounts_later_on_private_mounts(self, tmp_path: Path) -> None:
+        """Its "/" is private here, so that nothing propagates."""
+        said = in_namespace(
+            tmp_path,
+            """
+volume = str(scratch / "volume")
+on_host(linux.mount, "late", volume, "tmpfs")
+on_host(os.mkdir, volume + "/made")
+say["there"] = [os.listdir(volume), on_host(os.listdir, volume)]
+seen = on_host(look_at_paths, {"mounts": [{"type": "bind", "source": volume}]}).paths[volume]
+tree.add(plan("a", Bind(volume, "a-1-x", identity=seen.identity)))
+say["shared"] = os.listdir(shared / "a-1-x")
+on_host(linux.set_propagation, volume, linux.MS_SHARED)
+tree.add(plan("b", Bind(volume, "b-1-x")))
+on_host(linux.mount, "later", volume + "/made", "tmpfs")
+on_host(os.mkdir, volume + "/made/below")
+say["propagates"] = [os.listdir(shared / "a-1-x/made"), os.listdir(shared / "b-1-x/made")]
+linux.mount("ours", str(shared / "b-1-x/made/below"), "tmpfs")
+say["back"] = [mount.fstype for mount in on_host(mountinfo.read) if mount.point.endswith("below")]
+linux.umount(str(shared / "b-1-x/made/below"))
+tree.remove("a")
+tree.remove("b")
+say["after"] = [os.listdir(shared), points()]
+""",
+        )
+        assert said == {
+            "there": [["sub"], ["made"]],
+            "shared": ["made"],
+            "propagates": [[], ["below"]],
+            "back": [],
+            "after": [[], []],
+        }
 
     def test_all_of_it_or_nothing(self, tmp_path: Path) -> None:
         said = in_namespace(
