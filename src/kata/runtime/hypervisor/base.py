@@ -206,6 +206,10 @@ class VirtualMachine(Protocol):
     def pid(self) -> int:
         """The VMM's process id; 0 unless it runs."""
 
+    @property
+    def why_ended(self) -> str:
+        """Why it has ended although nobody wanted it to, with the last words of the VMM and the guest; else ""."""
+
     async def start(self, timeout: float = ...) -> None:
         """Run the VMM and wait until it takes commands. The guest boots or resumes meanwhile.
 
@@ -247,8 +251,12 @@ class VirtualMachine(Protocol):
             DeadlineExceeded: the process survives SIGKILL.
         """
 
-    def kill(self) -> None:
-        """Kill the VMM's process; `wait` returns when everything is released. Idempotent."""
+    def kill(self, why: str = "") -> None:
+        """Kill the VMM's process; `wait` returns when everything is released. Idempotent.
+
+        Args:
+            why: what `why_ended` says from now on.
+        """
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""

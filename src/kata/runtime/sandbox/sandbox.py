@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, KataError, NotFound
 from kata.loop.off import off_loop
@@ -64,6 +65,7 @@ class Sandbox(Lifecycle):
         guest: its VM and agent.
         network: None if the VM gets no interface.
         containers: those of the sandbox, which the teardown closes.
+        accelerator: the VM's.
 
     Attributes:
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
@@ -83,6 +85,7 @@ class Sandbox(Lifecycle):
         resources: SandboxResources,
         network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
+        accelerator: str,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
@@ -97,6 +100,7 @@ class Sandbox(Lifecycle):
         self._devices = devices
         self._resources = resources
         self._network = network
+        self._accelerator = accelerator
         self._creating: set[str] = set()
         self._deleting: dict[str, asyncio.Lock] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
@@ -289,6 +293,25 @@ class Sandbox(Lifecycle):
                     yield container_id
         except KataError as error:
             log.debug("no more out-of-memory events: %s", error)
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, for JSON: docs/reference/cli.md has the fields."""
+        size, vm = self._resources.size, self._guest.vm
+        return {
+            "id": self.id,
+            "state": "running" if vm.pid else "stopped",
+            "why_ended": vm.why_ended,
+            "pid": os.getpid(),
+            "vm": {
+                "pid": vm.pid,
+                "accelerator": self._accelerator,
+                "vcpus": size.vcpus,
+                "memory_mib": size.memory_mib,
+            },
+            "containers": [container.describe() for container in self.containers.values()],
+            "interfaces": self._network.describe() if self._network else [],
+            "devices": self._devices.describe(),
+        }
 
     async def stop(self) -> list[str]:
         """End everything and release everything, whatever the guest says. Idempotent.
