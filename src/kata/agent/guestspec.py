@@ -70,6 +70,13 @@ def finish(
         # The sandbox's UTS namespace belongs to the guest's user namespace: from another one it cannot be renamed,
         # and it has the right name already.
         edited.pop("hostname", None)
+        # Nor can its network namespace's sysfs be mounted: crun binds the guest's instead, without the spec's "ro".
+        read_only = [
+            mount["destination"]
+            for mount in spec.get("mounts") or ()
+            if mount.get("type") == "sysfs" and "ro" in (mount.get("options") or ())
+        ]
+        linux["readonlyPaths"] = [*(linux.get("readonlyPaths") or ()), *read_only]
     return edited
 
 
