@@ -70,14 +70,15 @@ def finish(
         # The sandbox's UTS namespace belongs to the guest's user namespace: from another one it cannot be renamed,
         # and it has the right name already.
         edited.pop("hostname", None)
-        # Nor can its network namespace's sysfs be mounted: crun binds the guest's instead, without the spec's "ro".
-        read_only = [
-            mount["destination"]
-            for mount in spec.get("mounts") or ()
-            if mount.get("type") == "sysfs" and "ro" in (mount.get("options") or ())
-        ]
-        linux["readonlyPaths"] = [*(linux.get("readonlyPaths") or ()), *read_only]
+        # Nor can a sysfs of the sandbox's network be mounted from there: crun would bind the guest's, without options.
+        edited["mounts"] = [_bound_sysfs(mount) for mount in spec.get("mounts") or ()]
     return edited
+
+
+def _bound_sysfs(mount: Mapping[str, Any]) -> Mapping[str, Any]:
+    if mount.get("type") != "sysfs":
+        return mount
+    return {**mount, "type": "bind", "source": "/sys", "options": ["rbind", *(mount.get("options") or ())]}
 
 
 def without_quota(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

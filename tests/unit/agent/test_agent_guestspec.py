@@ -66,14 +66,13 @@ def test_a_user_namespace_cannot_rename_the_sandbox() -> None:
     assert "hostname" not in edited({"hostname": "h", "linux": {"namespaces": [{"type": "user"}]}})
 
 
-def test_sysfs_is_read_only_in_a_user_namespace_too() -> None:
-    mounts = [{"destination": "/sys", "type": "sysfs", "options": ["nosuid", "ro"]}]
-    linux = {"namespaces": [{"type": "user"}], "readonlyPaths": ["/proc/bus"]}
-    assert edited({"mounts": mounts, "linux": linux})["linux"]["readonlyPaths"] == ["/proc/bus", "/sys"]
-    mounts = [{"destination": "/sys", "type": "sysfs", "options": ["rw"]}, {"destination": "/proc", "type": "proc"}]
-    assert edited({"mounts": mounts, "linux": linux})["linux"]["readonlyPaths"] == ["/proc/bus"]
-    assert linux["readonlyPaths"] == ["/proc/bus"], "the argument is not changed"
-    assert "readonlyPaths" not in edited({"mounts": mounts})["linux"]
+def test_sysfs_has_its_options_in_a_user_namespace_too() -> None:
+    proc = {"destination": "/proc", "type": "proc"}
+    sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]}
+    mapped = edited({"mounts": [proc, sysfs], "linux": {"namespaces": [{"type": "user"}]}})
+    bound = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "nosuid", "ro"]}
+    assert mapped["mounts"] == [proc, bound]
+    assert edited({"mounts": [proc, sysfs]})["mounts"] == [proc, sysfs]
 
 
 def test_a_quota_is_kept_for_later() -> None:

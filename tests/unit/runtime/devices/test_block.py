@@ -13,7 +13,6 @@ import pytest
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.config.settings import HypervisorConfig
-from kata.runtime.devices import block
 from kata.runtime.devices.block import Disks
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
@@ -82,7 +81,7 @@ async def test_a_disk_that_hangs_while_it_is_opened_holds_up_nobody(
     disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening: list[threading.Thread] = []
-    monkeypatch.setattr(block.os, "open", _noting(opening))
+    monkeypatch.setattr(os, "open", _noting(opening))
     await disks.attach("one", [image(tmp_path)])
     await disks.grow(str(tmp_path / "a"), 1024)
     assert len(opening) == 2
@@ -99,7 +98,7 @@ async def test_who_is_cancelled_while_a_disk_is_opened_leaves_it_closed(
         assert released.wait(60)
         return _OPEN(*arguments)
 
-    monkeypatch.setattr(block.os, "open", slow)
+    monkeypatch.setattr(os, "open", slow)
     attaching = asyncio.create_task(disks.attach("one", [image(tmp_path)]))
     assert await asyncio.to_thread(begun.wait, 60)
     attaching.cancel()
