@@ -60,7 +60,7 @@ OPTION_NAMES = frozenset((*_SET, *_CLEAR, *_PROPAGATION))
 
 # The same on every architecture: system calls are numbered together since 5.1.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x1000, 0x4
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
 
@@ -133,26 +133,26 @@ def bind(source: str, target: str, flags: int = MS_REC) -> None:
     mount(source, target, flags=MS_BIND | (flags & MS_REC))
 
 
-def clone_tree(fd: int, recursive: bool) -> int:
-    """Copy what is mounted at an open path of the calling thread's mount namespace; nothing is mounted yet (open_tree).
+def clone_tree(path: str, recursive: bool) -> int:
+    """Make a bind mount of a path in the calling thread's mount namespace that is mounted nowhere yet (open_tree).
 
     Args:
-        fd: of a directory or file.
+        path: of a directory or file, links followed.
         recursive: whether mounts beneath are included.
 
     Returns:
-        A descriptor for `attach`, which works in another mount namespace as well.
+        A descriptor of it, for `attach`, which works in another mount namespace as well.
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: there is no such path, or the kernel refuses.
     """
-    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    arguments = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(fd), b"", ctypes.c_uint(flags))
-    return check(LIBC.syscall(*arguments), "open_tree")
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    arguments = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
+    return check(LIBC.syscall(*arguments), "open_tree", path)
 
 
 def attach(tree: int, target: str) -> None:
-    """Mount what `clone_tree` has copied on `target` (move_mount). Raises OSError; its subject is the target."""
+    """Mount what `clone_tree` has made on `target` (move_mount). Raises OSError; its subject is the target."""
     source = (ctypes.c_int(tree), b"")
     destination = (ctypes.c_int(_AT_FDCWD), os.fsencode(target))
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)

@@ -24,6 +24,7 @@ from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.storage.disk import Disk
+from kata.runtime.storage.host_mounts import on_host
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Disks:
         async with self._lock:
             opened = _Opened(Disk(source, read_only=True))
             try:
-                await off_loop(opened.open)
+                await off_loop(on_host, opened.open)
                 there = self._plugged.get(opened.identity)
                 is_file, length = opened.identity[0] == "f", opened.size
             finally:
@@ -143,7 +144,7 @@ class Disks:
         kind = "scsi" if driver == _SCSI else "blk"
         opened = _Opened(disk)
         try:
-            await off_loop(opened.open)
+            await off_loop(on_host, opened.open)
             there = self._plugged.get(opened.identity)
             if there is None:
                 if opened.identity[0] == "b" and not disk.read_only:

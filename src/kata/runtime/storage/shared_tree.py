@@ -297,7 +297,7 @@ class SharedTree:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
 
     def _bind(self, container_id: str, bind: Bind) -> None:
-        """Bind-mount a path through a descriptor, so that what is checked is what is mounted.
+        """Bind-mount a path through a descriptor of the mount, so that what is checked is what is mounted.
 
         Raises:
             NotFound: the path does not exist, or is not accessible.
@@ -305,11 +305,11 @@ class SharedTree:
         """
         target = self.directory / bind.name
         try:
-            fd = on_host(os.open, bind.source, os.O_PATH | os.O_CLOEXEC)
+            tree = on_host(linux.clone_tree, bind.source, bind.recursive)
         except OSError as error:
             raise NotFound(f"container {container_id}: cannot share {bind.source}: {error.strerror}") from error
         try:
-            info = os.fstat(fd)
+            info = os.fstat(tree)
             if bind.identity not in (None, (info.st_dev, info.st_ino)):
                 raise FailedPrecondition(
                     f"container {container_id}: {bind.source} was replaced while the container was being created",
@@ -321,8 +321,10 @@ class SharedTree:
                 target.mkdir(mode=0o755)
             else:
                 target.touch(mode=0o600)
-            self._attach(fd, str(target), bind.recursive)
+            linux.attach(tree, str(target))
             self._mounted.setdefault(container_id, []).append(str(target))
+            # It has come as a peer of the host's mount: only the host's mounts are to be seen here, and none there.
+            linux.set_propagation(str(target), linux.MS_SLAVE | linux.MS_REC)
             if bind.readonly:
                 linux.make_read_only(str(target), recursive=bind.readonly_below)
         except OSError as error:
@@ -330,17 +332,7 @@ class SharedTree:
                 f"container {container_id}: cannot bind {bind.source} in the shared tree: {error}"
             ) from error
         finally:
-            os.close(fd)
-
-    @staticmethod
-    def _attach(fd: int, target: str, recursive: bool) -> None:
-        tree = on_host(linux.clone_tree, fd, recursive)
-        try:
-            linux.attach(tree, target)
-        finally:
             os.close(tree)
-        # It has come as a peer of the host's mount: only the host's mounts are to be seen here, and none there.
-        linux.set_propagation(target, linux.MS_SLAVE | linux.MS_REC)
 
     def _mount(self, container_id: str, source: str, target: str, kind: str, options: Sequence[str]) -> None:
         flags, propagation, data = linux.parse_options(options)
