@@ -12,6 +12,7 @@ from tests.support.containerd import PrivateContainerd
 from tests.support.docker import NAMESPACE, PrivateDocker, address_of, import_image, unpack_docker
 from tests.support.hostnetwork import configuration
 from tests.support.images import busybox_rootfs
+from tests.support.packages import NEXT_RELEASE
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -22,14 +23,14 @@ pytestmark = [
 IMAGE = "busybox:test"
 
 
-@pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateDocker]:
+@pytest.fixture(scope="module", params=["", NEXT_RELEASE], ids=["docker-26", "docker-28"])
+def docker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateDocker]:
     directory = tmp_path_factory.mktemp("docker")
     rootfs, programs = directory / "rootfs", directory / "programs"
     rootfs.mkdir()
     programs.mkdir()
     busybox_rootfs(rootfs)
-    unpack_docker(programs)
+    unpack_docker(programs, request.param)
     with PrivateContainerd(namespace=NAMESPACE) as containerd, PrivateDocker(programs, containerd, directory) as docker:
         import_image(docker, rootfs, IMAGE)
         yield docker

@@ -32,19 +32,20 @@ exec chroot "$0" "$@"
 """
 
 
-def unpack_docker(directory: Path) -> None:
+def unpack_docker(directory: Path, suite: str = "") -> None:
     """Make a root directory with Docker and what it needs.
 
-    It is that of the guest image's Debian. Debian 12's, 20.10, cannot be told of a runtime that is a shim.
+    Debian 12's, 20.10, takes runtimes with a path in its configuration only: shims by their name came with Docker 23.
 
     Args:
         directory: exists.
+        suite: of Debian; "" for the guest image's.
 
     Raises:
         Unavailable, Internal: as `unpack`.
     """
     merge_usr(directory)
-    unpack(directory, "docker.io", "docker-cli", "iptables")
+    unpack(directory, "docker.io", "docker-cli", "iptables", suite=suite)
     for name in ("iptables", "ip6tables"):
         (directory / "usr/sbin" / name).symlink_to("xtables-nft-multi")
 

@@ -21,7 +21,7 @@ PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
 
 #: The release after those that are hosts. Programs that are linked statically, as Go's nearly are, run on them.
-_NEXT_RELEASE = "forky"
+NEXT_RELEASE = "forky"
 
 #: Dependencies that the containers of tests do not need.
 _UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
@@ -73,7 +73,7 @@ def iptables_archive(out: Path, name: str) -> Path:
 
 def containerd_2(directory: Path) -> Path:
     """Unpack containerd 2, its ctr and its shim for runc; return the directory of the programs. Raises as `unpack`."""
-    unpack(directory, "containerd", suite=_NEXT_RELEASE, alone=True)
+    unpack(directory, "containerd", suite=NEXT_RELEASE, alone=True)
     return directory / "usr/bin"
 
 

@@ -184,6 +184,7 @@ async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) 
         exit_ = await machine.wait()
     assert (exit_.status, exit_.expected) == (0, False)
     assert machine.console_tail() == "hello from the guest"
+    assert "has ended with status 0; the guest's console ends with: hello from the guest" in machine.why_ended
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -200,6 +201,7 @@ async def test_qemu_killed_by_somebody_else(
     assert (first.status, first.expected) == (-signal.SIGKILL, False)
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "was killed by signal 9" in said
+    assert machine.why_ended == said
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -220,6 +222,7 @@ async def test_the_end_of_the_server_of_the_shared_tree_is_that_of_the_vm_and_is
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "the server of the shared tree" in said
     assert "was killed by signal 11, so its VM is ended" in said
+    assert machine.why_ended == said
 
 
 @pytest.mark.usefixtures("nothing_left")

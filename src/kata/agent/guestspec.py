@@ -70,7 +70,15 @@ def finish(
         # The sandbox's UTS namespace belongs to the guest's user namespace: from another one it cannot be renamed,
         # and it has the right name already.
         edited.pop("hostname", None)
+        # Nor can a sysfs of the sandbox's network be mounted from there: crun would bind the guest's, without options.
+        edited["mounts"] = [_bound_sysfs(mount) for mount in spec.get("mounts") or ()]
     return edited
+
+
+def _bound_sysfs(mount: Mapping[str, Any]) -> Mapping[str, Any]:
+    if mount.get("type") != "sysfs":
+        return mount
+    return {**mount, "type": "bind", "source": "/sys", "options": ["rbind", *(mount.get("options") or ())]}
 
 
 def without_quota(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -52,10 +52,11 @@ def leftovers(state_root: Path = Path(STATE_ROOT), run_root: Path = RUN_ROOT) ->
     Raises:
         OSError: a ledger cannot be opened.
     """
-    return [name for name in candidates(state_root, run_root) if not _is_running(state_root / name)]
+    return [name for name in candidates(state_root, run_root) if not is_running(state_root / name)]
 
 
-def _is_running(directory: Path) -> bool:
+def is_running(directory: Path) -> bool:
+    """Whether a process holds the ledger of a sandbox, which is locked for a moment. Raises OSError."""
     if not directory.is_dir():
         return False
     try:

@@ -202,6 +202,42 @@ def gc() -> int:
     return code
 
 
+@app.command("list")
+def list_(
+    as_json: AsJson = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print only names, as other commands take them.")
+    ] = False,
+) -> int:
+    """List the sandboxes of this host, whoever has started them."""
+    from kata.cli import sandboxes
+    from kata.cli.root import require_root
+
+    require_root("kata list")
+    found = sandboxes.inspect_all()
+    if quiet:
+        for one in found:
+            print(Path(one["state_directory"]).name)
+    else:
+        print(json.dumps(found, indent=2) if as_json else sandboxes.as_table(found))
+    return ExitCode.OK
+
+
+@app.command()
+def inspect(
+    sandbox: Annotated[
+        str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
+    ],
+) -> int:
+    """Print what is known of a sandbox as JSON: containers, VM, devices, start, and why it has ended."""
+    from kata.cli import sandboxes
+    from kata.cli.root import require_root
+
+    require_root("kata inspect")
+    print(json.dumps(sandboxes.inspect(sandbox), indent=2))
+    return ExitCode.OK
+
+
 @app.command()
 def timings(
     sandbox: Annotated[

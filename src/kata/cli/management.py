@@ -32,18 +32,25 @@ def call(sandbox_id: str, service: str, method: str, request: Any) -> Any:
         NotFound: the sandbox does not run, or returns this error.
         KataError: any other error that the sandbox returns.
     """
-    return asyncio.run(_call(find(sandbox_id, STATE_ROOT), service, method, request))
+    name = find(sandbox_id, STATE_ROOT)
+    return asyncio.run(ask(Path(STATE_ROOT) / name, service, method, request, timeout=_CALL_TIMEOUT_S))
 
 
-async def _call(sandbox_id: str, service: str, method: str, request: Any) -> Any:
+async def ask(directory: Path, service: str, method: str, request: Any, *, timeout: float) -> Any:
+    """As `call`, for the sandbox of a state directory and within so many seconds.
+
+    Raises:
+        NotFound: the sandbox does not run, or returns this error.
+        KataError: any other error that the sandbox returns.
+    """  # noqa: DOC501 - `from_code` makes a KataError
     try:
-        client = await Client.connect_unix(str(Path(STATE_ROOT) / sandbox_id / SOCKET))
+        client = await Client.connect_unix(str(directory / SOCKET))
     except OSError as error:
-        raise NotFound(f"sandbox {sandbox_id} is not running", hint="`ls /run/kata` lists running sandboxes") from error
+        raise NotFound(f"sandbox {directory.name} is not running", hint="`kata list` shows all sandboxes") from error
     async with client:
         try:
             stub = Stub(client, management_pb2.DESCRIPTOR.services_by_name[service])
-            return await stub.call(method, request, timeout=_CALL_TIMEOUT_S)
+            return await stub.call(method, request, timeout=timeout)
         except StatusError as error:
             raise from_code(error.code, error.message) from error
 

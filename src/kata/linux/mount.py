@@ -58,7 +58,9 @@ _PROPAGATION = {
 #: What `parse_options` understands.
 OPTION_NAMES = frozenset((*_SET, *_CLEAR, *_PROPAGATION))
 
-_SYS_MOUNT_SETATTR = 442  # the same on every architecture: system calls are numbered together since 5.1
+# The same on every architecture: system calls are numbered together since 5.1.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
 
@@ -129,6 +131,32 @@ def bind(source: str, target: str, flags: int = MS_REC) -> None:
         OSError: the kernel refuses; its subject is the target.
     """
     mount(source, target, flags=MS_BIND | (flags & MS_REC))
+
+
+def clone_tree(path: str, recursive: bool) -> int:
+    """Make a bind mount of a path in the calling thread's mount namespace that is mounted nowhere yet (open_tree).
+
+    Args:
+        path: of a directory or file, links followed.
+        recursive: whether mounts beneath are included.
+
+    Returns:
+        A descriptor of it, for `attach`, which works in another mount namespace as well.
+
+    Raises:
+        OSError: there is no such path, or the kernel refuses.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    arguments = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
+    return check(LIBC.syscall(*arguments), "open_tree", path)
+
+
+def attach(tree: int, target: str) -> None:
+    """Mount what `clone_tree` has made on `target` (move_mount). Raises OSError; its subject is the target."""
+    source = (ctypes.c_int(tree), b"")
+    destination = (ctypes.c_int(_AT_FDCWD), os.fsencode(target))
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    check(LIBC.syscall(ctypes.c_long(_SYS_MOVE_MOUNT), *source, *destination, flags), "move_mount", target)
 
 
 def restrict(target: str, flags: int) -> None:

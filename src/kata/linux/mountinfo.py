@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-SELF = "/proc/self/mountinfo"
+#: Not that of "self": a thread may be in a mount namespace of its own.
+SELF = "/proc/thread-self/mountinfo"
 
 
 class Mount:
@@ -23,11 +24,12 @@ class Mount:
         point: where it is mounted (5), as the process sees it from its root directory.
         terms: options of the mount, and its propagation (6, 7): "rw,noatime shared:1".
         shared: whether mounts made beneath propagate to a peer group (7).
+        slave: whether those of a peer group propagate to it (7).
         fstype: type of the file system (9).
         options: options of the file system (11), not of the mount: {"size": "64k", "ro": ""}.
     """
 
-    __slots__ = ("device", "fstype", "id", "options", "point", "root", "shared", "terms")
+    __slots__ = ("device", "fstype", "id", "options", "point", "root", "shared", "slave", "terms")
 
     def __init__(self, line: str) -> None:
         # A space within a field is escaped, so the first " - " is the separator (8).
@@ -39,6 +41,7 @@ class Mount:
         self.point = _unescape(point)
         self.terms = " ".join(terms)
         self.shared = any(field.startswith("shared:") for field in terms[1:])
+        self.slave = any(field.startswith("master:") for field in terms[1:])
         self.options = {name: value for name, _, value in (option.partition("=") for option in options.split(","))}
 
 
@@ -72,6 +75,15 @@ def mounted_at(point: str) -> Mount | None:
     """What this process finds mounted at `point`, the topmost of several; None if it is no mount point."""
     path = os.path.realpath(point)
     return next((mount for mount in reversed(read()) if mount.point == path), None)
+
+
+def mount_id(path: str) -> int:
+    """The `Mount.id` of the mount that a path is on, even if a chroot hides it. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return id_of(fd)
+    finally:
+        os.close(fd)
 
 
 def _unescape(field: str) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from kata.linux.libc import LIBC, check
 from kata.linux.mount import bind, umount
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
@@ -22,7 +23,7 @@ FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "pid": CLONE_NEWPID, "net": C
 
 
 def unshare(flags: int) -> None:
-    """Move the calling thread into new namespaces of the types in `flags` (CLONE_NEW*). Raises OSError."""
+    """Give the calling thread new namespaces (CLONE_NEW*) or a root directory of its own (CLONE_FS). Raises OSError."""
     check(LIBC.unshare(flags), "unshare")
 
 

@@ -16,19 +16,23 @@ from kata.protocols import agent_pb2 as kata_dot_protocols_dot_agent__pb2
 from kata.protocols import csi_pb2 as kata_dot_protocols_dot_csi__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkata/protocols/management.proto\x12\x0fkata.management\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1akata/protocols/agent.proto\x1a\x18kata/protocols/csi.proto\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"8\n\x13ResizeVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x95\x01\n\x07Volumes\x12\x42\n\x05Stats\x12\x1e.kata.management.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12\x46\n\x06Resize\x12$.kata.management.ResizeVolumeRequest\x1a\x16.google.protobuf.Empty2\x96\x01\n\x0cPacketFilter\x12\x42\n\x0bGetIPTables\x12\x18.grpc.GetIPTablesRequest\x1a\x19.grpc.GetIPTablesResponse\x12\x42\n\x0bSetIPTables\x12\x18.grpc.SetIPTablesRequest\x1a\x19.grpc.SetIPTablesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkata/protocols/management.proto\x12\x0fkata.management\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1akata/protocols/agent.proto\x1a\x18kata/protocols/csi.proto\"\x1b\n\x0b\x44\x65scription\x12\x0c\n\x04json\x18\x01 \x01(\t\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"8\n\x13ResizeVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x95\x01\n\x07Volumes\x12\x42\n\x05Stats\x12\x1e.kata.management.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12\x46\n\x06Resize\x12$.kata.management.ResizeVolumeRequest\x1a\x16.google.protobuf.Empty2\x96\x01\n\x0cPacketFilter\x12\x42\n\x0bGetIPTables\x12\x18.grpc.GetIPTablesRequest\x1a\x19.grpc.GetIPTablesResponse\x12\x42\n\x0bSetIPTables\x12\x18.grpc.SetIPTablesRequest\x1a\x19.grpc.SetIPTablesResponse2J\n\x07Sandbox\x12?\n\x07Inspect\x12\x16.google.protobuf.Empty\x1a\x1c.kata.management.Descriptionb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kata.protocols.management_pb2', globals())
 if _descriptor._USE_C_DESCRIPTORS == False:
 
   DESCRIPTOR._options = None
-  _VOLUMEREQUEST._serialized_start=135
-  _VOLUMEREQUEST._serialized_end=171
-  _RESIZEVOLUMEREQUEST._serialized_start=173
-  _RESIZEVOLUMEREQUEST._serialized_end=229
-  _VOLUMES._serialized_start=232
-  _VOLUMES._serialized_end=381
-  _PACKETFILTER._serialized_start=384
-  _PACKETFILTER._serialized_end=534
+  _DESCRIPTION._serialized_start=135
+  _DESCRIPTION._serialized_end=162
+  _VOLUMEREQUEST._serialized_start=164
+  _VOLUMEREQUEST._serialized_end=200
+  _RESIZEVOLUMEREQUEST._serialized_start=202
+  _RESIZEVOLUMEREQUEST._serialized_end=258
+  _VOLUMES._serialized_start=261
+  _VOLUMES._serialized_end=410
+  _PACKETFILTER._serialized_start=413
+  _PACKETFILTER._serialized_end=563
+  _SANDBOX._serialized_start=565
+  _SANDBOX._serialized_end=639
 # @@protoc_insertion_point(module_scope)

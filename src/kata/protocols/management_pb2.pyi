@@ -8,6 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Description(_message.Message):
+    __slots__ = ["json"]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
 class ResizeVolumeRequest(_message.Message):
     __slots__ = ["size", "volume_path"]
     SIZE_FIELD_NUMBER: _ClassVar[int]

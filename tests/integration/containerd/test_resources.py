@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from google.protobuf import any_pb2
 
+from kata.agent.limits import SYSCTLS
 from kata.linux import hierarchies
 from kata.protocols.containerd import task_v2_pb2 as task
 from kata.runtime.config.loader import load
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_t
 MIB = 1 << 20
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LOOK = "nproc; awk '/MemTotal/{print int($2/1024)}' /proc/meminfo; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max"
+LIMITS = "cat /proc/sys/kernel/threads-max /proc/sys/vm/max_map_count; ulimit -u"
 
 
 @pytest.fixture
@@ -117,6 +119,7 @@ class TestSize:
         client = await started(raw, container)
         cpus, memory, limit, quota = await said(raw, client, container, LOOK)
         assert (cpus, limit, quota) == ("1", str(64 * MIB), "max 100000")
+        limits_at_first = await said(raw, client, container, LIMITS)
         pid = (await client.call("State", task.StateRequest(id=container), timeout=60)).pid
         assert shown(pid) == str(64 * MIB)
         await update(client, container, limits(512 * MIB, 1))
@@ -124,6 +127,8 @@ class TestSize:
         more_cpus, more_memory, limit, quota = await said(raw, client, container, LOOK)
         assert (more_cpus, limit, quota) == (str(grown()), str(512 * MIB), "100000 100000")
         assert int(more_memory) >= int(memory) + 384
+        assert await said(raw, client, container, LIMITS) == limits_at_first, "they do not depend on its memory"
+        assert limits_at_first == [str(SYSCTLS["kernel.threads-max"]), str(SYSCTLS["vm.max_map_count"]), "unlimited"]
         [status] = [each for each in read_all() if each.sandbox == raw.state(container).name]
         assert (status.size.vcpus, status.cgroup) == (grown(), f"/{container}")
         await update(client, container, {"memory": {"limit": 64 * MIB}, "cpu": {"quota": -1}})

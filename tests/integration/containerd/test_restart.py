@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
-from tests.support.images import BUSYBOX
+from tests.support.images import BUSYBOX, busybox_rootfs
 from tests.support.leaks import TEST_PREFIX
+from tests.support.tasks import Tasks
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
@@ -46,6 +49,31 @@ def test_a_container_survives_restarts_of_containerd(containerd: PrivateContaine
     ended(containerd, container_id)
     assert "non-zero exit code 12" in containerd.ctr("tasks", "delete", container_id).stderr
     containerd.ctr("containers", "delete", container_id)
+
+
+@pytest.mark.parametrize("runtime", [RUNTIME, "io.containerd.runc.v2"], ids=["kata", "runc"])
+def test_a_task_that_was_not_started_when_containerd_died(
+    containerd: PrivateContainerd, runtime: str, tmp_path: Path
+) -> None:
+    busybox_rootfs(tmp_path / "rootfs")
+    container_id = unique_id(TEST_PREFIX)
+    containerd.ctr(
+        *("container", "create", "--runtime", runtime, "--rootfs", str(tmp_path / "rootfs"), container_id),
+        *("/bin/sleep", "600"),
+    )
+    out, err = tmp_path / "out", tmp_path / "err"
+    for fifo in (out, err):
+        os.mkfifo(fifo)
+    readers = [os.open(fifo, os.O_RDONLY | os.O_NONBLOCK) for fifo in (out, err)]
+    with Tasks(containerd.address, containerd.namespace) as tasks:
+        tasks.create(container_id, out, err)
+    containerd.restart(signal.SIGKILL)
+    for fd in readers:
+        os.close(fd)
+    assert status(containerd, container_id) == "CREATED"
+    containerd.ctr("tasks", "delete", "--force", container_id)
+    containerd.ctr("containers", "delete", container_id)
+    assert container_id not in containerd.shims().values()
 
 
 def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,26 @@ def test_shared_volume(pod: Pod, tmp_path: Path) -> None:
     first.remove()
     assert second.sh("cat /shared/file") == "word\n"
     second.remove()
+
+
+def test_a_volume_that_is_mounted_while_its_pod_runs(pod: Pod, tmp_path: Path) -> None:
+    """What the host mounts beneath it later is seen as well (HostToContainer), whether its "/" is shared or private."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "volume", str(volume)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(volume)], check=True)
+        (volume / "later").mkdir()
+        entry = mount(volume, "/data")
+        entry.MergeFromString(b"\x28\x01")  # propagation: HOST_TO_CONTAINER
+        container = pod.run(mounts=[entry])
+        assert container.sh("ls /data") == "later\n"
+        subprocess.run(["mount", "-t", "tmpfs", "later", str(volume / "later")], check=True)
+        (volume / "later/file").write_text("mounted later\n")
+        assert container.sh("cat /data/later/file") == "mounted later\n"
+        container.remove()
+    finally:
+        subprocess.run(["umount", "--recursive", str(volume)], check=True)
 
 
 def test_empty_dir_of_the_host(pod: Pod, tmp_path: Path) -> None:

@@ -66,6 +66,15 @@ def test_a_user_namespace_cannot_rename_the_sandbox() -> None:
     assert "hostname" not in edited({"hostname": "h", "linux": {"namespaces": [{"type": "user"}]}})
 
 
+def test_sysfs_has_its_options_in_a_user_namespace_too() -> None:
+    proc = {"destination": "/proc", "type": "proc"}
+    sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]}
+    mapped = edited({"mounts": [proc, sysfs], "linux": {"namespaces": [{"type": "user"}]}})
+    bound = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "nosuid", "ro"]}
+    assert mapped["mounts"] == [proc, bound]
+    assert edited({"mounts": [proc, sysfs]})["mounts"] == [proc, sysfs]
+
+
 def test_a_quota_is_kept_for_later() -> None:
     spec = {"linux": {"resources": {"cpu": {"shares": 5, "quota": 1000, "period": 50_000}, "pids": {"limit": 1}}}}
     before = copy.deepcopy(spec)

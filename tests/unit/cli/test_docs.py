@@ -25,7 +25,7 @@ def test_every_command_has_its_section(capsys: pytest.CaptureFixture[str]) -> No
     assert sections == commands
 
 
-@pytest.mark.parametrize("command", ["run", "check", "env", "gc", "timings"])
+@pytest.mark.parametrize("command", ["run", "check", "env", "gc", "list", "timings"])
 def test_every_option_is_described(capsys: pytest.CaptureFixture[str], command: str) -> None:
     options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_of(capsys, command), re.MULTILINE)) - {"--help"}
     section = REFERENCE.read_text().partition(f"## kata {command}\n")[2].partition("\n## ")[0]

@@ -79,3 +79,21 @@ def test_umount_follows_no_link(tmpfs: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="umount"):
         m.umount(str(tmp_path / "link"))
     assert points_below(str(tmpfs)) == [str(tmpfs)]
+
+
+@needs_root
+def test_a_tree_that_is_cloned_and_attached(tmpfs: Path, tmp_path: Path) -> None:
+    (tmpfs / "word").write_text("x")
+    target = tmp_path / "target"
+    target.mkdir()
+    tree = m.clone_tree(str(tmpfs), True)
+    try:
+        assert os.path.samestat(os.fstat(tree), tmpfs.stat())
+        assert points_below(str(target)) == []
+        m.attach(tree, str(target))
+        assert (target / "word").read_text() == "x"
+    finally:
+        os.close(tree)
+        m.umount(str(target))
+    with pytest.raises(FileNotFoundError):
+        m.clone_tree(str(tmp_path / "none"), False)

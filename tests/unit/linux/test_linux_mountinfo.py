@@ -14,7 +14,7 @@ from kata.linux.mountinfo import Mount
 def test_fields_of_a_line() -> None:
     line = "36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:2 - ext3 /dev/root rw,errors=continue\n"
     one = Mount(line)
-    assert (one.id, one.root, one.point, one.shared) == (36, "/mnt1", "/mnt2", True)
+    assert (one.id, one.root, one.point, one.shared, one.slave) == (36, "/mnt1", "/mnt2", True, True)
     assert (one.fstype, one.options) == ("ext3", {"rw": "", "errors": "continue"})
     assert (one.device, one.terms) == ("98:0", "rw,noatime shared:1 master:2")
 

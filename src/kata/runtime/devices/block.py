@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.loop.off import off_loop
@@ -23,6 +24,7 @@ from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.storage.disk import Disk
+from kata.runtime.storage.host_mounts import on_host
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class _Plugged:
     """A disk that the VM has."""
 
     id: str
+    source: str
     address: str
     read_only: bool
     users: set[str] = field(default_factory=set)
@@ -97,6 +100,19 @@ class Disks:
         async with self._lock:
             await self._detach(owner)
 
+    def describe(self) -> list[dict[str, Any]]:
+        """The disks that the VM has, for JSON."""
+        return [
+            {
+                "type": "disk",
+                "source": one.source,
+                "read_only": one.read_only,
+                "guest_path": one.address,
+                "containers": sorted(one.users),
+            }
+            for one in self._plugged.values()
+        ]
+
     async def grow(self, source: str, size: int) -> None:
         """Grow a disk to `size` bytes, and its image file if it is one.
 
@@ -112,7 +128,7 @@ class Disks:
         async with self._lock:
             opened = _Opened(Disk(source, read_only=True))
             try:
-                await off_loop(opened.open)
+                await off_loop(on_host, opened.open)
                 there = self._plugged.get(opened.identity)
                 is_file, length = opened.identity[0] == "f", opened.size
             finally:
@@ -128,7 +144,7 @@ class Disks:
         kind = "scsi" if driver == _SCSI else "blk"
         opened = _Opened(disk)
         try:
-            await off_loop(opened.open)
+            await off_loop(on_host, opened.open)
             there = self._plugged.get(opened.identity)
             if there is None:
                 if opened.identity[0] == "b" and not disk.read_only:
@@ -137,7 +153,7 @@ class Disks:
                 device = self._describe(f"disk-{self._count}", opened.fd, disk)
                 if device.cache_direct:
                     opened.bypass_page_cache()
-                there = _Plugged(device.id, await self._vm.plug(device), disk.read_only)
+                there = _Plugged(device.id, disk.source, await self._vm.plug(device), disk.read_only)
                 self._plugged[opened.identity] = there
             elif there.read_only and not disk.read_only:
                 raise FailedPrecondition(f"disk {disk.source} is in the VM already, and read-only")

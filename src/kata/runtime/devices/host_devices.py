@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import FailedPrecondition
 from kata.oci.spec import Bundle, Spec
@@ -202,6 +202,10 @@ class HostDevices:
             self._ledger.hold(PCI, value)
 
         return await plug_nic(link, self._iommu, self._running.groups, hold)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Disks and IOMMU groups that the VM has, for JSON."""
+        return [*self._running.disks.describe(), *self._running.groups.describe()] if self._begun else []
 
     def volumes(self) -> Volumes:
         """The sandbox's direct volumes."""

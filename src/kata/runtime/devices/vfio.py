@@ -279,6 +279,13 @@ class IommuGroups:
         log.info("device %s of the host is at %s in the guest", device.address, path)
         return f"{device.address}={path}"
 
+    def describe(self) -> list[dict[str, Any]]:
+        """The groups that the VM has, for JSON."""
+        return [
+            {"type": "iommu group", "group": group, "devices": list(one.options), "containers": sorted(one.users)}
+            for group, one in self._plugged.items()
+        ]
+
     async def detach(self, owner: str) -> None:
         """Unplug what no other container uses. What the guest does not release is logged, and ends with the VM."""
         async with self._lock:

@@ -167,13 +167,11 @@ class VmExit:
         status: exit status of the VMM's process, negative for a signal.
         expected: whether it was asked to end.
         output: the last lines that the VMM printed, safe to show.
-        lost: how the server of the shared tree ended, without which the VM was of no use; "" if it was not that.
     """
 
     status: int
     expected: bool
     output: str
-    lost: str = ""
 
     @property
     def how(self) -> str:
@@ -207,6 +205,10 @@ class VirtualMachine(Protocol):
     @property
     def pid(self) -> int:
         """The VMM's process id; 0 unless it runs."""
+
+    @property
+    def why_ended(self) -> str:
+        """Why it has ended although nobody wanted it to, with the last words of the VMM and the guest; else ""."""
 
     async def start(self, timeout: float = ...) -> None:
         """Run the VMM and wait until it takes commands. The guest boots or resumes meanwhile.
@@ -249,8 +251,12 @@ class VirtualMachine(Protocol):
             DeadlineExceeded: the process survives SIGKILL.
         """
 
-    def kill(self) -> None:
-        """Kill the VMM's process; `wait` returns when everything is released. Idempotent."""
+    def kill(self, why: str = "") -> None:
+        """Kill the VMM's process; `wait` returns when everything is released. Idempotent.
+
+        Args:
+            why: what `why_ended` says from now on.
+        """
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises Unavailable, DeadlineExceeded, FailedPrecondition."""

@@ -25,6 +25,23 @@ def printable(text: str) -> str:
     return "".join(kept)
 
 
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a `RingFile`, safe to show, each truncated to 500 characters; "" if there are none."""
+    data = b""
+    for part in (_older(path), path):
+        try:
+            data += part.read_bytes()
+        except OSError:
+            continue
+    text = printable(data.decode(errors="replace"))
+    kept = [line[:_MAX_LINE] for line in text.split("\n") if line.strip()]
+    return "\n".join(kept[-lines:])
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
 class RingFile:
     """A log of bounded size: between half of `limit` and `limit` bytes of its end are kept.
 
@@ -40,7 +57,7 @@ class RingFile:
 
     def __init__(self, path: Path, limit: int = MAX_LOG_BYTES) -> None:
         self.path = path
-        self._older = path.with_name(path.name + ".1")
+        self._older = _older(path)
         self._half = max(1, limit // 2)
         self._older.unlink(missing_ok=True)
         self._fd = self._open()
@@ -76,16 +93,8 @@ class RingFile:
             self._fd = -1
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines, safe to show, each truncated to 500 characters; "" if there are none."""
-        data = b""
-        for path in (self._older, self.path):
-            try:
-                data += path.read_bytes()
-            except OSError:
-                continue
-        text = printable(data.decode(errors="replace"))
-        kept = [line[:_MAX_LINE] for line in text.split("\n") if line.strip()]
-        return "\n".join(kept[-lines:])
+        """As `tail` of its path."""
+        return tail(self.path, lines)
 
 
 class Pump:

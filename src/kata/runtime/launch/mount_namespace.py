@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from kata.errors import FailedPrecondition
 from kata.linux import mount, mountinfo, namespaces
+from kata.runtime.storage.host_mounts import remember_host
 
 
 def enter_mount_namespace(directory: str) -> None:
     """Move this process, and so its future children, into a new mount namespace.
 
-    Mounts that the host makes later still propagate into it (a volume may be one); mounts made here beneath `directory`
-    never reach the host (mount_namespaces(7), "Shared subtrees").
+    Mounts that the host makes later propagate into it where the host's are shared (`kata.runtime.storage.host_mounts`
+    finds the others); mounts made here beneath `directory` never reach the host (mount_namespaces(7), "Shared
+    subtrees").
 
     Args:
         directory: the sandbox's state directory.
@@ -24,6 +25,7 @@ def enter_mount_namespace(directory: str) -> None:
     """
     try:
         propagates = _propagates(directory)
+        remember_host()
         namespaces.unshare(namespaces.CLONE_NEWNS)
         _only_receive(directory, propagates)
     except OSError as error:
@@ -61,11 +63,7 @@ def _only_receive(directory: str, propagates: bool) -> None:
 
 def _propagates(directory: str) -> bool:
     """Whether the mount that a directory is on is shared, as far as can be seen from here."""
-    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
-    try:
-        mount_id = mountinfo.id_of(fd)
-    finally:
-        os.close(fd)
+    mount_id = mountinfo.mount_id(directory)
     # A chroot hides the mount that its root is on from all but processes outside, such as the first one.
     for process in ("self", "1"):
         try:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import FailedPrecondition, KataError, Unavailable
 from kata.linux.namespaces import CLONE_NEWNET, inside
@@ -67,6 +67,10 @@ class OwnNetwork:
         from kata.runtime.network.namespace import PodNetwork
 
         return PodNetwork(self.path)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """As `SandboxNetwork.describe`."""
+        return self._network.describe() if self._network else []
 
     def follow(self, vm: VirtualMachine, agent: AgentClient) -> None:
         """Plug what comes into the namespace from now on."""

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, Unavailable
 from kata.linux.netlink import Netlink
@@ -133,6 +134,19 @@ class SandboxNetwork:
             NotFound: its path does not exist any more.
         """
         return PodNetwork(self._pod.path)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The interfaces that the VM has, for JSON."""
+        return [
+            {
+                "name": one.endpoint.link.name,
+                "mac": one.endpoint.link.mac,
+                "mtu": one.endpoint.link.mtu,
+                "addresses": [f"{address.address}/{address.prefix}" for address in one.endpoint.addresses],
+                "guest_path": one.path,
+            }
+            for one in self._attached.values()
+        ]
 
     def look(self) -> Seen:
         """What is in the namespace now, and the interfaces that the VM should have.

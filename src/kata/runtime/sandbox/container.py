@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
 from kata.loop.off import off_loop
@@ -265,6 +265,12 @@ class Container(Lifecycle):
         self._exec_specs.pop(exec_id, None)
         assert process.exit is not None
         return process.exit
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, for JSON."""
+        self.refresh()
+        execs = [process.describe(name) for name, process in self.execs.items()]
+        return {**self.init.describe(self.id), "state": self.state, "execs": execs}
 
     def require_deletable(self, *, force: bool) -> None:
         """Raise FailedPrecondition if it runs and `force` is not set."""

@@ -36,8 +36,9 @@ async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None
         pass  # the VM has ended
     except KataError as error:
         console = vm.console_tail(_CONSOLE_LINES)
-        log.error("%s is unresponsive and is ended: %s; its console ends with: %s", what, error, console)
-        vm.kill()
+        why = f"{what} is unresponsive and is ended: {error}; its console ends with: {console}"
+        log.error("%s", why)
+        vm.kill(why)
     finally:
         settling.cancel()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.sandbox.grpc_status import to_status
@@ -12,7 +13,9 @@ from kata.ttrpc import CallContext, Handler, Server
 from kata.ttrpc.context import Answer
 
 if TYPE_CHECKING:
-    from kata.protocols import agent_pb2
+    from google.protobuf import empty_pb2
+
+    from kata.protocols import agent_pb2, management_pb2
     from kata.runtime.devices.direct_volumes import Volumes
 
 #: In the sandbox's state directory.
@@ -21,6 +24,7 @@ SOCKET = "manage.sock"
 SERVICES = {
     "kata.management.Volumes": ("Stats", "Resize"),
     "kata.management.PacketFilter": ("GetIPTables", "SetIPTables"),
+    "kata.management.Sandbox": ("Inspect",),
 }
 
 
@@ -31,12 +35,20 @@ class Management:
         directory: the sandbox's state directory.
         agent: of its guest.
         volumes: gives its direct volumes.
+        describe: gives what `kata inspect` prints, as `Sandbox.describe`.
     """
 
-    def __init__(self, directory: str, agent: AgentClient, volumes: Callable[[], Volumes]) -> None:
+    def __init__(
+        self,
+        directory: str,
+        agent: AgentClient,
+        volumes: Callable[[], Volumes],
+        describe: Callable[[], dict[str, Any]],
+    ) -> None:
         self._path = os.path.join(directory, SOCKET)
         self._agent = agent
         self._volumes = volumes
+        self._describe = describe
         self._handlers: dict[tuple[str, str], Handler] = {}
         rpcs = [(service, method) for service, methods in SERVICES.items() for method in methods]
         self._server = Server(dict.fromkeys(rpcs, self._answer), to_status=to_status)
@@ -57,9 +69,23 @@ class Management:
             services = management_pb2.DESCRIPTOR.services_by_name
             self._handlers.update(handlers(services["PacketFilter"], PacketFilter(self._agent)))
             self._handlers.update(handlers(services["Volumes"], self._volumes()))
+            self._handlers.update(handlers(services["Sandbox"], Inspection(self._describe)))
         handler = self._handlers[ctx.service, ctx.method]
         assert callable(handler), "all RPCs are unary"
         return await handler(ctx, payload)
+
+
+class Inspection:
+    """`kata.management.Sandbox`."""
+
+    def __init__(self, describe: Callable[[], dict[str, Any]]) -> None:
+        self._describe = describe
+
+    async def inspect(self, request: empty_pb2.Empty, ctx: CallContext) -> management_pb2.Description:
+        """What the sandbox knows of itself."""
+        from kata.protocols import management_pb2
+
+        return management_pb2.Description(json=json.dumps(self._describe()))
 
 
 class PacketFilter:

@@ -80,6 +80,16 @@ class Process(Lifecycle):
         """How it ended; None until then."""
         return self._exit.result() if self._exit.done() else None
 
+    def describe(self, name: str) -> dict[str, Any]:
+        """What is known of it, for JSON; `name` is its id there."""
+        ended = self.exit
+        return {
+            "id": name,
+            "state": self.state,
+            "exit_status": ended.status if ended else None,
+            "exited_at": ended.at_ns / 1e9 if ended else None,
+        }
+
     async def wait(self) -> Exit:
         """Wait for the exit; any number of callers."""
         return await asyncio.shield(self._exit)

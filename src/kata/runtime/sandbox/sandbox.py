@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, KataError, NotFound
 from kata.loop.off import off_loop
@@ -31,8 +32,9 @@ from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
 from kata.runtime.storage.disk import Layers
-from kata.runtime.storage.host_paths import HostView, RootfsMount, look_at_paths
-from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
+from kata.runtime.storage.host_mounts import on_host
+from kata.runtime.storage.host_paths import HostView, RootfsMount, look_at_exports, look_at_paths
+from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, ContainerPlan, plan_container
 
 if TYPE_CHECKING:
     from kata.runtime.network.own_network import OwnNetwork
@@ -69,6 +71,7 @@ class Sandbox(Lifecycle):
         guest: its VM and agent.
         network: None if the VM gets no interface.
         containers: those of the sandbox, which the teardown closes.
+        accelerator: the VM's.
 
     Attributes:
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
@@ -88,6 +91,7 @@ class Sandbox(Lifecycle):
         resources: SandboxResources,
         network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
+        accelerator: str,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
@@ -102,6 +106,7 @@ class Sandbox(Lifecycle):
         self._devices = devices
         self._resources = resources
         self._network = network
+        self._accelerator = accelerator
         self._creating: set[str] = set()
         #: What containers use of the layer cache.
         self._held: dict[str, AsyncExitStack] = {}
@@ -143,12 +148,12 @@ class Sandbox(Lifecycle):
             try:
                 layers = request.layers or await self._layers_of(request, held)
                 # A path may lead to a file server that is away.
-                shared_tree, rootfs_dir = str(self._guest.share.directory), str(request.bundle.rootfs)
-                look = partial(look_at_paths, rootfs_dir=rootfs_dir, shared_tree=shared_tree)
-                host = await off_loop(look, spec, request.rootfs)
+                look = partial(look_at_paths, rootfs_dir=str(request.bundle.rootfs))
+                host = await off_loop(on_host, look, spec, request.rootfs)
+                exports = await off_loop(look_at_exports, str(self._guest.share.directory))
             finally:
                 self._creating.discard(request.id)
-            container = await self._create_container(request, host, layers)
+            container = await self._create_container(request, replace(host, exports=exports), layers)
         except BaseException:
             await held.aclose()
             raise
@@ -209,6 +214,8 @@ class Sandbox(Lifecycle):
                 request.id,
                 ", ".join(written),
             )
+        for reason in requests.lost_propagation(spec, host):
+            log.warning("container %s: %s", request.id, reason)
         if lost := left_out.of_spec(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)
@@ -351,7 +358,26 @@ class Sandbox(Lifecycle):
     async def why_ended(self) -> str:
         """Wait for the end of the VM; returns what ended it, in words."""
         exit_ = await self._guest.vm.wait()
-        return f"the server of its files {exit_.lost}" if exit_.lost else f"the VMM {exit_.how}"
+        return self._guest.vm.why_ended or f"the VMM {exit_.how}"
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, for JSON: docs/reference/cli.md has the fields."""
+        size, vm = self._resources.size, self._guest.vm
+        return {
+            "id": self.id,
+            "state": "running" if vm.pid else "stopped",
+            "why_ended": vm.why_ended,
+            "pid": os.getpid(),
+            "vm": {
+                "pid": vm.pid,
+                "accelerator": self._accelerator,
+                "vcpus": size.vcpus,
+                "memory_mib": size.memory_mib,
+            },
+            "containers": [container.describe() for container in self.containers.values()],
+            "interfaces": self._network.describe() if self._network else [],
+            "devices": self._devices.describe(),
+        }
 
     async def stop(self) -> list[str]:
         """End everything and release everything, whatever the guest says. Idempotent.
@@ -365,5 +391,6 @@ class Sandbox(Lifecycle):
 
 def _from_shared_tree(destinations: Sequence[str], files: ContainerPlan) -> list[str]:
     """Those of a container's mounts that the guest has from the host, not of its own or on a disk."""
-    shared = {mount["destination"] for mount in files.mounts if mount.get("source", "").startswith(f"{GUEST_SHARED}/")}
+    trees = (f"{GUEST_SHARED}/", f"{GUEST_PARTS}/")
+    shared = {mount["destination"] for mount in files.mounts if mount.get("source", "").startswith(trees)}
     return [destination for destination in destinations if destination in shared]

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from kata.errors import KataError
 from kata.loop.off import off_loop
 from kata.oci.spec import Bundle, Spec, namespace_path
-from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
@@ -43,6 +42,7 @@ from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
 from kata.runtime.sandbox.sandbox import Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import shm_size
 
 if TYPE_CHECKING:
@@ -158,14 +158,13 @@ class _Start:
             if paths := [str(path) for path in self._config.runtime.sandbox_bind_mounts]:
                 await off_loop(guest.share.add_sandbox_mounts, paths)
             with self._timings.phase("sandbox"):
-                request = requests.create_sandbox_request(self._id, spec, self._config, shm_size(spec))
+                shared_memory = await off_loop(on_host, shm_size, spec)
+                request = requests.create_sandbox_request(self._id, spec, self._config, shared_memory)
                 await guest.agent.create_sandbox(request)
         finally:
             with self._timings.phase("cgroup"):
                 await confining
-        await self._serve_management(guest.agent)
-        self._timings.write()
-        return Sandbox(
+        sandbox = Sandbox(
             self._id,
             self._config,
             self._ledger,
@@ -176,7 +175,11 @@ class _Start:
             resources=resources,
             network=network,
             containers=containers,
+            accelerator=plan.vm.accelerator,
         )
+        await self._serve_management(sandbox)
+        self._timings.write()
+        return sandbox
 
     async def _plan(self, spec: Spec) -> _Plan:
         config = self._config
@@ -262,8 +265,8 @@ class _Start:
         await network.fit(guest.vm, guest.agent, seen)
         await network.forward(guest.agent)
 
-    async def _serve_management(self, agent: AgentClient) -> None:
-        management = Management(self._ledger.directory, agent, self._devices.volumes)
+    async def _serve_management(self, sandbox: Sandbox) -> None:
+        management = Management(self._ledger.directory, sandbox.agent, self._devices.volumes, sandbox.describe)
         self._steps.push_async_callback(management.close)
         await management.serve()
 

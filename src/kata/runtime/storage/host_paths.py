@@ -10,7 +10,6 @@ Reference: the kernel's Documentation/ABI/testing/sysfs-block.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,11 +29,12 @@ from kata.runtime.storage.kubernetes_volumes import (
 
 #: Where shared memory is expected (shm_overview(7)).
 SHM = "/dev/shm"
+#: Options of binds that are to receive what the host mounts in them later (mount_namespaces(7)).
+RECEIVING = frozenset({"slave", "rslave", "shared", "rshared"})
+#: Those of them whose own mounts are to reach the host.
+SENDING = frozenset({"shared", "rshared"})
 
 _SYS_BLOCK = "/sys/dev/block"
-#: Where containerd's CRI plugin, Docker, CRI-O and Podman mount the shared memory that they make for a sandbox. A
-#: process whose mount namespace does not receive the host's mounts (a standby under a private "/") sees a directory.
-_ENGINES_SHM = re.compile(r"/(sandboxes/[^/]+|mounts|userdata)/shm$")
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,15 @@ class HostView:
         paths: by root directory, source of a mount or device of a direct volume; without those that do not exist.
         disks: block devices by major and minor number.
         volumes: direct volumes by source of a bind.
-        exports: where that is now which is in the shared tree, by its name there.
+        exports: where that is now which is in the shared tree, by its name there, from `look_at_exports`.
+        private: sources of binds that are to receive the host's later mounts, and are on a mount that receives none.
     """
 
     paths: Mapping[str, HostPath] = field(default_factory=dict)
     disks: Mapping[tuple[int, int], BlockNode] = field(default_factory=dict)
     volumes: Mapping[str, direct_volume.DirectVolume] = field(default_factory=dict)
     exports: Mapping[str, Place] = field(default_factory=dict)
+    private: frozenset[str] = frozenset()
 
 
 def look_at_paths(
@@ -144,16 +146,14 @@ def look_at_paths(
     records: str = direct_volume.ROOT,
     *,
     rootfs_dir: str = "",
-    shared_tree: str = "",
 ) -> HostView:
-    """Look at everything that a spec and a rootfs name, and at what is in the shared tree.
+    """Look at everything that a spec and a rootfs name.
 
     Args:
         spec: the container's.
         rootfs: its mounts, from containerd.
         records: the directory of direct volumes.
         rootfs_dir: its root directory, if that is one already.
-        shared_tree: the directory of the shared tree.
 
     Raises:
         InvalidArgument: the record of a direct volume is broken.
@@ -167,25 +167,32 @@ def look_at_paths(
     sources = [mount.source for mount in rootfs]
     sources += [str(mount.get("source", "")) for mount in mounts]
     sources += [volume.device for volume in volumes.values()]
-    view = look_at_sources([rootfs_dir, *sources], shared_tree)
+    view = look_at_sources([rootfs_dir, *sources])
     numbers = {path.block for path in view.paths.values() if path.block} | set(_block_devices(spec))
     disks = {number: node for number in numbers if (node := _node(*number))}
-    return replace(view, disks=disks, volumes=volumes)
+    return replace(view, disks=disks, volumes=volumes, private=_private(mounts))
 
 
-def look_at_sources(sources: Iterable[str], shared_tree: str = "") -> HostView:
-    """Look at paths, those of them that are absolute, and at what is in the shared tree.
+def look_at_sources(sources: Iterable[str]) -> HostView:
+    """Look at paths, those of them that are absolute.
 
     Args:
         sources: the paths.
-        shared_tree: the directory of the shared tree.
     """
     absolute = [source for source in sources if source.startswith("/")]
     if not absolute:
         return HostView()
     table = _MountTable()
-    paths = {source: found for source in absolute if (found := _look_at(source, table))}
-    return HostView(paths, exports=table.mounted_in(shared_tree) if shared_tree else {})
+    return HostView({source: found for source in absolute if (found := _look_at(source, table))})
+
+
+def look_at_exports(shared_tree: str) -> dict[str, Place]:
+    """Look at what is in the shared tree, in the mount namespace that has it; by its name there.
+
+    Args:
+        shared_tree: the directory of the shared tree.
+    """
+    return _MountTable().mounted_in(shared_tree)
 
 
 def shm_size(spec: Spec) -> int:
@@ -270,6 +277,24 @@ def _is_beneath(path: str, directory: str) -> bool:
     return f"{path}/".startswith(directory.rstrip("/") + "/")
 
 
+def _private(mounts: Iterable[Mount]) -> frozenset[str]:
+    sources = {
+        str(mount.get("source", ""))
+        for mount in mounts
+        if is_bind(mount) and RECEIVING & set(mount.get("options") or ())
+    }
+    table = {mount.id: mount for mount in mountinfo.read()} if sources else {}
+    found = set()
+    for source in sources:
+        try:
+            on = table.get(mountinfo.mount_id(source))
+        except (OSError, ValueError):
+            continue  # it does not exist
+        if on and not (on.shared or on.slave):
+            found.add(source)
+    return frozenset(found)
+
+
 def _block_devices(spec: Spec) -> Iterable[tuple[int, int]]:
     linux: Mapping[str, Any] = spec.get("linux") or {}
     for device in linux.get("devices") or ():
@@ -292,7 +317,7 @@ def _look_at(path: str, table: _MountTable) -> HostPath | None:
             block=(os.major(info.st_rdev), os.minor(info.st_rdev)) if stat.S_ISBLK(info.st_mode) else None,
             empty_dir=_empty_dir(path, info) if plugin == EMPTY_DIR else None,
             watchable=plugin in WATCHABLE and stat.S_ISDIR(info.st_mode) and _has_few_files(path),
-            engines_shm=plugin != EMPTY_DIR and (bool(_ENGINES_SHM.search(path)) or _mounted_shm(path)),
+            engines_shm=plugin != EMPTY_DIR and _mounted_shm(path),
         )
     except (OSError, ValueError):
         return None  # it does not exist, as far as this process can see

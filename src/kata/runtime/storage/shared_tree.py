@@ -30,6 +30,7 @@ from kata.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_
 from kata.oci.spec import Mount
 from kata.runtime.storage import kubernetes_volumes as kubernetes
 from kata.runtime.storage.exports import Export, Submounts, Use, Wanted, plan_uses
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind, is_shm, look_at_sources
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 from kata.runtime.storage.overlay import compact
@@ -406,7 +407,8 @@ class SharedTree:
             NotFound, FailedPrecondition: one does not exist, or cannot be mounted.
             InvalidArgument: two have the same name.
         """
-        uses = plan_sandbox_mounts(paths, look_at_sources(_sandbox_mount(path)[0] for path in paths))
+        host = on_host(look_at_sources, [_sandbox_mount(path)[0] for path in paths])
+        uses = plan_sandbox_mounts(paths, host)
         self._claim(_SANDBOX_MOUNTS, uses)
         for use in uses:
             self._provide("sandbox_bind_mounts", use)
@@ -435,7 +437,7 @@ class SharedTree:
             self._check_part(what, use)
 
     def _bind(self, what: str, held: _Held) -> None:
-        """Bind-mount a path through a descriptor, so that what is checked is what is mounted.
+        """Bind-mount a path through a descriptor of the mount, so that what is checked is what is mounted.
 
         Raises:
             NotFound: the path does not exist, or is not accessible.
@@ -445,11 +447,11 @@ class SharedTree:
         export = held.export
         target = self.directory / export.name
         try:
-            fd = os.open(export.source, os.O_PATH | os.O_CLOEXEC)
+            tree = on_host(linux.clone_tree, export.source, export.submounts is not Submounts.HIDDEN)
         except OSError as error:
             raise NotFound(f"{what}: cannot share {export.source}: {error.strerror}") from error
         try:
-            info = os.fstat(fd)
+            info = os.fstat(tree)
             if export.identity not in (None, (info.st_dev, info.st_ino)):
                 raise FailedPrecondition(_REPLACED.format(what, export.source), hint=_REPLACED_HINT)
             target.parent.mkdir(mode=0o755, exist_ok=True)
@@ -457,9 +459,11 @@ class SharedTree:
                 target.mkdir(mode=0o755, exist_ok=True)
             else:
                 target.touch(mode=0o600)
-            linux.bind(f"/proc/self/fd/{fd}", str(target), 0 if export.submounts is Submounts.HIDDEN else linux.MS_REC)
+            linux.attach(tree, str(target))
+            # It has come as a peer of the host's mount: only the host's mounts are to be seen here, and none there.
+            linux.set_propagation(str(target), linux.MS_SLAVE | linux.MS_REC)
         finally:
-            os.close(fd)
+            os.close(tree)
         held.mounted = True
         held.readonly = held.fixed = bool(os.statvfs(target).f_flag & os.ST_RDONLY)
 

@@ -81,7 +81,7 @@ async def test_a_disk_that_hangs_while_it_is_opened_holds_up_nobody(
     disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening: list[threading.Thread] = []
-    monkeypatch.setattr("os.open", _noting(opening))
+    monkeypatch.setattr(os, "open", _noting(opening))
     await disks.attach("one", [image(tmp_path)])
     await disks.grow(str(tmp_path / "a"), 1024)
     assert len(opening) == 2
@@ -98,7 +98,7 @@ async def test_who_is_cancelled_while_a_disk_is_opened_leaves_it_closed(
         assert released.wait(60)
         return _OPEN(*arguments)
 
-    monkeypatch.setattr("os.open", slow)
+    monkeypatch.setattr(os, "open", slow)
     attaching = asyncio.create_task(disks.attach("one", [image(tmp_path)]))
     assert await asyncio.to_thread(begun.wait, 60)
     attaching.cancel()

@@ -13,7 +13,16 @@ from kata.runtime.sandbox import health
 
 
 class Vm:
+    """Notes why it is killed."""
+
     pid = os.getpid()
+    why_ended = ""
+
+    def console_tail(self, lines: int) -> str:
+        return "Panic"
+
+    def kill(self, why: str) -> None:
+        self.why_ended = why
 
 
 class Agent:
@@ -56,3 +65,16 @@ async def test_one_that_says_nothing_hangs() -> None:
     with pytest.raises(DeadlineExceeded, match="did not answer within"):
         await hear(agent)
     assert agent.asked == 1
+
+
+async def test_one_that_hangs_is_ended_and_the_reason_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def settled(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(health, "settle_clock", settled)
+    monkeypatch.setattr(health, "_INTERVAL_S", 0)
+    vm: Any = Vm()
+    silent: Any = Agent(late=1, talks=False)
+    await health.watch_guest("sandbox box", vm, silent)
+    assert vm.why_ended.startswith("sandbox box is unresponsive and is ended: ")
+    assert vm.why_ended.endswith("its console ends with: Panic")

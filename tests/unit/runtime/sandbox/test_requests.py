@@ -9,7 +9,12 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached
-from kata.runtime.sandbox.requests import create_container_request, create_sandbox_request, host_namespaces
+from kata.runtime.sandbox.requests import (
+    create_container_request,
+    create_sandbox_request,
+    host_namespaces,
+    lost_propagation,
+)
 from kata.runtime.storage.disk import Layers, plan_disks
 from kata.runtime.storage.host_paths import HostView, look_at_paths, random_token
 from kata.runtime.storage.shared_tree import plan_container
@@ -83,3 +88,15 @@ class TestRequests:
         assert host_namespaces(spec()) == []
         given = spec(linux={"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "uts"}]})
         assert host_namespaces(given) == ["ipc", "pid"]
+
+    def test_mount_propagation_that_cannot_be(self) -> None:
+        def asked(*options: str) -> list[str]:
+            entry = {"type": "bind", "source": "/volume", "destination": "/data", "options": ["rbind", *options]}
+            return lost_propagation(spec(mounts=[entry]), HostView(private=frozenset({"/volume"})))
+
+        (later,) = asked("rslave")
+        assert later.startswith("what the host mounts in /volume later is not seen")
+        to_host, again = asked("rshared")
+        assert to_host.startswith("what it mounts in /data stays in its VM")
+        assert again == later
+        assert lost_propagation(spec(), HostView()) == []

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from kata.errors import InvalidArgument
+from kata.linux.mount import MS_PRIVATE, MS_SHARED, mount, set_propagation, umount
 from kata.linux.mount import bind as bind_mount
-from kata.linux.mount import mount, umount
 from kata.runtime.storage import direct_volume
 from kata.runtime.storage.host_paths import (
     BlockNode,
     HostView,
     RootfsMount,
+    look_at_exports,
     look_at_paths,
     look_at_sources,
     random_token,
@@ -65,7 +66,8 @@ def test_where_a_file_is_whatever_leads_there(tmp_path: Path) -> None:
     mount("tmpfs", str(tmp_path / "a/sub/deep"), "tmpfs")
     try:
         names = ("a", "a/sub", "b", "a/sub/deep")
-        view = look_at_sources([str(tmp_path / name) for name in names], str(tmp_path / "tree"))
+        view = look_at_sources([str(tmp_path / name) for name in names])
+        exports = look_at_exports(str(tmp_path / "tree"))
         outer, sub, elsewhere, beneath = (view.paths[str(tmp_path / name)].place for name in names)
     finally:
         for point in (tmp_path / "a/sub/deep", *bound):
@@ -74,12 +76,12 @@ def test_where_a_file_is_whatever_leads_there(tmp_path: Path) -> None:
     assert sub
     assert elsewhere
     assert beneath
-    assert sub.path == f"{outer.path}/sub" == elsewhere.path == view.exports["@0"].path
+    assert sub.path == f"{outer.path}/sub" == elsewhere.path == exports["@0"].path
     assert (sub.filesystem, sub.terms) == (elsewhere.filesystem, elsewhere.terms)
     assert sub.mount == outer.mount != elsewhere.mount
     assert (outer.submounts, sub.submounts) == (frozenset({"sub/deep"}), frozenset({"deep"}))
     assert (beneath.path, beneath.submounts) == ("/", frozenset())
-    assert set(view.exports) == {"@0"}
+    assert set(exports) == {"@0"}
 
 
 def test_the_mounts_of_a_rootfs_are_looked_at(tmp_path: Path) -> None:
@@ -125,6 +127,21 @@ def test_shared_memory_that_an_engine_has_made(tmp_path: Path, name: str, engine
         assert shm_size(made) == (3 << 20 if engines else 0)
     finally:
         umount(str(source))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_private_mount_that_is_to_receive_others(tmp_path: Path) -> None:
+    source = str(tmp_path)
+    mount("volume", source, "tmpfs")
+    try:
+        set_propagation(source, MS_PRIVATE)
+        assert look({**bind(tmp_path), "options": ["rbind", "rslave"]}).private == {source}
+        assert look({**bind(tmp_path), "options": ["rbind", "rprivate"]}).private == set(), "nobody asks"
+        set_propagation(source, MS_SHARED)
+        assert look({**bind(tmp_path), "options": ["rbind", "rshared"]}).private == set()
+        assert look({**bind("/nonexistent"), "options": ["rbind", "rslave"]}).private == set()
+    finally:
+        umount(source)
 
 
 def test_without_an_engines_shared_memory_there_is_no_size() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from kata.errors import InvalidArgument, KataError, NotFound
 from kata.linux import mountinfo
 from kata.oci.spec import Mount
 from kata.runtime.storage.exports import Submounts, Use
-from kata.runtime.storage.host_paths import RootfsMount, look_at_paths
+from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, look_at_paths
 from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, GUEST_SHM, ContainerPlan, plan_container
+from tests.support.mounts import in_mount_namespace
 
 OVERLAY = RootfsMount("overlay", "overlay", ("lowerdir=/a",))
 
@@ -25,8 +27,8 @@ def mount(destination: str, kind: str = "", source: str = "", *options: str) -> 
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = ()) -> ContainerPlan:
-    host = look_at_paths({"mounts": list(mounts)})
+def plan(*mounts: Mount, rootfs: tuple[RootfsMount, ...] = (), host: HostView | None = None) -> ContainerPlan:
+    host = host or look_at_paths({"mounts": list(mounts)})
     names = map("@{}".format, itertools.count())
     return plan_container("box", mounts, host, rootfs=rootfs, rootfs_dir="/bundle/rootfs", name=names.__next__)
 
@@ -45,10 +47,10 @@ class TestPlan:
         assert volumes(planned) == []
 
     @pytest.mark.parametrize("destination", ["/dev/shm", "/dev/shm/", "/dev/../dev/shm"])
-    def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str, tmp_path: Path) -> None:
-        source = tmp_path / "sandboxes/0123/shm"
-        source.mkdir(parents=True)
-        (entry,) = plan(mount(destination, "bind", str(source), "rbind", "nosuid", "size=1k", "noexec")).mounts
+    def test_shm_that_the_engine_has_made_is_the_sandboxes(self, destination: str) -> None:
+        host = HostView({"/sandboxes/0123/shm": HostPath((1, 2), stat.S_IFDIR, engines_shm=True)})
+        asked = mount(destination, "bind", "/sandboxes/0123/shm", "rbind", "nosuid", "size=1k", "noexec")
+        (entry,) = plan(asked, host=host).mounts
         assert (entry["type"], entry["source"]) == ("bind", GUEST_SHM)
         assert entry["options"] == ["rbind", "nosuid", "noexec"]
 
@@ -203,11 +205,14 @@ class TestPlan:
 #: In a mount namespace of its own, as the shim has it, so that a failing test leaves nothing mounted.
 SCRIPT = """
 import json, os, sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from kata.errors import KataError
 from kata.linux import mount as linux
 from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import *
 from kata.runtime.storage.shared_tree import *
 scratch = Path(sys.argv[1])
@@ -225,7 +230,8 @@ def plan(name, *volumes, rootfs=(), root="rootfs"):
         source, *options = volume.split(":")
         mounts.append({"destination": f"/{number}", "type": "bind", "source": str(scratch / source),
                        "options": ["rbind", *options]})
-    host = look_at_paths({"mounts": mounts}, rootfs_dir=str(scratch / root), shared_tree=str(shared))
+    host = on_host(partial(look_at_paths, rootfs_dir=str(scratch / root)), {"mounts": mounts})
+    host = replace(host, exports=look_at_exports(str(shared)))
     planned = plan_container(name, mounts, host, rootfs=rootfs, rootfs_dir=str(scratch / root), name=tree.new_name,
                              exports=tree.exports())
     tree.claim(planned)
@@ -263,7 +269,7 @@ def in_namespace(tmp_path: Path, script: str) -> dict[str, object]:
     (tmp_path / "volume/sub/file").write_text("in sub")
     (tmp_path / "file").write_text("content")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + script + "\nprint(json.dumps(say))", str(tmp_path)],
+        in_mount_namespace(sys.executable, "-c", SCRIPT + script + "\nprint(json.dumps(say))", str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=30,
@@ -305,6 +311,42 @@ say["after b"] = [os.listdir(shared), points(), len(tree.exports())]
         }
         assert (tmp_path / "volume/new").exists()
         assert (tmp_path / "rootfs/etc").exists(), "what was bound is still there"
+
+    def test_what_the_host_mounts_later_on_private_mounts(self, tmp_path: Path) -> None:
+        """Its "/" is private here, so that nothing propagates."""
+        said = in_namespace(
+            tmp_path,
+            """
+volume, other = str(scratch / "volume"), str(scratch / "other")
+on_host(linux.mount, "late", volume, "tmpfs")
+on_host(os.mkdir, volume + "/made")
+say["there"] = [os.listdir(volume), on_host(os.listdir, volume)]
+added("a", "volume")
+say["shared"] = os.listdir(shared / "@1")
+os.mkdir(other)
+on_host(linux.mount, "shared", other, "tmpfs")
+on_host(linux.set_propagation, other, linux.MS_SHARED)
+on_host(os.mkdir, other + "/made")
+added("b", "other")
+for mounted in volume, other:
+    on_host(linux.mount, "later", mounted + "/made", "tmpfs")
+    on_host(os.mkdir, mounted + "/made/below")
+say["propagates"] = [os.listdir(shared / "@1/made"), os.listdir(shared / "@2/made")]
+linux.mount("ours", str(shared / "@2/made/below"), "tmpfs")
+say["back"] = [mount.fstype for mount in on_host(mountinfo.read) if mount.point.endswith("below")]
+linux.umount(str(shared / "@2/made/below"))
+tree.remove("a")
+tree.remove("b")
+say["after"] = [os.listdir(shared), points()]
+""",
+        )
+        assert said == {
+            "there": [["sub"], ["made"]],
+            "shared": ["made"],
+            "propagates": [[], ["below"]],
+            "back": [],
+            "after": [[], []],
+        }
 
     def test_all_of_it_or_nothing(self, tmp_path: Path) -> None:
         said = in_namespace(
@@ -393,8 +435,8 @@ say["no more"] = touched("@1/z")
         said = in_namespace(
             tmp_path,
             """
-linux.bind(str(scratch / "volume"), str(scratch / "rootfs/etc"))
-linux.make_read_only(str(scratch / "rootfs/etc"), recursive=False)
+on_host(linux.bind, str(scratch / "volume"), str(scratch / "rootfs/etc"))
+on_host(partial(linux.make_read_only, recursive=False), str(scratch / "rootfs/etc"))
 say["a"] = [added("a", "volume:ro", "rootfs/etc:ro"), touched("@2/x")]
 say["b"] = [added("b", "volume", "rootfs/etc"), touched("@2/x"), touched("@1/x")]
 """,
@@ -442,12 +484,12 @@ say["outer"] = [touched("@1/x"), touched("@2/x"), touched("@3/x")]
             tmp_path,
             """
 os.makedirs(scratch / "subpaths/0"); os.mkdir(scratch / "subpaths/1")
-linux.bind(str(scratch / "volume/sub"), str(scratch / "subpaths/0"))
-linux.bind(str(scratch / "volume/sub"), str(scratch / "subpaths/1"))
-linux.restrict(str(scratch / "subpaths/1"), linux.MS_RDONLY)
+on_host(linux.bind, str(scratch / "volume/sub"), str(scratch / "subpaths/0"))
+on_host(linux.bind, str(scratch / "volume/sub"), str(scratch / "subpaths/1"))
+on_host(linux.restrict, str(scratch / "subpaths/1"), linux.MS_RDONLY)
 say["a"] = added("a", "volume", "subpaths/0", "subpaths/1")
 say["same"] = inode("@1/sub") == inode("@2")
-linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
+on_host(linux.mount, "tmpfs", str(scratch / "volume/sub"), "tmpfs")
 say["hidden"] = added("b", "volume", "subpaths/0", "volume/sub")
 """,
         )
@@ -462,7 +504,7 @@ say["hidden"] = added("b", "volume", "subpaths/0", "volume/sub")
         said = in_namespace(
             tmp_path,
             """
-linux.mount("tmpfs", str(scratch / "volume/sub"), "tmpfs")
+on_host(linux.mount, "tmpfs", str(scratch / "volume/sub"), "tmpfs")
 say["a"] = added("a", "volume", "volume:ro", "volume:ro:rro", "volume")
 say["b"] = added("b", "volume:ro")
 say["written"] = [touched(f"{export}/{path}") for export in ("@1", "@2", "@3") for path in ("x", "sub/x")]

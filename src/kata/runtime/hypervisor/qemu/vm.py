@@ -100,7 +100,7 @@ class QemuVm:
         self._pid = 0
         self._expected = False
         self._forced = False
-        self._lost = ""
+        self._why_ended = ""
         self._up = False
         self._begin = 0.0
         self._process: QemuProcess | None = None
@@ -117,6 +117,11 @@ class QemuVm:
     def pid(self) -> int:
         """QEMU's process id; 0 unless it runs."""
         return self._pid
+
+    @property
+    def why_ended(self) -> str:
+        """Implements `VirtualMachine.why_ended`."""
+        return self._why_ended
 
     async def start(self, timeout: float = START_TIMEOUT_S) -> None:
         """Implements `VirtualMachine.start`: QEMU takes commands once its QMP monitor answers.
@@ -210,13 +215,11 @@ class QemuVm:
         """End the VM: without its shared tree it is of no use."""
         helper = self._process.helper if self._process else None
         if helper is not None and self._end is not None and not self._end.done() and not self._expected:
-            self._lost = how_it_ended(helper.status() or 0)
-            log.error(
-                "the server of the shared tree of %s %s, so its VM is ended%s",
-                self.plan.sandbox_id,
-                self._lost,
-                self._last_words(),
+            how = how_it_ended(helper.status() or 0)
+            self._why_ended = (
+                f"the server of the shared tree of {self.plan.sandbox_id} {how}, so its VM is ended{self._last_words()}"
             )
+            log.error("%s", self._why_ended)
             self._forced = True
             self._signal(signal.SIGKILL)
 
@@ -304,9 +307,10 @@ class QemuVm:
             except Exception as error:
                 log.debug("qmp of %s: %s", self.plan.sandbox_id, error)
         self._release()
-        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "", self._lost)
+        exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
         if by_itself:
-            log.error("qemu of %s %s%s", self.plan.sandbox_id, exit_.how, self._last_words())
+            self._why_ended = f"qemu of {self.plan.sandbox_id} {exit_.how}{self._last_words()}"
+            log.error("%s", self._why_ended)
         log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
         return exit_
 
@@ -374,8 +378,9 @@ class QemuVm:
         assert self._end is not None
         await asyncio.wait({self._end}, timeout=timeout)
 
-    def kill(self) -> None:
+    def kill(self, why: str = "") -> None:
         """Send SIGKILL; `wait` returns when everything is released. Idempotent."""
+        self._why_ended = self._why_ended or why
         self._expected = True
         self._forced = self._forced or (self._process is not None and self._process.alive)
         self._signal(signal.SIGKILL)

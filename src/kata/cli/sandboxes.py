@@ -1,0 +1,125 @@
+"""`kata list` and `kata inspect`: the sandboxes of this host, whoever started them.
+
+A sandbox tells of itself over its management socket. Of one that does not answer, its state directory tells what it
+can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from kata.cli import gc
+from kata.cli.management import ask
+from kata.errors import KataError, NotFound
+from kata.runtime.hypervisor.console import tail
+from kata.runtime.launch import timings
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.runtime.ledger.names import find, split
+from kata.shim.handover import PREFIX
+
+#: Seconds for a sandbox to tell of itself, which takes milliseconds.
+_ANSWER_TIMEOUT_S = 5.0
+_COLUMNS = ("SANDBOX", "NAMESPACE", "STATE", "CONTAINERS", "VCPUS", "MEMORY", "STARTED")
+
+
+def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]:
+    """What is known of one sandbox; docs/reference/cli.md has the fields.
+
+    Args:
+        sandbox: its id, or the name of its state directory.
+        state_root: the directory of state directories.
+
+    Raises:
+        InvalidArgument: the id is invalid, or ambiguous.
+        NotFound: it does not exist.
+    """
+    directory = state_root / find(sandbox, str(state_root))
+    if not directory.is_dir():
+        raise NotFound(f"sandbox {sandbox} does not exist", hint="`kata list` shows all sandboxes")
+    return asyncio.run(_look(directory))
+
+
+def inspect_all(state_root: Path = Path(STATE_ROOT)) -> list[dict[str, Any]]:
+    """The same of all sandboxes, in the order of their names."""
+    names = [name for name in gc.candidates(state_root, state_root) if not name.startswith(PREFIX)]
+    found = asyncio.run(_look_at_all([state_root / name for name in names]))
+    return [one for one in found if os.path.isdir(one["state_directory"])]  # the others have ended meanwhile
+
+
+async def _look_at_all(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(_look(directory) for directory in directories))
+
+
+async def _look(directory: Path) -> dict[str, Any]:
+    sandbox_id, namespace = split(directory.name)
+    found: dict[str, Any] = {
+        "id": sandbox_id,
+        "namespace": namespace,
+        "engine": "containerd" if namespace else "kata run",
+        **await _ask_or_guess(directory),
+        "state_directory": str(directory),
+    }
+    try:
+        start = timings.read(directory)
+        found.update(started=start.began, start_phases=[asdict(phase) for phase in start.phases])
+    except KataError:
+        found.update(started=None, start_phases=[])
+    return found
+
+
+async def _ask_or_guess(directory: Path) -> dict[str, Any]:
+    """What a sandbox says, or what becomes of it if it says nothing."""
+    try:
+        answer = await ask(directory, "Sandbox", "Inspect", empty_pb2.Empty(), timeout=_ANSWER_TIMEOUT_S)
+        said: dict[str, Any] = json.loads(answer.json)
+        del said["id"]
+        return said
+    except NotFound:
+        return {"state": "starting" if gc.is_running(directory) else "dead", **_last_words(directory)}
+    except (KataError, ValueError) as error:
+        return {"state": "unknown", "error": str(error), **_last_words(directory)}
+
+
+def _last_words(directory: Path) -> dict[str, Any]:
+    return {"log_tails": {path.name: tail(path).splitlines() for path in sorted(directory.glob("*.log"))}}
+
+
+def as_table(sandboxes: Sequence[dict[str, Any]]) -> str:
+    """Format sandboxes as text, a line for each; columns are as wide as what is in them."""
+    rows = [_COLUMNS, *(_row(one) for one in sandboxes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    vm = one.get("vm") or {}
+    containers = one.get("containers") or []
+    running = sum(container["state"] == "running" for container in containers)
+    return (
+        one["id"],
+        one["namespace"] or "-",
+        one["state"],
+        f"{running}/{len(containers)}" if "containers" in one else "-",
+        str(vm.get("vcpus", "-")),
+        f"{vm['memory_mib']}M" if vm else "-",
+        f"{_ago(time.time() - one['started'])} ago" if one["started"] else "-",
+    )
+
+
+def _ago(seconds: float) -> str:
+    """A length of time in its largest whole unit."""
+    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds / length)}{name}"
+    return f"{max(0, int(seconds))}s"
