@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from kata.errors import FailedPrecondition, KataError, VmLaunchError
+from kata.errors import FailedPrecondition, KataError, Unavailable, VmLaunchError
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2, shared_tree
 from kata.runtime.hypervisor import trial_boot
@@ -185,6 +185,8 @@ async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) 
     assert (exit_.status, exit_.expected) == (0, False)
     assert machine.console_tail() == "hello from the guest"
     assert "has ended with status 0; the guest's console ends with: hello from the guest" in machine.why_ended
+    with pytest.raises(Unavailable, match="has ended"):
+        machine.channel("kata.rpc")
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -228,7 +228,8 @@ class VirtualMachine(Protocol):
         """Hand over the host's end of a channel, connected and non-blocking: the caller closes it. Once for each name.
 
         Raises:
-            FailedPrecondition: the channel is unknown or was handed over before, or the VM does not run.
+            FailedPrecondition: the channel is unknown or was handed over before, or the VM was never started.
+            Unavailable: the VM has ended.
         """
 
     async def wait(self) -> VmExit:

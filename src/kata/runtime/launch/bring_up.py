@@ -10,16 +10,17 @@ import errno
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
-from kata.errors import DeadlineExceeded, KataError, NotFound, VmLaunchError
+from kata.errors import DeadlineExceeded, KataError, NotFound, Unavailable, VmLaunchError
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.agent_client.first_calls import send_first_calls
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import factory
-from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.hypervisor.base import VirtualMachine, VmExit, VmPlan
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.template import template
 from kata.runtime.hypervisor.template.template import Template
@@ -123,7 +124,7 @@ async def ensure_template(plan: VmPlan, config: Config, ledger: Ledger, progress
     timeout = config.agent.dial_timeout + _WARM_UP_TIMEOUT_S
 
     async def make_ready(vm: VirtualMachine) -> None:
-        agent = await AgentClient.connect(vm.channel(AGENT_CHANNEL))
+        agent = await AgentClient.connect(await _agent_channel(vm, "template"))
         await _first_answer(vm, agent, agent.check(), timeout, "template")
         await agent.close()
         await asyncio.sleep(_SETTLE_S)
@@ -160,7 +161,7 @@ async def _restore(
         await vm.start(_RESTORE_TIMEOUT_S)
         timings.add("qemu", begin)
         with timings.phase("first answer"):
-            channel = vm.channel(AGENT_CHANNEL)
+            channel = await _agent_channel(vm, "restore")
             first_calls = prelaunch.first_calls if prelaunch else send_first_calls(channel)
             agent = await AgentClient.after_first_calls(channel, first_calls)
             await _first_answer(vm, agent, agent.made_unique(first_calls), _RESTORE_TIMEOUT_S, "restore")
@@ -177,12 +178,37 @@ async def _boot(plan: VmPlan, config: Config, timings: Timings) -> tuple[Virtual
         with timings.phase("qemu"):
             await vm.start()
         with timings.phase("boot"):
-            agent = await AgentClient.connect(vm.channel(AGENT_CHANNEL))
+            agent = await AgentClient.connect(await _agent_channel(vm, "agent"))
             await _first_answer(vm, agent, agent.check(), timeout, "agent")
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(vm.stop(0)))
         raise
     return vm, agent
+
+
+async def _agent_channel(vm: VirtualMachine, phase: str) -> socket.socket:
+    """The channel to a VM's agent. Raises VmLaunchError if the VM has ended since it took commands."""
+    try:
+        return vm.channel(AGENT_CHANNEL)
+    except Unavailable:
+        _raise_ended(vm, phase, await vm.wait(), 0.0)
+
+
+def _raise_ended(vm: VirtualMachine, phase: str, exit_: VmExit, elapsed: float) -> NoReturn:
+    """Say that a VM ended before its agent had answered.
+
+    Raises:
+        VmLaunchError: always.
+    """
+    raise VmLaunchError(
+        phase,
+        "the VM ended",
+        elapsed=elapsed,
+        exit_status=exit_.status,
+        output=exit_.output,
+        console=vm.console_tail(),
+        hint=_KILLED if exit_.status == -signal.SIGKILL else _SLOW,
+    )
 
 
 async def _first_answer(
@@ -211,18 +237,11 @@ async def _first_answer(
         hangs = answer.done() and isinstance(answer.exception(), DeadlineExceeded)
         # The channel closes a moment before the exit is known: the exit says more.
         await asyncio.wait({death}, timeout=0.0 if hangs else _EXIT_KNOWN_S)
-        exit_ = death.result() if death.done() else None
-        reason = "the VM ended" if exit_ else str(answer.exception())
         await agent.close()
-        raise VmLaunchError(
-            phase,
-            reason,
-            elapsed=loop.time() - begin,
-            exit_status=exit_.status if exit_ else None,
-            output=exit_.output if exit_ else "",
-            console=vm.console_tail(),
-            hint=_KILLED if exit_ and exit_.status == -signal.SIGKILL else _SLOW,
-        )
+        elapsed = loop.time() - begin
+        if death.done():
+            _raise_ended(vm, phase, death.result(), elapsed)
+        raise VmLaunchError(phase, str(answer.exception()), elapsed=elapsed, console=vm.console_tail(), hint=_SLOW)
     finally:
         for task in (answer, death):
             task.cancel()

@@ -64,16 +64,19 @@ class _Attached:
         endpoint: as it was configured in the guest.
         path: the device's PCI path in the guest.
         held: its ledger entries.
+        configured: whether the guest has said so; if not, it has to be told again.
     """
 
     endpoint: Endpoint
     path: str
     held: tuple[tuple[str, str], ...] = ()
+    configured: bool = False
 
     def differs(self, now: Endpoint) -> bool:
         """Whether the guest has to be reconfigured; the kernels' own state does not count."""
         return (
-            interface_message(now, self.path) != interface_message(self.endpoint, self.path)
+            not self.configured
+            or interface_message(now, self.path) != interface_message(self.endpoint, self.path)
             or now.neighbours != self.endpoint.neighbours
         )
 
@@ -191,8 +194,9 @@ class SandboxNetwork:
                 self._loopback = loopback
             for endpoint in changed:
                 has = self._attached.get(endpoint.link.index) or await self._plug(endpoint, vm)
-                self._attached[endpoint.link.index] = replace(has, endpoint=endpoint)
+                self._attached[endpoint.link.index] = replace(has, endpoint=endpoint, configured=False)
                 await agent.update_interface(interface_message(endpoint, has.path))
+                self._attached[endpoint.link.index] = replace(has, endpoint=endpoint, configured=True)
             everything = [one.endpoint for one in self._attached.values()]
             routes = routes_message(seen.snapshot, everything)
             # An interface that is configured anew has lost its routes.

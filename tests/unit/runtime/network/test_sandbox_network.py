@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kata.errors import DeadlineExceeded
 from kata.linux.rtnetlink import Link
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.network.endpoints import NO_LIMIT
@@ -111,6 +112,23 @@ async def test_only_what_has_changed_is_told(network: SandboxNetwork, network_na
     change(network_namespace, "ip link delete eth0")
     await network.fit(guest, guest)
     assert guest.told() == ["unplug", "routes"]
+
+
+async def test_an_interface_that_the_guest_could_not_set_up_is_told_again(
+    network: SandboxNetwork, guest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next ones set routes over an interface that does not exist."""
+
+    async def refuse(interface: Any) -> None:
+        raise DeadlineExceeded(f"interface {interface.name} did not appear")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guest, "update_interface", refuse)
+        with pytest.raises(DeadlineExceeded):
+            await network.fit(guest, guest)
+    assert guest.told() == ["plug"]
+    await network.fit(guest, guest)
+    assert guest.told() == ["interface eth0", "routes"]
 
 
 async def test_sysctls_come_with_an_interface(network: SandboxNetwork, network_namespace: str, guest: Any) -> None:

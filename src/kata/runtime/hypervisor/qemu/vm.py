@@ -329,8 +329,11 @@ class QemuVm:
         """Implements `VirtualMachine.channel`.
 
         Raises:
-            FailedPrecondition: the channel is unknown or was handed over before, or QEMU does not run.
+            FailedPrecondition: the channel is unknown or was handed over before, or QEMU was never started.
+            Unavailable: QEMU has ended.
         """
+        if self._end is not None and not self._pid:
+            raise Unavailable(f"qemu of {self.plan.sandbox_id} has ended")
         process = self._process
         if process is None or name not in self.plan.channels or name not in process.channels:
             raise FailedPrecondition(f"channel {name} of {self.plan.sandbox_id} is unknown or already in use")
