@@ -24,6 +24,7 @@ import pytest
 from kata.errors import FailedPrecondition, KataError, Unavailable, VmLaunchError
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2, shared_tree
+from kata.runtime.config.loader import load
 from kata.runtime.hypervisor import trial_boot
 from kata.runtime.hypervisor.base import MIN_MEMORY_MIB, VmPlan
 from kata.runtime.hypervisor.console import MAX_LOG_BYTES
@@ -113,6 +114,7 @@ def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
             "initrd": kernel,
             "accelerator": "tcg",
             "channels": ("kata.rpc",),
+            "programs": load().config.hypervisor.host_programs,
         }
         machines.append(QemuVm(VmPlan(**(values | changes))))
         return machines[-1]

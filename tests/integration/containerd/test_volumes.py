@@ -46,7 +46,7 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
 
 def test_an_empty_dir_on_disk_is_the_hosts(containerd: PrivateContainerd, tmp_path: Path) -> None:
     source = volume(tmp_path, "empty-dir")
-    assert run(containerd, source, "echo hello > /data/file; grep -c '/data 9p' /proc/mounts") == "1\n"
+    assert run(containerd, source, "echo hello > /data/file; grep -c '/data virtiofs' /proc/mounts") == "1\n"
     assert (source / "file").read_text() == "hello\n"
 
 

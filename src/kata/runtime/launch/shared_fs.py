@@ -17,6 +17,9 @@ from kata.runtime.hypervisor.base import SHARE_9P, SHARE_VIRTIO_FS
 
 _BIND = frozenset({"bind", "rbind"})
 _READ_ONLY = frozenset({"ro", "rro"})
+#: What the host mounts in such a volume later is seen in the guest. Over virtio-fs it would be busy, for the host,
+#: until the guest has forgotten all files in it.
+_FOLLOWS_HOST = frozenset({"slave", "rslave", "shared", "rshared"})
 #: Files that container engines bind into every container.
 _ENGINES_OWN = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"})
 #: Trees of which a guest has its own.
@@ -26,6 +29,8 @@ _GUESTS_OWN = ("/dev/", "/proc/", "/sys/")
 def volumes_to_write(spec: Spec) -> list[str]:
     """Destinations of the binds that a container may write to, without those that every engine makes.
 
+    Volumes with mount propagation are left out, too: 9p suits them better.
+
     The host is not looked at, so that no file server that is away can hold up a start.
     """
     found = []
@@ -33,7 +38,7 @@ def volumes_to_write(spec: Spec) -> list[str]:
         options, destination = {mount.get("type"), *(mount.get("options") or ())}, mount["destination"]
         if (
             options & _BIND
-            and not options & _READ_ONLY
+            and not options & (_READ_ONLY | _FOLLOWS_HOST)
             and destination not in _ENGINES_OWN
             and not f"{destination}/".startswith(_GUESTS_OWN)
         ):

@@ -35,7 +35,7 @@ def test_a_bind_that_is_not_read_only(mount: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "mount",
     [
-        *(bind("/data", "rbind", "ro"), bind("/data", "rbind", "rro")),
+        *(bind("/data", "rbind", "ro"), bind("/data", "rbind", "rro"), bind("/data", "rbind", "rslave", "rw")),
         *(bind("/etc/hosts", "rbind", "rw"), bind("/dev/shm", "rbind"), bind("/dev", "rbind"), bind("/sys/fs/cgroup")),
         {"destination": "/data", "type": "tmpfs", "source": "tmpfs"},
         {"destination": "/data", "type": "ext4", "source": "/dev/sda", "options": ["rw"]},

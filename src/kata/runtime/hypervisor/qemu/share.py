@@ -141,8 +141,6 @@ def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) 
             # Not ACLs: they would only work on the root of the shared tree, not on mounts in it, of which the guest's
             # kernel makes file systems of their own (6.12, fuse_fill_super_submount).
             "--xattr",
-            # Set-user-ID bits and file capabilities go with a write, without a question before each write.
-            "--killpriv-v2",
             "--inode-file-handles=prefer",
             # Its default limit takes CAP_SYS_RESOURCE.
             "--rlimit-nofile=0",
