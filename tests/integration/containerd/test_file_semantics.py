@@ -38,10 +38,10 @@ PAIR_OVER_9P = dict.fromkeys(
 )
 #: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
 UNRELIABLE_OVER_9P = ("O_APPEND from two processes", "O_APPEND")
-VIRTIO_FS = """\
+CONFIGURATION = """\
 [hypervisor.qemu]
 default_memory = 512
-shared_fs = "virtio-fs"
+shared_fs = "{shared_fs}"
 """
 
 
@@ -117,20 +117,20 @@ def test_in_runc(containerd: PrivateContainerd, image: str) -> None:
     assert tried(containerd, image, ("--runtime", RUNC)) == ON_OVERLAY
 
 
-def test_over_9p(containerd: PrivateContainerd, image: str) -> None:
-    found = tried(containerd, image, ("--runtime", RUNTIME))
+def test_over_9p(containerd: PrivateContainerd, image: str, tmp_path: Path) -> None:
+    found = tried(containerd, image, over("virtio-9p", tmp_path))
     for name in UNRELIABLE_OVER_9P:
         found.pop(name, None)
     assert found == {**ON_OVERLAY, **OVER_9P}
 
 
 def test_over_virtio_fs(containerd: PrivateContainerd, image: str, tmp_path: Path) -> None:
-    assert tried(containerd, image, virtio_fs(tmp_path)) == ON_OVERLAY
+    assert tried(containerd, image, over("virtio-fs", tmp_path)) == ON_OVERLAY
 
 
-def virtio_fs(directory: Path) -> tuple[str, ...]:
+def over(shared_fs: str, directory: Path) -> tuple[str, ...]:
     configuration = directory / "configuration.toml"
-    configuration.write_text(VIRTIO_FS)
+    configuration.write_text(CONFIGURATION.format(shared_fs=shared_fs))
     return ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
 
 
@@ -159,25 +159,25 @@ class TestTwoMounts:
     def test_in_runc(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
         assert two_mounts(containerd, image, ("--runtime", RUNC), volume) == {}
 
-    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
-        found = two_mounts(containerd, image, ("--runtime", RUNTIME), volume)
+    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+        found = two_mounts(containerd, image, over("virtio-9p", tmp_path), volume)
         for name in UNRELIABLE_OVER_9P:
             found.pop(name, None)
         assert found == PAIR_OVER_9P
 
     def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
-        assert two_mounts(containerd, image, virtio_fs(tmp_path), volume) == {}
+        assert two_mounts(containerd, image, over("virtio-fs", tmp_path), volume) == {}
 
 
 class TestTwoContainers:
     def test_in_runc(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
         assert two_containers(containerd, image, ("--runtime", RUNC, "--net-host"), volume) == {}
 
-    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
-        found = two_containers(containerd, image, ("--runtime", RUNTIME), volume)
+    def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
+        found = two_containers(containerd, image, over("virtio-9p", tmp_path), volume)
         for name in UNRELIABLE_OVER_9P:
             found.pop(name, None)
         assert found == PAIR_OVER_9P
 
     def test_over_virtio_fs(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
-        assert two_containers(containerd, image, virtio_fs(tmp_path), volume) == {}
+        assert two_containers(containerd, image, over("virtio-fs", tmp_path), volume) == {}

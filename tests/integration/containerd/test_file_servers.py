@@ -48,8 +48,6 @@ NOT_SO: dict[str, dict[str, str]] = {
     },
     "virtio-fs": {
         "a file without a name (O_TMPFILE), then with one": "Operation not supported",
-        "access control list: whom it names, and nobody else": "Operation not supported",
-        "access control list: inherited": "Operation not supported",
     },
 }
 OVER_BOTH = pytest.mark.parametrize("shared_fs", ["virtio-9p", "virtio-fs"])

@@ -138,8 +138,10 @@ def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) 
             f"--shared-dir={plan.share_dir}",
             "--sandbox=chroot",
             f"--cache={plan.virtiofsd_cache}",
-            # Not ACLs: they would only work on the root of the shared tree, not on mounts in it, of which the guest's
-            # kernel makes file systems of their own (6.12, fuse_fill_super_submount).
+            # Of mounts that are announced the guest's kernel makes file systems of their own, another one in each
+            # container: a file would be several. Nor would they have access control lists.
+            "--no-announce-submounts",
+            "--posix-acl",
             "--xattr",
             "--inode-file-handles=prefer",
             # Its default limit takes CAP_SYS_RESOURCE.
