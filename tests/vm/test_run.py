@@ -23,6 +23,7 @@ import pytest
 
 from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
+from kata.runtime.config.settings import UPPER
 from kata.runtime.hypervisor.qemu.share import find_helper
 from kata.runtime.images.model import ImageConfig
 from kata.runtime.ledger.journal import STATE_ROOT
@@ -443,13 +444,13 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
     assert leftovers["hint"] == "run: kata gc"
     collected = kata("gc")
     assert collected.returncode == 0, collected.stderr
-    assert f"tree {RUN_ROOT / name}" in collected.stdout.decode()
-    assert not (RUN_ROOT / name).exists()
+    assert f"process {STATE_ROOT}/{name}" in collected.stdout.decode()
+    assert not Path(STATE_ROOT, name).exists()
 
 
 def test_a_full_disk_is_told_and_nothing_stays(image: Path, name: str) -> None:
-    RUN_ROOT.mkdir(mode=0o700, parents=True, exist_ok=True)
-    script = f"mount -t tmpfs -o size=200k none {RUN_ROOT} && exec {KATA} run --name {name} {image}"
+    UPPER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    script = f"mount -t tmpfs -o size=200k none {UPPER} && exec {KATA} run --name {name} {image}"
     result = subprocess.run(in_mount_namespace("sh", "-c", script), capture_output=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 125
     assert b"kata: " in result.stderr
