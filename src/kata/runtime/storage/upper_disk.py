@@ -15,8 +15,9 @@ from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.runtime.config.settings import RuntimeConfig
 
 _TIMEOUT_S = 60.0
-#: No journal, since nobody mounts it a second time. A sparse file is zero, so no table has to be written.
-_OPTIONS = ("-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0")
+#: No journal, since nobody mounts it a second time, and no room to grow. A sparse file is zero, so no table has to be
+#: written. That leaves a quarter of a megabyte for 20 GiB.
+_OPTIONS = ("-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0")
 _SPARSE = ("-E", "lazy_itable_init=1,assume_storage_prezeroed=1")
 
 
@@ -40,7 +41,7 @@ def make_upper_disk(directory: Path, size: int) -> int:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.truncate(fd, size)
-        run(["mke2fs", *_OPTIONS, *_SPARSE, f"/proc/self/fd/{fd}"], timeout=_TIMEOUT_S, pass_fds=(fd,))
+        _format(fd, size)
     except BaseException as error:
         if fd >= 0:
             os.close(fd)
@@ -51,6 +52,32 @@ def make_upper_disk(directory: Path, size: int) -> int:
             raise ResourceExhausted(what, hint="free some space, or set rootfs_upper_path") from error
         raise FailedPrecondition(what, hint="set rootfs_upper_path to a directory on a disk") from error
     return fd
+
+
+def _format(fd: int, size: int) -> None:
+    """Make the file system in memory, and copy what is not zero: mke2fs would wait for the host's disk.
+
+    Raises:
+        OSError: the disk is full.
+        DeadlineExceeded, Internal: mke2fs failed.
+    """
+    memory = os.memfd_create("upper", os.MFD_CLOEXEC)
+    try:
+        os.truncate(memory, size)
+        run(["mke2fs", *_OPTIONS, *_SPARSE, f"/proc/self/fd/{memory}"], timeout=_TIMEOUT_S, pass_fds=(memory,))
+        begin = 0
+        while True:
+            try:
+                begin = os.lseek(memory, begin, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing follows
+                    return
+                raise
+            end = os.lseek(memory, begin, os.SEEK_HOLE)
+            while begin < end:
+                begin += os.pwrite(fd, os.pread(memory, min(end - begin, 1 << 20), begin), begin)
+    finally:
+        os.close(memory)
 
 
 def upper_of(config: RuntimeConfig, held: ExitStack) -> str:
