@@ -134,6 +134,16 @@ def over(shared_fs: str, directory: Path) -> tuple[str, ...]:
     return ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
 
 
+@pytest.mark.parametrize("upper", ["disk", "memory"])
+def test_on_layers(containerd: PrivateContainerd, image: str, tmp_path: Path, upper: str) -> None:
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(
+        f"[hypervisor.qemu]\ndefault_memory = 512\n[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = '{upper}'\n"
+    )
+    options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    assert tried(containerd, image, options) == ON_OVERLAY
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> str:
     path = tmp_path / "disk.img"
