@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kata.cli import gc
+from kata.cli.gc import RUN_ROOT
 from kata.runtime.config.settings import UPPER
 from tests.support import leaks
 from tests.support.images import busybox_rootfs, layer_of
@@ -140,6 +141,18 @@ def test_the_guests_memory_instead(image: Path, name: str, configured: list[str 
     # The guest's own disk, and the layers.
     assert (lines[0], lines[2]) == ("x", "4")
     assert lines[1].startswith("overlay on / type overlay (rw")
+
+
+def test_without_disks_the_image_is_unpacked(
+    image: Path, name: str, configured: list[str | Path], tmp_path: Path
+) -> None:
+    with open(configured[1], "a") as configuration:
+        configuration.write("[hypervisor.qemu]\ndisable_block_device_use = true\n")
+    script = "cat /root/a; ls /root /var/old; mount | grep -c '^overlay on / '; ls /sys/block | grep -c vd"
+    done = kata("run", *configured, "--name", name, image, "--", "sh", "-c", script)
+    assert done.stdout.splitlines() == ["layer two/root:", "a", "b", "", "/var/old:", "new", "0", "1"], done.stderr
+    assert not (tmp_path / "layers").exists()
+    assert not (RUN_ROOT / name).exists()
 
 
 def test_a_full_disk_of_the_host_is_an_error_in_the_guest(
