@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,13 +46,16 @@ def record(kind: str) -> str:
 async def test_a_life_with_hooks(raw: RawShim) -> None:
     container_id = raw.bundle("sh", "-c", "cat /started")
     kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
-    with_hooks(raw, container_id, **{kind: record(kind) for kind in kinds}, startContainer="echo guest >/started")
+    scripts = {kind: record(kind) for kind in kinds}
+    scripts["createRuntime"] += "; readlink /proc/self/ns/mnt >mounts"
+    with_hooks(raw, container_id, **scripts, startContainer="echo guest >/started")
     order = raw.path(container_id) / "order"
     task = await raw.task(container_id)
     made: Any = await task.Create(raw.create_request(container_id), timeout=60)
     assert made.pid
     before = ["prestart creating", "createRuntime creating", "createContainer creating"]
     assert order.read_text().splitlines() == before
+    assert order.with_name("mounts").read_text().strip() == os.readlink("/proc/self/ns/mnt"), "those of the runtime"
     await task.Start(task_v2_pb2.StartRequest(id=container_id), timeout=60)
     assert order.read_text().splitlines() == [*before, "poststart running"]
     ended: Any = await task.Wait(task_v2_pb2.WaitRequest(id=container_id), timeout=60)

@@ -2,7 +2,8 @@
 
 `startContainer` is not among them: it runs in the container, and so in the guest. `createContainer` should run in the
 container's namespaces; most are in the guest, so it runs on the host, in the pod's network namespace. The others run in
-the shim's: nerdctl's set up the container's network from there, by the process id in the state.
+the namespaces that the shim was started in: nerdctl's set up the container's network from there, by the process id in
+the state.
 
 Imported only by sandboxes that have a container with hooks.
 
@@ -28,6 +29,7 @@ from kata.oci.spec import Bundle, Hook, load_bundle
 from kata.oci.state import Status, make_state
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.namespace import PodNetwork
+from kata.runtime.storage.host_mounts import on_host
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,14 @@ class HostHooks:
         state = self._state(status, pid)
         for kind in kinds:
             for hook in self._of(kind):
-                await asyncio.to_thread(self._run, kind, hook, state)
+                await asyncio.to_thread(on_host, self._run, kind, hook, state)
 
     async def run_after(self, kind: str, *, status: Status, pid: int) -> None:
         """Run hooks whose failure is only logged, and does not keep the next ones from running."""
         state = self._state(status, pid)
         for hook in self._of(kind):
             try:
-                await asyncio.to_thread(self._run, kind, hook, state)
+                await asyncio.to_thread(on_host, self._run, kind, hook, state)
             except KataError as error:
                 log.warning("%s", error)
 
