@@ -34,7 +34,7 @@ app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
 
 # Not every version of typer exports UsageError, but all export its subclass.
-_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
@@ -284,15 +284,13 @@ def invoke(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="kata", standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return int(code or 0)
-    except _USAGE_ERROR as error:
-        _report_usage(error)
+    except USAGE_ERROR as error:
+        report_usage(error, "kata")
         return misused
     except KeyboardInterrupt:
         return signalled(2)
     except BrokenPipeError:
-        # The reader of the output has exited. The interpreter would report that again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return signalled(13)
+        return leave_broken_pipe()
     except KataError as error:
         report(error, debug=invocation.debug)
         return failed
@@ -301,18 +299,18 @@ def invoke(arguments: list[str]) -> int:
         return failed
 
 
-def _report_usage(error: Any) -> None:
+def report_usage(error: Any, program: str) -> None:
     """Print a command line error in the form of all others. Without arguments the message is the help."""
-    where = error.ctx.command_path if error.ctx is not None else "kata"
+    where = error.ctx.command_path if error.ctx is not None else program
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         return
     message = error.format_message().rstrip(".")
-    say(message[:1].lower() + message[1:], hint=f"{where} --help")
+    say(message[:1].lower() + message[1:], hint=f"{where} --help", program=program)
 
 
-def main() -> None:
-    """Run the console script `kata`."""
+def occupy_standard_streams() -> None:
+    """Open /dev/null in the place of standard streams that are closed."""
     # A descriptor opened later must never become standard input, output or error where those are closed.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -320,4 +318,16 @@ def main() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w"))  # noqa: SIM115 - for as long as the process lives
+
+
+def leave_broken_pipe() -> int:
+    """Return the exit code for output whose reader has exited."""
+    # The interpreter would report that again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return signalled(13)
+
+
+def main() -> None:
+    """Run the console script `kata`."""
+    occupy_standard_streams()
     sys.exit(invoke(sys.argv[1:]))

@@ -41,25 +41,30 @@ def command_exit_code(error: KataError) -> int:
     return ExitCode.RUN_FAILED
 
 
-def report(error: BaseException, *, debug: bool = False) -> None:
-    """Print an error: one line, and a hint if there is one. With `debug`, after the traceback."""
+def report(error: BaseException, *, debug: bool = False, program: str = "kata", option: str = "--debug") -> None:
+    """Print an error: one line, and a hint if there is one.
+
+    Args:
+        error: what has happened.
+        debug: whether its traceback comes before it.
+        program: who says so.
+        option: how to get the traceback.
+    """
     if debug:
         traceback.print_exception(error, file=sys.stderr)
+    more = None if debug else f"run with {option} for the traceback; `kata env` prints what a bug report needs"
     if isinstance(error, KataError):
-        say(error.message, hint=error.hint)
+        say(error.message, hint=error.hint, program=program)
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        say(f"{where}{(error.strerror or str(error)).lower()}", hint=None if debug else _DEBUG_HINT)
+        say(f"{where}{(error.strerror or str(error)).lower()}", hint=more, program=program)
     else:
-        say(f"unexpected error: {type(error).__name__}: {error}", hint=None if debug else _DEBUG_HINT)
+        say(f"unexpected error: {type(error).__name__}: {error}", hint=more, program=program)
 
 
-_DEBUG_HINT = "run with --debug for the traceback; `kata env` prints what a bug report needs"
-
-
-def say(message: str, *, hint: str | None = None) -> None:
+def say(message: str, *, hint: str | None = None, program: str = "kata") -> None:
     """Print a line on stderr, and a hint if there is one."""
-    _print(f"kata: {printable(message)}")
+    _print(f"{program}: {printable(message)}")
     if hint:
         _print(f"hint: {printable(hint)}")
 

@@ -30,7 +30,7 @@ READ_SIZE = 1 << 20
 #: Characters of an error message of the guest that are shown.
 _MAX_TEXT = 1000
 #: The errors by which Kata's older agents answer at the end of a stream.
-_ENDS = ("read meet eof", "eof")
+END_OF_STREAM = ("read meet eof", "eof")
 #: Bytes sent in one write to a container's standard input.
 WRITE_SIZE = 1 << 20
 
@@ -58,7 +58,7 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
                 f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
                 hint="the guest's console is in console.log of the sandbox's state directory",
             ) from error
-        raise from_code(error.code, f"{what}: {_shown(error.message)}") from error
+        raise from_code(error.code, f"{what}: {shown(error.message)}") from error
     except ttrpc.ConnectionClosed as error:
         raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error
     except ttrpc.MessageTooLarge as error:
@@ -91,6 +91,11 @@ class AgentClient:
     async def after_first_calls(cls, channel: socket.socket, first_calls: FirstCalls) -> AgentClient:
         """As `connect`, for a channel on which the first calls were sent already; the caller awaits `made_unique`."""
         return cls(await ttrpc.Client.from_socket(channel, first_calls.connection))
+
+    @property
+    def client(self) -> ttrpc.Client:
+        """The connection, for calls that no method here makes."""
+        return self._client
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -283,7 +288,7 @@ class AgentClient:
         except KataError as error:
             # What the guest said, without our words around it: they name the container, which may be called anything.
             said = error.__cause__
-            if isinstance(said, ttrpc.StatusError) and said.message.lower() in _ENDS:
+            if isinstance(said, ttrpc.StatusError) and said.message.lower() in END_OF_STREAM:
                 return b""
             raise
         return bytes(answer.data)  # type: ignore[attr-defined]
@@ -348,7 +353,7 @@ class AgentClient:
             yield str(answer.container_id)  # type: ignore[attr-defined]
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of the guest on one line of bounded length, for the host's logs and terminals."""
     line = "".join(character if character.isprintable() else " " for character in text[:_MAX_TEXT])
     return line if len(text) <= _MAX_TEXT else f"{line}..."
