@@ -80,11 +80,8 @@ def is_map(field: FieldDescriptor) -> bool:
 
 def is_repeated(field: FieldDescriptor) -> bool:
     """Whether it has any number of values."""
-    # protobuf before 6.31 has `label` only, which later ones warn about.
-    of_any: Any = field
-    if hasattr(of_any, "is_repeated"):
-        return bool(of_any.is_repeated)
-    return bool(of_any.label == FieldDescriptor.LABEL_REPEATED)
+    # The attributes for it differ between versions of protobuf; it shows in the default of all.
+    return isinstance(field.default_value, list)
 
 
 def entry_of(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor]:

@@ -210,7 +210,11 @@ class _Setter:
             key_field, value_field = entry_of(field)
             for key, entry in value.items():
                 place = f"{where}[{key}]"
-                target[self._scalar(key_field, key, place)] = self._from_json(value_field, entry, place)
+                name = self._scalar(key_field, key, place)
+                if value_field.message_type is not None:
+                    self._set_fields(target[name], entry, place)
+                else:
+                    target[name] = self._from_json(value_field, entry, place)
         elif is_repeated(field):
             if not isinstance(value, list):
                 raise _wrong(field, value, where)
