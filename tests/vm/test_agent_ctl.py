@@ -19,7 +19,6 @@ from kata.oci.default import default_spec
 from kata.runtime.ledger.journal import STATE_ROOT
 from tests.support import leaks
 from tests.support.images import busybox_rootfs
-from tests.support.terminal import on_a_terminal
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
@@ -107,24 +106,6 @@ def test_streams_execs_and_errors(bundle: Path) -> None:
         "kata-agent-ctl: CreateContainer: ALREADY_EXISTS: container one already exists",
         "kata-agent-ctl: StatsContainer: NOT_FOUND: container one does not exist",
     ]
-
-
-def test_a_prompt(bundle: Path, tmp_path: Path) -> None:
-    """Completion, a mistake, Ctrl-C that ends a command, history for the next time; the guest goes on meanwhile."""
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
-    code, said = on_a_terminal(
-        [AGENT_CTL, "connect", "--vm", "--interactive"],
-        (b"agent> ", b"GetGuestD\t mem_bl\ttrue\r"),
-        (b"mem_block_size_bytes", b"CreateSandbox hostnam=x\r"),
-        (b"close: hostname (string)", b"sleep 1000s\r"),
-        (b"sleep 1000s", b"\x03"),
-        (b"agent> ", b"Version\r"),
-        (b"agent_version", b"\x04"),
-        environment=environment,
-        timeout=TIMEOUT_S,
-    )
-    assert code == 0, said
-    assert "CreateSandbox hostnam=x" in (tmp_path / "kata/agent-ctl-history").read_text()
 
 
 def test_a_signal_ends_the_guest(bundle: Path) -> None:

@@ -98,19 +98,18 @@ def _prepare(request: Request) -> tuple[Session, list[Step]]:
     if request.hypervisor is not None and not request.vm:
         raise InvalidArgument(f"unexpected argument {request.hypervisor!r}", hint=f"{PROGRAM} connect --help")
     if request.hypervisor not in (None, _VMM):
-        raise InvalidArgument(f"--vm {request.hypervisor}: there is {_VMM} only")
+        raise InvalidArgument(f"--vm {request.hypervisor}: there is {_VMM} only", hint="omit the word after --vm")
     if request.vm and request.server_address:
         raise InvalidArgument("--vm has an agent of its own", hint="omit --server-address")
     if request.hybrid_port is not None and request.vm:
         raise InvalidArgument("--vm needs no hybrid vsock", hint="omit --hybrid-vsock")
     is_terminal = os.isatty(0)
-    lines = list(request.commands)
-    if request.interactive and not is_terminal:
-        lines += _read_commands()
-    steps = read_all(lines)
+    steps = read_all(request.commands)
     if not steps and not request.interactive:
         raise InvalidArgument("there are no commands", hint="name them with -c, or use --interactive")
     server = _address(request, steps)
+    if request.interactive and not is_terminal:
+        steps = read_all([*request.commands, *_read_commands()])
     bundle = load_bundle(request.bundle) if request.bundle else None
     seconds = duration.parse(request.timeout, "--timeout")
     size = terminal.size(0, 1, 2)
@@ -187,7 +186,8 @@ def read_file(path: str) -> bytes:
     except PermissionError:
         raise PermissionDenied(f"{path} may not be read") from None
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}".lower()) from None
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise InvalidArgument(f"cannot read {path!r}: {reason}") from None
     if len(content) > _MAX_FILE:
         raise InvalidArgument(f"{path} is larger than {_MAX_FILE >> 20} MiB, which no message may be")
     return content

@@ -192,6 +192,7 @@ class Session:
                 if not self.options.ignore_errors:
                     raise
                 say(error.message, hint=error.hint)
+            await asyncio.sleep(0)  # what is repeated may never wait for anything: let a signal end it
         return True
 
     async def _once(self, step: Step) -> bool:
