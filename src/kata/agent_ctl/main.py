@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kata.agent_ctl.output import LEVELS, PROGRAM
+from kata.agent_ctl.messages import LEVELS, PROGRAM
 from kata.cli.main import USAGE_ERROR, leave_broken_pipe, occupy_standard_streams, report_usage
 from kata.cli.render import ExitCode, report, signalled
 from kata.version import VERSION

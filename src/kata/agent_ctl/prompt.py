@@ -17,7 +17,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from kata.agent_ctl.completion import complete
-from kata.agent_ctl.output import say
+from kata.agent_ctl.messages import say
 from kata.agent_ctl.script import Reader, Step
 from kata.agent_ctl.session import Session
 from kata.errors import KataError, Unavailable

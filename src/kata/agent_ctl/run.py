@@ -14,7 +14,8 @@ from pathlib import Path
 
 from kata.agent_ctl import address, duration
 from kata.agent_ctl.automatic import Values
-from kata.agent_ctl.output import LEVELS, PROGRAM, HostOutput, Log, warn
+from kata.agent_ctl.messages import LEVELS, PROGRAM, Log, warn
+from kata.agent_ctl.output import HostOutput
 from kata.agent_ctl.script import Step, read_all
 from kata.agent_ctl.session import ForeignLink, Link, Options, Session
 from kata.cli import terminal

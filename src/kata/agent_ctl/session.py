@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +20,11 @@ from kata import ttrpc
 from kata.agent_ctl import render
 from kata.agent_ctl.automatic import ForeignGuest, Guest, Values, build
 from kata.agent_ctl.catalog import RPCS
-from kata.agent_ctl.output import Log, Output, say
+from kata.agent_ctl.messages import Log, say
+from kata.agent_ctl.output import Output
 from kata.agent_ctl.request import ReadFile
 from kata.agent_ctl.script import FOR_EVER, Attach, Call, Pair, Quit, Say, Sleep, Step
+from kata.cli import terminal
 from kata.cli.streams import HostSource
 from kata.errors import Internal, InvalidArgument, KataError, Unavailable
 from kata.protocols import agent_pb2
@@ -133,6 +136,7 @@ class Session:
     output: Output
     log: Log
     _link: Link | None = field(default=None, init=False)
+    _terminals: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -240,6 +244,7 @@ class Session:
             done = True
         finally:
             await link.after(request, done=done)
+        self._note_terminal(request)
         self.log.info(f"{_title(rpc, request)}: ok, {(time.monotonic() - begin) * 1000:.0f} ms")
         if self.options.as_json:
             await self._write_json(rpc, request, answer)
@@ -247,6 +252,16 @@ class Session:
             await self.output.write(answer.data, _READS[rpc.name])
         else:
             await self.output.write(render.as_yaml(answer).encode())
+
+    def _note_terminal(self, request: Any) -> None:
+        """Remember which processes have a terminal, by container id and exec id, for `attach`."""
+        if isinstance(request, agent_pb2.CreateContainerRequest):
+            name, has = (request.container_id, ""), request.OCI.Process.Terminal
+        elif isinstance(request, agent_pb2.ExecProcessRequest):
+            name, has = (request.container_id, request.exec_id), request.process.Terminal
+        else:
+            return
+        (self._terminals.add if has else self._terminals.discard)(name)
 
     async def _send(self, link: Link, rpc: Rpc, request: Message) -> Any:
         """The answer to one call.
@@ -325,18 +340,25 @@ class Session:
             source.close()
 
     async def _attach(self, link: Link, request: Any) -> None:
-        """Connect all three streams, until both outputs have ended."""
+        """Connect all three streams, until both outputs have ended; a terminal with the user's, in raw mode."""
         self.log.info(f"attach {_named(request)}".rstrip())
-        stdin = asyncio.ensure_future(self._feed(link, request))
-        outputs = [asyncio.ensure_future(self._read_all(link, RPCS[name], request)) for name in _READS]
-        try:
-            await asyncio.gather(*outputs)
-            if stdin.done():
-                stdin.result()
-        finally:
-            for task in (stdin, *outputs):
-                task.cancel()
-            await asyncio.gather(stdin, *outputs, return_exceptions=True)
+        has_terminal = (request.container_id, request.exec_id) in self._terminals
+        reads = ("ReadStdout",) if has_terminal else tuple(_READS)
+        if has_terminal and (size := terminal.size(0, 1, 2)):
+            process = {"container_id": request.container_id, "exec_id": request.exec_id}
+            resize = agent_pb2.TtyWinResizeRequest(**process, row=size.lines, column=size.columns)
+            await self._send(link, RPCS["TtyWinResize"], resize)
+        with terminal.raw(0) if has_terminal else nullcontext():
+            stdin = asyncio.ensure_future(self._feed(link, request))
+            outputs = [asyncio.ensure_future(self._read_all(link, RPCS[name], request)) for name in reads]
+            try:
+                await asyncio.gather(*outputs)
+                if stdin.done():
+                    stdin.result()
+            finally:
+                for task in (stdin, *outputs):
+                    task.cancel()
+                await asyncio.gather(stdin, *outputs, return_exceptions=True)
 
     async def _feed(self, link: Link, request: Any) -> None:
         try:

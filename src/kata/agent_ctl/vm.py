@@ -13,7 +13,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from kata import ttrpc
-from kata.agent_ctl.output import say
+from kata.agent_ctl.messages import say
 from kata.errors import InvalidArgument
 from kata.loop.off import off_loop
 from kata.oci.ids import validate_id

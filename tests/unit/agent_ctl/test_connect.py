@@ -17,7 +17,7 @@ import pytest
 from kata.agent_ctl import examples
 from kata.agent_ctl.main import invoke
 from kata.agent_ctl.run import Request, _prepare
-from kata.agent_ctl.script import Call, read_all
+from kata.agent_ctl.script import BUILT_IN, Call, read_all
 from kata.version import VERSION
 from tests.support.terminal import on_a_terminal
 from tests.support.waiting import eventually
@@ -213,3 +213,13 @@ def test_the_examples_can_be_typed(tmp_path: Path) -> None:
     assert {line.split()[0] for line in examples.CONTAINER} < {line.split()[0] for line in lines}
     assert all(isinstance(step.action, Call) for step in read_all(examples.CONTAINER))
     _prepare(Request(server_address="unix:///x", commands=examples.CONTAINER[2:]))
+
+
+def test_the_reference_has_every_option_and_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = (Path(__file__).parents[3] / "docs/reference/agent-ctl.md").read_text()
+    _, text, _ = outcome(capsys, "connect", "--help")
+    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)) - {"--help"}
+    section = reference.partition("## Options of connect\n")[2].partition("\n`-l`")[0]
+    assert options == set(re.findall(r"^\|.*?(--[a-z][a-z-]+)", section, re.MULTILINE))
+    commands_ = reference.partition("\n## Commands\n")[2].partition("\n### ")[0]
+    assert {name for name in BUILT_IN if re.search(rf"^\|.*`{name}[ `]", commands_, re.MULTILINE)} == set(BUILT_IN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from kata.agent_ctl import address
 from kata.agent_ctl.automatic import Values
 from kata.agent_ctl.catalog import RPCS
-from kata.agent_ctl.output import Log
+from kata.agent_ctl.messages import Log
 from kata.agent_ctl.run import read_file
 from kata.agent_ctl.script import read_all
 from kata.agent_ctl.session import CallFailed, ForeignLink, Link, Options, Session
@@ -23,6 +24,9 @@ from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
 from kata.ttrpc import Code, Server, StatusError
 from kata.ttrpc.typed import handlers, snake_case
+from tests.support.terminal import on_a_terminal
+
+AGENT_CTL = str(Path(sys.executable).with_name("kata-agent-ctl"))
 
 
 class FakeAgent:
@@ -290,6 +294,38 @@ async def test_attach_ends_with_the_output(made: Made, stdin: int) -> None:
         await made.run("attach cid=x")
     os.close(stdin)
     assert made.output.data[1] == b"out"
+
+
+async def test_a_terminal_is_the_users(made: Made) -> None:
+    """Keys go to the process as they are, also Ctrl-C, and the process knows the size."""
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
+    sizes = []
+
+    def take(request: Any) -> pb.WriteStreamResponse:
+        typed.put_nowait(request.data)
+        return pb.WriteStreamResponse(len=len(request.data))
+
+    async def give(_: Any) -> pb.ReadStreamResponse:
+        keys = await typed.get()
+        return pb.ReadStreamResponse(data=b"" if keys == b"q" else b"got " + keys.hex().encode())
+
+    def resize(request: Any) -> Any:
+        sizes.append((request.row, request.column))
+        typed.put_nowait(b"ready")
+        return RPCS["TtyWinResize"].response()
+
+    made.agent.answers.update(WriteStdin=take, ReadStdout=give, TtyWinResize=resize)
+    argv = [AGENT_CTL, "connect", "--server-address", f"unix://{made.path}"]
+    lines = ("ExecProcess cid=x exec_id=e process.Terminal=true", "attach exec_id=e")
+    code, said = await asyncio.to_thread(
+        on_a_terminal,
+        [*argv, *(word for line in lines for word in ("-c", line))],
+        (b"got " + b"ready".hex().encode(), b"\x03"),
+        (b"got 03", b"q"),
+        size=(7, 70),
+    )
+    assert (code, sizes) == (0, [(7, 70)]), said
+    assert "ReadStderr" not in made.agent.names
 
 
 @pytest.mark.parametrize("line", ["WriteStdin cid=x", "attach"])
