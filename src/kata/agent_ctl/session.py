@@ -26,7 +26,7 @@ from kata.agent_ctl.request import ReadFile
 from kata.agent_ctl.script import FOR_EVER, Attach, Call, Pair, Quit, Say, Sleep, Step
 from kata.cli import terminal
 from kata.cli.streams import HostSource
-from kata.errors import Internal, InvalidArgument, KataError, Unavailable
+from kata.errors import Internal, InvalidArgument, Unavailable
 from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import END_OF_STREAM, WRITE_SIZE, shown
 from kata.ttrpc.typed import Rpc
@@ -77,7 +77,7 @@ class ForeignLink(ForeignGuest):
         await self.client.close()
 
 
-class CallFailed(KataError):
+class CallFailed(Internal):
     """A call ended with a gRPC status other than OK.
 
     Attributes:
