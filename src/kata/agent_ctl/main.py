@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kata.agent_ctl.messages import LEVELS, PROGRAM
+from kata.agent_ctl.messages import LEVELS, PROGRAM, Log
 from kata.cli.main import USAGE_ERROR, leave_broken_pipe, occupy_standard_streams, report_usage
 from kata.cli.render import ExitCode, report, signalled
 from kata.version import VERSION
@@ -38,7 +38,7 @@ class _Invocation:
     @property
     def is_debug(self) -> bool:
         """Whether errors are printed with a traceback."""
-        return LEVELS.index(self.level) >= LEVELS.index("debug")
+        return Log(self.level).shows("debug")
 
 
 def _print_version(wanted: bool) -> None:

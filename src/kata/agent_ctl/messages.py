@@ -19,14 +19,18 @@ class Log:
     def __init__(self, level: str) -> None:
         self._level = LEVELS.index(level)
 
+    def shows(self, level: str) -> bool:
+        """Whether messages of a level are shown."""
+        return self._level >= LEVELS.index(level)
+
     def info(self, text: str) -> None:
         """A line about what is done."""
-        if self._level >= LEVELS.index("info"):
+        if self.shows("info"):
             say(text)
 
     def debug(self, text: str) -> None:
         """Lines that help to find a mistake."""
-        if self._level >= LEVELS.index("debug"):
+        if self.shows("debug"):
             render.detail(text)
 
 

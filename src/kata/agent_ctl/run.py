@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kata.agent_ctl import address, duration
 from kata.agent_ctl.automatic import Values
-from kata.agent_ctl.messages import LEVELS, PROGRAM, Log, warn
+from kata.agent_ctl.messages import PROGRAM, Log, warn
 from kata.agent_ctl.output import HostOutput
 from kata.agent_ctl.script import Step, read_all
 from kata.agent_ctl.session import ForeignLink, Link, Options, Session
@@ -85,7 +85,7 @@ def run(request: Request) -> int:
 
 
 def _is_debug(request: Request) -> bool:
-    return LEVELS.index(request.level) >= LEVELS.index("debug")
+    return Log(request.level).shows("debug")
 
 
 def _prepare(request: Request) -> tuple[Session, list[Step]]:

@@ -235,7 +235,8 @@ class Session:
     # ---------------------------------------------------------------------------------------------------------- calls
 
     async def _call(self, link: Link, rpc: Rpc, request: Message) -> None:
-        self.log.debug(f"{rpc.name} request:\n{render.as_yaml(request) or '{}'}")
+        if self.log.shows("debug"):
+            self.log.debug(f"{rpc.name} request:\n{render.as_yaml(request) or '{}'}")
         begin = time.monotonic()
         await link.before(request)
         done = False

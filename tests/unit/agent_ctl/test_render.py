@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import yaml
+from google.protobuf.message import Message
 
 from kata.agent_ctl.render import as_data, as_yaml
+from kata.errors import ResourceExhausted
 from kata.protocols import agent_pb2 as pb
-from kata.protocols import health_pb2
+from kata.protocols import health_pb2, types_pb2
 
 
 def test_what_is_zero_is_shown_and_what_is_absent_is_not() -> None:
@@ -32,3 +37,13 @@ def test_a_hostile_guest_cannot_write_to_the_terminal() -> None:
     assert text.isascii()
     assert text.replace("\n", "").isprintable()
     assert yaml.safe_load(text) == {"metrics": hostile}
+
+
+@pytest.mark.parametrize("show", [as_yaml, as_data])
+def test_a_hostile_guest_cannot_take_minutes_and_gigabytes(show: Callable[[Message], object]) -> None:
+    # Two bytes each.
+    interfaces = pb.Interfaces(Interfaces=[types_pb2.Interface()] * 100_000)
+    with pytest.raises(ResourceExhausted, match="more than 100000 values"):
+        show(interfaces)
+    with pytest.raises(ResourceExhausted, match="more than 100000 values"):
+        show(pb.CpuUsage(percpu_usage=[1] * 100_001))
