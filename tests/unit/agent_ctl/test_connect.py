@@ -16,7 +16,6 @@ import pytest
 
 from kata.agent_ctl import examples
 from kata.agent_ctl.main import invoke
-from kata.agent_ctl.run import Request, _prepare
 from kata.agent_ctl.script import BUILT_IN, Call, read_all
 from kata.version import VERSION
 from tests.support.terminal import on_a_terminal
@@ -212,7 +211,6 @@ def test_the_examples_can_be_typed(tmp_path: Path) -> None:
     assert len(read_all(lines)) == len(lines) - 1, "`repeat` is no step of its own"
     assert {line.split()[0] for line in examples.CONTAINER} < {line.split()[0] for line in lines}
     assert all(isinstance(step.action, Call) for step in read_all(examples.CONTAINER))
-    _prepare(Request(server_address="unix:///x", commands=examples.CONTAINER[2:]))
 
 
 def test_the_reference_has_every_option_and_every_command(capsys: pytest.CaptureFixture[str]) -> None:
