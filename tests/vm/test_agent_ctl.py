@@ -73,7 +73,7 @@ def test_a_container_from_nothing_to_removed(bundle: Path) -> None:
     said = result.stderr.decode()
     assert result.returncode == 0, said
     assert result.stdout.decode() == "hello from Linux, with a file of the host\nstatus: 7\n"
-    done = re.findall(r"^kata-agent-ctl: (\w+) .*: ok, \d+ ms$", said.replace("Sandbox:", "Sandbox :"), re.MULTILINE)
+    done = re.findall(r"^kata-agent-ctl: (\w+)[^:\n]*: ok, \d+ ms$", said, re.MULTILINE)
     assert done == [line.split()[0] for line in examples.CONTAINER if line != "ReadStdout"]
 
 
@@ -102,9 +102,9 @@ def test_streams_execs_and_errors(bundle: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout == data + b"file\nstatus: 137\n"
-    assert result.stderr.decode().splitlines() == [
-        "kata-agent-ctl: CreateContainer: ALREADY_EXISTS: container one already exists",
-        "kata-agent-ctl: StatsContainer: NOT_FOUND: container one does not exist",
+    assert re.findall(r"^kata-agent-ctl: (\w+: [A-Z_]+: .*)$", result.stderr.decode(), re.MULTILINE) == [
+        "CreateContainer: ALREADY_EXISTS: container one already exists",
+        "StatsContainer: NOT_FOUND: container one does not exist",
     ]
 
 
@@ -118,5 +118,5 @@ def test_a_signal_ends_the_guest(bundle: Path) -> None:
         assert process.stdout.readline() == b"status: SERVING\n"
         assert list(Path(STATE_ROOT).glob(f"{IDS}*"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
     assert not list(Path(STATE_ROOT).glob(f"{IDS}*"))

@@ -216,7 +216,7 @@ def _run_in_vm(request: Request, session: Session, steps: Sequence[Step], signal
         async def connect() -> Link:
             from kata.agent_ctl.vm import boot
 
-            return await boot(loaded.config, ledger, session.values.bundle)
+            return await boot(loaded.config, ledger, session.values.bundle, session.log.info)
 
         booted = replace(session, connect=connect)
         return asyncio.run(_Run(request, booted, steps, signals).run())

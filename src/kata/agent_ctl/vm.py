@@ -13,7 +13,6 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from kata import ttrpc
-from kata.agent_ctl.messages import say
 from kata.errors import InvalidArgument
 from kata.loop.off import off_loop
 from kata.oci.ids import validate_id
@@ -21,6 +20,7 @@ from kata.oci.spec import Bundle, Spec
 from kata.protocols import agent_pb2
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import accel
+from kata.runtime.launch.bring_up import Progress
 from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.sandbox_vm import SandboxVm, obtain_vm
 from kata.runtime.launch.timings import Timings
@@ -108,13 +108,14 @@ class VmLink:
         await self._guest.agent.close()
 
 
-async def boot(config: Config, ledger: Ledger, bundle: Bundle | None) -> VmLink:
+async def boot(config: Config, ledger: Ledger, bundle: Bundle | None, progress: Progress) -> VmLink:
     """Start a VM, and connect to its agent.
 
     Args:
         config: of the VM.
         ledger: of a state directory, whose mount namespace this process has entered; the caller releases it.
         bundle: whose limits the VM has the size for; None for the default size.
+        progress: called with a sentence about each step that takes seconds.
 
     Raises:
         VmLaunchError: it did not come up.
@@ -128,5 +129,5 @@ async def boot(config: Config, ledger: Ledger, bundle: Bundle | None) -> VmLink:
     # Not the bundle's network namespace: nothing of it would be in the guest.
     plan = replace(plan_vm(directory.name, directory, spec, config, host), network="")
     ledger.hold(PROCESS, ledger.directory)
-    guest = await obtain_vm(plan, config, ledger, Timings(directory, time.monotonic()), progress=say)
+    guest = await obtain_vm(plan, config, ledger, Timings(directory, time.monotonic()), progress=progress)
     return VmLink(guest, config, spec)
