@@ -74,7 +74,7 @@ def run(request: Request) -> int:
     signals = Signals()
     try:
         if not request.vm or not (request.interactive or any(step.needs_agent for step in steps)):
-            return asyncio.run(_Run(request, session, steps, signals).run())
+            return asyncio.run(Run(request, session, steps, signals).run())
         return _run_in_vm(request, session, steps, signals)
     except Interrupted as interruption:
         return signalled(interruption.number)
@@ -219,15 +219,22 @@ def _run_in_vm(request: Request, session: Session, steps: Sequence[Step], signal
             return await boot(loaded.config, ledger, session.values.bundle, session.log.info)
 
         booted = replace(session, connect=connect)
-        return asyncio.run(_Run(request, booted, steps, signals).run())
+        return asyncio.run(Run(request, booted, steps, signals).run())
     finally:
         signals.deliver_to(ignore)
         for problem in ledger.release():
             warn(f"cannot release {problem}")
 
 
-class _Run:
-    """The steps in an event loop. A signal ends them; at the prompt, Ctrl-C ends the command only."""
+class Run:
+    """The steps in an event loop. A signal ends them; at the prompt, Ctrl-C ends the command only.
+
+    Args:
+        request: what was asked for.
+        session: that carries out the steps; closed in the end.
+        steps: before the prompt, if there is one.
+        signals: of this process; delivered to this while it lasts.
+    """
 
     def __init__(self, request: Request, session: Session, steps: Sequence[Step], signals: Signals) -> None:
         self._request = request
@@ -260,9 +267,11 @@ class _Run:
                 await converse(self._session, own_agent=self._request.vm)
             return ExitCode.OK
         except asyncio.CancelledError:
-            if self._cut:
-                return signalled(self._cut)
-            raise
+            if not self._cut:
+                raise
+            # Taken note of: until then Python 3.11 takes deadlines of what follows for this cancellation.
+            task.uncancel()
+            return signalled(self._cut)
         finally:
             self._signals.deliver_to(ignore)
             await self._session.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,9 +18,10 @@ from kata.agent_ctl import address
 from kata.agent_ctl.automatic import Values
 from kata.agent_ctl.catalog import RPCS
 from kata.agent_ctl.messages import Log
-from kata.agent_ctl.run import read_file
+from kata.agent_ctl.run import Request, Run, read_file
 from kata.agent_ctl.script import read_all
 from kata.agent_ctl.session import CallFailed, ForeignLink, Link, Options, Session
+from kata.cli.signals import Signals
 from kata.errors import InvalidArgument, KataError, Unavailable
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2
@@ -202,6 +205,35 @@ async def test_a_lost_connection_ends_everything(made: Made, tmp_path: Path) -> 
         with pytest.raises(Unavailable, match="Check: connection closed"):
             await made.run("repeat -1", "Check", ignore_errors=True)
     assert made.opened == 1
+
+
+class Simulated(Signals):
+    """Signals that a test sends; this process's own are left alone."""
+
+    def __init__(self) -> None:
+        self.deliver: Callable[[int], object] = lambda _: None
+
+    def deliver_to(self, receiver: Callable[[int], object]) -> None:
+        self.deliver = receiver
+
+
+async def test_a_signal_leaves_time_for_the_end(made: Made) -> None:
+    """What gives back has deadlines, which the cancellation before must not be taken for."""
+
+    class SoonEnded(ForeignLink):
+        async def close(self) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(60)
+            await super().close()
+
+    session = made.session()
+    session._link = link = SoonEnded(await address.connect(address.parse(f"unix://{made.path}")))
+    signals = Simulated()
+    made.agent.answers["Check"] = lambda _: signals.deliver(signal.SIGTERM) or RPCS["Check"].response()
+    ended = asyncio.ensure_future(Run(Request(), session, read_all(["Check", "sleep 60s"]), signals).run())
+    assert await ended == 128 + signal.SIGTERM
+    assert link.client.closed
 
 
 async def test_the_agent_ends_with_its_sandbox(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
