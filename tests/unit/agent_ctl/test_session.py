@@ -230,7 +230,12 @@ async def test_a_signal_leaves_time_for_the_end(made: Made) -> None:
     session = made.session()
     session._link = link = SoonEnded(await address.connect(address.parse(f"unix://{made.path}")))
     signals = Simulated()
-    made.agent.answers["Check"] = lambda _: signals.deliver(signal.SIGTERM) or RPCS["Check"].response()
+
+    def check(_: Any) -> Any:
+        signals.deliver(signal.SIGTERM)
+        return RPCS["Check"].response()
+
+    made.agent.answers["Check"] = check
     ended = asyncio.ensure_future(Run(Request(), session, read_all(["Check", "sleep 60s"]), signals).run())
     assert await ended == 128 + signal.SIGTERM
     assert link.client.closed
