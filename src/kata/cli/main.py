@@ -10,11 +10,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kata.cli import direct_volume, factory, image, iptables, layers
+from kata.cli import direct_volume, factory, image, iptables, layers, logs
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -32,6 +32,7 @@ app.add_typer(layers.app, name="layers")
 app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
+app.add_typer(logs.app, name="logs")
 
 # Not every version of typer exports UsageError, but all export its subclass.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -329,5 +330,14 @@ def leave_broken_pipe() -> int:
 
 def main() -> None:
     """Run the console script `kata`."""
+    _run()
+
+
+def log_parser() -> None:
+    """Run the console script `kata-log-parser`, Kata's name for `kata logs parse`."""
+    _run("logs", "parse")
+
+
+def _run(*command: str) -> NoReturn:
     occupy_standard_streams()
-    sys.exit(invoke(sys.argv[1:]))
+    sys.exit(invoke([*command, *sys.argv[1:]]))

@@ -13,6 +13,7 @@ import traceback
 from enum import IntEnum
 
 from kata.errors import Code, KataError
+from kata.logs.visible import visible
 
 
 class ExitCode(IntEnum):
@@ -77,7 +78,7 @@ def warn(message: str) -> None:
 def detail(text: str) -> None:
     """Print a text of --debug on stderr, line by line."""
     for line in text.splitlines():
-        _print(f"debug: {''.join(map(_visible, line))}")
+        _print(f"debug: {visible(line)}")
 
 
 def _print(line: str) -> None:
@@ -89,8 +90,4 @@ def _print(line: str) -> None:
 
 def printable(text: str) -> str:
     """Return the text on one line, with characters that are not printable as escapes."""
-    return "".join(map(_visible, " ".join(text.split())))
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    return visible(" ".join(text.split()))

@@ -1,0 +1,1 @@
+"""Logs of all components: lines of any of their formats to entries, merged, checked, and written in one format."""
