@@ -275,6 +275,24 @@ def metrics() -> int:
     return ExitCode.OK
 
 
+@app.command()
+def bundle(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The archive, .tar.gz or .tar.zst.", show_default="kata-bundle-…"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would contain, and exit.")] = False,
+    config: ConfigFile = None,
+) -> int:
+    """Collect what a bug report needs in one archive, without secrets."""
+    from kata.cli import bundle as report
+
+    report.run(output, config, dry_run=dry_run)
+    return ExitCode.OK
+
+
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
     # No option before the command takes a value, so its first plain word is the command.
@@ -336,6 +354,11 @@ def main() -> None:
 def log_parser() -> None:
     """Run the console script `kata-log-parser`, Kata's name for `kata logs parse`."""
     _run("logs", "parse")
+
+
+def collect_data() -> None:
+    """Run the console script `kata-collect-data`, Kata's name for `kata bundle`."""
+    _run("bundle")
 
 
 def _run(*command: str) -> NoReturn:

@@ -53,7 +53,7 @@ def report(error: BaseException, *, debug: bool = False, program: str = "kata", 
     """
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    more = None if debug else f"run with {option} for the traceback; `kata env` prints what a bug report needs"
+    more = None if debug else f"run with {option} for the traceback; `kata bundle` collects what a bug report needs"
     if isinstance(error, KataError):
         say(error.message, hint=error.hint, program=program)
     elif isinstance(error, OSError):

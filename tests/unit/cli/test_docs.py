@@ -25,8 +25,8 @@ def test_every_command_has_its_section(capsys: pytest.CaptureFixture[str]) -> No
     assert sections == commands
 
 
-@pytest.mark.parametrize("command", ["run", "check", "env", "gc", "list", "timings"])
+@pytest.mark.parametrize("command", ["run", "check", "env", "gc", "list", "timings", "bundle", "logs parse"])
 def test_every_option_is_described(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_of(capsys, command), re.MULTILINE)) - {"--help"}
-    section = REFERENCE.read_text().partition(f"## kata {command}\n")[2].partition("\n## ")[0]
+    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_of(capsys, *command.split()), re.MULTILINE)) - {"--help"}
+    section = REFERENCE.read_text().partition(f"## kata {command.split()[0]}\n")[2].partition("\n## ")[0]
     assert options == set(re.findall(r"--[a-z][a-z-]+", section))
