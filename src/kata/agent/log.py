@@ -1,16 +1,17 @@
 """The agent's log: one JSON object a line on standard error, which is the console of the VM.
 
-The keys are those that Kata's log tools expect: msg, level, ts, subsystem, version, pid, source, name.
+The keys are those that Kata's log tools expect: msg, level, ts, subsystem, version, pid, source, name, and
+sandbox and container where they are known.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from datetime import UTC, datetime
 
+from kata.log_fields import FieldsFormatter
 from kata.version import VERSION
 
 #: Characters of one message. The console is an emulated serial line, where each byte is a VM exit: one very long text
@@ -18,25 +19,32 @@ from kata.version import VERSION
 MAX_MESSAGE = 4096
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON. `extra={"fields": {...}}` adds keys."""
+class JsonFormatter(FieldsFormatter):
+    """Formats a record as one line of JSON."""
+
+    def __init__(self) -> None:
+        super().__init__("kata-agent")
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, its message cut to MAX_MESSAGE characters."""
-        message = record.getMessage()
-        if record.exc_info:
-            message = f"{message}: {self.formatException(record.exc_info)}"
-        entry: dict[str, object] = {
-            "msg": message[:MAX_MESSAGE],
-            "level": record.levelname,
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "subsystem": record.name.rpartition(".")[2],
-            "version": VERSION,
-            "pid": str(os.getpid()),
-            "source": "agent",
-            "name": "kata-agent",
-        }
-        return json.dumps(entry | getattr(record, "fields", {}))
+        fields = self.fields(record)
+        fields["msg"] = fields["msg"][:MAX_MESSAGE]
+        return json.dumps(
+            fields
+            | {
+                "ts": datetime.fromtimestamp(record.created, UTC).isoformat(),
+                "subsystem": record.name.rpartition(".")[2],
+                "version": VERSION,
+                "source": "agent",
+            }
+        )
+
+
+def name_sandbox(sandbox_id: str) -> None:
+    """Have all records name the sandbox from now on; "" for none."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonFormatter):
+            handler.formatter.sandbox = sandbox_id
 
 
 def set_up_logging(level: str) -> None:

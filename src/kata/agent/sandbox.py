@@ -15,6 +15,7 @@ from kata.agent.context import AgentContext
 from kata.agent.devices import specupdate
 from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces, pids_of
+from kata.agent.log import name_sandbox
 from kata.agent.storage import Storages
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
@@ -78,6 +79,7 @@ class Sandbox:
         if "\0" in request.hostname:
             raise InvalidArgument(f"invalid hostname {request.hostname!r}")
         self.id = request.sandbox_id
+        name_sandbox(self.id)
         self.running = True
         paths = self._agent.paths
         try:
@@ -154,6 +156,7 @@ class Sandbox:
         self._pid_owner = None
         self.running = False
         self.id = ""
+        name_sandbox("")
 
     def container(self, container_id: str) -> Container:
         """The container `container_id`.

@@ -20,6 +20,7 @@ from kata.agent.routing import Routing, list_routes
 from kata.agent.sandbox import Sandbox
 from kata.errors import Code, FailedPrecondition, InvalidArgument, KataError
 from kata.linux.swap import swapon
+from kata.log_fields import ForContainer
 from kata.loop.off import off_loop
 from kata.oci import convert
 from kata.oci.ids import validate_id
@@ -330,7 +331,7 @@ def all_handlers(agent: AgentService) -> dict[tuple[str, str], Handler]:
     service = pb.DESCRIPTOR.services_by_name["AgentService"]
     return {
         **handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], HealthService()),
-        **handlers(service, agent),
+        **handlers(service, ForContainer(agent, "container_id")),
         (service.full_name, "ReadStdout"): agent.reader("stdout"),
         (service.full_name, "ReadStderr"): agent.reader("stderr"),
         (processes.SERVICE, processes.DRAINED): agent.drained,

@@ -9,7 +9,18 @@ from pathlib import Path
 import kata
 from kata.errors import NotFound
 
-PARTS = ("__init__.py", "version.py", "errors.py", "agent", "ttrpc", "protocols", "oci", "linux", "loop")
+PARTS = (
+    "__init__.py",
+    "version.py",
+    "errors.py",
+    "log_fields.py",
+    "agent",
+    "ttrpc",
+    "protocols",
+    "oci",
+    "linux",
+    "loop",
+)
 
 # Below the guest's root.
 PACKAGE = Path("usr/lib/kata/kata")

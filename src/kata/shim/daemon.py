@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 
+from kata.log_fields import ForContainer
 from kata.loop.watch import LoopWatch
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime.launch.prelaunch import Prelaunch
@@ -78,7 +79,7 @@ async def serve(
     """
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
-    calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], service)
+    calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], ForContainer(service, "id"))
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}
     server = Server(calls, to_status=to_status)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kata.errors import KataError
+from kata.log_fields import FieldsFormatter
 
 if TYPE_CHECKING:
     from kata.shim.params import ShimParams
 
 log = logging.getLogger(__name__)
 
+_PLAIN = re.compile(r"[\w.-]+", re.ASCII)
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
 
@@ -42,24 +45,25 @@ class FifoHandler(logging.Handler):
             pass  # full: the line is lost, the sandbox is not
 
 
-class LogfmtFormatter(logging.Formatter):
-    """time, level, msg and the sandbox, as containerd's own shims write them."""
+class LogfmtFormatter(FieldsFormatter):
+    """As containerd's own shims write them, with the module as source."""
 
     def __init__(self, sandbox_id: str) -> None:
-        super().__init__()
-        self._sandbox_id = sandbox_id
+        super().__init__("containerd-shim-v2", sandbox_id)
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message contains."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        message = record.getMessage()
-        if record.exc_info:
-            message += "\n" + self.formatException(record.exc_info)
+        fields = self.fields(record)
         level = _LEVELS.get(record.levelname, record.levelname.lower())
-        return (
-            f'time="{time}" level={level} msg={json.dumps(message)} '
-            f"name=containerd-shim-v2 pid={record.process} sandbox={self._sandbox_id} source={record.name}"
-        )
+        head = f'time="{time}" level={level} msg={json.dumps(fields.pop("msg"))}'
+        del fields["level"]
+        return " ".join([head, *(f"{key}={_word(value)}" for key, value in fields.items()), f"source={record.name}"])
+
+
+def _word(value: str) -> str:
+    # An id comes from containerd, and has not been checked yet.
+    return value if _PLAIN.fullmatch(value) else json.dumps(value)
 
 
 def setup_logging(params: ShimParams) -> None:
