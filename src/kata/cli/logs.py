@@ -185,5 +185,5 @@ def _tell(entries: list[Entry], found: list[tuple[Entry, str, bool]], *, one_by_
             else "--check-only lists them; --ignore-missing-fields accepts records without them",
         )
     if len(found) > errors and not quiet:
-        warn(f"{len(found) - errors} records of the agent cannot be read")
+        warn(f"agents' records that cannot be read: {len(found) - errors}")
     return ExitCode.FAILED if errors else ExitCode.OK

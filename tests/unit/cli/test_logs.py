@@ -75,7 +75,7 @@ def test_what_is_wrong_is_listed_with_its_place(capsys: pytest.CaptureFixture[st
 
 def test_warnings_can_be_left_out(capsys: pytest.CaptureFixture[str], log: Path) -> None:
     log.write_text(GOOD + GARBLED)
-    assert outcome(capsys, log)[2] == ["kata: warning: 1 records of the agent cannot be read"]
+    assert outcome(capsys, log)[2] == ["kata: warning: agents' records that cannot be read: 1"]
     assert outcome(capsys, "--quiet", log)[2] == []
 
 
