@@ -18,7 +18,7 @@ from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
 
-pytestmark = [pytest.mark.containerd, pytest.mark.xdist_group("containerd")]
+pytestmark = pytest.mark.containerd
 
 SECRET = "hunter2-of-a-test"
 

@@ -7,7 +7,7 @@ import time
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata.bugreport.secrets import REMOVED, is_secret_name, redact, redact_toml
@@ -113,12 +113,14 @@ def test_it_is_enough_to_do_it_once() -> None:
     assert redact(once) == (once, 0)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab=:\"'\\ \n-{}[],/@?&."), max_size=60), st.sampled_from(["token", "x"]))
 def test_any_text_can_be_looked_through(text: str, name: str) -> None:
     redacted, count = redact(f"{name}{text}")
     assert (redacted == f"{name}{text}") == (count == 0)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_characters="\n"), max_size=40))
 def test_a_value_in_json_is_removed_whatever_it_is(value: str) -> None:
     marked = f"{value}SECRETVALUE{value}"
@@ -132,10 +134,10 @@ def test_a_value_in_json_is_removed_whatever_it_is(value: str) -> None:
     ["token=", "a" * 400_000, "a=" * 200_000, "[{" * 200_000, '\\"' * 200_000, "://" * 100_000, "token=[\n" * 100_000],
 )
 def test_a_hostile_text_takes_no_time(text: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     redact("token=" + text)
     redact(text * 2)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 CONTAINERD_CONFIG = f"""
