@@ -129,14 +129,11 @@ def test_a_value_in_json_is_removed_whatever_it_is(value: str) -> None:
     assert "SECRETVALUE" not in redact(json.dumps({"msg": json.dumps({"password": marked})}))[0]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["token=", "a" * 400_000, "a=" * 200_000, "[{" * 200_000, '\\"' * 200_000, "://" * 100_000, "token=[\n" * 100_000],
-)
+@pytest.mark.parametrize("text", ["a", "a=", "[{", '\\"', "://", "token=[\n", "token=", "token"])
 def test_a_hostile_text_takes_no_time(text: str) -> None:
     begin = time.process_time()
-    redact("token=" + text)
-    redact(text * 2)
+    redact("token=" + text * 200_000)
+    redact(text * 200_000)
     assert time.process_time() - begin < 20
 
 
