@@ -3,6 +3,7 @@
 
 PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
+COMMANDS := kata containerd-shim-kata-v2 kata-agent-ctl kata-log-parser kata-collect-data
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
@@ -65,13 +66,11 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --upgrade .
 	$(PREFIX)/bin/python -m kata.shim.launcher $(PREFIX)/bin
 	install -d $(BIN)
-	ln -sfn $(PREFIX)/bin/kata $(BIN)/kata
-	ln -sfn $(PREFIX)/bin/kata-agent-ctl $(BIN)/kata-agent-ctl
-	ln -sfn $(PREFIX)/bin/containerd-shim-kata-v2 $(BIN)/containerd-shim-kata-v2
+	ln -sfn $(addprefix $(PREFIX)/bin/,$(COMMANDS)) $(BIN)/
 	$(PREFIX)/bin/kata image build
 
 uninstall: ## Remove what `make install` has put there, the guest images included
-	rm -f $(BIN)/kata $(BIN)/kata-agent-ctl $(BIN)/containerd-shim-kata-v2
+	rm -f $(addprefix $(BIN)/,$(COMMANDS))
 	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata /var/cache/kata-test
 	rm -f /run/kata/start-slot-* /run/kata/accel.json
 	[ ! -d /run/kata ] || rmdir --ignore-fail-on-non-empty /run/kata

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +107,3 @@ def _image_version() -> str:
 
 def _real(path: Path) -> str:
     return str(path.resolve())
-
-
-def as_toml(sections: Mapping[str, Any]) -> str:
-    """Format the sections as TOML, with a blank line before each."""
-    return "\n".join(_table((), sections)).strip() + "\n"
-
-
-def _table(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[str]:
-    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    if path and values:
-        yield ""
-        yield f"[{'.'.join(path)}]"
-    for key, value in values.items():
-        # JSON's strings, numbers and booleans are valid TOML.
-        yield f"{'  ' * len(path)}{key} = {json.dumps(value, ensure_ascii=False)}"
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _table((*path, key), value)

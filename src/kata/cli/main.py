@@ -180,10 +180,12 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> int:
 @app.command()
 def env(config: ConfigFile = None, as_json: AsJson = False) -> int:
     """Print versions, paths and settings for a bug report."""
+    import tomli_w
+
     from kata.cli import env as environment
 
     sections = environment.collect(config)
-    print(json.dumps(sections, indent=2) if as_json else environment.as_toml(sections), end="\n" if as_json else "")
+    print(json.dumps(sections, indent=2) if as_json else tomli_w.dumps(sections), end="\n" if as_json else "")
     return ExitCode.OK
 
 

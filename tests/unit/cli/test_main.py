@@ -130,11 +130,6 @@ def test_env_sums_up_what_sandboxes_have() -> None:
     assert env._sandboxes(running) == {"Running": 2, "VCPUs": 3, "MemoryMiB": 2560}
 
 
-def test_toml_writes_a_table_before_the_ones_inside() -> None:
-    text = env.as_toml({"A": {"Sub": {"x": True}, "y": "ü\n", "z": 3}, "B": {"C": {"d": ""}}})
-    assert tomllib.loads(text) == {"A": {"y": "ü\n", "z": 3, "Sub": {"x": True}}, "B": {"C": {"d": ""}}}
-
-
 def test_check_fails_only_for_what_run_needs() -> None:
     rows = [Row("a", Status.OK, "fine"), Row("b", Status.WARNING, "optional", "install it")]
     assert checks.passed(rows)
