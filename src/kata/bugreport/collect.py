@@ -57,8 +57,8 @@ def collect(part: Part, *, until: float = float("inf")) -> Collected:
         return Collected(part, None, 0, f"{part.argv[0]} is not installed")
     except OSError as error:
         return Collected(part, None, 0, f"cannot run {part.argv[0]}: {error.strerror}")
-    if not output:
-        return Collected(part, None, 0, problem or "empty")
+    if problem and not output:
+        return Collected(part, None, 0, problem)
     text = output.decode(errors="backslashreplace")
     if not part.toml:
         text, removed = redact(text)

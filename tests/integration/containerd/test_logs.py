@@ -29,6 +29,7 @@ def sandbox(containerd: PrivateContainerd) -> Iterator[tuple[str, str]]:
     sandbox_id = unique_id(TEST_PREFIX)
     begin = len(containerd.log_text())
     program = f"echo DB_PASSWORD={SECRET} > /dev/kmsg; echo {SECRET}; sleep 600"
+    # The console of a restored VM has little: a line of the kernel's log may be on it, and must be no secret then.
     command = ("run", "--detach", "--privileged", "--runtime", RUNTIME, BUSYBOX, sandbox_id, "sh", "-c", program)
     containerd.ctr(*command, timeout=180)
     try:

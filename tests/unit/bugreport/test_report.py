@@ -107,7 +107,11 @@ class TestCollect:
     def test_what_is_not_there(self) -> None:
         part = Part("x", "", ("/nonexistent",))
         assert collect(part) == Collected(part, None, 0, "/nonexistent is not installed")
-        assert collect(shell("true")).problem == "empty"
+
+    def test_what_is_empty_is_no_problem(self) -> None:
+        part = shell("true")
+        assert collect(part) == Collected(part, b"", 0, "")
+        assert collect(shell("true", toml=True)).content == b""
 
     def test_there_is_an_end_to_all_of_it(self) -> None:
         one = collect(shell("echo a"), until=time.monotonic() - 1)
