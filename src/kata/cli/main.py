@@ -365,4 +365,13 @@ def collect_data() -> None:
 
 def _run(*command: str) -> NoReturn:
     occupy_standard_streams()
-    sys.exit(invoke([*command, *sys.argv[1:]]))
+    sys.exit(invoke(_as_ours(list(command), sys.argv[1:])))
+
+
+def _as_ours(command: list[str], arguments: list[str]) -> list[str]:
+    """Return our command line for a program of Kata's that is `command` here: some options come before that."""
+    if command and arguments[:1] in (["-v"], ["--version"]):
+        return ["--version"]
+    if command == ["bundle"] and arguments[:1] == ["-d"]:
+        return ["--debug", *command, *arguments[1:]]
+    return [*command, *arguments]

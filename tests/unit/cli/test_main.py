@@ -11,7 +11,7 @@ import pytest
 from kata.cli import check as checks
 from kata.cli import env
 from kata.cli.check import Row, Status
-from kata.cli.main import invoke
+from kata.cli.main import _as_ours, invoke
 from kata.runtime.resources.sizing import Size
 from kata.runtime.resources.status import Status as Sandbox
 from kata.version import VERSION
@@ -25,6 +25,13 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(capsys, "--version") == (0, f"kata {VERSION}\n", [])
+
+
+def test_programs_of_kata_have_its_options() -> None:
+    assert _as_ours([], ["-v"]) == ["-v"]
+    assert _as_ours(["logs", "parse"], ["--version"]) == _as_ours(["bundle"], ["-v"]) == ["--version"]
+    assert _as_ours(["bundle"], ["-d", "-o", "x"]) == ["--debug", "bundle", "-o", "x"]
+    assert _as_ours(["logs", "parse"], ["--strict", "f"]) == ["logs", "parse", "--strict", "f"]
 
 
 def test_version_is_quick_to_import() -> None:
