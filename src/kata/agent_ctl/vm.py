@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -28,7 +29,8 @@ from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.sandbox import requests
-from kata.runtime.storage.host_paths import look_at_paths, random_token, shm_size
+from kata.runtime.storage.host_mounts import on_host
+from kata.runtime.storage.host_paths import look_at_paths, shm_size
 from kata.runtime.storage.shared_tree import ContainerPlan, plan_container
 
 _CONSOLE_LINES = 3
@@ -65,15 +67,22 @@ class VmLink:
             validate_id(container_id, "container id")
         except InvalidArgument as error:
             raise InvalidArgument(error.message, hint="-n sends an id as it is, and shares no files for it") from None
+        share, rootfs = self._guest.share, str(bundle.rootfs)
+        host = on_host(partial(look_at_paths, rootfs_dir=rootfs), bundle.spec)
+        if container_id not in self._shared:
+            share.remove(container_id)  # what an earlier request of that id has claimed
         files = plan_container(
             container_id,
             bundle.spec.get("mounts") or (),
-            look_at_paths(bundle.spec),
+            host,
             rootfs=(),
-            rootfs_dir=str(bundle.rootfs),
-            token=random_token,
+            rootfs_dir=rootfs,
+            name=share.new_name,
+            exports=share.exports(),
         )
-        self._files[container_id] = files
+        if container_id not in self._shared:
+            share.claim(files)
+            self._files[container_id] = files
         return requests.create_container_request(container_id, bundle.spec, files, self._config)
 
     async def before(self, request: Message) -> None:
