@@ -208,6 +208,7 @@ def _run_in_vm(request: Request, session: Session, steps: Sequence[Step], signal
     logging.basicConfig(
         format=f"{PROGRAM}: %(message)s", level=logging.DEBUG if _is_debug(request) else logging.WARNING
     )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
     ledger = claim(f"{STATE_ROOT}/agent-ctl-{secrets.token_hex(6)}")
     try:
         # Before there are threads: each has a mount namespace of its own.
