@@ -88,31 +88,38 @@ def redact(text: str) -> tuple[str, int]:
 
 def _redact_named(text: str, pattern: re.Pattern[str]) -> tuple[str, int]:
     pieces: list[str] = []
-    kept = 0
-    position = 0
+    kept = position = count = 0
     while found := pattern.search(text, position):
         position = found.end()
         if not is_secret_name(found["name"]):
             continue
         begin, end = _value(text, found)
-        if end > begin and not text.startswith(REMOVED, begin):
+        if end > begin and text[begin:end] != REMOVED:
             pieces += [text[kept:begin], REMOVED]
             kept = position = end
-    return "".join([*pieces, text[kept:]]), len(pieces) // 2
+            count += 1 - text.count(REMOVED, begin, end)
+    return "".join([*pieces, text[kept:]]), count
 
 
 def _value(text: str, found: re.Match[str]) -> tuple[int, int]:
     """Begin and end of the value that follows a name."""
-    begin = found.end()
+    begin, after_name = found.end(), text[found.end("name") : found.end("name") + 1]
+    before = re.search(r"""\\*["']\Z""", text[max(0, found.start("name") - 64) : found.start("name")])
+    if before and after_name in ("=", ":"):
+        return begin, _closing(text, begin, before[0])  # "NAME=value with spaces"
+    ends_with_quote = after_name in ("\\", '"', "'")  # "name": value, after which comes the next member
     if quote := _QUOTE.match(text, begin):
-        return quote.end(), _closing(text, quote.end(), quote[0])
+        end = _closing(text, quote.end(), quote[0])
+        behind = end + len(quote[0])
+        more = _end(_WORD_VALUE, text, behind)  # 'a'b, as a shell takes it
+        if ends_with_quote or more <= behind or text[behind] in ",;:)]}":
+            return quote.end(), end
+        return quote.end(), more
     if scheme := _SCHEME.match(text, begin):
         return scheme.end(), _end(_WORD_VALUE, text, scheme.end())
     if text[begin : begin + 1] in ("[", "{"):
-        return begin, _closing_bracket(text, begin)
-    before = re.search(r"""\\*["']\Z""", text[max(0, found.start("name") - 8) : found.start("name")])
-    if before and text[found.end("name") : found.end("name") + 1] in ("=", ":"):
-        return begin, _closing(text, begin, before[0])  # "NAME=value with spaces"
+        end = _closing_bracket(text, begin)
+        return begin, end if ends_with_quote else _end(_WORD_VALUE, text, end)
     spaced = text[begin - 1].isspace() and text[found.start("name") - 1 : found.start("name")] != "-"
     return begin, _end(_LINE_VALUE if spaced else _WORD_VALUE, text, begin)
 
