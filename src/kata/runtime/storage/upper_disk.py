@@ -15,9 +15,9 @@ from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.runtime.config.settings import RuntimeConfig
 
 _TIMEOUT_S = 60.0
-#: No journal, since nobody mounts it a second time, and no room to grow. A sparse file is zero, so no table has to be
+#: No journal and no checksums, since nobody mounts it a second time. A sparse file is zero, so no table has to be
 #: written. That leaves a quarter of a megabyte for 20 GiB.
-_OPTIONS = ("-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0")
+_OPTIONS = ("-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg", "-m", "0")
 _SPARSE = ("-E", "lazy_itable_init=1,assume_storage_prezeroed=1")
 
 
