@@ -3,6 +3,7 @@
 
 PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
+# What is linked in BIN.
 COMMANDS := kata containerd-shim-kata-v2 kata-agent-ctl kata-log-parser kata-collect-data
 PYTHON ?= /usr/bin/python3
 VENV := .venv
