@@ -30,7 +30,7 @@ from kata.runtime.hypervisor.base import MIN_MEMORY_MIB, VmPlan
 from kata.runtime.hypervisor.console import MAX_LOG_BYTES
 from kata.runtime.hypervisor.qemu import share
 from kata.runtime.hypervisor.qemu.vm import QemuVm
-from kata.runtime.storage.shared_tree import GUEST_SHARED
+from kata.runtime.storage.container_files import GUEST_SHARED
 from kata.ttrpc import Client
 from kata.ttrpc.typed import Stub
 from tests.support.descriptors import open_files

@@ -45,7 +45,7 @@ from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.sandbox.requests import create_sandbox_request
-from kata.runtime.storage.shared_tree import GUEST_SHARED
+from kata.runtime.storage.container_files import GUEST_SHARED
 from tests.support import leaks
 from tests.support.images import busybox_rootfs
 from tests.support.waiting import eventually, has_ended

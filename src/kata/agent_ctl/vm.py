@@ -29,9 +29,9 @@ from kata.runtime.launch.vm_plan import plan_vm
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.sandbox import requests
+from kata.runtime.storage.container_files import ContainerPlan, plan_container
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import look_at_paths, shm_size
-from kata.runtime.storage.shared_tree import ContainerPlan, plan_container
 
 _CONSOLE_LINES = 3
 

@@ -41,9 +41,9 @@ from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import TREE
+from kata.runtime.storage.container_files import plan_container
 from kata.runtime.storage.disk import Layers, plan_disks
 from kata.runtime.storage.host_paths import look_at_paths, random_token
-from kata.runtime.storage.shared_tree import plan_container
 from kata.runtime.storage.upper_disk import upper_of
 
 

@@ -19,7 +19,8 @@ from kata.runtime.launch.timings import Timings
 from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
-from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
+from kata.runtime.storage.container_files import ContainerPlan
+from kata.runtime.storage.shared_tree import SharedTree
 
 if TYPE_CHECKING:
     from kata.runtime.sandbox.hooks import HostHooks

@@ -13,10 +13,10 @@ from kata.runtime.config.settings import Config
 from kata.runtime.devices.block import Attached
 from kata.runtime.devices.vfio import AttachedGroup
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
+from kata.runtime.storage.container_files import GUEST_SHARED, GUEST_SHM, ContainerPlan
 from kata.runtime.storage.disk_mount import DiskMount
 from kata.runtime.storage.host_paths import SENDING, HostView, is_bind
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
-from kata.runtime.storage.shared_tree import GUEST_SHARED, GUEST_SHM, ContainerPlan
 
 _DEFAULT_SHM = 64 << 20
 #: The option with which Kata's agent makes a directory before it mounts an overlay.

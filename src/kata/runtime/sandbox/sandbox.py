@@ -31,10 +31,10 @@ from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
+from kata.runtime.storage.container_files import GUEST_PARTS, GUEST_SHARED, ContainerPlan, plan_container
 from kata.runtime.storage.disk import Layers
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import HostView, RootfsMount, look_at_exports, look_at_paths
-from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, ContainerPlan, plan_container
 
 if TYPE_CHECKING:
     from kata.runtime.network.own_network import OwnNetwork

@@ -22,11 +22,11 @@ from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.oci.device_rules import allows_disk, allows_everything
 from kata.oci.spec import Spec
 from kata.runtime.storage import direct_volume
+from kata.runtime.storage.container_files import GUEST_SHARED
 from kata.runtime.storage.disk_mount import DISK_TYPES, GUEST_STORAGE, DiskMount
 from kata.runtime.storage.exports import Export, Use
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
-from kata.runtime.storage.shared_tree import GUEST_SHARED
 
 #: Major numbers (the kernel's Documentation/admin-guide/devices.txt).
 _FLOPPY, _LOOP, _CDROM = 2, 7, 11

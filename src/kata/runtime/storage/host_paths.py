@@ -1,6 +1,6 @@
 """A look at the host: what the paths and devices that a container's spec names lead to.
 
-The plans of disks (`kata.runtime.storage.disk`) and of the shared tree (`kata.runtime.storage.shared_tree`) are
+The plans of disks (`kata.runtime.storage.disk`) and of files (`kata.runtime.storage.container_files`) are
 functions of what is found here. Nothing is changed and nothing stays open, so a path may lead elsewhere later: who acts
 on a plan compares `HostPath.identity`, or opens the disk exclusively.
 

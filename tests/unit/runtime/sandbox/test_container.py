@@ -24,7 +24,8 @@ from kata.runtime.sandbox import process as process_module
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import State
 from kata.runtime.sandbox.stdio import FdSink, FdSource, Stdio
-from kata.runtime.storage.shared_tree import ContainerPlan, SharedTree
+from kata.runtime.storage.container_files import ContainerPlan
+from kata.runtime.storage.shared_tree import SharedTree
 from kata.shim.stdio import open_stdio
 from kata.ttrpc.typed import handlers
 from tests.support.waiting import eventually_async

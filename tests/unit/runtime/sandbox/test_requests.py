@@ -15,9 +15,9 @@ from kata.runtime.sandbox.requests import (
     host_namespaces,
     lost_propagation,
 )
+from kata.runtime.storage.container_files import plan_container
 from kata.runtime.storage.disk import Layers, plan_disks
 from kata.runtime.storage.host_paths import HostView, look_at_paths, random_token
-from kata.runtime.storage.shared_tree import plan_container
 
 
 def spec(**changes: Any) -> Spec:

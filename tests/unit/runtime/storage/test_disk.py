@@ -9,12 +9,12 @@ import pytest
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.runtime.storage import direct_volume
+from kata.runtime.storage.container_files import GUEST_SHARED, ContainerPlan, plan_container
 from kata.runtime.storage.direct_volume import DirectVolume
 from kata.runtime.storage.disk import Disk, DiskPlan, HostUpper, Layers, plan_disks
 from kata.runtime.storage.disk_mount import GUEST_STORAGE, DiskMount
 from kata.runtime.storage.exports import Export, Use
 from kata.runtime.storage.host_paths import BlockNode, HostPath, HostView, RootfsMount
-from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container
 
 POINT = f"{GUEST_STORAGE}/c1-t"
 NUMBER = (240, 7)

@@ -13,10 +13,10 @@ import pytest
 from kata.errors import InvalidArgument
 from kata.linux import mount as linux
 from kata.linux import mountinfo
+from kata.runtime.storage.container_files import GUEST_SHARED, ContainerPlan, plan_container, plan_sandbox_mounts
 from kata.runtime.storage.exports import Export
 from kata.runtime.storage.host_paths import HostPath, HostView, look_at_paths
 from kata.runtime.storage.kubernetes_volumes import EmptyDir
-from kata.runtime.storage.shared_tree import GUEST_SHARED, ContainerPlan, plan_container, plan_sandbox_mounts
 
 POD = "var/lib/kubelet/pods/0000/volumes"
 

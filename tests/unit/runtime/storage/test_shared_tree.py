@@ -15,9 +15,9 @@ import pytest
 from kata.errors import InvalidArgument, KataError, NotFound
 from kata.linux import mountinfo
 from kata.oci.spec import Mount
+from kata.runtime.storage.container_files import GUEST_PARTS, GUEST_SHARED, GUEST_SHM, ContainerPlan, plan_container
 from kata.runtime.storage.exports import Submounts, Use
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, look_at_paths
-from kata.runtime.storage.shared_tree import GUEST_PARTS, GUEST_SHARED, GUEST_SHM, ContainerPlan, plan_container
 from tests.support.mounts import in_mount_namespace
 
 OVERLAY = RootfsMount("overlay", "overlay", ("lowerdir=/a",))
@@ -214,6 +214,7 @@ from kata.linux import mountinfo
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import *
+from kata.runtime.storage.container_files import *
 from kata.runtime.storage.shared_tree import *
 scratch = Path(sys.argv[1])
 shared = scratch / "state" / "shared"
