@@ -134,7 +134,7 @@ def _cgroups(ours: re.Pattern[str]) -> Iterator[str]:
 
 
 def _taps(ours: re.Pattern[str]) -> Iterator[str]:
-    """Tap devices of machines in the pods' network namespaces, and in this one, where none should ever be."""
+    """Tap devices of VMs in the pods' network namespaces, and in this one, where none should ever be."""
     namespaces = [Path("/proc/thread-self/ns/net")]
     names = sorted(_NAMESPACES.iterdir()) if _NAMESPACES.is_dir() else []
     namespaces += [path for path in names if ours.match(path.name)]

@@ -60,7 +60,7 @@ def missing() -> str:
 
 
 class Guest:
-    """A running machine. Use as a context manager, once per module: a boot takes seconds.
+    """A running VM. Use as a context manager, once per module: a boot takes seconds.
 
     Attributes:
         directory: scratch, removed at the end; holds `share`, the host's side of the shared directory.
@@ -137,7 +137,7 @@ class Guest:
         return self._process is not None and self._process.poll() is None
 
     def wait_off(self, timeout: float) -> int:
-        """QEMU's exit status after the machine has been switched off."""
+        """QEMU's exit status after the VM has been switched off."""
         assert self._process
         return self._process.wait(timeout)
 
@@ -324,7 +324,7 @@ def sandboxed(*parameters: str, devices: Sequence[str] = ()) -> Iterator[Guest]:
 
 
 def _die_with_parent() -> None:
-    """PR_SET_PDEATHSIG: a test run that is killed takes its machines along."""
+    """PR_SET_PDEATHSIG: a test run that is killed takes its VMs along."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Containers that were begun before anybody asked for them, as in every machine that comes from a template."""
+"""Containers that were begun before anybody asked for them, as in every VM that comes from a template."""
 
 from __future__ import annotations
 

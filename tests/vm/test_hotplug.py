@@ -1,4 +1,4 @@
-"""Devices in and out of a running machine, seen from both sides: QEMU's descriptors and the guest's kernel."""
+"""Devices in and out of a running VM, seen from both sides: QEMU's descriptors and the guest's kernel."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ SLOTS = 62
 
 
 class Running:
-    """A machine with a container in it that says what the kernel sees.
+    """A VM with a container in it that says what the kernel sees.
 
     Attributes:
-        vm, agent: the machine, and its agent.
+        vm, agent: the VM, and its agent.
     """
 
     def __init__(self, vm: QemuVm, agent: AgentClient) -> None:
@@ -252,8 +252,8 @@ async def test_a_plug_that_is_given_up_leaves_nothing(running: Running, tmp_path
         await running.until(0)
 
 
-async def test_a_dead_machine_has_given_back_everything(running: Running, tmp_path: Path) -> None:
-    # The last test of the module: it takes the machine away.
+async def test_a_dead_vm_has_given_back_everything(running: Running, tmp_path: Path) -> None:
+    # The last test of the module: it takes the VM away.
     with image(tmp_path / "a.img") as fd:
         await running.vm.plug(BlockDevice(id="a", fd=fd))
     running.vm.kill()

@@ -1,4 +1,4 @@
-"""QEMU for real: machines that run, hang, flood and die, and what is left of them afterwards, which is nothing.
+"""QEMU for real: VMs that run, hang, flood and die, and what is left of them afterwards, which is nothing.
 
 Most guests here are a kernel of 40 instructions, made below: it boots in a tenth of a second and misbehaves on demand.
 """
@@ -98,13 +98,13 @@ async def nothing_left(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
-    """Makes machines with a tiny kernel; none of them outlives the test."""
-    machines: list[QemuVm] = []
+def make_vm(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
+    """Makes VMs with a tiny kernel; none of them outlives the test."""
+    vms: list[QemuVm] = []
     (tmp_path / "run").mkdir()
 
     def make(says: str = "hello from the guest\n", then: bytes = HANG, **changes: Any) -> QemuVm:
-        kernel = tmp_path / f"kernel{len(machines)}"
+        kernel = tmp_path / f"kernel{len(vms)}"
         kernel.write_bytes(tiny_kernel(says, then))
         values: dict[str, Any] = {
             "sandbox_id": "test",
@@ -116,12 +116,12 @@ def make_machine(tmp_path: Path) -> Iterator[Callable[..., QemuVm]]:
             "channels": ("kata.rpc",),
             "programs": load().config.hypervisor.host_programs,
         }
-        machines.append(QemuVm(VmPlan(**(values | changes))))
-        return machines[-1]
+        vms.append(QemuVm(VmPlan(**(values | changes))))
+        return vms[-1]
 
     yield make
-    for machine in machines:
-        machine.kill()
+    for vm in vms:
+        vm.kill()
 
 
 def alive(pid: int) -> bool:
@@ -133,40 +133,40 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_start_and_stop(make_machine: Callable[..., QemuVm]) -> None:
-    machine = make_machine()
-    await machine.start()
-    pid = machine.pid
+async def test_start_and_stop(make_vm: Callable[..., QemuVm]) -> None:
+    vm = make_vm()
+    await vm.start()
+    pid = vm.pid
     assert Path(f"/proc/{pid}/comm").read_text().startswith("qemu")
-    await eventually_async(machine.console_tail, "its words", lambda said: "hello from the guest" in said)
-    channel = machine.channel("kata.rpc")
+    await eventually_async(vm.console_tail, "its words", lambda said: "hello from the guest" in said)
+    channel = vm.channel("kata.rpc")
     with pytest.raises(FailedPrecondition):
-        machine.channel("kata.rpc")
-    exit_ = await machine.stop()
+        vm.channel("kata.rpc")
+    exit_ = await vm.stop()
     assert exit_ is not None
     assert (exit_.status, exit_.expected) == (0, True)
     assert not alive(pid)
-    assert machine.pid == 0
-    assert await machine.wait() is exit_ is await machine.stop()
+    assert vm.pid == 0
+    assert await vm.wait() is exit_ is await vm.stop()
     assert channel.recv(1) == b""
     channel.close()
-    assert machine.console_tail(1) == "hello from the guest"
+    assert vm.console_tail(1) == "hello from the guest"
     with pytest.raises(FailedPrecondition, match="started before"):
-        await machine.start()
+        await vm.start()
     with pytest.raises(KataError):
-        await machine.pause()
+        await vm.pause()
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_qemu_is_confined(
-    make_machine: Callable[..., QemuVm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_vm: Callable[..., QemuVm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on a host without a helper: QEMU serves the files by itself, and needs capabilities for that.
     monkeypatch.setattr(share, "_HELPERS", ())
     (tmp_path / "share").mkdir()
-    machine = make_machine(share_dir=tmp_path / "share", environment=(("NAME", "value"),))
-    await machine.start()
-    process = Path(f"/proc/{machine.pid}")
+    vm = make_vm(share_dir=tmp_path / "share", environment=(("NAME", "value"),))
+    await vm.start()
+    process = Path(f"/proc/{vm.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
     assert int(status["CapEff"], 16) == sum(1 << bit for bit in (0, 1, 3, 4, 31))
     assert status["CapBnd"] == status["CapEff"]
@@ -174,68 +174,66 @@ async def test_qemu_is_confined(
     assert (process / "environ").read_bytes() == b"NAME=value\0"
     assert os.readlink(process / "cwd") == "/"
     assert os.readlink(process / "fd/0") == "/dev/null"
-    assert not any(str(tmp_path / "run") in target for target in open_files(machine.pid).values())
-    await machine.stop()
+    assert not any(str(tmp_path / "run") in target for target in open_files(vm.pid).values())
+    await vm.stop()
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_guest_that_ends_by_itself(make_machine: Callable[..., QemuVm]) -> None:
-    machine = make_machine(then=RESET)
-    await machine.start()
+async def test_a_guest_that_ends_by_itself(make_vm: Callable[..., QemuVm]) -> None:
+    vm = make_vm(then=RESET)
+    await vm.start()
     async with asyncio.timeout(60):
-        exit_ = await machine.wait()
+        exit_ = await vm.wait()
     assert (exit_.status, exit_.expected) == (0, False)
-    assert machine.console_tail() == "hello from the guest"
-    assert "has ended with status 0; the guest's console ends with: hello from the guest" in machine.why_ended
+    assert vm.console_tail() == "hello from the guest"
+    assert "has ended with status 0; the guest's console ends with: hello from the guest" in vm.why_ended
     with pytest.raises(Unavailable, match="has ended"):
-        machine.channel("kata.rpc")
+        vm.channel("kata.rpc")
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_qemu_killed_by_somebody_else(
-    make_machine: Callable[..., QemuVm], caplog: pytest.LogCaptureFixture
-) -> None:
-    machine = make_machine()
-    await machine.start()
-    waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
-    os.kill(machine.pid, signal.SIGKILL)
+async def test_qemu_killed_by_somebody_else(make_vm: Callable[..., QemuVm], caplog: pytest.LogCaptureFixture) -> None:
+    vm = make_vm()
+    await vm.start()
+    waiters = [asyncio.create_task(vm.wait()) for _ in range(2)]
+    os.kill(vm.pid, signal.SIGKILL)
     async with asyncio.timeout(60):
         first, second = await asyncio.gather(*waiters)
     assert first is second
     assert (first.status, first.expected) == (-signal.SIGKILL, False)
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "was killed by signal 9" in said
-    assert machine.why_ended == said
+    assert vm.why_ended == said
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_the_end_of_the_server_of_the_shared_tree_is_that_of_the_vm_and_is_told(
-    make_machine: Callable[..., QemuVm], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_vm: Callable[..., QemuVm], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if share.find_helper() is None:
         pytest.skip("QEMU has no 9p helper here")
     (tmp_path / "tree").mkdir()
-    machine = make_machine(share_dir=tmp_path / "tree")
-    await machine.start()
-    assert machine._process is not None
-    assert machine._process.helper is not None
-    os.kill(machine._process.helper._process.pid, signal.SIGSEGV)
+    vm = make_vm(share_dir=tmp_path / "tree")
+    await vm.start()
+    assert vm._process is not None
+    assert vm._process.helper is not None
+    os.kill(vm._process.helper._process.pid, signal.SIGSEGV)
     async with asyncio.timeout(60):
-        exit_ = await machine.wait()
+        exit_ = await vm.wait()
     assert (exit_.status, exit_.expected) == (-signal.SIGKILL, False)
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "the server of the shared tree" in said
     assert "was killed by signal 11, so its VM is ended" in said
-    assert machine.why_ended == said
+    assert vm.why_ended == said
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., QemuVm]) -> None:
-    machine = make_machine()
-    await machine.start()
-    os.kill(machine.pid, signal.SIGSTOP)
+async def test_a_qemu_that_does_not_react_is_killed(make_vm: Callable[..., QemuVm]) -> None:
+    vm = make_vm()
+    await vm.start()
+    os.kill(vm.pid, signal.SIGSTOP)
     begin = time.monotonic()
-    exit_ = await machine.stop(0.4)
+    exit_ = await vm.stop(0.4)
     assert exit_ is not None
     assert (exit_.status, exit_.expected) == (-signal.SIGKILL, True)
     assert time.monotonic() - begin < 30
@@ -243,31 +241,31 @@ async def test_a_qemu_that_does_not_react_is_killed(make_machine: Callable[..., 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_flooding_guest_fills_no_disk_and_starves_nobody(
-    make_machine: Callable[..., QemuVm], tmp_path: Path
+    make_vm: Callable[..., QemuVm], tmp_path: Path
 ) -> None:
-    machine = make_machine(says="x" * 100 + "\x1b[2J\n", then=AGAIN)
-    await machine.start()
+    vm = make_vm(says="x" * 100 + "\x1b[2J\n", then=AGAIN)
+    await vm.start()
     older = tmp_path / "run/console.log.1"
     await eventually_async(older.exists, "a full log")
     begin = time.monotonic()
-    await machine.pause()
+    await vm.pause()
     assert time.monotonic() - begin < 20
     assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) <= MAX_LOG_BYTES
-    assert "\x1b" not in machine.console_tail()
-    await machine.stop()
+    assert "\x1b" not in vm.console_tail()
+    await vm.stop()
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_pause_and_resume(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
-    machine = make_machine(says="tick\n", then=AGAIN)
+async def test_pause_and_resume(make_vm: Callable[..., QemuVm], tmp_path: Path) -> None:
+    vm = make_vm(says="tick\n", then=AGAIN)
     log = tmp_path / "run/console.log"
 
     def moved() -> tuple[int, int]:
         return log.stat().st_ino, log.stat().st_size
 
-    await machine.start()
+    await vm.start()
     await eventually_async(moved, "its words", lambda seen: seen[1] > 0)
-    await machine.pause()
+    await vm.pause()
 
     async def silence() -> tuple[int, int] | None:
         before = moved()
@@ -276,91 +274,87 @@ async def test_pause_and_resume(make_machine: Callable[..., QemuVm], tmp_path: P
 
     # What was on its way arrives first.
     still = await eventually_async(silence, "silence")
-    await machine.resume()
+    await vm.resume()
     await eventually_async(moved, "more words", lambda seen: seen != still)
-    await machine.stop()
+    await vm.stop()
 
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(("fault", "said"), [("cpu", "no-such-feature"), ("kernel", "linux kernel too old")])
-async def test_a_qemu_that_ends_at_once(
-    make_machine: Callable[..., QemuVm], tmp_path: Path, fault: str, said: str
-) -> None:
+async def test_a_qemu_that_ends_at_once(make_vm: Callable[..., QemuVm], tmp_path: Path, fault: str, said: str) -> None:
     (tmp_path / "garbage").write_bytes(b"garbage" * 1000)
-    machine = make_machine(
-        **{"cpu_features": "no-such-feature=on"} if fault == "cpu" else {"kernel": tmp_path / "garbage"}
-    )
+    vm = make_vm(**{"cpu_features": "no-such-feature=on"} if fault == "cpu" else {"kernel": tmp_path / "garbage"})
     with pytest.raises(VmLaunchError) as caught:
-        await machine.start()
+        await vm.start()
     assert caught.value.phase == "qemu start"
     assert caught.value.exit_status == 1
     assert said in caught.value.output
     assert said in caught.value.message
     assert "\n" not in caught.value.message
-    assert machine.pid == 0
+    assert vm.pid == 0
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_qemu_that_has_ended_before_anybody_speaks_to_it(
-    make_machine: Callable[..., QemuVm], monkeypatch: pytest.MonkeyPatch
+    make_vm: Callable[..., QemuVm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sockets may be closed before the client, which takes its time to import, listens: it hears nothing then."""
-    machine = make_machine(vmm=Path("/bin/false"))
-    monkeypatch.setattr(machine, "_connect", asyncio.Event().wait)
+    vm = make_vm(vmm=Path("/bin/false"))
+    monkeypatch.setattr(vm, "_connect", asyncio.Event().wait)
     async with asyncio.timeout(10):
         with pytest.raises(VmLaunchError, match="qemu ended by itself"):
-            await machine.start()
+            await vm.start()
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_never_answers(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
+async def test_a_qemu_that_never_answers(make_vm: Callable[..., QemuVm], tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho the last words >&2\nexec sleep 60\n")
     silent.chmod(0o755)
     with pytest.raises(VmLaunchError, match=r"did not answer within 1 s.*the last words") as caught:
-        await make_machine(vmm=silent).start(timeout=0.6)
+        await make_vm(vmm=silent).start(timeout=0.6)
     assert caught.value.exit_status is None
     assert 0.6 <= caught.value.elapsed < 30
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_qemu_that_cannot_be_executed(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
+async def test_a_qemu_that_cannot_be_executed(make_vm: Callable[..., QemuVm], tmp_path: Path) -> None:
     (tmp_path / "qemu").write_text("#!/no/such/interpreter\n")
     (tmp_path / "qemu").chmod(0o755)
     with pytest.raises(VmLaunchError, match="setpriv: failed to execute") as caught:
-        await make_machine(vmm=tmp_path / "qemu").start()
+        await make_vm(vmm=tmp_path / "qemu").start()
     assert caught.value.exit_status in (126, 127)
 
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.08])
-async def test_a_start_that_is_given_up(make_machine: Callable[..., QemuVm], delay: float) -> None:
-    machine = make_machine()
-    task = asyncio.create_task(machine.start())
+async def test_a_start_that_is_given_up(make_vm: Callable[..., QemuVm], delay: float) -> None:
+    vm = make_vm()
+    task = asyncio.create_task(vm.start())
     await asyncio.sleep(delay)
     task.cancel()
     try:
         await task
     except asyncio.CancelledError:
-        assert machine.pid == 0
+        assert vm.pid == 0
     else:
-        await machine.stop()  # it was quicker
+        await vm.stop()  # it was quicker
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_log_that_cannot_be_made(make_machine: Callable[..., QemuVm], tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_made(make_vm: Callable[..., QemuVm], tmp_path: Path) -> None:
     (tmp_path / "run/qemu.log").symlink_to("/nowhere")
     with pytest.raises(VmLaunchError, match="symbolic links"):
-        await make_machine().start()
+        await make_vm().start()
 
 
-def test_qemu_dies_with_its_event_loop(make_machine: Callable[..., QemuVm]) -> None:
+def test_qemu_dies_with_its_event_loop(make_vm: Callable[..., QemuVm]) -> None:
     before = children(), open_files()
 
     async def forgetful() -> int:
-        machine = make_machine()
-        await machine.start()
-        return machine.pid
+        vm = make_vm()
+        await vm.start()
+        return vm.pid
 
     pid = asyncio.run(forgetful())
     assert not Path(f"/proc/{pid}").exists()
@@ -380,11 +374,11 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
 
         async def main():
             kernel = Path({str(kernel)!r})
-            machine = QemuVm(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
+            vm = QemuVm(VmPlan(sandbox_id="orphan", run_dir=Path({str(tmp_path / "run")!r}),
                                          vmm=Path({str(QEMU)!r}), kernel=kernel, initrd=kernel, accelerator="tcg"))
-            await machine.start()
-            print(machine.pid, flush=True)
-            await machine.wait()
+            await vm.start()
+            print(vm.pid, flush=True)
+            await vm.wait()
 
         asyncio.run(main())
     """
@@ -433,11 +427,11 @@ async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
-    image: store.GuestImage, make_machine: Callable[..., QemuVm], tmp_path: Path
+    image: store.GuestImage, make_vm: Callable[..., QemuVm], tmp_path: Path
 ) -> None:
     share = tmp_path / "share"
     share.mkdir()
-    machine = make_machine(
+    vm = make_vm(
         kernel=image.kernel,
         initrd=image.initrd,
         image=image.rootfs,
@@ -445,8 +439,8 @@ async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
         share_dir=share,
         kernel_params=("agent.server_addr=virtio-serial://kata.rpc",),
     )
-    await machine.start()
-    client = await Client.from_socket(machine.channel("kata.rpc"))
+    await vm.start()
+    client = await Client.from_socket(vm.channel("kata.rpc"))
     health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
     agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
     try:
@@ -466,7 +460,7 @@ async def test_the_agent_answers_with_the_least_memory_and_writes_to_the_share(
         await agent.call("CopyFile", copy, timeout=60)
     finally:
         await client.close()
-        await machine.stop()
+        await vm.stop()
     written = (share / "file").stat()
     assert (share / "file").read_bytes() == b"data"
     assert (written.st_uid, written.st_gid) == (1234, 4321)

@@ -77,7 +77,7 @@ def boot(image: GuestImage, parameters: str, *, disk: Path | None, until: str = 
             qemu.kill()
 
 
-def test_the_probe_is_answered_and_the_machine_powers_off(image: GuestImage) -> None:
+def test_the_probe_is_answered_and_the_vm_powers_off(image: GuestImage) -> None:
     console, status = boot(image, "kata.probe", disk=None)
     assert "kata-probe-ok" in console
     assert status == 0

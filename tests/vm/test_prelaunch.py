@@ -1,4 +1,4 @@
-"""A machine that runs before its sandbox is asked for: used if it is the right one, gone without a trace if not."""
+"""A VM that runs before its sandbox is asked for: used if it is the right one, gone without a trace if not."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_it_has_virtio_fs_if_the_container_may_write_to_a_volume(
         await sandbox.stop()
 
 
-async def test_a_sandbox_that_wants_another_machine_gets_that(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+async def test_a_sandbox_that_wants_another_vm_gets_that(tmp_path: Path, config: Config, ledger: Ledger) -> None:
     bundle = bundle_in(tmp_path)
     ahead = begun(ledger, bundle, config)
     pid = ahead.process.pid

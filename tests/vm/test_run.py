@@ -118,7 +118,7 @@ def start() -> Iterator[Start]:
                 stream.close()
 
 
-def machines(name: str) -> list[int]:
+def vms(name: str) -> list[int]:
     """Ids of the processes that belong to a sandbox."""
     wanted = f"{MARKER}={STATE_ROOT}/{name}".encode()
     found = []
@@ -376,7 +376,7 @@ def test_signals_are_the_commands(start: Start, rootfs: Path, name: str) -> None
 
 def test_a_signal_while_it_starts_ends_it(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "true")
-    eventually(lambda: machines(name), "a machine", within_s=60)
+    eventually(lambda: vms(name), "a VM", within_s=60)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signal.SIGTERM
@@ -398,12 +398,12 @@ def test_who_insists_ends_what_ignores_signals(start: Start, rootfs: Path, name:
 # ------------------------------------------------------------------------------------------------------- afterwards
 
 
-def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
+def test_a_vm_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
     process = start(
         "run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; while :; do sleep 1; done"
     )
     assert read_line(process) == b"ready\n"
-    for pid in machines(name):
+    for pid in vms(name):
         os.kill(pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
@@ -414,7 +414,7 @@ def test_a_machine_that_dies_is_told(start: Start, rootfs: Path, name: str) -> N
 def test_a_file_server_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; sleep 1000")
     assert read_line(process) == b"ready\n"
-    (server,) = (pid for pid in machines(name) if b"virtfs-proxy-helper" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (server,) = (pid for pid in vms(name) if b"virtfs-proxy-helper" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(server, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
@@ -433,11 +433,11 @@ def test_kill_9_leaves_nothing_that_gc_does_not_clear(start: Start, image: Path,
     assert f"sandbox {name} already exists" in twin.stderr.decode()
     alive = kata("gc")
     assert name not in alive.stdout.decode(), "gc keeps off what is alive"
-    assert machines(name)
+    assert vms(name)
 
     process.kill()
     process.communicate(timeout=10)
-    eventually(lambda: not machines(name), "the machine dies with its owner")
+    eventually(lambda: not vms(name), "the VM dies with its owner")
     rows = json.loads(kata("check", "--json").stdout)["checks"]
     leftovers = next(row for row in rows if row["name"] == "leftovers")
     assert leftovers["status"] == "warning"

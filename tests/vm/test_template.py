@@ -62,27 +62,27 @@ CLOCK_ERROR_S = 0.02
 
 @dataclass
 class Started:
-    """A machine that is up."""
+    """A VM that is up."""
 
-    machine: VirtualMachine
+    vm: VirtualMachine
     agent: AgentClient
     plan: VmPlan
 
 
 @asynccontextmanager
 async def started(config: Config, name: str, says: list[str] | None = None) -> AsyncIterator[Started]:
-    """A machine by a template or without; nothing is left of it afterwards."""
+    """A VM by a template or without; nothing is left of it afterwards."""
     ledger = ledger_of(name)
     try:
         plan = plan_of(config, ledger)
         progress = (lambda _: None) if says is None else says.append
         timings = Timings(plan.run_dir, time.monotonic())
-        machine, agent = await bring_up(plan, config, ledger, timings, progress)
+        vm, agent = await bring_up(plan, config, ledger, timings, progress)
         timings.write()
         try:
-            yield Started(machine, agent, plan)
+            yield Started(vm, agent, plan)
         finally:
-            await machine.stop()
+            await vm.stop()
             await agent.close()
     finally:
         assert ledger.release() == []
@@ -132,10 +132,10 @@ def config(root: Path) -> Config:
 async def test_concurrent_first_starts_make_one(config: Config, root: Path) -> None:
     says: list[str] = []
     async with AsyncExitStack() as stack:
-        machines = await asyncio.gather(
+        vms = await asyncio.gather(
             *(stack.enter_async_context(started(config, f"first{number}", says)) for number in range(3))
         )
-        await asyncio.gather(*(one.agent.check(10) for one in machines))
+        await asyncio.gather(*(one.agent.check(10) for one in vms))
     assert len(keys(root)) == 1
     assert [text for text in says if text.startswith("building")] == [says[0]], "one made it, and told"
     assert says[-1].startswith("the template takes ")
@@ -150,7 +150,7 @@ async def test_a_template_is_small_and_private(config: Config, root: Path) -> No
     assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
 
 
-async def test_a_machine_goes_on_in_a_moment_and_writes_nothing_to_the_template(config: Config, root: Path) -> None:
+async def test_a_vm_goes_on_in_a_moment_and_writes_nothing_to_the_template(config: Config, root: Path) -> None:
     async with started(config, "warm"):
         pass
     [key] = keys(root)
@@ -173,10 +173,10 @@ async def test_memory_is_open_for_reading_only_where_qemu_can(config: Config, ro
         [key] = keys(root)
         descriptors = [
             link.name
-            for link in Path("/proc", str(one.machine.pid), "fd").iterdir()
+            for link in Path("/proc", str(one.vm.pid), "fd").iterdir()
             if os.readlink(link) == str(root / key / template.MEMORY)
         ]
-        infos = [Path("/proc", str(one.machine.pid), "fdinfo", fd).read_text() for fd in descriptors]
+        infos = [Path("/proc", str(one.vm.pid), "fdinfo", fd).read_text() for fd in descriptors]
     # proc(5): octal, as open(2) has them.
     flags = [int(text, 8) for info in infos for text in re.findall(r"^flags:\s+(\d+)", info, re.MULTILINE)]
     assert flags
@@ -218,7 +218,7 @@ def put_openssl(rootfs: Path) -> None:
 
 
 async def tell(one: Started, name: str, rootfs: Path, config: Config) -> dict[str, Any]:
-    """Run SCRIPT in a container of the machine; it goes on telling the time."""
+    """Run SCRIPT in a container of the VM; it goes on telling the time."""
     mount.bind(str(rootfs), str(one.plan.share_dir / "box"), 0)  # type: ignore[operator]
     await one.agent.create_sandbox(create_sandbox_request(name, {}, config))
     spec = default_spec(
@@ -273,9 +273,7 @@ async def test_clones_differ_in_all_that_must_not_be_equal(config: Config, tmp_p
             box.mkdir()
             stack.callback(mount.umount, str(box))
         told = await asyncio.gather(*(tell(one, f"clone{number}", rootfs, config) for number, one in enumerate(clones)))
-        await asyncio.gather(
-            *(settle_clock(one.machine, one.agent) for one in clones)
-        )  # what a sandbox does while it runs
+        await asyncio.gather(*(settle_clock(one.vm, one.agent) for one in clones))  # what a sandbox does while it runs
         errors = [await clock_error(one) for one in clones]
     for what in told[0]:
         assert len({one[what] for one in told}) == CLONES, what
@@ -305,7 +303,7 @@ async def test_a_guest_can_practise_before_it_has_a_sandbox(config: Config, shar
     async with started(config, "practice") as one:
         await one.agent.warm_up()
         await one.agent.warm_up()
-        assert "warm-up" not in one.machine.console_tail(100), "where the agent says what went wrong"
+        assert "warm-up" not in one.vm.console_tail(100), "where the agent says what went wrong"
         assert one.plan.share_dir is not None
         assert not list(one.plan.share_dir.iterdir())
         await one.agent.create_sandbox(create_sandbox_request("practice", {}, config))
@@ -326,14 +324,14 @@ async def test_a_template_that_does_not_work_costs_a_boot_and_is_removed(
 ) -> None:
     config = configured(tmp_path)
     ledger = ledger_of("garbage")
-    machine = template.description(with_warm_up(plan_of(config, ledger)))
+    vm = template.description(with_warm_up(plan_of(config, ledger)))
     ledger.release()
-    directory = tmp_path / template.key_of(machine)
+    directory = tmp_path / template.key_of(vm)
     directory.mkdir()
     with (directory / template.MEMORY).open("wb") as file:
         file.truncate(MEMORY_MIB << 20)
     (directory / template.STATE).write_bytes(b"no state of qemu's")
-    template.write_manifest(directory, machine)
+    template.write_manifest(directory, vm)
     with caplog.at_level(logging.WARNING):
         async with started(config, "garbage") as one:
             await one.agent.check(10)
@@ -384,9 +382,9 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     with builder:
         while "booting" not in (line := builder.stderr.readline()):
             assert line, "the builder ended by itself"
-        (machine,) = eventually(lambda: machines_of(builder.pid), "a machine")
+        (vm,) = eventually(lambda: vms_of(builder.pid), "a VM")
         builder.send_signal(signal.SIGKILL)
-    eventually(lambda: has_ended(machine), "the machine dies with its builder")
+    eventually(lambda: has_ended(vm), "the VM dies with its builder")
     left = [name for name in gc.candidates() if name.startswith("factory-")]
     for name in left:
         gc.release(name)
@@ -395,7 +393,7 @@ def test_a_builder_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "templates").glob(f"{store.BUILDING}*"))
 
 
-def machines_of(parent: int) -> list[int]:
+def vms_of(parent: int) -> list[int]:
     """Process ids of the virtual machines that a process started."""
     children = [
         child for task in Path(f"/proc/{parent}/task").iterdir() for child in (task / "children").read_text().split()

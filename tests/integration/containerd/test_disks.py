@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 SIZE = 32 << 20
-#: Disks that a machine can have.
+#: Disks that a VM can have.
 MAXIMUM = 62
 _TIMEOUT_S = 60.0
 #: Prints "ef53" of a disk with an ext2, ext3 or ext4 file system.
@@ -281,7 +281,7 @@ async def test_a_killed_shim_gives_the_disk_back(raw: RawShim, formatted: Loop) 
         assert formatted.is_free
 
 
-@pytest.mark.parametrize("victim", ["shim", "machine"])
+@pytest.mark.parametrize("victim", ["shim", "vm"])
 @repeated(2, round_s=30)
 async def test_killed_while_a_disk_comes_and_goes(raw: RawShim, formatted: Loop, victim: str, rounds: int) -> None:
     """kill -9 at any moment of plugging and unplugging in a pod: the disk is the host's again, and whole."""
@@ -314,7 +314,7 @@ async def come_and_go(raw: RawShim, task: Stub, sandbox_id: str, disk: Loop) -> 
 
 @pytest.mark.timeout(180)
 def test_sixty_disks_and_one_too_many(containerd: PrivateContainerd, tmp_path: Path) -> None:
-    """As many as the machine has places for; more is told, and none of them stays."""
+    """As many as the VM has places for; more is told, and none of them stays."""
     images = [tmp_path / f"disk-{number}.img" for number in range(MAXIMUM + 1)]
     with images[0].open("wb") as file:
         file.truncate(1 << 20)

@@ -1,4 +1,4 @@
-"""kill -9 of the machine, of the shim, of both, at any moment: containerd learns of the end, nothing remains."""
+"""kill -9 of the VM, of the shim, of both, at any moment: containerd learns of the end, nothing remains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
 VICTIMS = pytest.mark.parametrize(
-    ("shim", "machine"), [(False, True), (True, False), (True, True)], ids=["machine", "shim", "both"]
+    ("shim", "vm"), [(False, True), (True, False), (True, True)], ids=["vm", "shim", "both"]
 )
 
 
@@ -63,11 +63,11 @@ def forgotten(containerd: PrivateContainerd, container_id: str) -> None:
 
 
 @VICTIMS
-def test_while_it_runs(containerd: PrivateContainerd, shim: bool, machine: bool) -> None:
+def test_while_it_runs(containerd: PrivateContainerd, shim: bool, vm: bool) -> None:
     with running(containerd, "sh", "-c", "echo up; exec sleep 600") as (container_id, process):
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        containerd.kill_sandbox(container_id, shim=shim, vm=machine)
+        containerd.kill_sandbox(container_id, shim=shim, vm=vm)
     # Without a shim ctr says "ttrpc: closed" and ends with 1, as it does with runc's.
     assert process.returncode == (1 if shim else 137)
     forgotten(containerd, container_id)
@@ -75,10 +75,10 @@ def test_while_it_runs(containerd: PrivateContainerd, shim: bool, machine: bool)
 
 @VICTIMS
 @repeated(2, round_s=60)
-def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: bool, rounds: int) -> None:
+def test_at_random_moments(containerd: PrivateContainerd, shim: bool, vm: bool, rounds: int) -> None:
     generator = random.Random()
     for _ in range(rounds):
-        # From the shim's first steps over the machine's to a container that floods its output.
+        # From the shim's first steps over the VM's to a container that floods its output.
         moment = generator.uniform(0.02, 2.0)
         try:
             with running(containerd, "sh", "-c", "yes | head -c 3000000; sleep 600", output=subprocess.DEVNULL) as (
@@ -86,7 +86,7 @@ def test_at_random_moments(containerd: PrivateContainerd, shim: bool, machine: b
                 process,
             ):
                 time.sleep(moment)
-                while process.poll() is None and not containerd.kill_sandbox(container_id, shim=shim, vm=machine):
+                while process.poll() is None and not containerd.kill_sandbox(container_id, shim=shim, vm=vm):
                     time.sleep(0.02)
             assert process.returncode != 0
             forgotten(containerd, container_id)

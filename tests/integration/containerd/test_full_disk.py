@@ -65,7 +65,7 @@ async def test_no_room_for_the_ledger(raw: RawShim, options: str, filler: int) -
     assert done.stderr.count("\n") == 1
 
 
-async def test_no_room_for_the_machine(raw: RawShim) -> None:
+async def test_no_room_for_the_vm(raw: RawShim) -> None:
     container_id = raw.bundle()
     # Room for the root, the filler, the sandbox's directory and its ledger.
     done = start(raw, container_id, "size=1m,nr_inodes=4", 0)

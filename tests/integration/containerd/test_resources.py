@@ -1,4 +1,4 @@
-"""CgroupLimits: the size of the machine, the sandbox's control group on the host, and what is left of it."""
+"""CgroupLimits: the size of the VM, the sandbox's control group on the host, and what is left of it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def said(raw: RawShim, client: Stub, container: str, script: str) -> list[
 
 
 def grown() -> int:
-    """Processors of a machine that could do with one more than the one it has: emulation gives it none."""
+    """Processors of a VM that could do with one more than the one it has: emulation gives it none."""
     return 2 if under_kvm() else 1
 
 

@@ -33,7 +33,7 @@ from tests.support.waiting import eventually_async, has_ended
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
 
-#: A machine that boots, which takes seconds.
+#: A VM that boots, which takes seconds.
 COLD = "[factory]\nenable_template = false\n"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
@@ -68,7 +68,7 @@ async def ended(raw: RawShim, container_id: str) -> None:
     await eventually_async(lambda: has_ended(pid), "the daemon's end")
 
 
-class TestWithoutAMachine:
+class TestWithoutAVm:
     """What is refused before anything boots."""
 
     async def test_info(self, raw: RawShim) -> None:
@@ -289,7 +289,7 @@ class TestWithoutAMachine:
 
 
 class TestOneContainer:
-    """One machine for all that can be asked of a container by hand."""
+    """One VM for all that can be asked of a container by hand."""
 
     async def test_a_life_by_hand(self, raw: RawShim) -> None:
         container_id = raw.bundle("sleep", "600")
@@ -412,7 +412,7 @@ class TestOneContainer:
 
 
 class TestPod:
-    async def test_containers_of_a_pod_share_a_machine(self, raw: RawShim) -> None:
+    async def test_containers_of_a_pod_share_a_vm(self, raw: RawShim) -> None:
         sandbox_id = raw.bundle(annotations={"io.kubernetes.cri.container-type": "sandbox"})
         member = {
             "io.kubernetes.cri.container-type": "container",

@@ -1,4 +1,4 @@
-"""Machines in standby, taken over by sandboxes that containerd starts."""
+"""VMs in standby, taken over by sandboxes that containerd starts."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def hostname(containerd: PrivateContainerd, sandbox: str) -> str:
     return containerd.ctr("task", "exec", "--exec-id", unique_id("e"), sandbox, "hostname").stdout.strip()
 
 
-def test_a_sandbox_takes_the_machine_and_another_one_is_made(
-    containerd: PrivateContainerd, configuration: Path
-) -> None:
+def test_a_sandbox_takes_the_vm_and_another_one_is_made(containerd: PrivateContainerd, configuration: Path) -> None:
     with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd) as sandbox:
@@ -61,9 +59,7 @@ def test_a_sandbox_takes_the_machine_and_another_one_is_made(
         assert not second.exists()
 
 
-def test_a_sandbox_that_needs_another_machine_starts_without(
-    containerd: PrivateContainerd, configuration: Path
-) -> None:
+def test_a_sandbox_that_needs_another_vm_starts_without(containerd: PrivateContainerd, configuration: Path) -> None:
     with pool("--config", str(configuration)):
         first = wait_ready()
         with running(containerd, "--memory-limit", str(64 << 20)) as sandbox:
@@ -72,7 +68,7 @@ def test_a_sandbox_that_needs_another_machine_starts_without(
             assert not first.exists()
 
 
-def test_sandboxes_outlive_the_pool_and_machines_in_standby_do_not(
+def test_sandboxes_outlive_the_pool_and_vms_in_standby_do_not(
     containerd: PrivateContainerd, configuration: Path
 ) -> None:
     with pool("--config", str(configuration)) as process:
@@ -92,8 +88,8 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
         sandbox = unique_id(TEST_PREFIX)
         containerd.ctr("run", "-d", "--runtime", RUNTIME, BUSYBOX, sandbox, "sleep", "1000")
         assert "standby" in phases(containerd, sandbox)
-        machine = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
-        os.kill(int(Path(f"/proc/{machine}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
+        vm = int(containerd.ctr("task", "ls").stdout.split(sandbox)[1].split()[0])
+        os.kill(int(Path(f"/proc/{vm}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
         held = (containerd.state(sandbox), directory)
         eventually(lambda: not any(path.exists() for path in held), "all is given back")
         containerd.ctr("task", "rm", "-f", sandbox, check=False)
@@ -101,7 +97,7 @@ def test_a_killed_shim_from_standby_leaves_nothing(containerd: PrivateContainerd
 
 
 @pytest.mark.parametrize("after_ms", [0, 1, 2, 4, 8])
-def test_a_pool_that_has_just_begun_a_machine_ends_with_it(configuration: Path, after_ms: int) -> None:
+def test_a_pool_that_has_just_begun_a_vm_ends_with_it(configuration: Path, after_ms: int) -> None:
     with pool("--config", str(configuration)) as process:
         children(process.pid)
         time.sleep(after_ms / 1000)

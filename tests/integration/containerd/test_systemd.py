@@ -1,4 +1,4 @@
-"""systemd as the init process of a privileged container: its services come up in the VM as on a machine."""
+"""systemd as the init process of a privileged container: its services come up in the VM as on a VM."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ LIFE_S = 2.5
 #: Seconds for containerd to get rid of what has been cut short.
 REMOVAL_S = 60.0
 
-PROGRAMS = {"shim": "containerd-shim", "machine": "qemu-system-x86", "file server": "virtfs-proxy-he"}
+PROGRAMS = {"shim": "containerd-shim", "vm": "qemu-system-x86", "file server": "virtfs-proxy-he"}
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_capabilities(pod: Pod) -> None:
 
 
 def test_privileged(cri: Cri) -> None:
-    """Everything inside of the pod's machine: it may mount, and write to /proc/sys."""
+    """Everything inside of the pod's VM: it may mount, and write to /proc/sys."""
     linux = pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(privileged=True))
     with cri.pod("privileged", linux=linux) as pod:
         script = "mount -t tmpfs none /mnt && touch /mnt/file && ls /mnt"

@@ -68,7 +68,7 @@ async def test_the_agent_gets_randomness_first_and_then_the_time() -> None:
     await task
 
 
-def test_no_two_machines_get_the_same_randomness() -> None:
+def test_no_two_vms_get_the_same_randomness() -> None:
     said = set()
     for _ in range(20):
         ours, theirs = socket.socketpair()

@@ -187,7 +187,7 @@ async def test_a_group_that_a_container_drives_is_its_own(host: Host) -> None:
 
 
 @pytest.mark.parametrize("mode", ["guest-kernel", "vfio"])
-async def test_what_the_machine_was_booted_with_stays(host: Host, mode: str) -> None:
+async def test_what_the_vm_was_booted_with_stays(host: Host, mode: str) -> None:
     host.device(7, NIC)
     host.device(8, AUDIO)
     host.node(7, (240, 1))
@@ -203,7 +203,7 @@ async def test_what_the_machine_was_booted_with_stays(host: Host, mode: str) -> 
         await held.attach("a", [WantedGroup(8, "/dev/vfio/8")])
 
 
-def test_a_cold_device_that_is_not_ready_is_told_before_there_is_a_machine(host: Host) -> None:
+def test_a_cold_device_that_is_not_ready_is_told_before_there_is_a_vm(host: Host) -> None:
     host.device(7, NIC, "e1000e")
     host.node(7, (240, 1))
     with pytest.raises(FailedPrecondition, match="is not completely bound to vfio-pci"):

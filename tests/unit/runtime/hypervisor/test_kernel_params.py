@@ -11,7 +11,7 @@ from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.kernel_params import MAX_LENGTH, kernel_command_line
 
 
-def test_a_panic_ends_the_machine_and_the_console_is_heard(make_plan: Callable[..., VmPlan]) -> None:
+def test_a_panic_ends_the_vm_and_the_console_is_heard(make_plan: Callable[..., VmPlan]) -> None:
     words = kernel_command_line(make_plan()).split()
     assert {"console=ttyS0", "panic=-1", "quiet"} <= set(words)
     assert "debug" not in words

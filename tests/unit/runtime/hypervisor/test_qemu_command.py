@@ -175,7 +175,7 @@ def test_virtio_fs_shares_memory_and_has_a_connection_but_no_device_yet(make_pla
     assert memory.endswith(",share=on")
 
 
-def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:
+def test_a_vm_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:
     argv = command_line(full, FDS | {MEMORY_FD: 20})
     assert values(argv, "-machine") == ["q35,memory-backend=memory"]
     [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
@@ -183,7 +183,7 @@ def test_a_machine_to_be_saved_has_its_memory_in_a_file(full: VmPlan) -> None:
     assert values(argv, "-kernel") == ["/images/vmlinux"]
 
 
-def test_a_restored_machine_writes_to_no_file_and_boots_nothing(full: VmPlan) -> None:
+def test_a_restored_vm_writes_to_no_file_and_boots_nothing(full: VmPlan) -> None:
     argv = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
     assert memory.endswith(",share=off")
@@ -199,7 +199,7 @@ def test_a_saved_memory_is_opened_for_reading_only_where_qemu_can(full: VmPlan) 
     assert memory.endswith(",share=off,readonly=on,rom=off")
 
 
-def test_a_restored_machine_has_the_devices_of_the_saved_one(full: VmPlan) -> None:
+def test_a_restored_vm_has_the_devices_of_the_saved_one(full: VmPlan) -> None:
     saved = command_line(full, FDS | {MEMORY_FD: 20})
     restored = command_line(full, FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22})
     for option in ("-device", "-smp", "-m", "-cpu", "-machine"):

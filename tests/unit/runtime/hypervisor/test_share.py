@@ -163,7 +163,7 @@ def test_memory_to_share_is_a_copy_that_takes_no_more_than_there_is(tmp_path: Pa
                 os.close(fd)
 
 
-def test_memory_of_a_machine_that_boots_is_empty() -> None:
+def test_memory_of_a_vm_that_boots_is_empty() -> None:
     memory = memory_to_share(1)
     try:
         assert (os.fstat(memory).st_size, os.fstat(memory).st_blocks) == (MIB, 0)

@@ -43,7 +43,7 @@ def key(plan: VmPlan) -> str:
 
 
 class TestKey:
-    def test_whose_machine_it_is_does_not_matter(self, plan: VmPlan) -> None:
+    def test_whose_vm_it_is_does_not_matter(self, plan: VmPlan) -> None:
         other = replace(
             plan,
             sandbox_id="other",
@@ -70,7 +70,7 @@ class TestKey:
         ],
         ids=str,
     )
-    def test_what_the_machine_is_matters(self, plan: VmPlan, change: dict[str, Any]) -> None:
+    def test_what_the_vm_is_matters(self, plan: VmPlan, change: dict[str, Any]) -> None:
         assert key(replace(plan, **change)) != key(plan)
 
     @pytest.mark.parametrize("name", ["vmm", "kernel", "initrd", "image"])

@@ -59,7 +59,7 @@ async def test_qemu_has_to_be_executable(host: Callable[..., VmPlan], tmp_path: 
         await QemuVm(host(vmm=tmp_path / "file")).start()
 
 
-async def test_a_machine_that_does_not_run(host: Callable[..., VmPlan]) -> None:
+async def test_a_vm_that_does_not_run(host: Callable[..., VmPlan]) -> None:
     vm = QemuVm(host(channels=("kata.rpc",)))
     assert vm.console_tail() == ""
     assert await vm.stop() is None

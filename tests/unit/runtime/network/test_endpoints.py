@@ -56,7 +56,7 @@ def test_a_tap_is_connected_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("kind", "shown"), [("", "a device on bus \\(unknown\\)"), ("wireguard", "a wireguard interface")]
 )
-def test_a_kind_that_no_machine_can_be_given_is_named(kind: str, shown: str) -> None:
+def test_a_kind_that_no_vm_can_be_given_is_named(kind: str, shown: str) -> None:
     with pytest.raises(Unimplemented, match=f"^network namespace /run/netns/pod: eth0 is {shown}, ") as caught:
         only(snapshot(replace(ETH, kind=kind)))
     assert "veth" in str(caught.value.hint)

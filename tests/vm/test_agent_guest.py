@@ -1,4 +1,4 @@
-"""The machine around the containers: storages, files, clock, randomness, the host coming and going, the end."""
+"""The VM around the containers: storages, files, clock, randomness, the host coming and going, the end."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ async def test_garbage_costs_one_connection_only(guest: Guest) -> None:
         assert (await agent.health.Check(health_pb2.CheckRequest())).status == 1
 
 
-async def test_destroying_the_sandbox_switches_the_machine_off() -> None:
+async def test_destroying_the_sandbox_switches_the_vm_off() -> None:
     if lack := missing():
         pytest.skip(f"needs {lack}")
     with Guest() as guest:
@@ -171,7 +171,7 @@ async def test_destroying_the_sandbox_switches_the_machine_off() -> None:
             assert await asyncio.to_thread(guest.wait_off, 60) == 0
 
 
-def test_an_agent_that_cannot_start_says_why_and_switches_the_machine_off() -> None:
+def test_an_agent_that_cannot_start_says_why_and_switches_the_vm_off() -> None:
     if lack := missing():
         pytest.skip(f"needs {lack}")
     with Guest("agent.server_addr=virtio-serial://nonsense") as guest:
