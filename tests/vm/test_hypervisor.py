@@ -362,7 +362,7 @@ def test_qemu_dies_with_its_event_loop(make_vm: Callable[..., QemuVm]) -> None:
     assert (children(), open_files()) == before
 
 
-@pytest.mark.usefixtures("make_machine")
+@pytest.mark.usefixtures("make_vm")
 async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(tiny_kernel("alive\n", HANG))
@@ -394,7 +394,7 @@ async def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
     await eventually_async(lambda: has_ended(pid), "its end with its parent's")
 
 
-@pytest.mark.usefixtures("nothing_left", "make_machine")
+@pytest.mark.usefixtures("nothing_left", "make_vm")
 @pytest.mark.parametrize(
     ("says", "then", "verdict"),
     [

@@ -207,26 +207,29 @@ class Foreground:
                 return signalled(signal.SIGPIPE)
             say(f"cannot write the command's output: {(self._output_error.strerror or '').lower()}")
             return ExitCode.RUN_FAILED
+        if sandbox.is_failing:
+            raise await self._vm_ended(sandbox)
         if status == KILLED:
             try:
                 await sandbox.agent.check(_CHECK_TIMEOUT_S)
             except KataError as error:
-                raise Unavailable(
-                    f"the VM ended while the command was running{await self._why(sandbox)}",
-                    hint="`kata run --debug` shows QEMU's messages",
-                ) from error
+                raise await self._vm_ended(sandbox) from error
             if self._out_of_memory:
                 limit = f" (limit {self._request.memory >> 20}M)" if self._request.memory else ""
                 say(f"the command was killed by the OOM killer{limit}", hint="raise --memory")
         return status
 
     @staticmethod
-    async def _why(sandbox: Sandbox) -> str:
+    async def _vm_ended(sandbox: Sandbox) -> Unavailable:
+        why = ""
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                return f": {await sandbox.why_ended()}"
+                why = f": {await sandbox.why_ended()}"
         except TimeoutError:
-            return ""  # it is the agent that does not answer
+            pass  # it is the agent that does not answer
+        return Unavailable(
+            f"the VM ended while the command was running{why}", hint="`kata run --debug` shows QEMU's messages"
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -207,6 +207,10 @@ class VirtualMachine(Protocol):
         """The VMM's process id; 0 unless it runs."""
 
     @property
+    def is_failing(self) -> bool:
+        """Whether something without which it is of no use has ended, and so it will in a moment."""
+
+    @property
     def why_ended(self) -> str:
         """Why it has ended although nobody wanted it to, with the last words of the VMM and the guest; else ""."""
 

@@ -355,6 +355,11 @@ class Sandbox(Lifecycle):
         except KataError as error:
             log.debug("no more out-of-memory events: %s", error)
 
+    @property
+    def is_failing(self) -> bool:
+        """As `VirtualMachine.is_failing`: what a process has ended with says nothing then."""
+        return self._guest.vm.is_failing
+
     async def why_ended(self) -> str:
         """Wait for the end of the VM; returns what ended it, in words."""
         exit_ = await self._guest.vm.wait()

@@ -101,6 +101,7 @@ class QemuVm:
         self._expected = False
         self._forced = False
         self._why_ended = ""
+        self._failing = False
         self._up = False
         self._begin = 0.0
         self._process: QemuProcess | None = None
@@ -117,6 +118,11 @@ class QemuVm:
     def pid(self) -> int:
         """QEMU's process id; 0 unless it runs."""
         return self._pid
+
+    @property
+    def is_failing(self) -> bool:
+        """Implements `VirtualMachine.is_failing`."""
+        return self._failing
 
     @property
     def why_ended(self) -> str:
@@ -209,6 +215,7 @@ class QemuVm:
 
     def _lose_share(self) -> None:
         """The helper has ended: by itself, or because QEMU has, whose end is known in a moment then."""
+        self._failing = not self._expected
         asyncio.get_running_loop().call_later(_HELPER_GRACE_S, self._end_without_share)
 
     def _end_without_share(self) -> None:
