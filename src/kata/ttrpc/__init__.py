@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kata.ttrpc.client import Client
     from kata.ttrpc.context import CallContext, Handler, Handlers, PeerCredentials, StreamHandler, UnaryHandler
     from kata.ttrpc.errors import (
+        CallTimeout,
         Code,
         ConnectionClosed,
         LocalProtocolError,
@@ -30,6 +31,7 @@ _MODULES = {
     "client": ("Client",),
     "context": ("CallContext", "Handler", "Handlers", "PeerCredentials", "StreamHandler", "UnaryHandler"),
     "errors": (
+        "CallTimeout",
         "Code",
         "ConnectionClosed",
         "LocalProtocolError",
@@ -44,6 +46,7 @@ _MODULES = {
 
 __all__ = [
     "CallContext",
+    "CallTimeout",
     "Client",
     "ClientStream",
     "Code",

@@ -28,7 +28,7 @@ from kata.ttrpc.connection import (
     StreamRejected,
 )
 from kata.ttrpc.envelope import Request, Response, Status, metadata_pairs
-from kata.ttrpc.errors import Code, ConnectionClosed, RemoteProtocolError, StatusError, TtrpcError
+from kata.ttrpc.errors import CallTimeout, Code, ConnectionClosed, RemoteProtocolError, StatusError, TtrpcError
 from kata.ttrpc.frames import MAX_MESSAGE
 from kata.ttrpc.stream import MAX_QUEUE, ClientStream
 
@@ -140,10 +140,11 @@ class Client:
             metadata: sent along.
 
         Raises:
-            StatusError: the server's status, or DEADLINE_EXCEEDED.
+            StatusError: the server's status.
+            CallTimeout: there was no answer in time.
             ConnectionClosed: the connection is closed, or ends before the answer.
             MessageTooLarge: nothing was sent.
-        """  # noqa: DOC501 - `_deadline_exceeded` makes a StatusError
+        """  # noqa: DOC501 - `_deadline_exceeded` makes a CallTimeout
         request = _request(service, method, payload, timeout, metadata)
         try:
             async with asyncio.timeout(timeout):
@@ -210,11 +211,12 @@ class Client:
             metadata: sent along.
 
         Raises:
-            StatusError: the server's status, or DEADLINE_EXCEEDED.
+            StatusError: the server's status.
+            CallTimeout: there was no answer in time.
             ConnectionClosed: the connection is closed, or ends before the stream does.
             MessageTooLarge: the message was not sent.
             TimeoutError: the block raised it, for a limit of its own.
-        """  # noqa: DOC501 - `_deadline_exceeded` makes a StatusError
+        """  # noqa: DOC501 - `_deadline_exceeded` makes a CallTimeout
         request = _request(service, method, payload, timeout, metadata)
         limit = asyncio.timeout(timeout)
         try:
@@ -330,5 +332,5 @@ def _payload(outcome: Response | TtrpcError) -> bytes:
     return outcome.payload
 
 
-def _deadline_exceeded(what: str, timeout: float | None) -> StatusError:
-    return StatusError(Code.DEADLINE_EXCEEDED, f"{what} did not end within {timeout or 0:g} s")
+def _deadline_exceeded(what: str, timeout: float | None) -> CallTimeout:
+    return CallTimeout(Code.DEADLINE_EXCEEDED, f"{what} did not end within {timeout or 0:g} s")

@@ -64,8 +64,7 @@ class RemoteProtocolError(TtrpcError):
 class StatusError(TtrpcError):
     """A call ended with a status other than OK.
 
-    Raised by a client for the peer's answer and for its own deadline (`Code.DEADLINE_EXCEEDED`). A handler raises it
-    to choose the status that its caller gets.
+    Raised by a client for the peer's answer. A handler raises it to choose the status that its caller gets.
 
     Attributes:
         code: gRPC status code; an int, because a peer may send one that `Code` does not know.
@@ -85,6 +84,10 @@ class StatusError(TtrpcError):
         except ValueError:
             name = f"status {self.code}"
         return f"{name}: {self.message}" if self.message else name
+
+
+class CallTimeout(StatusError):
+    """The client's own deadline for a call passed without an answer: `Code.DEADLINE_EXCEEDED`."""
 
 
 class ConnectionClosed(TtrpcError):

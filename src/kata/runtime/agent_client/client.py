@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from google.protobuf.message import Message
 
 from kata import ttrpc
-from kata.errors import Code, DeadlineExceeded, Internal, InvalidArgument, KataError, Unavailable, from_code
+from kata.errors import DeadlineExceeded, Internal, InvalidArgument, KataError, Unavailable, from_code
 from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, processes, standby, types_pb2
 from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
@@ -52,12 +52,12 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
     """  # noqa: DOC501 - `from_code` makes a KataError
     try:
         yield
+    except ttrpc.CallTimeout as error:
+        raise DeadlineExceeded(
+            f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
+            hint="the guest's console is in console.log of the sandbox's state directory",
+        ) from error
     except ttrpc.StatusError as error:
-        if error.code == Code.DEADLINE_EXCEEDED:
-            raise DeadlineExceeded(
-                f"{what}: the guest's agent did not answer within {timeout or 0:.0f} s",
-                hint="the guest's console is in console.log of the sandbox's state directory",
-            ) from error
         raise from_code(error.code, f"{what}: {shown(error.message)}") from error
     except ttrpc.ConnectionClosed as error:
         raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error

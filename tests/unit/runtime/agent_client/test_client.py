@@ -111,6 +111,13 @@ async def test_silence_ends(client: AgentClient, guest: Guest, monkeypatch: pyte
         await asyncio.wait_for(client.remove_container("box", timeout=-0.9), LIMIT_S)
 
 
+async def test_a_deadline_of_the_agents_own(client: AgentClient, guest: Guest) -> None:
+    """It has waited for something in vain, and says for what."""
+    guest.error = ttrpc.StatusError(ttrpc.Code.DEADLINE_EXCEEDED, "no disk appeared within 3 s")
+    with pytest.raises(DeadlineExceeded, match="remove container box: no disk appeared within 3 s"):
+        await client.remove_container("box", timeout=LIMIT_S)
+
+
 async def test_a_lost_connection(client: AgentClient, guest: Guest) -> None:
     guest.hangs = True
     waiting = asyncio.create_task(client.wait_process("box", ""))
