@@ -18,6 +18,7 @@ LEVELS = {
     "warning": "WARNING", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG",
 }  # fmt: skip
 
+_EMULATED_HOTPLUG_TIMEOUT_S = 30.0
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -29,7 +30,8 @@ class AgentConfig:
         log_level: name of a level of `logging`.
         server_addr: where to listen, e.g. "vsock://-1:1024" (see kata.agent.transports).
         container_pipe_size: bytes of the pipes of a container's stdio; 0 leaves the choice to the agent.
-        hotplug_timeout: seconds that hot-plugged devices may take to appear.
+        hotplug_timeout: seconds that hot-plugged devices may take to appear; if it is not set, more where the vCPUs are
+            emulated, since a device takes some hundred milliseconds there on an idle host, and seconds on a busy one.
         debug_console: whether to offer a shell to the host.
         debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
         emulated: whether the vCPUs are emulated: code that was executed before is faster at the same addresses.
@@ -119,4 +121,6 @@ def parse(command_line: str, environment: Mapping[str, str] | None = None) -> Ag
             known[attribute] = convert(value)
         except ValueError as error:
             raise InvalidArgument(f"invalid value {value!r} of kernel parameter {name}") from error
+    if known.get("emulated"):
+        known.setdefault("hotplug_timeout", _EMULATED_HOTPLUG_TIMEOUT_S)
     return replace(AgentConfig(), **known, unknown=tuple(unknown))

@@ -27,6 +27,11 @@ def test_everything_at_once() -> None:
     )
 
 
+def test_devices_may_take_longer_to_appear_under_emulation() -> None:
+    assert [parse(line).hotplug_timeout for line in ("", "agent.emulated", "agent.emulated=false")] == [3, 30, 3]
+    assert parse("agent.hotplug_timeout=1s agent.emulated").hotplug_timeout == 1
+
+
 def test_the_last_wins_and_the_environment_over_all() -> None:
     line = "agent.log=debug agent.log=error"
     assert parse(line).log_level == "ERROR"

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds from a change until the namespace is looked at: changes come in groups.
 _SETTLE_S = 0.3
+#: Seconds from a failure until it is tried again, and how often at most.
+_RETRY_S = 5.0
+_RETRIES = 5
 #: Pairs of queues; each takes two interrupts of the guest.
 _MAX_QUEUES = 8
 
@@ -220,6 +223,7 @@ class SandboxNetwork:
     async def _follow(self, news: Netlink, vm: VirtualMachine, agent: AgentClient) -> None:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
+        failures = 0
         with news:
 
             def note() -> None:
@@ -234,10 +238,14 @@ class SandboxNetwork:
                     changed.clear()
                     try:
                         await self.fit(vm, agent)
+                        failures = 0
                     except Unavailable:
                         return  # the VM has ended
                     except KataError as error:
                         log.warning("cannot follow a change of the pod's network: %s", error)
+                        failures += 1
+                        if failures <= _RETRIES:
+                            loop.call_later(_RETRY_S, changed.set)
             finally:
                 loop.remove_reader(news.fileno())
 

@@ -15,6 +15,7 @@ from kata.linux.rtnetlink import Link
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.network.endpoints import NO_LIMIT
 from kata.runtime.network.sandbox_network import SandboxNetwork
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.root
 
@@ -129,6 +130,28 @@ async def test_an_interface_that_the_guest_could_not_set_up_is_told_again(
     assert guest.told() == ["plug"]
     await network.fit(guest, guest)
     assert guest.told() == ["interface eth0", "routes"]
+
+
+async def test_a_change_that_could_not_be_followed_is_tried_again(
+    network: SandboxNetwork, network_namespace: str, guest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kata.runtime.network.sandbox_network._SETTLE_S", 0.0)
+    monkeypatch.setattr("kata.runtime.network.sandbox_network._RETRY_S", 0.01)
+    update = guest.update_interface
+    refused: list[str] = []
+
+    async def refuse_twice(interface: Any) -> None:
+        if len(refused) < 2:
+            refused.append(interface.name)
+            raise DeadlineExceeded(f"interface {interface.name} did not appear")
+        await update(interface)
+
+    monkeypatch.setattr(guest, "update_interface", refuse_twice)
+    network.follow(guest, guest)
+    change(network_namespace, "ip address add 192.0.2.3/24 dev eth0")
+    await eventually_async(lambda: [name for name, _ in guest.calls], "it is set up", lambda told: "routes" in told)
+    assert refused == ["eth0", "eth0"]
+    await network.end()
 
 
 async def test_sysctls_come_with_an_interface(network: SandboxNetwork, network_namespace: str, guest: Any) -> None:
