@@ -123,6 +123,7 @@ def test_users_are_those_of_the_layers(image: Path, name: str, configured: list[
     assert (done.returncode, done.stdout, done.stderr) == (0, "script of joe\n", "")
 
 
+@pytest.mark.long
 def test_more_than_the_memory_can_be_written(image: Path, name: str, configured: list[str | Path]) -> None:
     script = (
         "dd if=/dev/zero of=/big bs=1M count=300 2>/dev/null && wc -c </big && sync && cat /sys/fs/cgroup/memory.max"

@@ -95,7 +95,8 @@ def two_containers(
         try:
             assert other.stdout
             assert other.stdout.readline() == "ready\n"
-            done = containerd.ctr(*second, timeout=200)
+            # In runc both have one shim, which may end before ctr has deleted the second: what it said counts.
+            done = containerd.ctr(*second, timeout=200, check=False)
             assert other.wait(60) == 0
         finally:
             other.kill()
@@ -169,6 +170,7 @@ class TestTwoMounts:
     def test_in_runc(self, containerd: PrivateContainerd, image: str, volume: Path) -> None:
         assert two_mounts(containerd, image, ("--runtime", RUNC), volume) == {}
 
+    @pytest.mark.long
     def test_over_9p(self, containerd: PrivateContainerd, image: str, volume: Path, tmp_path: Path) -> None:
         found = two_mounts(containerd, image, over("virtio-9p", tmp_path), volume)
         for name in UNRELIABLE_OVER_9P:

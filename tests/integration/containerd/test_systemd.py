@@ -22,6 +22,7 @@ FILES = {
 }
 
 
+@pytest.mark.long
 def test_it_is_running_and_not_degraded(containerd: PrivateContainerd, tmp_path: Path) -> None:
     merge_usr(tmp_path)
     unpack(tmp_path, *PACKAGES)
