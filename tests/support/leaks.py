@@ -21,6 +21,7 @@ from kata.linux.namespaces import CLONE_NEWNET, inside
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import MARKER
 from kata.shim.start import SOCKET_DIR
+from tests.support.waiting import eventually
 
 #: What the ids of sandboxes in tests begin with; two test runs at a time do not see each other's.
 TEST_PREFIX = f"t{os.getpid()}"
@@ -154,3 +155,20 @@ def _taps(ours: re.Pattern[str]) -> Iterator[str]:
             name = line.partition(":")[0].strip()
             if name.startswith("tap") and name.endswith("_kata"):
                 yield f"tap device {name} in {path}"
+
+
+@contextmanager
+def nothing_stays(prefix: str) -> Iterator[None]:
+    """Hold the block to it that nothing of sandboxes whose ids begin with `prefix` is left; release what is.
+
+    Sockets of shims have no names: they are not looked at.
+
+    Raises:
+        DeadlineExceeded: something is left.
+    """
+    try:
+        yield
+        eventually(lambda: snapshot(prefix), "nothing is left", lambda left: not any(prefix in one for one in left))
+    finally:
+        for sandbox_id in [name for name in gc.candidates() if name.startswith(prefix)]:
+            gc.release(sandbox_id)

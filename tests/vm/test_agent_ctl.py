@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 
 from kata.agent_ctl import examples
-from kata.cli import gc
 from kata.oci.default import default_spec
 from kata.runtime.ledger.journal import STATE_ROOT
 from tests.support import leaks
 from tests.support.images import busybox_rootfs
-from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
@@ -31,12 +29,8 @@ SCRIPT = [word for line in examples.CONTAINER for word in ("-c", line)]
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    yield
-    try:
-        eventually(lambda: leaks.snapshot(IDS), "nothing is left", lambda left: not any(IDS in one for one in left))
-    finally:
-        for name in [name for name in gc.candidates() if name.startswith(IDS)]:
-            gc.release(name)
+    with leaks.nothing_stays(IDS):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kata.cli import gc
 from kata.cli.gc import RUN_ROOT
 from kata.runtime.config.settings import UPPER
 from tests.support import leaks
 from tests.support.images import busybox_rootfs, layer_of
 from tests.support.mounts import in_mount_namespace
-from tests.support.waiting import eventually
 from tests.unit.runtime.images.builder import Oci, directory, entry, hard_link, layer
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -37,14 +35,8 @@ def name() -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    yield
-    try:
-        eventually(
-            lambda: leaks.snapshot(PREFIX), "nothing is left", lambda left: not any(PREFIX in one for one in left)
-        )
-    finally:
-        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
-            gc.release(sandbox_id)
+    with leaks.nothing_stays(PREFIX):
+        yield
 
 
 @pytest.fixture(scope="module")

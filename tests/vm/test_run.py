@@ -52,16 +52,9 @@ def name() -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    yield
-    try:
-        # Sockets of shims have no names: not looked at, none of them can be ours.
-        eventually(
-            lambda: leaks.snapshot(PREFIX), "nothing is left", lambda left: not any(PREFIX in one for one in left)
-        )
-        assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
-    finally:
-        for sandbox_id in [name for name in gc.candidates() if name.startswith(PREFIX)]:
-            gc.release(sandbox_id)
+    with leaks.nothing_stays(PREFIX):
+        yield
+    assert not list(RUN_ROOT.glob(f"{PREFIX}*"))
 
 
 @pytest.fixture(scope="module")
