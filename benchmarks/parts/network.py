@@ -79,7 +79,7 @@ def _in_bare_vm(stage: Stage, bridge: Bridge, direction: str, script: str) -> fl
 
 async def _plug(tap: int, own: str, vm: VirtualMachine, agent: AgentClient) -> None:
     """Hot-plug a NIC on the tap device, and configure its interface."""
-    path = await vm.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC, mtu=1500))
+    path = await vm.plug(NetworkDevice(id="net0", taps=(tap,), mac=_MAC))
     address = types_pb2.IPAddress(family=types_pb2.v4, address=own, mask="24")
     interface = types_pb2.Interface(
         device="eth0", name="eth0", IPAddresses=[address], mtu=1500, hwAddr=_MAC, devicePath=path

@@ -32,8 +32,8 @@ _TEMPORARY_NAME = "kata-moved{}"
 async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> types_pb2.Interface:
     """Set up an interface, and wait for it if it is not there yet.
 
-    It is found by its hardware address; a physical NIC, whose address may have been another on the host, by its PCI
-    path.
+    It is found by its PCI path if there is one, since its hardware address may have been changed on the host after it
+    was plugged in: container engines do so. Else it is found by that address.
 
     Args:
         wanted: name, addresses, MTU and flags.
@@ -53,7 +53,7 @@ async def update_interface(wanted: types_pb2.Interface, devices: Finder) -> type
     if not _MAC.fullmatch(mac):
         raise InvalidArgument(f"interface {wanted.name}: invalid hardware address {wanted.hwAddr!r}")
     addresses = [parse_address(one, 0) for one in wanted.IPAddresses]
-    if wanted.type == PHYSICAL and wanted.devicePath:
+    if wanted.devicePath:
         name = await devices.interface(wanted.devicePath)
         link = await _appears(lambda link: link.name == name, f"{wanted.name}: no interface {name}", devices.timeout)
     else:
@@ -78,6 +78,8 @@ def _set_up(netlink: Netlink, link: Link, wanted: types_pb2.Interface, addresses
                 rtnetlink.change_link(netlink, other.index, up=False)
                 rtnetlink.change_link(netlink, other.index, name=_TEMPORARY_NAME.format(other.index))
         rtnetlink.change_link(netlink, link.index, name=wanted.name)
+    if wanted.type != PHYSICAL and link.mac != wanted.hwAddr.lower():
+        rtnetlink.change_link(netlink, link.index, mac=wanted.hwAddr)
     arp = not wanted.raw_flags & IFF_NOARP
     rtnetlink.change_link(netlink, link.index, mtu=wanted.mtu, arp=arp, up=True)
     # Before the addresses: some decide what becomes of those.
@@ -113,7 +115,7 @@ async def _appears(is_it: Callable[[Link], bool], missing: str, timeout: float) 
                             return link
                     await changed.wait()
                     changed.clear()
-                    events.events()
+                    events.drain()
         except TimeoutError:
             raise DeadlineExceeded(f"interface {missing} appeared within {timeout:g} s") from None
         finally:

@@ -111,7 +111,7 @@ class Netlink:
     """A routing socket (NETLINK_ROUTE) of the network namespace that it is made in, wherever it is used later.
 
     Args:
-        groups: bit mask of the multicast groups whose messages `events` returns.
+        groups: bit mask of the multicast groups whose messages tell of a change: see `pending` and `drain`.
 
     Raises:
         OSError: the socket cannot be made.
@@ -178,18 +178,14 @@ class Netlink:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), what)
         return found
 
-    def events(self) -> list[Message]:
-        """Wait for messages of the socket's groups; returns those of one read. Raises OSError."""
-        return [message for message, _ in unpack(self._socket.recv(_RECEIVE_SIZE))]
-
     def pending(self) -> bool:
-        """Whether `events` would return at once."""
+        """Whether there are messages of the socket's groups, or any other."""
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         return bool(poller.poll(0))
 
     def drain(self) -> None:
-        """Drop pending messages of the socket's groups, for a caller that only needs to know of a change.
+        """Drop pending messages of the socket's groups, for a caller that only needs to know of a change. Never waits.
 
         Raises:
             OSError: the socket fails. ENOBUFS is not among its errors: lost messages are dropped ones, too.

@@ -455,6 +455,11 @@ def test_interfaces_come_change_and_go_while_a_container_runs(containerd: Privat
             until("[ $(cat /sys/class/net/eth7/mtu) = 1420 ] && ping -c 1 -W 1 " + bridge.gateway + " >/dev/null")
             subprocess.run([*ip, "addr", "add", "dev", "eth7", "10.223.7.3/24"], check=True)
             until("ip addr show eth7 | grep -q 10.223.7.3/24 && ping -c 1 -W 1 10.223.7.1 >/dev/null")
+            subprocess.run([*ip, "link", "set", "eth7", "mtu", "1500"], check=True)
+            until("[ $(cat /sys/class/net/eth7/mtu) = 1500 ] && ping -c 1 -W 1 10.223.7.1 >/dev/null")
+            # As a container engine does right after it has moved an interface into the namespace.
+            subprocess.run([*ip, "link", "set", "eth7", "address", "02:00:00:00:07:07"], check=True)
+            until("grep -q 02:00:00:00:07:07 /sys/class/net/eth7/address && ping -c 1 -W 1 10.223.7.1 >/dev/null")
             subprocess.run([*ip, "link", "delete", "eth7"], check=True)
             until(f"[ ! -e /sys/class/net/eth7 ] && ping -c 1 -W 1 {bridge.gateway} >/dev/null")
         finally:

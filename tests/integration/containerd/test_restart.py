@@ -73,7 +73,7 @@ def test_a_task_that_was_not_started_when_containerd_died(
     assert status(containerd, container_id) == "CREATED"
     containerd.ctr("tasks", "delete", "--force", container_id)
     containerd.ctr("containers", "delete", container_id)
-    assert container_id not in containerd.shims().values()
+    eventually(containerd.shims, "the shim ends", lambda shims: container_id not in shims.values())
 
 
 def test_an_exit_while_containerd_is_away(containerd: PrivateContainerd) -> None:

@@ -21,7 +21,6 @@ _SERIAL = re.compile(r"[!-~]{0,20}")
 BLOCK_DRIVERS = ("virtio-blk", "virtio-scsi")
 AIO = ("threads", "native", "io_uring")
 _MAX_QUEUES = 256
-_MTU = range(68, 65536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,6 @@ class NetworkDevice:
         taps: the tap device, one descriptor for each pair of queues.
         vhosts: as many descriptors of /dev/vhost-net, or none.
         mac: hardware address, lower case.
-        mtu: MTU that the guest's driver is told, or 0 for none.
 
     Raises:
         InvalidArgument: a value that no interface can have.
@@ -79,7 +77,6 @@ class NetworkDevice:
     taps: tuple[int, ...]
     vhosts: tuple[int, ...] = ()
     mac: str
-    mtu: int = 0
 
     def __post_init__(self) -> None:
         _check(self.id, _ID, "device id")
@@ -88,8 +85,6 @@ class NetworkDevice:
             raise InvalidArgument(
                 f"network device {self.id}: {len(self.taps)} queues with {len(self.vhosts)} for vhost"
             )
-        if self.mtu and self.mtu not in _MTU:
-            raise InvalidArgument(f"network device {self.id}: invalid MTU {self.mtu} ({_MTU.start} to {_MTU.stop - 1})")
 
 
 @dataclass(frozen=True, kw_only=True)

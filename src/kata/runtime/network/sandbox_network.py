@@ -289,7 +289,7 @@ class SandboxNetwork:
         else:
             taps, held = self._redirect(endpoint, queues)
         try:
-            path = await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac, mtu=link.mtu))
+            path = await vm.plug(NetworkDevice(id=endpoint.id, taps=taps, mac=link.mac))
         finally:
             _close(taps)  # the VMM has its own copies, or the plug failed
         return _Attached(endpoint, path, held)

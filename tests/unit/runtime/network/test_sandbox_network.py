@@ -110,6 +110,12 @@ async def test_only_what_has_changed_is_told(network: SandboxNetwork, network_na
     change(network_namespace, "ip address add 192.0.2.3/24 dev eth0")
     await network.fit(guest, guest)
     assert guest.told() == ["interface eth0", "routes"], "the interface has lost its routes"
+    change(network_namespace, "ip link set eth0 down address 02:00:00:00:00:07; ip link set eth0 up")
+    await network.fit(guest, guest)
+    assert {(one.hwAddr, one.devicePath) for name, one in guest.calls if name == "interface eth0"} == {
+        ("02:00:00:00:00:07", "09/01")
+    }
+    assert guest.told() == ["interface eth0", "routes"], "it is the same device"
     change(network_namespace, "ip link delete eth0")
     await network.fit(guest, guest)
     assert guest.told() == ["unplug", "routes"]

@@ -112,7 +112,10 @@ def scsi_address(unit: int) -> str:
 
 
 def network(device: NetworkDevice, slot: Slot) -> list[Step]:
-    """A network interface with its tap device."""
+    """A network interface with its tap device.
+
+    The guest's driver is not told an MTU: it would be the largest that the interface can ever have.
+    """
     taps = [f"{device.id}-tap{index}" for index in range(len(device.taps))]
     vhosts = [f"{device.id}-vhost{index}" for index in range(len(device.vhosts))]
     queues = len(taps)
@@ -126,8 +129,6 @@ def network(device: NetworkDevice, slot: Slot) -> list[Step]:
     if queues > 1:
         # An interrupt for each queue, one for the control queue, one for configuration changes.
         properties |= {"mq": True, "vectors": 2 * queues + 2}
-    if device.mtu:
-        properties["host_mtu"] = device.mtu
     return [
         *(
             Step(Command("getfd", {"fdname": name}, fd), Command("closefd", {"fdname": name}), passing=True)
