@@ -85,7 +85,7 @@ def test_streams_execs_and_errors(bundle: Path) -> None:
         "-c", "attach exec_id=cat",
         "-c", "ExecProcess exec_id=list process.Args=ls process.Args=/data",
         "-c", "ReadStdout exec_id=list",
-        "-c", "SignalProcess signal=term",
+        "-c", "SignalProcess signal=cont",
         "-c", "SignalProcess",
         "-c", "WaitProcess",
         "-c", "RemoveContainer",
