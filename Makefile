@@ -38,7 +38,7 @@ run: $(VENV)/ready image ## Install what is missing, build the guest, run a cont
 
 test: $(VENV)/ready test-packages image ## Run all checks and tests
 	$(MAKE) check
-	$(VENV)/bin/pytest --durations 10 -n 2 --dist loadgroup $(TEST)
+	$(VENV)/bin/pytest --durations 10 -n 3 --dist loadgroup $(TEST)
 
 test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
 	$(VENV)/bin/pytest -m long

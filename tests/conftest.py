@@ -1,4 +1,4 @@
-"""What a test's marker asks of the host, and which tests run in one process when two run them (`-n 2`).
+"""What a test's marker asks of the host, and which tests run in one process when three run them (`-n 3`).
 
 A test that cannot run here says what is missing.
 """
@@ -31,16 +31,16 @@ def _missing(marker: str) -> str | None:
 
 
 #: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs and a template. The other tests
-#: are spread over both.
-_GROUPS = ("integration", "vm")
+#: are spread over all.
+_GROUPS = ("integration/cri", "integration", "vm")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        if room in _GROUPS:
-            item.add_marker(pytest.mark.xdist_group(room))
+        path = item.path.relative_to(Path(__file__).parent)
+        if group := next((group for group in _GROUPS if path.is_relative_to(group)), None):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
