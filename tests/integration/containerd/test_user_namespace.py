@@ -29,11 +29,13 @@ def test_mount_options(containerd: PrivateContainerd, tmp_path: Path, runtime: s
         path.chmod(0o755)
     spec = json.loads(containerd.ctr("oci", "spec").stdout)
     kinds = [*spec["linux"]["namespaces"], {"type": "user"}]
-    spec["linux"].update(uidMappings=MAPPING, gidMappings=MAPPING, namespaces=kinds)
+    container = unique_id(TEST_PREFIX)
+    # The one that ctr writes has other containers in it, and runc cannot set its devices then.
+    spec["linux"].update(uidMappings=MAPPING, gidMappings=MAPPING, namespaces=kinds, cgroupsPath=f"/{container}")
     spec["process"].update(args=["/bin/sh", "-c", LOOK], terminal=False, env=["PATH=/bin"])
     spec["root"] = {"path": str(rootfs), "readonly": True}
     (tmp_path / "config.json").write_text(json.dumps(spec))
-    command = ("run", "--rm", "--runtime", runtime, "--config", str(tmp_path / "config.json"), unique_id(TEST_PREFIX))
+    command = ("run", "--rm", "--runtime", runtime, "--config", str(tmp_path / "config.json"), container)
     mapping, *lines = containerd.ctr(*command).stdout.splitlines()
     assert mapping.split() == ["0", "100000", "65536"]
     # The last one of a path is what is seen there.
