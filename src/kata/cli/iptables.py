@@ -10,6 +10,7 @@ import typer
 
 from kata.cli.render import ExitCode
 from kata.errors import InvalidArgument
+from kata.management.protocol import MAX_BODY
 
 app = typer.Typer(help="Read and write the packet filter of a running sandbox's guest.", no_args_is_help=True)
 
@@ -18,18 +19,13 @@ SandboxId = Annotated[
 ]
 Version6 = Annotated[bool, typer.Option("--v6", help="IPv6 instead of IPv4.")]
 
-#: Bytes; a ttrpc message has room for 4 MiB.
-_MAX_RULES = 3 << 20
-
 
 @app.command()
 def get(sandbox_id: SandboxId, v6: Version6 = False) -> int:
     """Print all tables, as iptables-save(8) does."""
     from kata.cli.management import call
-    from kata.protocols import agent_pb2
 
-    response = call(sandbox_id, "PacketFilter", "GetIPTables", agent_pb2.GetIPTablesRequest(is_ipv6=v6))
-    sys.stdout.buffer.write(response.data)
+    sys.stdout.buffer.write(call(sandbox_id, "GET", _path(v6)))
     return ExitCode.OK
 
 
@@ -41,23 +37,24 @@ def set_(
 ) -> int:
     """Replace the tables that FILE contains, as iptables-restore(8) does."""
     from kata.cli.management import call
-    from kata.protocols import agent_pb2
 
-    rules = _read(file)
-    response = call(sandbox_id, "PacketFilter", "SetIPTables", agent_pb2.SetIPTablesRequest(is_ipv6=v6, data=rules))
-    sys.stdout.buffer.write(response.data)
+    sys.stdout.buffer.write(call(sandbox_id, "PUT", _path(v6), body=_read(file)))
     return ExitCode.OK
+
+
+def _path(v6: bool) -> str:
+    return "/ip6tables" if v6 else "/iptables"
 
 
 def _read(file: Path) -> bytes:
     try:
         if str(file) == "-":
-            rules = sys.stdin.buffer.read(_MAX_RULES + 1)
+            rules = sys.stdin.buffer.read(MAX_BODY + 1)
         else:
             with file.open("rb") as opened:
-                rules = opened.read(_MAX_RULES + 1)
+                rules = opened.read(MAX_BODY + 1)
     except OSError as error:
         raise InvalidArgument(f"cannot read {file}: {error.strerror}") from error
-    if len(rules) > _MAX_RULES:
-        raise InvalidArgument(f"{file} is too large; the maximum is {_MAX_RULES >> 20} MiB")
+    if len(rules) > MAX_BODY:
+        raise InvalidArgument(f"{file} is too large; the maximum is {MAX_BODY >> 20} MiB")
     return rules

@@ -15,11 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import empty_pb2
-
 from kata.cli import gc
-from kata.cli.management import ask
 from kata.errors import KataError, NotFound
+from kata.management.client import request
 from kata.runtime.hypervisor.console import tail
 from kata.runtime.launch import timings
 from kata.runtime.ledger.journal import STATE_ROOT
@@ -79,8 +77,7 @@ async def _look(directory: Path) -> dict[str, Any]:
 async def _ask_or_guess(directory: Path) -> dict[str, Any]:
     """What a sandbox says, or what becomes of it if it says nothing."""
     try:
-        answer = await ask(directory, "Sandbox", "Inspect", empty_pb2.Empty(), timeout=_ANSWER_TIMEOUT_S)
-        said: dict[str, Any] = json.loads(answer.json)
+        said: dict[str, Any] = json.loads(await request(directory, "GET", "/sandbox", timeout=_ANSWER_TIMEOUT_S))
         del said["id"]
         return said
     except NotFound:

@@ -26,6 +26,7 @@ from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.events import Event, Happening
 from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.sandbox import ContainerRequest, Sandbox
 from kata.runtime.sandbox.start import start_sandbox
@@ -192,6 +193,7 @@ class TaskService:
                 if config.runtime.enable_debug:
                     logging.getLogger().setLevel(logging.DEBUG)
                 self._sandbox = await self._start_sandbox(bundle, config)
+                self._sandbox.events.listen(self._tell)
                 self._follow(self._tell_out_of_memory(self._sandbox))
             return self._sandbox
 
@@ -305,13 +307,11 @@ class TaskService:
     async def pause(self, request: task_v2_pb2.PauseRequest, ctx: CallContext) -> empty_pb2.Empty:
         """Freeze a container."""
         await self._container(request.id).pause()
-        self._publisher.publish(events_pb2.TaskPaused(container_id=request.id))
         return _EMPTY
 
     async def resume(self, request: task_v2_pb2.ResumeRequest, ctx: CallContext) -> empty_pb2.Empty:
         """Thaw a container."""
         await self._container(request.id).resume()
-        self._publisher.publish(events_pb2.TaskResumed(container_id=request.id))
         return _EMPTY
 
     async def checkpoint(self, request: task_v2_pb2.CheckpointTaskRequest, ctx: CallContext) -> empty_pb2.Empty:
@@ -444,6 +444,13 @@ class TaskService:
                 exited_at=timestamp(exit_.at_ns),
             )
         )
+
+    def _tell(self, event: Event) -> None:
+        """Publish what may happen without a request of containerd's: `kata pause` comes another way."""
+        if event.type is Happening.CONTAINER_PAUSED:
+            self._publisher.publish(events_pb2.TaskPaused(container_id=event.container))
+        elif event.type is Happening.CONTAINER_RESUMED:
+            self._publisher.publish(events_pb2.TaskResumed(container_id=event.container))
 
     async def _tell_out_of_memory(self, sandbox: Sandbox) -> None:
         async for container_id in sandbox.oom_events():

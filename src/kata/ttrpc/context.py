@@ -26,9 +26,10 @@ class CallContext:
         metadata: the caller's metadata; of a key that occurs several times, the first value.
         timeout: seconds that the caller waits, from the moment of the call; None for no limit.
         peer: credentials of the process that connected, over a Unix socket.
+        disconnected: set when the caller's connection has ended; also a call that was answered can wait for it.
     """
 
-    __slots__ = ("_deadline", "metadata", "method", "peer", "service", "timeout")
+    __slots__ = ("_deadline", "disconnected", "metadata", "method", "peer", "service", "timeout")
 
     def __init__(
         self,
@@ -37,12 +38,14 @@ class CallContext:
         metadata: Mapping[str, str],
         timeout: float | None = None,
         peer: PeerCredentials | None = None,
+        disconnected: asyncio.Event | None = None,
     ) -> None:
         self.service = service
         self.method = method
         self.metadata = metadata
         self.timeout = timeout
         self.peer = peer
+        self.disconnected = disconnected or asyncio.Event()
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
     def remaining(self) -> float | None:

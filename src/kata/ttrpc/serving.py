@@ -161,7 +161,7 @@ class ServerConnection:
             # Of a key that occurs twice the first value counts, as for Go's MetadataValue.
             metadata = dict(reversed(request.metadata))
             timeout = request.timeout_nano / 1e9 if request.timeout_nano else None
-            ctx = CallContext(request.service, request.method, metadata, timeout, self._peer)
+            ctx = CallContext(request.service, request.method, metadata, timeout, self._peer, self.finished)
             work: Callable[[], Awaitable[Answer | None]]
             if isinstance(handler, StreamHandler):
                 work = partial(handler.run, ctx, self._open_stream(event))

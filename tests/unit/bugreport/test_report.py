@@ -63,7 +63,15 @@ class TestPlan:
         assert all(0 < part.timeout_s <= 120 and 0 < part.limit <= 8 << 20 for part in plan(host()))
 
     def test_no_spec_is_in_it(self) -> None:
-        names = ["ledger", "console.log", "console.log.1", "qemu.log", "timings.json", "config.json", "manage.sock"]
+        names = [
+            "ledger",
+            "console.log",
+            "console.log.1",
+            "qemu.log",
+            "timings.json",
+            "config.json",
+            "shim-monitor.sock",
+        ]
         assert [name for name in names if is_reported(name)] == names[:5]
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,6 +18,8 @@ from kata.cli import sandboxes
 from kata.cli.main import invoke
 from kata.errors import InvalidArgument, NotFound
 from kata.loop.off import off_loop
+from kata.management.protocol import SOCKET
+from kata.management.server import Request, Response
 from kata.runtime.launch.timings import Timings
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.management import Management
@@ -45,8 +47,12 @@ async def test_one_that_answers(tmp_path: Path) -> None:
     with timings.phase("plan"):
         pass
     timings.write()
-    management: Any = Management(str(directory), cast(Any, None), cast(Any, dict), lambda: TOLD)
-    await management.serve()
+
+    async def tell(request: Request) -> Response:
+        return Response.of(TOLD)
+
+    management = Management(str(directory), lambda opened: {"/sandbox": {"GET": tell}})
+    management.serve(str(directory))
     try:
         found = await off_loop(sandboxes.inspect, "box", tmp_path)
     finally:
@@ -93,10 +99,10 @@ def hanging(path: Path) -> Iterator[None]:
 def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandboxes, "_ANSWER_TIMEOUT_S", 0.1)
     directory = dead(tmp_path, "box")
-    with hanging(directory / "manage.sock"):
+    with hanging(directory / SOCKET):
         found = sandboxes.inspect("box", tmp_path)
     assert found["state"] == "unknown"
-    assert "did not end within 0.1 s" in found["error"]
+    assert "did not answer within 0.1 s" in found["error"]
 
 
 def test_all_of_them(tmp_path: Path) -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from google.protobuf.empty_pb2 import Empty
-
 from kata.errors import InvalidArgument, NotFound
-from kata.protocols import csi_pb2, management_pb2
+from kata.protocols import csi_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.devices.block import Disks
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import FILE
 from kata.runtime.storage.direct_volume import guest_point, user_file
-from kata.ttrpc import CallContext
 
 _MAX_SIZE = 1 << 60
 
 
 class Volumes:
-    """The direct volumes of one sandbox. Implements the service `kata.management.Volumes`.
+    """The direct volumes of one sandbox.
 
     Args:
         sandbox_id: the sandbox's.
@@ -52,25 +49,24 @@ class Volumes:
         self._ledger.hold(FILE, file)
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
-    async def stats(self, request: management_pb2.VolumeRequest, ctx: CallContext) -> csi_pb2.VolumeStatsResponse:
+    async def stats(self, path: str) -> csi_pb2.VolumeStatsResponse:
         """How full a volume is, from the agent. Raises NotFound: the sandbox has no such volume."""
-        self._device(request.volume_path)
-        return await self._agent.volume_stats(guest_point(request.volume_path))
+        self._device(path)
+        return await self._agent.volume_stats(guest_point(path))
 
-    async def resize(self, request: management_pb2.ResizeVolumeRequest, ctx: CallContext) -> Empty:
-        """Grow a volume and its file system.
+    async def resize(self, path: str, size: int) -> None:
+        """Grow a volume and its file system to `size` bytes.
 
         Raises:
             NotFound: the sandbox has no such volume.
             InvalidArgument: the size is out of range, or smaller than the volume.
             FailedPrecondition: its block device is smaller, or the guest cannot grow the file system.
         """
-        device = self._device(request.volume_path)
-        if not 0 < request.size <= _MAX_SIZE:
-            raise InvalidArgument(f"volume {request.volume_path}: invalid size {request.size} (1 to {_MAX_SIZE} bytes)")
-        await self._disks.grow(device, request.size)
-        await self._agent.resize_volume(guest_point(request.volume_path), request.size)
-        return Empty()
+        device = self._device(path)
+        if not 0 < size <= _MAX_SIZE:
+            raise InvalidArgument(f"volume {path}: invalid size {size} (1 to {_MAX_SIZE} bytes)")
+        await self._disks.grow(device, size)
+        await self._agent.resize_volume(guest_point(path), size)
 
     def _device(self, path: str) -> str:
         try:

@@ -214,6 +214,10 @@ class VirtualMachine(Protocol):
     def why_ended(self) -> str:
         """Why it has ended although nobody wanted it to, with the last words of the VMM and the guest; else ""."""
 
+    @property
+    def console(self) -> Path:
+        """The log of the guest's console, a `kata.runtime.hypervisor.console.RingFile`."""
+
     async def start(self, timeout: float = ...) -> None:
         """Run the VMM and wait until it takes commands. The guest boots or resumes meanwhile.
 

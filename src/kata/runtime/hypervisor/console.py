@@ -27,15 +27,73 @@ def printable(text: str) -> str:
 
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a `RingFile`, safe to show, each truncated to 500 characters; "" if there are none."""
+    kept = [line[:_MAX_LINE] for line in text(path, MAX_LOG_BYTES).split("\n") if line.strip()]
+    return "\n".join(kept[-lines:])
+
+
+def text(path: Path, limit: int) -> str:
+    """The last `limit` bytes of a `RingFile`, safe to show; "" if there are none."""
     data = b""
     for part in (_older(path), path):
         try:
             data += part.read_bytes()
         except OSError:
             continue
-    text = printable(data.decode(errors="replace"))
-    kept = [line[:_MAX_LINE] for line in text.split("\n") if line.strip()]
-    return "\n".join(kept[-lines:])
+    return printable(data[-limit:].decode(errors="replace"))
+
+
+class Follower:
+    """Reads a `RingFile` that another one writes, from near its end, and goes on as it grows.
+
+    What is overwritten before it was read is left out.
+
+    Args:
+        path: the log file.
+        limit: bytes of what is there already that are read.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path = path
+        self._fd = self._open()
+        self._rest = b""
+        if self._fd >= 0:
+            os.lseek(self._fd, max(0, os.fstat(self._fd).st_size - limit), os.SEEK_SET)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return -1
+
+    def read(self) -> str:
+        """What has been written since the last call, safe to show: whole lines, unless one is not ended for a while.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        data = os.read(self._fd, _CHUNK) if self._fd >= 0 else b""
+        if not data and self._is_replaced():
+            self.close()
+            self._fd = self._open()
+            data = os.read(self._fd, _CHUNK) if self._fd >= 0 else b""
+        # A control sequence must not be cut in two, or its end would be shown.
+        head, newline, rest = (self._rest + data).rpartition(b"\n")
+        if not data or len(rest) > _CHUNK:
+            head, newline, rest = self._rest + data, b"", b""
+        self._rest = rest
+        return printable((head + newline).decode(errors="replace"))
+
+    def _is_replaced(self) -> bool:
+        try:
+            return self._fd < 0 or os.stat(self._path).st_ino != os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _older(path: Path) -> Path:

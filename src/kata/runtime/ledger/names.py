@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 
 from kata.errors import InvalidArgument
-from kata.oci.ids import MAX_ID, validate_id
+from kata.oci.ids import validate_id
 
 _SEPARATOR = "@"
 #: With it, the path of a socket in a state directory has less than the 108 bytes of unix(7).
-_MAX_NAME = 84
+_MAX_NAME = 79
 
 
 def state_name(sandbox_id: str, namespace: str) -> str:
@@ -26,7 +26,7 @@ def state_name(sandbox_id: str, namespace: str) -> str:
     name = validate_id(sandbox_id) + _SEPARATOR + validate_id(namespace, "namespace")
     if len(name) <= _MAX_NAME:
         return name
-    return sandbox_id + _SEPARATOR + digest(namespace)[: _MAX_NAME - MAX_ID - 1]
+    return sandbox_id + _SEPARATOR + digest(namespace)[: _MAX_NAME - len(sandbox_id) - 1]
 
 
 def digest(text: str) -> str:

@@ -16,6 +16,7 @@ from kata.oci.spec import Process as ProcessSpec
 from kata.protocols import agent_pb2
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.launch.timings import Timings
+from kata.runtime.sandbox.events import Event, Events, Happening
 from kata.runtime.sandbox.process import Exit, Process
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
@@ -41,6 +42,8 @@ class Container(Lifecycle):
         stdio: its init process's streams, owned from now on.
         timings: where its phases are recorded.
         hooks: those that run on the host; None if it has none.
+        process_spec: of its init process, as its spec has it.
+        events: where it is told what happens.
     """
 
     def __init__(
@@ -52,14 +55,19 @@ class Container(Lifecycle):
         stdio: Stdio,
         timings: Timings,
         hooks: HostHooks | None = None,
+        *,
+        process_spec: ProcessSpec | None = None,
+        events: Events | None = None,
     ) -> None:
         super().__init__(f"container {container_id}")
         self.id = container_id
         self.hooks = hooks
+        self.process_spec = process_spec or {}
+        self._events = events or Events()
         self.init = Process(
             agent, container_id, "", stdio, first_output=lambda: timings.moment("first output", container_id)
         )
-        self.init.when_ended(self._abandon_execs)
+        self.init.when_ended(self._ended)
         self.execs: dict[str, Process] = {}
         self._exec_specs: dict[str, ProcessSpec] = {}
         self._agent = agent
@@ -89,6 +97,7 @@ class Container(Lifecycle):
             raise
         self.init.become(State.CREATED)
         self.become(State.CREATED)
+        self._tell(Happening.CONTAINER_CREATED)
 
     async def start(self) -> None:
         """Run the init process.
@@ -102,6 +111,7 @@ class Container(Lifecycle):
             await self._agent.start_container(self.id)
         self._timings.write()
         self.become(State.RUNNING)
+        self._tell(Happening.CONTAINER_STARTED)
         self.init.follow()
 
     def add_exec(self, exec_id: str, spec: ProcessSpec, stdio: Stdio) -> Process:
@@ -148,11 +158,22 @@ class Container(Lifecycle):
             # A client waits for the end of the streams before anything else.
             await process.close()
             raise
+        self._tell(Happening.EXEC_STARTED, exec_id=exec_id)
+        process.when_ended(lambda: self._tell_exit(Happening.EXEC_EXITED, process, exec_id=exec_id))
         process.follow()
         return process
 
-    def _abandon_execs(self) -> None:
-        """The container has ended: exec processes that have not been started never will be."""
+    def _tell(self, what: Happening, **detail: Any) -> None:
+        self._events.tell(Event(what, self.id, detail))
+
+    def _tell_exit(self, what: Happening, process: Process, **detail: Any) -> None:
+        if process.exit is not None:
+            self._tell(what, **detail, exit_status=process.exit.status)
+
+    def _ended(self) -> None:
+        if self.state is not State.CREATING:
+            self._tell_exit(Happening.CONTAINER_EXITED, self.init)
+        # Exec processes that have not been started never will be.
         for exec_id in self._exec_specs:  # a start that is in flight has taken its spec
             self.execs[exec_id].abandon()
 
@@ -204,6 +225,7 @@ class Container(Lifecycle):
         self.require("pause", State.RUNNING)
         await self._agent.pause_container(self.id)
         self.become(State.PAUSED)
+        self._tell(Happening.CONTAINER_PAUSED)
 
     async def resume(self) -> None:
         """Thaw all processes. Raises FailedPrecondition unless it is paused, KataError."""
@@ -211,6 +233,7 @@ class Container(Lifecycle):
         self.require("resume", State.PAUSED)
         await self._agent.resume_container(self.id)
         self.become(State.RUNNING)
+        self._tell(Happening.CONTAINER_RESUMED)
 
     def require_updatable(self) -> None:
         """Raise FailedPrecondition if it has stopped."""

@@ -1,107 +1,127 @@
-"""What a running sandbox answers to commands on its host: management.proto, on a socket in its state directory."""
+"""The socket on which a running sandbox answers commands of its host: HTTP, with the paths of `routes`.
+
+Few sandboxes are ever asked anything: HTTP and whatever answers is imported with the first connection.
+"""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import logging
 import os
+import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
-from kata.runtime.agent_client.client import AgentClient
-from kata.runtime.sandbox.grpc_status import to_status
-from kata.ttrpc import CallContext, Handler, Server
-from kata.ttrpc.context import Answer
+from kata.management.protocol import ADDRESS_FILE, SOCKET
 
 if TYPE_CHECKING:
-    from google.protobuf import empty_pb2
+    from kata.management.server import Routes
 
-    from kata.protocols import agent_pb2, management_pb2
-    from kata.runtime.devices.direct_volumes import Volumes
+log = logging.getLogger(__name__)
 
-#: In the sandbox's state directory.
-SOCKET = "manage.sock"
-#: The services of management.proto and their RPCs.
-SERVICES = {
-    "kata.management.Volumes": ("Stats", "Resize"),
-    "kata.management.PacketFilter": ("GetIPTables", "SetIPTables"),
-    "kata.management.Sandbox": ("Inspect",),
-}
+#: Connections that are served at a time, and those that wait until one of these ends.
+MAX_SERVED = 64
+MAX_WAITING = 448
+_BACKLOG = 128
+#: Seconds to wait for that.
+_WAIT_TIMEOUT_S = 30.0
+#: Bytes that asyncio reads ahead of one connection, at most twice.
+_BUFFER_LIMIT = 16 << 10
+#: Seconds for requests in flight to be answered when the sandbox stops.
+_GRACE_S = 2.0
+#: Seconds until connections are accepted again, if that failed: the process has too many descriptors.
+_RETRY_S = 0.5
 
 
 class Management:
-    """The server of one sandbox. What RPCs need is imported with the first one: most sandboxes never get any.
+    """The server of one sandbox.
 
     Args:
         directory: the sandbox's state directory.
-        agent: of its guest.
-        volumes: gives its direct volumes.
-        describe: gives what `kata inspect` prints, as `Sandbox.describe`.
+        routes: gives what is answered, once there is somebody to answer; what it opens it pushes onto the stack.
     """
 
-    def __init__(
-        self,
-        directory: str,
-        agent: AgentClient,
-        volumes: Callable[[], Volumes],
-        describe: Callable[[], dict[str, Any]],
-    ) -> None:
+    def __init__(self, directory: str, routes: Callable[[AsyncExitStack], Routes]) -> None:
         self._path = os.path.join(directory, SOCKET)
-        self._agent = agent
-        self._volumes = volumes
-        self._describe = describe
-        self._handlers: dict[tuple[str, str], Handler] = {}
-        rpcs = [(service, method) for service, methods in SERVICES.items() for method in methods]
-        self._server = Server(dict.fromkeys(rpcs, self._answer), to_status=to_status)
+        self._make_routes = routes
+        self._routes: Routes | None = None
+        self._opened = AsyncExitStack()
+        self._slots = asyncio.Semaphore(MAX_SERVED)
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
-    async def serve(self) -> None:
-        """Begin to listen. Raises OSError."""
-        await self._server.serve_unix(self._path)
+    def serve(self, bundle: str) -> None:
+        """Begin to listen, and tell Kata's tools where in the bundle's directory. Raises OSError."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(self._path)
+            # Nobody can connect before it listens.
+            os.chmod(self._path, 0o600)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
+        self._accepting = asyncio.create_task(self._accept(listener), name="management socket")
+        try:
+            with open(os.path.join(bundle, ADDRESS_FILE), "w", encoding="utf-8") as file:
+                file.write(f"unix://{self._path}")
+        except OSError as error:
+            log.info("%s is not written to the bundle: %s", ADDRESS_FILE, error.strerror)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket."""
-        await self._server.close()
+        """Stop listening, let what is being answered end, and give back what was opened for it. Idempotent."""
+        if self._accepting is not None and self._listener is not None:
+            self._accepting.cancel()
+            await asyncio.wait({self._accepting})
+            self._listener.close()
+            os.unlink(self._path)
+            self._accepting = self._listener = None
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=_GRACE_S)
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._opened.aclose()
 
-    async def _answer(self, ctx: CallContext, payload: bytes) -> Answer:
-        if not self._handlers:
-            from kata.protocols import management_pb2
-            from kata.ttrpc.typed import handlers
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("management socket: %s", error.strerror)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if len(self._connections) >= MAX_SERVED + MAX_WAITING:
+                client.close()
+                continue
+            task = loop.create_task(self._serve(client), name="management connection")
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
 
-            services = management_pb2.DESCRIPTOR.services_by_name
-            self._handlers.update(handlers(services["PacketFilter"], PacketFilter(self._agent)))
-            self._handlers.update(handlers(services["Volumes"], self._volumes()))
-            self._handlers.update(handlers(services["Sandbox"], Inspection(self._describe)))
-        handler = self._handlers[ctx.service, ctx.method]
-        assert callable(handler), "all RPCs are unary"
-        return await handler(ctx, payload)
+    async def _serve(self, client: socket.socket) -> None:
+        try:
+            # What waits has no buffers here: its request stays in the kernel.
+            async with asyncio.timeout(_WAIT_TIMEOUT_S):
+                await self._slots.acquire()
+        except BaseException as error:
+            client.close()
+            if isinstance(error, TimeoutError):
+                return
+            raise
+        try:
+            from kata.management.server import serve
 
-
-class Inspection:
-    """`kata.management.Sandbox`."""
-
-    def __init__(self, describe: Callable[[], dict[str, Any]]) -> None:
-        self._describe = describe
-
-    async def inspect(self, request: empty_pb2.Empty, ctx: CallContext) -> management_pb2.Description:
-        """What the sandbox knows of itself."""
-        from kata.protocols import management_pb2
-
-        return management_pb2.Description(json=json.dumps(self._describe()))
-
-
-class PacketFilter:
-    """`kata.management.PacketFilter`, passed on to the guest."""
-
-    def __init__(self, agent: AgentClient) -> None:
-        self._agent = agent
-
-    async def get_ip_tables(
-        self, request: agent_pb2.GetIPTablesRequest, ctx: CallContext
-    ) -> agent_pb2.GetIPTablesResponse:
-        """The guest's rules, as iptables-save(8) prints them."""
-        return await self._agent.ip_tables(request)
-
-    async def set_ip_tables(
-        self, request: agent_pb2.SetIPTablesRequest, ctx: CallContext
-    ) -> agent_pb2.SetIPTablesResponse:
-        """Replace the guest's rules, as iptables-restore(8) reads them."""
-        return await self._agent.set_ip_tables(request)
+            reader, writer = await asyncio.open_connection(sock=client, limit=_BUFFER_LIMIT)
+            if self._routes is None:
+                self._routes = self._make_routes(self._opened)
+            await serve(reader, writer, self._routes)
+        except Exception:
+            log.exception("management connection")
+            client.close()
+        finally:
+            self._slots.release()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, KataError, NotFound
@@ -28,6 +30,7 @@ from kata.runtime.ledger.kinds import HOOKS
 from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.events import Event, Events, Happening
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
@@ -42,6 +45,11 @@ if TYPE_CHECKING:
     from kata.runtime.sandbox.hooks import HostHooks
 
 log = logging.getLogger(__name__)
+
+#: Seconds for the guest to flush its file systems, before its VM is stopped anyway.
+FLUSH_TIMEOUT_S = 3.0
+#: Seconds for a container to end after SIGKILL.
+_KILL_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Sandbox(Lifecycle):
     Attributes:
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
             has ended.
+        events: where what happens is told.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class Sandbox(Lifecycle):
         self.pid = guest.vm.pid
         self.agent = guest.agent
         self.containers = containers
+        self.events = Events()
         self._config = config
         self._ledger = ledger
         self._teardown = teardown
@@ -219,7 +229,17 @@ class Sandbox(Lifecycle):
         if lost := left_out.of_spec(spec):
             log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)
-        container = Container(request.id, self.agent, share, files, request.stdio, self._timings, hooks)
+        container = Container(
+            request.id,
+            self.agent,
+            share,
+            files,
+            request.stdio,
+            self._timings,
+            hooks,
+            process_spec=spec.get("process"),
+            events=self.events,
+        )
         self._creating.add(request.id)
         self._guest.slot.keep()
         undo = AsyncExitStack()
@@ -310,6 +330,7 @@ class Sandbox(Lifecycle):
             await self._devices.take_back(container_id)
             self._resources.dismiss(container_id)
         del self.containers[container_id]
+        self.events.tell(Event(Happening.CONTAINER_DELETED, container_id))
         await self._held.pop(container_id).aclose()
         if hooks:
             await self._end_hooks(hooks)
@@ -351,6 +372,7 @@ class Sandbox(Lifecycle):
         try:
             async for container_id in self.agent.oom_events():
                 if container_id in self.containers:
+                    self.events.tell(Event(Happening.OOM, container_id))
                     yield container_id
         except KataError as error:
             log.debug("no more out-of-memory events: %s", error)
@@ -384,14 +406,61 @@ class Sandbox(Lifecycle):
             "devices": self._devices.describe(),
         }
 
+    @property
+    def console(self) -> Path:
+        """The log of the guest's console."""
+        return self._guest.vm.console
+
+    def living(self) -> list[Container]:
+        """The containers that have not ended; the sandbox's own last, as others may be in its pid namespace."""
+        found = [container for container in self.containers.values() if container.refresh() is not State.STOPPED]
+        return sorted(found, key=lambda container: container.id == self.id)
+
+    async def halt(self, grace_s: float) -> None:
+        """End all containers and then the VM, for an operator.
+
+        Front ends see the exits, as if the containers had ended by themselves, and release the rest by `stop`.
+
+        Args:
+            grace_s: seconds from SIGTERM to SIGKILL; with 0 the containers are killed at once, and the VM ends without
+                a word to the guest.
+        """
+        for own in (False, True):
+            ends = [_end(container, grace_s) for container in self.living() if (container.id == self.id) is own]
+            await asyncio.gather(*ends)
+        if grace_s:
+            try:
+                await self.agent.destroy_sandbox(FLUSH_TIMEOUT_S)
+            except KataError as error:
+                log.debug("%s: %s", self.what, error)
+        await self._guest.vm.stop()
+
     async def stop(self) -> list[str]:
         """End everything and release everything, whatever the guest says. Idempotent.
 
         Returns:
             What could not be released; it has been logged.
         """
-        self.become(State.STOPPED)
+        if self.state is not State.STOPPED:
+            self.become(State.STOPPED)
+            self.events.tell(Event(Happening.SANDBOX_STOPPED))
         return await self._teardown.run()
+
+
+async def _end(container: Container, grace_s: float) -> None:
+    """End a container as far as the guest lets it be; the VM's end does the rest."""
+    try:
+        async with asyncio.timeout(grace_s + _KILL_TIMEOUT_S):
+            if container.state is State.PAUSED:
+                await container.resume()
+            if grace_s:
+                await container.kill(signal.SIGTERM)
+                await asyncio.wait({asyncio.ensure_future(container.wait())}, timeout=grace_s)
+            if container.refresh() is not State.STOPPED:
+                await container.kill(signal.SIGKILL)
+                await container.wait()
+    except (KataError, TimeoutError) as error:
+        log.info("%s is left to the end of its VM: %s", container.what, str(error) or "it does not end")
 
 
 def _from_shared_tree(destinations: Sequence[str], files: ContainerPlan) -> list[str]:

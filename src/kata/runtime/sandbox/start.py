@@ -12,6 +12,7 @@ import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,16 @@ from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
-from kata.runtime.sandbox.sandbox import Sandbox
+from kata.runtime.sandbox.sandbox import FLUSH_TIMEOUT_S, Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import shm_size
 
 if TYPE_CHECKING:
+    from kata.management.server import Routes
     from kata.runtime.network.sandbox_network import SandboxNetwork, Seen
 
 log = logging.getLogger(__name__)
-
-#: Seconds for the guest to flush its file systems, before its VM is stopped anyway.
-_DESTROY_TIMEOUT_S = 3.0
 
 
 async def start_sandbox(
@@ -177,7 +176,7 @@ class _Start:
             containers=containers,
             accelerator=plan.vm.accelerator,
         )
-        await self._serve_management(sandbox)
+        self._serve_management(sandbox, bundle)
         self._timings.write()
         return sandbox
 
@@ -265,10 +264,16 @@ class _Start:
         await network.fit(guest.vm, guest.agent, seen)
         await network.forward(guest.agent)
 
-    async def _serve_management(self, sandbox: Sandbox) -> None:
-        management = Management(self._ledger.directory, sandbox.agent, self._devices.volumes, sandbox.describe)
+    def _serve_management(self, sandbox: Sandbox, bundle: Bundle) -> None:
+        management = Management(self._ledger.directory, partial(self._routes, sandbox))
         self._steps.push_async_callback(management.close)
-        await management.serve()
+        management.serve(str(bundle.path))
+
+    def _routes(self, sandbox: Sandbox, opened: AsyncExitStack) -> Routes:
+        # Imported for the first client: most sandboxes never have one.
+        from kata.runtime.sandbox.routes import routes
+
+        return routes(sandbox, self._ledger.directory, self._devices.volumes(), opened)
 
 
 async def _confine(membership: Membership, resources: SandboxResources) -> None:
@@ -278,7 +283,7 @@ async def _confine(membership: Membership, resources: SandboxResources) -> None:
 
 async def _flush_guest(what: str, guest: SandboxVm) -> None:
     try:
-        await guest.agent.destroy_sandbox(_DESTROY_TIMEOUT_S)
+        await guest.agent.destroy_sandbox(FLUSH_TIMEOUT_S)
     except KataError as error:
         log.debug("%s: %s", what, error)
 

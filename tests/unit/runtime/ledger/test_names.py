@@ -23,7 +23,7 @@ def test_an_id_exists_once_in_each_namespace() -> None:
 
 @pytest.mark.parametrize("namespace", ["default", "k8s.io", LONG])
 def test_a_socket_beneath_has_room(namespace: str) -> None:
-    assert len(f"/run/kata/{state_name('a' * MAX_ID, namespace)}/manage.sock") < 108
+    assert len(f"/run/kata/{state_name('a' * MAX_ID, namespace)}/shim-monitor.sock") < 108
 
 
 @pytest.mark.parametrize(("sandbox_id", "namespace"), [("..", "n"), ("a", ".."), ("a", ""), ("a@b", "n"), ("", "n")])

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata.errors import (
@@ -129,6 +130,11 @@ class QemuVm:
         """Implements `VirtualMachine.why_ended`."""
         return self._why_ended
 
+    @property
+    def console(self) -> Path:
+        """Implements `VirtualMachine.console`."""
+        return self.plan.run_dir / CONSOLE_LOG
+
     async def start(self, timeout: float = START_TIMEOUT_S) -> None:
         """Implements `VirtualMachine.start`: QEMU takes commands once its QMP monitor answers.
 
@@ -202,7 +208,7 @@ class QemuVm:
         """Watch QEMU from here on: when it ends, everything is released."""
         log.debug("qemu command line: %s", process.argv)
         self._process = process
-        self._console = RingFile(self.plan.run_dir / CONSOLE_LOG)
+        self._console = RingFile(self.console)
         self._output = RingFile(self.plan.run_dir / QEMU_LOG)
         self._pid = process.popen.pid
         self._pumps.append(Pump(process.console, self._console))

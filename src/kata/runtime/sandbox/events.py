@@ -1,0 +1,57 @@
+"""What happens in a sandbox, told as it happens to whoever listens: containerd's front end, clients on the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Happening(StrEnum):
+    """What can happen."""
+
+    CONTAINER_CREATED = "container-created"
+    CONTAINER_STARTED = "container-started"
+    CONTAINER_EXITED = "container-exited"
+    CONTAINER_PAUSED = "container-paused"
+    CONTAINER_RESUMED = "container-resumed"
+    CONTAINER_DELETED = "container-deleted"
+    OOM = "oom"
+    EXEC_STARTED = "exec-started"
+    EXEC_EXITED = "exec-exited"
+    SANDBOX_STOPPED = "sandbox-stopped"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of these, once.
+
+    Attributes:
+        container: its id; "" if it is the sandbox's.
+        detail: of an exit `exit_status`, of an exec process `exec_id`.
+        time: seconds since 1970.
+    """
+
+    type: Happening
+    container: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+
+class Events:
+    """Listeners are called in turn, and must neither block nor raise."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[Event], None]] = []
+
+    def tell(self, event: Event) -> None:
+        """It has happened."""
+        for listener in list(self._listeners):
+            listener(event)
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call it for each event from now on; the function that is returned ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
