@@ -21,9 +21,10 @@ from kata.agent import guestspec
 from kata.agent.context import AgentContext
 from kata.agent.devices import environment
 from kata.agent.process import Process, status
+from kata.agent.process_table import ProcessTable
 from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
-from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.linux import cgroup, mount, mountinfo
 from kata.loop.off import off_loop
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: An exec that has ended and been waited for keeps its output as long as somebody reads it, and this long.
-_LINGER_S = 60.0
 _FREEZE_TIMEOUT_S = 10.0
 _CGROUP_TIMEOUT_S = 5.0
 _POLL_S = 0.01
@@ -52,16 +51,15 @@ class State(Enum):
     STOPPED = "stopped"
 
 
-class Container:
+class Container(ProcessTable):
     """A container; made by `create`. Calls that change it are serialised."""
 
     def __init__(self, container_id: str, agent: AgentContext, addresses: Mapping[str, str]) -> None:
-        self.id = container_id
+        super().__init__(container_id, f"container {container_id}")
         self.bundle = f"{agent.paths.base}/{container_id}"
         self.cgroup = f"{agent.paths.cgroup}/{container_id}"
         self._agent = agent
         self._addresses = addresses
-        self._processes: dict[str, Process] = {}
         self._lock = asyncio.Lock()
         self._held = contextlib.AsyncExitStack()
         self._started = False
@@ -229,20 +227,14 @@ class Container:
             return State.PAUSED
         return State.RUNNING if self._started else State.CREATED
 
+    @property
+    def root(self) -> str:
+        """Its root directory as it sees it itself, with its mounts; once it has ended, what is left of it."""
+        return f"/proc/{self.process('').pid}/root" if self.process("").running else f"{self.bundle}/rootfs"
+
     def _require(self, *states: State) -> None:
         if self.state not in states:
             raise FailedPrecondition(f"container {self.id} is {self.state.value}")
-
-    def process(self, exec_id: str) -> Process:
-        """Return the process `exec_id`; "" or the container's own id is the init process.
-
-        Raises:
-            NotFound: it does not exist.
-        """
-        process = self._processes.get("" if exec_id == self.id else exec_id)
-        if process is None:
-            raise NotFound(f"container {self.id} has no process {exec_id}")
-        return process
 
     async def start(self) -> None:
         """Let the init process run its program.
@@ -326,56 +318,6 @@ class Container:
             self._agent.runtime.discard(self._next.streams)
             self._next.close()
             self._next = None
-
-    async def wait(self, exec_id: str) -> int:
-        """Wait for a process and return its exit code, 128 + n for signal n. An exec is forgotten some time later.
-
-        Raises:
-            NotFound: the process does not exist.
-        """
-        process = self.process(exec_id)
-        code = await process.wait()
-        if process is not self._processes.get(""):
-            self._forget_later(exec_id, process)
-        return code
-
-    def _forget_later(self, exec_id: str, process: Process) -> None:
-        asyncio.get_running_loop().call_later(_LINGER_S, self._forget_unread, exec_id, process)
-
-    def _forget_unread(self, exec_id: str, process: Process) -> None:
-        if any(output.awaited for output in process.stdio.outputs):
-            self._forget_later(exec_id, process)
-        else:
-            self._forget(exec_id, process)
-
-    async def read(self, exec_id: str, stream: str, limit: int) -> bytes:
-        """Read output of a process; b"" at its end. A terminal has no standard error.
-
-        Args:
-            exec_id: see `process`.
-            stream: "stdout" or "stderr".
-            limit: bytes at most.
-
-        Raises:
-            NotFound: the process does not exist.
-        """
-        process = self.process(exec_id)
-        output = process.stdio.stdout if stream == "stdout" else process.stdio.stderr
-        return await output.read(limit) if output else b""
-
-    async def drained(self, exec_id: str) -> None:
-        """Wait until the output that a process has written up to now has been read. Raises NotFound."""
-        await asyncio.gather(*(output.drained() for output in self.process(exec_id).stdio.outputs))
-
-    def release(self, exec_id: str) -> None:
-        """Close a process's output, of which nobody reads the rest. Raises NotFound."""
-        for output in self.process(exec_id).stdio.outputs:
-            output.close()
-
-    def _forget(self, exec_id: str, process: Process) -> None:
-        if self._processes.get(exec_id) is process:
-            del self._processes[exec_id]
-            process.stdio.close()
 
     def signal(self, exec_id: str, number: int) -> None:
         """Send a signal; SIGKILL to the init process reaches every process of the container at once.

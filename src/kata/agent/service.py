@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from kata.agent import files, filesystem, guest, iptables, network, stats
 from kata.agent.container import Container
 from kata.agent.context import AgentContext
+from kata.agent.guest_processes import GuestProcesses
 from kata.agent.loopback import LOOPBACK, Loopback
 from kata.agent.metrics import Metrics
 from kata.agent.process import Process
@@ -71,12 +72,17 @@ class AgentService:
         self._metrics = Metrics()
         self._routing = Routing()
         self._loopback = Loopback()
+        self._guest = GuestProcesses(agent, sandbox.container)
 
     def _container(self, request: Any) -> Container:
         return self._sandbox.container(request.container_id)
 
+    def _table(self, request: Any) -> Container | GuestProcesses:
+        """Whose process a request is about: a container's, or the guest's own if it names none."""
+        return self._container(request) if request.container_id else self._guest
+
     def _process(self, request: Any) -> Process:
-        return self._container(request).process(request.exec_id)
+        return self._table(request).process(request.exec_id)
 
     def _require_init(self) -> None:
         if not self._owns_guest:
@@ -112,7 +118,7 @@ class AgentService:
         return Empty()
 
     async def exec_process(self, request: pb.ExecProcessRequest, ctx: CallContext) -> Empty:
-        """ExecProcess: run one more process in a container.
+        """ExecProcess: run one more process in a container; without a container's id, in the guest itself.
 
         Raises:
             InvalidArgument: no process, or an invalid id.
@@ -123,17 +129,17 @@ class AgentService:
         if not request.HasField("process") or not request.process.Args:
             raise InvalidArgument(f"exec in container {request.container_id} has no process")
         exec_id = validate_id(request.exec_id, "exec id")
-        await self._container(request).exec(exec_id, convert.process_from_proto(request.process))
+        await self._table(request).exec(exec_id, convert.process_from_proto(request.process))
         return Empty()
 
     async def signal_process(self, request: pb.SignalProcessRequest, ctx: CallContext) -> Empty:
         """SignalProcess: send a signal. NOT_FOUND also for a process that has ended."""
-        self._container(request).signal(request.exec_id, request.signal)
+        self._table(request).signal(request.exec_id, request.signal)
         return Empty()
 
     async def wait_process(self, request: pb.WaitProcessRequest, ctx: CallContext) -> pb.WaitProcessResponse:
         """WaitProcess: wait for the exit code, 128 + n for signal n."""
-        return pb.WaitProcessResponse(status=await self._container(request).wait(request.exec_id))
+        return pb.WaitProcessResponse(status=await self._table(request).wait(request.exec_id))
 
     async def update_container(self, request: pb.UpdateContainerRequest, ctx: CallContext) -> Empty:
         """UpdateContainer: set limits. FAILED_PRECONDITION if it is stopped; INTERNAL if crun fails."""
@@ -285,7 +291,7 @@ class AgentService:
                 request = pb.ReadStreamRequest.FromString(payload)
             except DecodeError as error:
                 raise InvalidArgument("malformed ReadStreamRequest") from error
-            data = await self._container(request).read(request.exec_id, stream, request.len)
+            data = await self._table(request).read(request.exec_id, stream, request.len)
             return (b"\x0a" + varint(len(data)), data) if data else b""
 
         return read
@@ -293,13 +299,13 @@ class AgentService:
     async def drained(self, ctx: CallContext, payload: bytes) -> Answer:
         """The handler of `kata.protocols.processes.DRAINED`."""
         request = _process_of(payload)
-        await self._container(request).drained(request.exec_id)
+        await self._table(request).drained(request.exec_id)
         return b""
 
     async def release(self, ctx: CallContext, payload: bytes) -> Answer:
         """The handler of `kata.protocols.processes.RELEASE`."""
         request = _process_of(payload)
-        self._container(request).release(request.exec_id)
+        self._table(request).release(request.exec_id)
         return b""
 
     async def list_processes(self, ctx: CallContext, payload: bytes) -> Answer:

@@ -169,7 +169,7 @@ class Input:
 class Stdio:
     """The agent's ends of one process's streams, and the process's ends until it has them.
 
-    Use: `open_pipes` or `open_terminal`, pass `streams` to the runtime, then `handed_over`; `close` at the very end.
+    Use: `open_pipes`, `open_terminal` or `open_pty`, pass `streams` on, then `handed_over`; `close` at the very end.
     """
 
     def __init__(self) -> None:
@@ -217,6 +217,17 @@ class Stdio:
             raise
         self.streams = Streams(console_socket=socket_path)
         return self
+
+    @classmethod
+    def open_pty(cls) -> tuple[Stdio, str]:
+        """A terminal of the guest's own, and the path by which a process opens it. Raises OSError."""
+        self = cls()
+        self._terminal = True
+        self._master, slave = os.openpty()
+        self._theirs.append(slave)
+        self.stdin = Input(fcntl.fcntl(self._master, fcntl.F_DUPFD_CLOEXEC, 3))
+        self.stdout = Output(fcntl.fcntl(self._master, fcntl.F_DUPFD_CLOEXEC, 3))
+        return self, os.ttyname(slave)
 
     @staticmethod
     def _pipe(size: int) -> tuple[int, int]:

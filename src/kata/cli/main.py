@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kata.cli import direct_volume, factory, image, iptables, layers, logs
+from kata.cli import cp, direct_volume, exec_, factory, image, iptables, layers, logs, operate
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -295,11 +295,16 @@ def bundle(
     return ExitCode.OK
 
 
+for _command in (exec_, cp, operate):
+    _command.register(app)
+
+
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
     # No option before the command takes a value, so its first plain word is the command.
     command = next((word for word in arguments if not word.startswith("-")), "")
-    failed, misused = (ExitCode.RUN_FAILED,) * 2 if command == "run" else (ExitCode.FAILED, ExitCode.USAGE)
+    runs = command in ("run", "exec")
+    failed, misused = (ExitCode.RUN_FAILED,) * 2 if runs else (ExitCode.FAILED, ExitCode.USAGE)
     invocation = _Invocation()
     try:
         code = app(args=arguments, prog_name="kata", standalone_mode=False, obj=invocation)

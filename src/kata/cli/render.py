@@ -8,6 +8,8 @@ Messages may contain text of the guest, which is hostile: control characters are
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 import traceback
 from enum import IntEnum
@@ -39,6 +41,14 @@ def command_exit_code(error: KataError) -> int:
         return ExitCode.NOT_FOUND
     if error.code == Code.PERMISSION_DENIED and "exec: permission denied" in text:
         return ExitCode.NOT_EXECUTABLE
+    return ExitCode.RUN_FAILED
+
+
+def unwritten(error: OSError) -> int:
+    """Return the exit code of a command whose output could not be written; says why, unless its reader has gone."""
+    if error.errno == errno.EPIPE:
+        return signalled(signal.SIGPIPE)
+    say(f"cannot write the command's output: {(error.strerror or '').lower()}")
     return ExitCode.RUN_FAILED
 
 

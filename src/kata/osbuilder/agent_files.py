@@ -19,6 +19,7 @@ PARTS = (
     "protocols",
     "oci",
     "linux",
+    "archive",
     "loop",
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kata.agent import container as module
+from kata.agent import process_table
 from kata.agent.container import Container
 from kata.agent.paths import Paths
 from kata.agent.process import Process
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually_async
 
 async def test_an_exec_is_kept_while_somebody_reads_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child of it may write for hours; a minute after its exit everything was closed."""
-    monkeypatch.setattr(module, "_LINGER_S", 0.01)
+    monkeypatch.setattr(process_table, "_LINGER_S", 0.01)
     agent: Any = SimpleNamespace(paths=Paths.under(str(tmp_path)))
     container = Container("box", agent, {})
     exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()

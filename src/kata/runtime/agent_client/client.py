@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 from google.protobuf.message import Message
@@ -102,10 +102,16 @@ class AgentClient:
         await self._client.close()
 
     async def _call(
-        self, what: str, method: str, request: Message, *, timeout: float | None = REQUEST_TIMEOUT_S
+        self,
+        what: str,
+        method: str,
+        request: Message,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT_S,
+        metadata: Mapping[str, str] | None = None,
     ) -> Message:
         with _explaining(what, timeout):
-            response: Message = await self._agent.call(method, request, timeout=timeout)
+            response: Message = await self._agent.call(method, request, timeout=timeout, metadata=metadata)
         return response
 
     @property
@@ -195,10 +201,12 @@ class AgentClient:
         request = agent_pb2.RemoveContainerRequest(container_id=container_id, timeout=max(1, int(timeout)))
         await self._call(f"remove container {container_id}", "RemoveContainer", request, timeout=timeout + 1)
 
-    async def exec_process(self, container_id: str, exec_id: str, process: oci_pb2.Process) -> None:
-        """Start an exec process."""
+    async def exec_process(
+        self, container_id: str, exec_id: str, process: oci_pb2.Process, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Start an exec process; `metadata` is for what is between this and the agent (`kata.protocols.bound`)."""
         request = agent_pb2.ExecProcessRequest(container_id=container_id, exec_id=exec_id, process=process)
-        await self._call(f"exec in container {container_id}", "ExecProcess", request)
+        await self._call(f"exec in container {container_id}", "ExecProcess", request, metadata=metadata)
 
     async def signal_process(self, container_id: str, exec_id: str, signal: int) -> None:
         """Send a signal to a process; the exec id "" is the init process, as in all methods."""

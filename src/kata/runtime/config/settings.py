@@ -435,8 +435,8 @@ class AgentConfig:
         default=False,
         metadata=_row(
             Flag(),
-            "Offer a shell in the guest. Everybody with access to the sandbox's sockets on the host can then enter the "
-            "guest.",
+            "Offer a shell in the guest (`kata exec --guest`). Everybody with access to the sandbox's sockets on the "
+            "host can then enter the guest.",
         ),
     )
     kernel_modules: tuple[str, ...] = field(

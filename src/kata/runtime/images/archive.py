@@ -10,11 +10,11 @@ import functools
 import hashlib
 from pathlib import Path
 
+from kata.archive.tar import shown
 from kata.errors import InvalidArgument
 from kata.runtime.images.document import Document, checked_digest, load, parse, read
 from kata.runtime.images.model import Image, ImageConfig, Layer
 from kata.runtime.images.source import Source, open_source
-from kata.runtime.images.tar import shown
 
 OS, ARCHITECTURE = "linux", "amd64"
 

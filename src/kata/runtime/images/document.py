@@ -7,9 +7,9 @@ import json
 import re
 from typing import Any
 
+from kata.archive.tar import shown
 from kata.errors import InvalidArgument
 from kata.runtime.images.source import Source
-from kata.runtime.images.tar import shown
 
 MAX_SIZE = 4 * 1024 * 1024
 MAX_ITEMS = 10_000

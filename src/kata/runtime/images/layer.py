@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from kata import zstd
+from kata.archive.tar import CHUNK, shown
 from kata.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from kata.runtime.images.model import Layer
-from kata.runtime.images.tar import CHUNK, shown
 
 _GZIP = b"\x1f\x8b"
 #: A frame, or one to be skipped, which some compressors write first.

@@ -9,9 +9,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from kata.archive.tar import EntryType, TarReader, shown
 from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
 from kata.linux.openat2 import openat2
-from kata.runtime.images.tar import EntryType, TarReader, shown
 
 _MAX_FILES = 10_000
 _MAX_LINKS = 8

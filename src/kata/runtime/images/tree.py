@@ -13,9 +13,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Self
 
+from kata.archive.tar import shown
 from kata.errors import InvalidArgument
 from kata.linux.openat2 import openat2
-from kata.runtime.images.tar import shown
 
 #: Far more than real images have, and few enough for a descriptor for each level.
 MAX_DEPTH = 256

@@ -17,10 +17,10 @@ import shutil
 import stat
 from pathlib import Path
 
+from kata.archive.tar import Entry, EntryType, TarReader, shown
 from kata.errors import AlreadyExists, Internal, InvalidArgument, KataError, PermissionDenied, ResourceExhausted
 from kata.runtime.images.layer import Budget, open_layer
 from kata.runtime.images.model import Image, UnpackLimits
-from kata.runtime.images.tar import Entry, EntryType, TarReader, shown
 from kata.runtime.images.tree import Place, Tree
 
 _WHITEOUT = ".wh."

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from kata.archive.tar import shown
 from kata.errors import InvalidArgument, NotFound
 from kata.linux.openat2 import openat2
-from kata.runtime.images.tar import shown
 
 _MAX_FILE = 10 * 1024 * 1024
 _MAX_ID = 2**31 - 1

@@ -91,7 +91,7 @@ async def _stop(sandbox: Sandbox, request: Request) -> Response:
 async def _kill(sandbox: Sandbox, request: Request) -> Response:
     fields = request.fields()
     number = fields.get("signal")
-    if not isinstance(number, int) or not 0 < number <= _MAX_SIGNAL:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= _MAX_SIGNAL:
         raise InvalidArgument(f"signal is not a number from 1 to {_MAX_SIGNAL}")
     for container in _chosen(sandbox, fields):
         await container.kill(number)
@@ -155,7 +155,7 @@ async def _resize_volume(volumes: Volumes, request: Request) -> Response:
     """
     fields = request.fields()
     size = fields.get("Size")
-    if not isinstance(size, int):
+    if isinstance(size, bool) or not isinstance(size, int):
         raise InvalidArgument("Size is not a number of bytes")
     await volumes.resize(_field(fields, "VolumePath"), size)
     return Response.of({})

@@ -85,6 +85,7 @@ class Sandbox(Lifecycle):
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
             has ended.
         events: where what happens is told.
+        is_halted: whether an operator has ended it (`halt`).
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Sandbox(Lifecycle):
         self.agent = guest.agent
         self.containers = containers
         self.events = Events()
+        self.is_halted = False
         self._config = config
         self._ledger = ledger
         self._teardown = teardown
@@ -425,6 +427,7 @@ class Sandbox(Lifecycle):
             grace_s: seconds from SIGTERM to SIGKILL; with 0 the containers are killed at once, and the VM ends without
                 a word to the guest.
         """
+        self.is_halted = True
         for own in (False, True):
             ends = [_end(container, grace_s) for container in self.living() if (container.id == self.id) is own]
             await asyncio.gather(*ends)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kata.archive.tar import Entry, EntryType, TarReader
 from kata.errors import InvalidArgument, KataError, Unimplemented
-from kata.runtime.images.tar import Entry, EntryType, TarReader
 
 from .builder import entry, layer
 

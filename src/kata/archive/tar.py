@@ -4,8 +4,9 @@ The format is POSIX.1-2001 pax ("ustar" with extended headers), with GNU's long 
 The standard library's tarfile is not used: it reads headers of any size into memory, some of its regular expressions
 take quadratic time, and negative sizes make it loop.
 
-Not here: sparse files (image builders do not write them), global headers (skipped, as Docker and containerd do) and
-writing.
+Sparse files are those of GNU tar's format 1.0, and only on request: image builders do not write any.
+
+Not here: global headers (skipped, as Docker and containerd do) and writing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 _PAX_NUMBER = re.compile(rb"[0-9]{1,18}")
 _PAX_TIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{0,18}))?")
 _XATTR = b"SCHILY.xattr."
+_SPARSE = b"GNU.sparse."
+_MAX_PIECES = 1 << 20
 
 
 class EntryType(StrEnum):
@@ -68,10 +71,11 @@ class Entry:
     """One entry, with names exactly as written (bytes that are not UTF-8 as surrogates).
 
     Attributes:
-        size: bytes of data that follow; 0 for all but files.
+        size: bytes of the file; 0 for all but files.
         offset: where in the stream the data starts.
         mtime: nanoseconds since the epoch.
         xattrs: extended attributes.
+        pieces: offset and length of what the data that follow are of the file, in order; holes are between them.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Entry:
     minor: int
     offset: int
     xattrs: dict[str, bytes] = field(default_factory=dict)
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 class TarReader:
@@ -96,17 +101,19 @@ class TarReader:
         Unimplemented: while iterating: a sparse file.
     """
 
-    def __init__(self, stream: BinaryIO, label: str, *, seek: bool = False) -> None:
+    def __init__(self, stream: BinaryIO, label: str, *, seek: bool = False, sparse: bool = False) -> None:
         """Read `stream` from its start.
 
         Args:
             stream: positioned at the beginning of the archive.
             label: names it in errors.
             seek: skip unread data by seeking (a plain file) instead of reading it (a stream whose digest is computed).
+            sparse: take sparse files.
         """
         self._stream = stream
         self._label = label
         self._seek = seek
+        self._sparse = sparse
         self._position = 0
         self._data_left = 0
         self._padding = 0
@@ -142,7 +149,8 @@ class TarReader:
                 elif kind != b"g":
                     extended[b"path" if kind == b"L" else b"linkpath"] = content.partition(b"\0")[0]
                 continue
-            if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in extended):
+            holes = any(key.startswith(_SPARSE) for key in extended)
+            if kind == b"S" or (holes and not self._is_known_sparse(extended)):
                 raise Unimplemented(f"{self._label}: sparse files in tar archives are not supported")
             if kind not in _TYPES:
                 raise self._wrong(f"unknown entry type {kind!r}")
@@ -164,13 +172,18 @@ class TarReader:
         name = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and header[345] != 0:
             name = header[345:500].partition(b"\0")[0] + b"/" + name
-        name = extended.get(b"path", name)
+        name = extended.get(_SPARSE + b"name", extended.get(b"path", name))
         if kind is EntryType.FILE and name.endswith(b"/"):
             kind = EntryType.DIRECTORY  # how the oldest format writes one
         size = number(b"size", 124, 136, 2**62)
         # Only files have data; in other headers old writers left the size of what they point to.
         size = size if kind is EntryType.FILE else 0
         self._data_left, self._padding = size, -size % BLOCK
+        offset = self._position
+        pieces: tuple[tuple[int, int], ...] = ((0, size),) if size else ()
+        if kind is EntryType.FILE and _SPARSE + b"realsize" in extended:
+            size = number(_SPARSE + b"realsize", 124, 136, 2**62)
+            pieces = self._pieces(size)
         mtime = self._time(extended[b"mtime"]) if b"mtime" in extended else _number(header[136:148], self) * 10**9
         device = kind in (EntryType.CHARACTER, EntryType.BLOCK)
         return Entry(
@@ -184,13 +197,43 @@ class TarReader:
             mtime=max(-(2**31) * 10**9, min(mtime, 2**34 * 10**9)),  # what file systems can store
             major=number(b"major", 329, 337, 4095) if device else 0,
             minor=number(b"minor", 337, 345, 2**20 - 1) if device else 0,
-            offset=self._position,
+            offset=offset,
             xattrs={
                 os.fsdecode(key.removeprefix(_XATTR)): value
                 for key, value in extended.items()
                 if key.startswith(_XATTR)
             },
+            pieces=pieces,
         )
+
+    def _is_known_sparse(self, extended: dict[bytes, bytes]) -> bool:
+        versions = extended.get(_SPARSE + b"major"), extended.get(_SPARSE + b"minor")
+        return self._sparse and versions == (b"1", b"0") and _SPARSE + b"realsize" in extended
+
+    def _pieces(self, size: int) -> tuple[tuple[int, int], ...]:
+        """The table in front of a sparse file's data: lines with their number, then offset and length of each.
+
+        Source: GNU tar's manual, "Storing Sparse Files".
+        """
+        lines: list[bytes] = []
+        rest, wanted = b"", 1
+        while len(lines) < wanted:
+            if self._data_left < BLOCK:
+                raise self._wrong("the table of a sparse file is cut off")
+            self._data_left -= BLOCK
+            *more, rest = (rest + self._read(BLOCK)).split(b"\n")
+            lines += more
+            if len(rest) > BLOCK or not all(_PAX_NUMBER.fullmatch(line) for line in lines[: min(len(lines), wanted)]):
+                raise self._wrong("bad table of a sparse file")
+            if lines and (wanted := 1 + 2 * int(lines[0])) > 2 * _MAX_PIECES:
+                raise self._wrong(f"a sparse file in more than {_MAX_PIECES} pieces")
+        numbers = [int(line) for line in lines[1:wanted]]
+        found = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        ends = [0, *(offset + length for offset, length in found)]
+        in_order = all(offset >= end for (offset, _), end in zip(found, ends, strict=False))
+        if not in_order or ends[-1] > size or sum(numbers[1::2]) != self._data_left:
+            raise self._wrong("a sparse file's table contradicts its data")
+        return found
 
     def _pax(self, content: bytes) -> dict[bytes, bytes]:
         """The records of an extended header: lines "LENGTH KEY=VALUE", LENGTH in decimal and of the whole line."""

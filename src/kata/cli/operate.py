@@ -1,0 +1,107 @@
+"""`kata stop`, `kill`, `pause` and `resume`: what acts on a running sandbox, whoever started it.
+
+The sandbox does it itself and tells its front end, so that containerd's tasks and `kata run` are right about it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from kata.cli.render import ExitCode, report
+from kata.errors import InvalidArgument, KataError
+
+#: Seconds for the sandbox's answer, beside those that it gives its containers.
+_ANSWER_TIMEOUT_S = 30.0
+
+Sandbox = Annotated[
+    str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
+]
+Container = Annotated[
+    str | None,
+    typer.Argument(metavar="CONTAINER", help="Id of the container; without it, all of them.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (stop, kill, pause, resume):
+        app.command()(command)
+
+
+def stop(
+    sandboxes: Annotated[
+        list[str], typer.Argument(metavar="SANDBOX...", help="Ids of sandboxes: the pods', or the containers' own.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="At once, and whatever the guest says.")] = False,
+    time: Annotated[
+        float, typer.Option("-t", "--time", metavar="SECONDS", help="From SIGTERM to SIGKILL.", min=0, max=600)
+    ] = 10.0,
+) -> int:
+    """End all containers of sandboxes, and their VMs."""  # noqa: DOC501 - the text is the command's help
+    body = {"force": force} if force else {"timeout": time}
+    code = ExitCode.OK
+    for sandbox in sandboxes:
+        try:
+            _post("kata stop", sandbox, "/stop", body, timeout=2 * time + _ANSWER_TIMEOUT_S)
+        except KataError as error:
+            if len(sandboxes) == 1:
+                raise
+            report(error)
+            code = ExitCode.FAILED
+    return code
+
+
+def kill(
+    sandbox: Sandbox,
+    container: Container = None,
+    signal_: Annotated[
+        str, typer.Option("-s", "--signal", metavar="SIGNAL", help="Name or number.", show_default=True)
+    ] = "KILL",
+) -> int:
+    """Send a signal to the init process of a container."""
+    _post("kata kill", sandbox, "/kill", {"container": container, "signal": signal_number(signal_)})
+    return ExitCode.OK
+
+
+def pause(sandbox: Sandbox, container: Container = None) -> int:
+    """Freeze the processes of a container."""
+    _post("kata pause", sandbox, "/pause", {"container": container})
+    return ExitCode.OK
+
+
+def resume(sandbox: Sandbox, container: Container = None) -> int:
+    """Thaw the processes of a container."""
+    _post("kata resume", sandbox, "/resume", {"container": container})
+    return ExitCode.OK
+
+
+def signal_number(text: str) -> int:
+    """Parse "KILL", "SIGKILL", "kill" or "9".
+
+    Raises:
+        InvalidArgument: it is no signal.
+    """
+    if text.isascii() and text.isdecimal() and len(text) < 3 and 0 < int(text) <= 64:
+        return int(text)
+    name = text.upper()
+    found = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+    if found is None:
+        raise InvalidArgument(
+            f"there is no signal {text[:20]!a}", hint="write a name such as TERM, or a number (1 to 64)"
+        )
+    return found.value
+
+
+def _post(
+    command: str, sandbox: str, path: str, body: Mapping[str, Any], *, timeout: float = _ANSWER_TIMEOUT_S
+) -> None:
+    from kata.cli.management import call
+    from kata.cli.root import require_root
+
+    require_root(command)
+    call(sandbox, "POST", path, body=json.dumps(body).encode(), timeout=timeout)
