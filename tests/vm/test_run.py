@@ -391,6 +391,22 @@ def test_who_insists_ends_what_ignores_signals(start: Start, rootfs: Path, name:
 # ------------------------------------------------------------------------------------------------------- afterwards
 
 
+def test_commands_for_a_running_sandbox(start: Start, rootfs: Path, name: str, tmp_path: Path) -> None:
+    """They do not mind who has started it; test_operating.py has them for containerd."""
+    script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"
+    run = start("run", "--name", name, "--rootfs", rootfs, "--env", "A=b", "--", "sh", "-c", script)
+    read_line(run)
+    done = kata("exec", "-i", name, "--", "sh", "-c", "echo $A; cat", input=b"said")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"b\nsaid", b"")
+    assert kata("cp", f"{name}:/etc/passwd", tmp_path).returncode == 0
+    assert (tmp_path / "passwd").read_bytes() == (rootfs / "etc/passwd").read_bytes()
+    assert kata("pause", name).returncode == 0
+    assert kata("exec", name, "--", "true").returncode == 125
+    assert kata("resume", name).returncode == 0
+    assert kata("stop", name).returncode == 0
+    assert run.wait(TIMEOUT_S) == 9
+
+
 def test_a_vm_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
     process = start(
         "run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; while :; do sleep 1; done"

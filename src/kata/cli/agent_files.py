@@ -16,6 +16,7 @@ from kata.oci import convert
 from kata.protocols import bound, files
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.sandbox.process import Process
+from kata.runtime.sandbox.states import State
 from kata.runtime.sandbox.stdio import PIECE, FdSink, FdSource, Sink, Source, Stdio
 from kata.ttrpc import Client
 
@@ -123,6 +124,7 @@ class AgentFiles:
             message = convert.process_to_proto({"args": arguments, "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}})
             try:
                 await self._agent.exec_process("", exec_id, message, {bound.KEY: bound.CONNECTION})
+                process.become(State.CREATED)
             except NotFound as error:
                 if "container  does not exist" in error.message:
                     raise Unimplemented("the agent of this sandbox cannot copy files: it is another version") from error

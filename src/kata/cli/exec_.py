@@ -67,7 +67,8 @@ def exec_(
     from kata.cli import request
     from kata.cli.execute import ExecRequest, execute
 
-    words = command or []
+    # With options of the command's own the parser leaves the dashes in front of it.
+    words = (command or [])[1:] if command and command[0] == "--" else command or []
     shell = not words
     on_terminal = shell and os.isatty(0) and sys.stdout.isatty()
     return execute(

@@ -35,6 +35,7 @@ from kata.protocols import bound
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.images.user import User, resolve_user
 from kata.runtime.sandbox.process import KILLED, Process
+from kata.runtime.sandbox.states import State
 from kata.ttrpc import Client
 
 #: Seconds for the agent to answer a health check, when a command has been killed.
@@ -186,6 +187,7 @@ class _Execution:
                     error.hint = "set debug_console_enabled = true in the configuration, and start the sandbox again"
                 report(error)
                 return command_exit_code(error)
+            process.become(State.CREATED)
             await attached.attach(process)
             self._attached = attached
             process.follow()
