@@ -2,6 +2,7 @@
 
 No symbolic link is followed, neither one of the archive nor one that was there: what would go through one is refused.
 Device nodes are left out. Entries replace what has their name, but for a directory that is no directory in the archive.
+A run of zeros becomes a hole: over 9p the guest does not see those of its files.
 """
 
 from __future__ import annotations
@@ -204,10 +205,11 @@ class _Extraction:
         offset, left = 0, 0
         for chunk in self._reader.chunks():
             view = memoryview(chunk)
+            zero = chunk.count(0) == len(chunk)
             while view:
                 while not left:
                     offset, left = next(pieces)
-                written = os.pwrite(file.fileno(), view[:left], offset)
+                written = min(left, len(view)) if zero else os.pwrite(file.fileno(), view[:left], offset)
                 view, offset, left = view[written:], offset + written, left - written
             self.totals.size += len(chunk)
             self._told(self.totals)

@@ -213,7 +213,8 @@ class _Execution:
         if self._wanted.user is None:
             return None
         found: dict[str, bytes] = {}
-        for name in ("passwd", "group"):
+        user, _, group = self._wanted.user.partition(":")
+        for name in () if user.isdecimal() and group.isdecimal() else ("passwd", "group"):
             with contextlib.suppress(NotFound):
                 found[name] = await AgentFiles(client).read(container, f"/etc/{name}", _MAX_USERS)
         return await off_loop(look_up_user, self._wanted.user, found)

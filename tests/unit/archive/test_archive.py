@@ -338,3 +338,10 @@ def test_a_change_between_look_and_read(source: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "stat", stat_and_replace)
     with pytest.raises(FailedPrecondition, match="cannot read copy/empty"):
         packed(source, "data", "copy")
+
+
+def test_zeros_become_a_hole(tmp_path: Path) -> None:
+    """What a guest sends whose file system does not tell its holes."""
+    extracted(archive_of(member("a", data=b"x" + bytes(4 << 20) + b"y")), tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"x" + bytes(4 << 20) + b"y"
+    assert (tmp_path / "a").stat().st_blocks * 512 < 2 << 20
