@@ -71,6 +71,10 @@ def connect(
         str | None,
         typer.Option(metavar="URI", help="unix:///PATH, unix://@NAME or vsock://CID:PORT.", show_default=False),
     ] = None,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The agent of this running sandbox. Needs root.", show_default=False),
+    ] = None,
     vm: Annotated[
         bool, typer.Option("--vm", help="Boot a guest, connect to its agent, and end it afterwards. Needs root.")
     ] = False,
@@ -113,6 +117,7 @@ def connect(
     return run.run(
         run.Request(
             server_address=server_address,
+            sandbox=sandbox,
             hybrid_port=hybrid_vsock_port if hybrid_vsock else None,
             vm=vm,
             hypervisor=hypervisor,

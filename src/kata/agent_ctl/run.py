@@ -20,6 +20,7 @@ from kata.agent_ctl.script import Step, read_all
 from kata.agent_ctl.session import ForeignLink, Link, Options, Session
 from kata.cli import terminal
 from kata.cli.main import leave_broken_pipe
+from kata.cli.management import call
 from kata.cli.render import ExitCode, report, signalled
 from kata.cli.root import require_root
 from kata.cli.signals import ENDING, Interrupted, Signals, ignore
@@ -39,12 +40,14 @@ class Request:
     """What a command line asks for; see the options in `kata.agent_ctl.main`.
 
     Attributes:
+        sandbox: whose agent it is, instead of an address.
         hybrid_port: the guest's port of a hybrid vsock address; None for another address.
         hypervisor: the word after --vm, or None.
         level: of messages.
     """
 
     server_address: str | None = None
+    sandbox: str | None = None
     hybrid_port: int | None = None
     vm: bool = False
     hypervisor: str | None = None
@@ -84,6 +87,20 @@ def run(request: Request) -> int:
         signals.deliver_to(ignore)
 
 
+def _with_address_of(sandbox: str, request: Request) -> Request:
+    """The request with the address that a running sandbox tells.
+
+    Raises:
+        InvalidArgument: the request says another one.
+        PermissionDenied: this is not root.
+        KataError: the sandbox does not tell.
+    """
+    if request.vm or request.server_address or request.hybrid_port is not None:
+        raise InvalidArgument("--sandbox says which agent it is", hint="omit --server-address, --hybrid-vsock and --vm")
+    require_root(f"{PROGRAM} --sandbox")
+    return replace(request, server_address=call(sandbox, "GET", "/agent-url").decode())
+
+
 def _is_debug(request: Request) -> bool:
     return Log(request.level).shows("debug")
 
@@ -102,6 +119,8 @@ def _prepare(request: Request) -> tuple[Session, list[Step]]:
         raise InvalidArgument(f"--vm {request.hypervisor}: there is {_VMM} only", hint="omit the word after --vm")
     if request.vm and request.server_address:
         raise InvalidArgument("--vm has an agent of its own", hint="omit --server-address")
+    if request.sandbox is not None:
+        request = _with_address_of(request.sandbox, request)
     if request.hybrid_port is not None and request.vm:
         raise InvalidArgument("--vm needs no hybrid vsock", hint="omit --hybrid-vsock")
     is_terminal = os.isatty(0)

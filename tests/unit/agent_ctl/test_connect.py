@@ -160,6 +160,8 @@ def test_a_prompt(server: str, tmp_path: Path) -> None:
         (["connect", "--interactive"], "where is the agent?"),
         (["connect", "--server-address", "tcp://x", "-c", "Check"], "invalid server address 'tcp://x'"),
         (["connect", "--server-address", "unix:///x", "--vm", "-c", "Check"], "--vm has an agent of its own"),
+        (["connect", "--sandbox", "x", "--vm", "-c", "Check"], "--sandbox says which agent it is"),
+        (["connect", "--sandbox", "no-such-sandbox", "-c", "Check"], "sandbox no-such-sandbox is not running"),
         (["connect", "--vm", "firecracker", "-c", "Check"], "--vm firecracker: there is qemu only"),
         (["connect", "qemu", "-c", "list"], "unexpected argument 'qemu'"),
         (["connect", "--timeout", "soon", "-c", "list"], "--timeout 'soon' is not a duration"),
