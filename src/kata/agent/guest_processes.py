@@ -62,7 +62,7 @@ class GuestProcesses(ProcessTable):
         """
         if exec_id in self._processes:
             raise AlreadyExists(f"process {exec_id} already exists in the guest")
-        if len(self._processes) >= _MAX_PROCESSES:
+        if sum(process.running for process in self._processes.values()) >= _MAX_PROCESSES:
             raise FailedPrecondition(f"there are {_MAX_PROCESSES} processes in the guest already")
         argv = self._command(spec)
         stdio, terminal = Stdio.open_pty() if spec.get("terminal") else (Stdio.open_pipes(), None)

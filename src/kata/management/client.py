@@ -112,7 +112,8 @@ async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.Strea
     except PermissionError as error:
         raise PermissionDenied(f"sandbox {directory.name} answers root only", hint="run it with sudo") from error
     except OSError as error:
-        raise NotFound(f"sandbox {directory.name} is not running", hint="`kata list` shows all sandboxes") from error
+        hint = "`kata list` shows all sandboxes; one that another version of kata has started answers to that one only"
+        raise NotFound(f"sandbox {directory.name} is not running", hint=hint) from error
 
 
 async def _send(http: h11.Connection, writer: asyncio.StreamWriter, method: str, target: str, body: bytes) -> None:

@@ -54,7 +54,9 @@ class Channel:
                 self._writer.close()
                 await asyncio.wait([closed], timeout=flush)
         finally:
-            self._writer.transport.abort()
+            # A transport that has flushed its buffer and is closed by itself takes no abort (Python 3.11).
+            if not closed.done():
+                self._writer.transport.abort()
         await asyncio.wait([closed])
 
     @property

@@ -299,7 +299,7 @@ def test_the_agent_can_be_called(pod: Pod) -> None:
     assert found["vm"]["memory_bytes"] > 10 << 20
 
 
-def test_paused_and_resumed_as_containerd_sees_it(pod: Pod) -> None:
+def test_paused_and_resumed_as_containerd_sees_it(pod: Pod, tmp_path: Path) -> None:
     events = subprocess.Popen(pod.containerd.ctr_command("events"), stdout=subprocess.PIPE, text=True)
     try:
         kata("pause", pod.id, pod.app, check=True)
@@ -307,6 +307,8 @@ def test_paused_and_resumed_as_containerd_sees_it(pod: Pod) -> None:
         done = kata("exec", "-c", pod.app, pod.id, "--", "true")
         assert (done.returncode, b"is paused" in done.stderr) == (125, True)
         assert kata("pause", pod.id, pod.app).returncode == 1
+        kata("cp", f"{pod.id}:/etc/passwd", str(tmp_path), check=True)
+        assert (tmp_path / "passwd").read_text().startswith("root:")
         pod.containerd.ctr("task", "resume", pod.app)
         kata("pause", pod.id, check=True)
         assert pod.tasks() == {"": "PAUSED", "-app": "PAUSED"}
@@ -324,7 +326,7 @@ def test_paused_and_resumed_as_containerd_sees_it(pod: Pod) -> None:
         events.communicate()
 
 
-def test_killed_and_stopped_as_containerd_sees_it(pod: Pod) -> None:
+def test_killed_and_stopped_as_containerd_sees_it(pod: Pod, tmp_path: Path) -> None:
     """The last one: the pod does not survive it."""
     with subprocess.Popen([KATA, "exec", pod.id, "--", "sleep", "600"], stderr=subprocess.PIPE) as left:
         eventually(pod.processes, "it runs", lambda seen: seen.count("sleep 600") == 2)
@@ -332,6 +334,8 @@ def test_killed_and_stopped_as_containerd_sees_it(pod: Pod) -> None:
         kata("kill", "-s", "KILL", pod.id, pod.app, check=True)
         eventually(pod.tasks, "the container ends", lambda seen: seen == {"": "RUNNING", "-app": "STOPPED"})
         assert left.wait(_TIMEOUT_S) == 137
+    kata("cp", f"{pod.id}:{pod.app}:/etc/passwd", str(tmp_path), check=True)
+    assert (tmp_path / "passwd").read_text().startswith("root:")
     with subprocess.Popen([KATA, "exec", "-c", pod.id, pod.id, "--", "sleep", "600"], stderr=subprocess.PIPE) as left:
         eventually(
             lambda: kata("exec", "-c", pod.id, pod.id, "--", "ps").stdout,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 
 from kata.errors import KataError
 from kata.protocols import agent_pb2, bound, health_pb2, processes
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 SOCKET = "agent.sock"
 #: Calls in flight on one connection: a process takes up to four.
 _MAX_CALLS = 256
+#: Seconds for a process to end after SIGKILL.
+_KILL_TIMEOUT_S = 10.0
 
 
 class AgentSocket:
@@ -93,8 +96,10 @@ class AgentSocket:
             return
         request = agent_pb2.ExecProcessRequest.FromString(payload)
         await gone.wait()
-        with contextlib.suppress(KataError):  # it has ended, or the guest has
-            await self._agent.signal_process(request.container_id, request.exec_id, 9)
-            log.info(
-                "exec %s of container %s: its client has gone, it is killed", request.exec_id, request.container_id
-            )
+        ids = request.container_id, request.exec_id
+        with contextlib.suppress(KataError, TimeoutError):  # it has ended, or the guest has
+            await self._agent.signal_process(*ids, signal.SIGKILL)
+            log.info("exec %s of container %s is killed: its client has gone", request.exec_id, request.container_id)
+            # The agent keeps a process until somebody has waited for it.
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await self._agent.wait_process(*ids)
