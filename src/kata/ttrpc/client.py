@@ -30,6 +30,7 @@ from kata.ttrpc.connection import (
 from kata.ttrpc.envelope import Request, Response, Status, metadata_pairs
 from kata.ttrpc.errors import CallTimeout, Code, ConnectionClosed, RemoteProtocolError, StatusError, TtrpcError
 from kata.ttrpc.frames import MAX_MESSAGE
+from kata.ttrpc.observer import Observer, observed
 from kata.ttrpc.stream import MAX_QUEUE, ClientStream
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ class Client:
         max_message: largest frame, in bytes.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
         core: the state of a connection on which unary calls have been sent already; `answer` waits for their answers.
+
+    Attributes:
+        observers: told of each call, but for those of `core`.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Client:
         max_queue: int = MAX_QUEUE,
         core: Connection | None = None,
     ) -> None:
+        self.observers: list[Observer] = []
         self._channel = Channel(reader, writer)
         self._core = core or Connection(Role.CLIENT, max_message)
         self._max_queue = max_queue
@@ -144,7 +149,16 @@ class Client:
             CallTimeout: there was no answer in time.
             ConnectionClosed: the connection is closed, or ends before the answer.
             MessageTooLarge: nothing was sent.
-        """  # noqa: DOC501 - `_deadline_exceeded` makes a CallTimeout
+        """
+        if not self.observers:
+            return await self._call(service, method, payload, timeout, metadata)
+        sent = dict(metadata or ())
+        with observed(self.observers, service, method, payload, sent):
+            return await self._call(service, method, payload, timeout, sent)
+
+    async def _call(
+        self, service: str, method: str, payload: bytes, timeout: float | None, metadata: Mapping[str, str] | None
+    ) -> bytes:
         request = _request(service, method, payload, timeout, metadata)
         try:
             async with asyncio.timeout(timeout):
@@ -216,8 +230,18 @@ class Client:
             ConnectionClosed: the connection is closed, or ends before the stream does.
             MessageTooLarge: the message was not sent.
             TimeoutError: the block raised it, for a limit of its own.
-        """  # noqa: DOC501 - `_deadline_exceeded` makes a CallTimeout
-        request = _request(service, method, payload, timeout, metadata)
+        """
+        sent = dict(metadata or ())
+        with observed(self.observers, service, method, payload, sent):
+            async with self._stream(
+                _request(service, method, payload, timeout, sent), client_streams, timeout
+            ) as stream:
+                yield stream
+
+    @asynccontextmanager
+    async def _stream(
+        self, request: Request, client_streams: bool, timeout: float | None
+    ) -> AsyncIterator[ClientStream]:
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -229,7 +253,7 @@ class Client:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _deadline_exceeded(f"{service}/{method}", timeout) from None
+            raise _deadline_exceeded(f"{request.service}/{request.method}", timeout) from None
 
     async def _open(self, request: Request, client_streams: bool) -> tuple[int, ClientStream]:
         async with self._channel.turn:

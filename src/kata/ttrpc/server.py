@@ -24,6 +24,7 @@ from kata.ttrpc.channel import BUFFER_LIMIT, Channel
 from kata.ttrpc.context import Handlers
 from kata.ttrpc.errors import Code
 from kata.ttrpc.frames import MAX_MESSAGE
+from kata.ttrpc.observer import Observer
 from kata.ttrpc.serving import ServerConnection, ServerLimits, ToStatus
 from kata.ttrpc.stream import MAX_QUEUE
 
@@ -49,6 +50,9 @@ class Server:
         max_calls: calls in flight on one connection; more are answered with RESOURCE_EXHAUSTED.
         unlimited: names of services to which `max_calls` does not apply, such as a health check.
         max_queue: bytes that may wait in the queue of one stream, see `kata.ttrpc.stream`.
+
+    Attributes:
+        observers: told of each call for which there is a handler.
     """
 
     def __init__(
@@ -61,7 +65,10 @@ class Server:
         unlimited: Collection[str] = (),
         max_queue: int = MAX_QUEUE,
     ) -> None:
-        self._limits = ServerLimits(handlers, to_status, max_message, max_calls, frozenset(unlimited), max_queue)
+        self.observers: list[Observer] = []
+        self._limits = ServerLimits(
+            handlers, to_status, max_message, max_calls, frozenset(unlimited), max_queue, self.observers
+        )
         self._listeners: list[asyncio.Server] = []
         self._paths: dict[str, tuple[int, int] | None] = {}
         self._connections: set[ServerConnection] = set()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,7 @@ from kata.ttrpc.connection import (
 from kata.ttrpc.context import Answer, CallContext, Handlers, PeerCredentials, StreamHandler
 from kata.ttrpc.envelope import Response, Status
 from kata.ttrpc.errors import Code, MessageTooLarge, RemoteProtocolError, StatusError
+from kata.ttrpc.observer import Observer, begin
 from kata.ttrpc.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ ToStatus = Callable[[Exception], tuple[int, str]]
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Handlers and limits that all connections of a server share; see `kata.ttrpc.server.Server`."""
+    """Handlers, limits and observers that all connections of a server share; see `kata.ttrpc.server.Server`."""
 
     handlers: Handlers
     to_status: ToStatus
@@ -53,6 +54,7 @@ class ServerLimits:
     max_calls: int
     unlimited: frozenset[str]
     max_queue: int
+    observers: Sequence[Observer] = ()
 
 
 class ServerConnection:
@@ -167,7 +169,7 @@ class ServerConnection:
                 work = partial(handler.run, ctx, self._open_stream(event))
             else:
                 work = partial(handler, ctx, request.payload)
-            task = asyncio.create_task(self._answer(stream_id, ctx, work), name=name)
+            task = asyncio.create_task(self._answer(stream_id, ctx, request.payload, work), name=name)
             self._tasks[stream_id] = task
             task.add_done_callback(partial(self._end, stream_id))
 
@@ -182,10 +184,15 @@ class ServerConnection:
             stream.inbox.put(event.request.payload)
         return stream
 
-    async def _answer(self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]) -> None:
+    async def _answer(
+        self, stream_id: int, ctx: CallContext, payload: bytes, work: Callable[[], Awaitable[Answer | None]]
+    ) -> None:
         """The task of one call. Whatever the handler does, the caller gets one answer, if it is still connected."""
         try:
-            response = await self._outcome(stream_id, ctx, work)
+            if self._limits.observers:
+                response = await self._observed(stream_id, ctx, payload, work)
+            else:
+                response = await self._outcome(stream_id, ctx, work)
             async with self._channel.turn:
                 if stream_id in self._core:
                     self._channel.post(*self._encode(stream_id, response))
@@ -198,6 +205,20 @@ class ServerConnection:
         self._core.forget(stream_id)
         self._streams.pop(stream_id, None)
         self._tasks.pop(stream_id, None)
+
+    async def _observed(
+        self, stream_id: int, ctx: CallContext, payload: bytes, work: Callable[[], Awaitable[Answer | None]]
+    ) -> Response | None:
+        """As `_outcome`, of which the observers are told."""
+        told = begin(self._limits.observers, ctx.service, ctx.method, payload, dict(ctx.metadata))
+        status = Status(Code.CANCELLED, "the call was cancelled")
+        try:
+            response = await self._outcome(stream_id, ctx, work)
+            status = response.status if response else Status()
+            return response
+        finally:
+            for done in told:
+                done(status.code, status.message)
 
     async def _outcome(
         self, stream_id: int, ctx: CallContext, work: Callable[[], Awaitable[Answer | None]]
