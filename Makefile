@@ -4,7 +4,8 @@
 PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
 # What is linked in BIN.
-COMMANDS := kata containerd-shim-kata-v2 kata-agent-ctl kata-log-parser kata-collect-data
+COMMANDS := kata containerd-shim-kata-v2 kata-agent-ctl kata-log-parser kata-collect-data \
+  kata-trace-forwarder
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.

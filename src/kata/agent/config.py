@@ -35,6 +35,7 @@ class AgentConfig:
         debug_console: whether to offer a shell to the host.
         debug_console_vport: the vsock port of that shell; 0 for the virtio-serial port of the debug console.
         emulated: whether the vCPUs are emulated: code that was executed before is faster at the same addresses.
+        trace: whether to make spans of the calls that the host traces; it may also ask for that later.
         warm_up: whether to run a container before listening, to be saved in a template afterwards.
         unknown: names of parameters that begin with "agent." and are not known here.
     """
@@ -46,6 +47,7 @@ class AgentConfig:
     debug_console: bool = False
     debug_console_vport: int = 0
     emulated: bool = False
+    trace: bool = False
     warm_up: bool = False
     unknown: tuple[str, ...] = field(default=())
 
@@ -95,10 +97,15 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "agent.hotplug_timeout": ("hotplug_timeout", parse_duration),
     "agent.emulated": ("emulated", lambda text: parse_bool(text or "true")),
     "agent.warm_up": ("warm_up", lambda text: parse_bool(text or "true")),
+    "agent.trace": ("trace", lambda text: parse_bool(text or "true")),
     "agent.debug_console": ("debug_console", lambda text: parse_bool(text or "true")),
     "agent.debug_console_vport": ("debug_console_vport", _parse_size),
 }
-_ENVIRONMENT = {"KATA_AGENT_SERVER_ADDR": "agent.server_addr", "KATA_AGENT_LOG_LEVEL": "agent.log"}
+_ENVIRONMENT = {
+    "KATA_AGENT_SERVER_ADDR": "agent.server_addr",
+    "KATA_AGENT_LOG_LEVEL": "agent.log",
+    "KATA_AGENT_TRACING": "agent.trace",
+}
 
 
 def parse(command_line: str, environment: Mapping[str, str] | None = None) -> AgentConfig:

@@ -24,6 +24,7 @@ from kata.agent.process import Process, status
 from kata.agent.process_table import ProcessTable
 from kata.agent.stdio import Stdio
 from kata.agent.storage import Storages
+from kata.agent.tracing import step
 from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from kata.linux import cgroup, mount, mountinfo
 from kata.loop.off import off_loop
@@ -117,7 +118,8 @@ class Container(ProcessTable):
         self._held.push_async_callback(off_loop, _remove_tree, self.bundle)
         # The host has unplugged what an earlier container needed.
         agent.reserve.refresh()
-        self._held.push_async_callback(storages[0].release, await storages[0].acquire(storages[1], self.id))
+        with step("storages"):
+            self._held.push_async_callback(storages[0].release, await storages[0].acquire(storages[1], self.id))
         rootfs = self._mount_rootfs(str((spec.get("root") or {}).get("path") or ""))
         finished = guestspec.finish(
             spec,
@@ -138,7 +140,8 @@ class Container(ProcessTable):
         with agent.reaper.adopting():
             self._held.push_async_callback(self._remove_cgroup)
             self._held.push_async_callback(agent.runtime.delete, self.id)
-            pid = await agent.runtime.create(self.id, self.bundle, stdio.streams)
+            with step("crun create"):
+                pid = await agent.runtime.create(self.id, self.bundle, stdio.streams)
             self._adopt("", pid, stdio)
         self._limit_cpu(quota)
         await stdio.handed_over()
@@ -244,7 +247,8 @@ class Container(ProcessTable):
         """
         async with self._lock:
             self._require(State.CREATED)
-            await self._agent.runtime.start(self.id, hooks=self._has_poststart)
+            with step("crun start"):
+                await self._agent.runtime.start(self.id, hooks=self._has_poststart)
             self._started = True
 
     @contextlib.contextmanager
@@ -286,7 +290,8 @@ class Container(ProcessTable):
             stdio = self._take_next(spec) or self._agent.open_stdio(spec)
             try:
                 with self._agent.reaper.adopting(), self._lifted_quota():
-                    pid = await self._agent.runtime.exec(self.id, self._translated(spec), stdio.streams)
+                    with step("crun exec"):
+                        pid = await self._agent.runtime.exec(self.id, self._translated(spec), stdio.streams)
                     process = self._adopt(exec_id, pid, stdio)
                 try:
                     await stdio.handed_over()

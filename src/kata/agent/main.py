@@ -60,6 +60,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     from kata.agent.runtime import Crun
     from kata.agent.sandbox import Sandbox
     from kata.agent.service import AgentService, all_handlers, to_status
+    from kata.agent.tracing import Tracing
     from kata.agent.transports import listen
     from kata.agent.warmup import warm_up, warm_up_handler
     from kata.loop.watch import LoopWatch
@@ -96,6 +97,10 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
     # An agent that has much to do must not look like one that hangs.
     server = Server(calls, to_status=to_status, max_calls=_MAX_CALLS, unlimited=["grpc.Health"])
+    tracing = Tracing(server)
+    calls.update(tracing.handlers())
+    if settings.trace:
+        tracing.start()
     if is_init:
         calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, agent)
     if settings.debug_console:
@@ -107,6 +112,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     try:
         with LoopWatch() if log.isEnabledFor(logging.DEBUG) else contextlib.nullcontext():
             await stopped.wait()
+        tracing.close()
         await asyncio.sleep(_FLUSH_TIMEOUT_S)
     finally:
         await server.close(grace=_FLUSH_TIMEOUT_S)

@@ -17,6 +17,7 @@ from kata.agent.devices.request import find_devices, find_storages
 from kata.agent.guestspec import Namespaces, pids_of
 from kata.agent.log import name_sandbox
 from kata.agent.storage import Storages
+from kata.agent.tracing import step
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
 from kata.loop.off import off_loop
@@ -90,7 +91,8 @@ class Sandbox:
             for module in request.kernel_modules:
                 await self._load_module(module.name, module.parameters)
             self._make_namespaces(request.hostname)
-            await self.storages.acquire(await find_storages(request.storages, self._agent.devices), "")
+            with step("storages"):
+                await self.storages.acquire(await find_storages(request.storages, self._agent.devices), "")
             # After the storages: the path may be on one of them.
             self._hooks = guesthooks.find(request.guest_hook_path)
             # machine-id(5): drawn now, so that VMs restored from one template have different ones.
@@ -200,8 +202,9 @@ class Sandbox:
             raise AlreadyExists(f"container {container_id} already exists")
         self._creating.add(container_id)
         try:
-            storages = await find_storages(storages, self._agent.devices)
-            found = await find_devices(devices, self._agent.devices)
+            with step("devices"):
+                storages = await find_storages(storages, self._agent.devices)
+                found = await find_devices(devices, self._agent.devices)
             spec = await self._resolve_names(spec)
             spec = guesthooks.add(specupdate.update(spec, found.updates, found.nodes), self._hooks)
             shared = self._namespaces(spec, sandbox_pidns)

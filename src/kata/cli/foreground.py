@@ -16,6 +16,7 @@ from kata.cli.request import RunRequest
 from kata.cli.signals import ENDING, Signals, ignore
 from kata.errors import KataError, Unavailable
 from kata.oci.spec import Bundle
+from kata.runtime import tracing
 from kata.runtime.config.settings import Config
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.process import KILLED
@@ -71,6 +72,16 @@ class Foreground:
             KataError: the sandbox could not start, or ended unexpectedly.
             CancelledError: the task was cancelled, and not by a signal.
         """
+        if not self._config.runtime.enable_tracing:
+            return await self._run()
+        tracer = tracing.turn_on(self._config.runtime, self._id, "", self._bundle.spec.get("annotations") or {})
+        try:
+            with tracer.operation("kata run"):
+                return await self._run()
+        finally:
+            await tracing.turn_off()
+
+    async def _run(self) -> int:
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
         self._signals.deliver_to(lambda number: loop.call_soon_threadsafe(self._signalled, number))

@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kata.errors import KataError
 from kata.runtime.config.loader import Loaded, load
+from kata.runtime.config.settings import Config
 from kata.shim.bootstrap import runtime_config
+
+
+def config_if_valid(options: bytes) -> Config | None:
+    """As `load_config`; None where that fails: it is reported when containerd asks for the sandbox."""
+    try:
+        return load_config(options).config
+    except KataError:
+        return None
 
 
 def load_config(options: bytes) -> Loaded:

@@ -9,10 +9,13 @@ import logging
 import os
 import signal
 import socket
+from typing import TYPE_CHECKING
 
 from kata.log_fields import ForContainer
 from kata.loop.watch import LoopWatch
 from kata.protocols.containerd import task_v2_pb2
+from kata.runtime import tracing
+from kata.runtime.config.settings import Config, RuntimeConfig
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
@@ -23,6 +26,9 @@ from kata.shim.params import ShimParams
 from kata.shim.task import TaskService
 from kata.ttrpc import Server
 from kata.ttrpc.typed import handlers
+
+if TYPE_CHECKING:
+    from kata.shim.tracing import TaskTracing
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +41,9 @@ _CHECK_INTERVAL_S = 3.0
 _FAILED_CHECKS = 2
 
 
-def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None) -> None:
+def run(
+    params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaunch | None, config: Config | None
+) -> None:
     """Serve until the sandbox has ended; everything it held has then been released.
 
     The caller has entered a mount namespace of its own.
@@ -45,10 +53,11 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger, prelaunch: Prelaun
         listener_fd: descriptor of the bound socket; owned from now on.
         ledger: the sandbox's; released at the end, but not after an error.
         prelaunch: a VM that the sandbox may take over.
+        config: as the runtime's options name it; None if it is invalid.
     """
     fcntl.fcntl(listener_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     become_shim(params)
-    asyncio.run(serve(params, socket.socket(fileno=listener_fd), ledger, prelaunch))
+    asyncio.run(serve(params, socket.socket(fileno=listener_fd), ledger, prelaunch, config))
 
 
 def become_shim(params: ShimParams) -> None:
@@ -68,6 +77,7 @@ async def serve(
     listener: socket.socket,
     ledger: Ledger,
     prepared: Prepared | None = None,
+    config: Config | None = None,
 ) -> None:
     """Serve containerd until the sandbox has ended.
 
@@ -76,6 +86,7 @@ async def serve(
         listener: bound; closed at the end.
         ledger: the sandbox's; released at the end.
         prepared: a VM that the sandbox takes over if it is what it needs.
+        config: says whether this process is traced.
     """
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
@@ -87,6 +98,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
     loop.call_later(_FIRST_REQUEST_TIMEOUT_S, service.end_unless_asked)
+    traced = _trace(server, params, config.runtime) if config and config.runtime.enable_tracing else None
     await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())
     checking = asyncio.create_task(_end_if_forgotten(server, service))
@@ -97,10 +109,23 @@ async def serve(
         await service.close()
         await server.close(_GRACE_S)
         await publisher.close(_GRACE_S)
+        if traced:
+            traced.close()
+            await tracing.turn_off()
         for task in (publishing, checking):
             task.cancel()
         await asyncio.gather(publishing, checking, return_exceptions=True)
         log.info("the shim of sandbox %s exits", params.sandbox_id)
+
+
+def _trace(server: Server, params: ShimParams, config: RuntimeConfig) -> TaskTracing:
+    # Imported on first use: it needs OpenTelemetry.
+    from kata.shim.tracing import TaskTracing, annotations_of
+
+    tracer = tracing.turn_on(config, params.sandbox_id, params.namespace, annotations_of(params))
+    traced = TaskTracing(tracer, params.begun)
+    server.observers.append(traced)
+    return traced
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:

@@ -48,8 +48,8 @@ class FifoHandler(logging.Handler):
 class LogfmtFormatter(FieldsFormatter):
     """As containerd's own shims write them, with the module as source."""
 
-    def __init__(self, sandbox_id: str) -> None:
-        super().__init__("containerd-shim-v2", sandbox_id)
+    def __init__(self, sandbox_id: str, name: str = "containerd-shim-v2") -> None:
+        super().__init__(name, sandbox_id)
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message contains."""

@@ -5,11 +5,10 @@ Imports nothing slow.
 
 from __future__ import annotations
 
-from kata.errors import KataError
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
-from kata.runtime.launch.prelaunch import Prelaunch, prelaunch
+from kata.runtime.launch.prelaunch import prelaunch
 from kata.runtime.ledger.journal import Ledger
-from kata.shim.config import load_config
+from kata.shim.config import config_if_valid
 from kata.shim.imports import leave_out_pure_protobuf, load_asyncio
 from kata.shim.params import ShimParams
 
@@ -26,17 +25,10 @@ def run(params: ShimParams, listener_fd: int, ledger: Ledger) -> None:
         FailedPrecondition: a mount namespace cannot be made. The ledger is then still the caller's, as after any error.
     """
     enter_mount_namespace(ledger.directory)
-    prelaunched = _prelaunch(params, ledger)
+    config = config_if_valid(params.options)
+    prelaunched = prelaunch(params.sandbox_id, params.bundle, config, ledger) if config else None
     load_asyncio()
     leave_out_pure_protobuf()
     from kata.shim import daemon
 
-    daemon.run(params, listener_fd, ledger, prelaunched)
-
-
-def _prelaunch(params: ShimParams, ledger: Ledger) -> Prelaunch | None:
-    try:
-        config = load_config(params.options).config
-    except KataError:
-        return None  # reported when containerd asks for the sandbox, and has somewhere to put it
-    return prelaunch(params.sandbox_id, params.bundle, config, ledger)
+    daemon.run(params, listener_fd, ledger, prelaunched, config)

@@ -21,6 +21,7 @@ from kata.runtime.launch.standby import Standby, prepare
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.names import state_name
 from kata.shim import handover
+from kata.shim.config import config_if_valid
 from kata.shim.daemon import become_shim, serve
 from kata.shim.params import ShimParams
 
@@ -101,7 +102,7 @@ async def _stand_by(config: Config, ledger: Ledger, tell: int, home: object) -> 
         os.dup2(null, fd)  # the terminal that the pool was started in is not the sandbox's
     os.close(null)
     try:
-        await serve(params, listener, sandbox_ledger, standby)
+        await serve(params, listener, sandbox_ledger, standby, config_if_valid(params.options))
     finally:
         sandbox_ledger.release()
 

@@ -179,6 +179,10 @@ class AgentClient:
         async with self._client.stream(forward.SERVICE, forward.CONNECT, request) as stream:
             await relay(stream, reader, writer)
 
+    async def start_tracing(self, timeout: float) -> None:
+        """Have the agent make spans of calls that have a `traceparent`, as `kata.protocols.traces` says."""
+        await self._call("start tracing", "StartTracing", agent_pb2.StartTracingRequest(), timeout=timeout)
+
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Set up the guest for its sandbox."""
         await self._call("create sandbox", "CreateSandbox", request)

@@ -27,10 +27,10 @@ KEYS: dict[str, frozenset[str]] = {
         vm_rootfs_driver
         """),
     "agent.kata": _names("""
-        cdh_api_timeout dial_timeout_ms enable_tracing mem_agent mem_agent_enable reconnect_timeout_ms
+        cdh_api_timeout dial_timeout_ms mem_agent mem_agent_enable reconnect_timeout_ms
         """),
     "runtime": _names("""
-        agent_name dan_conf disable_new_netns emptydir_mode enable_pprof enable_tracing
+        agent_name dan_conf disable_new_netns emptydir_mode enable_pprof
         enable_vcpus_pinning experimental guest_selinux_label hypervisor_name jaeger_endpoint
         jaeger_password jaeger_user keep_abnormal kubelet_root_dir name passfd_listener_port pod_resource_api_sock
         use_passfd_io
@@ -57,7 +57,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_daemon
         virtio_fs_extra_args
         """),
-    "agent": frozenset({"cdh_api_timeout_ms", "enable_tracing", "policy"}),
+    "agent": frozenset({"cdh_api_timeout_ms", "policy"}),
     "factory": frozenset(),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull

@@ -431,6 +431,15 @@ class AgentConfig:
             "Verbose log of the agent.",
         ),
     )
+    enable_tracing: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Have the agent make spans, as parts of those of the runtime, which sends them on: `enable_tracing` of "
+            "`[runtime]` has to be set, too.",
+            annotation="enable_tracing",
+        ),
+    )
     debug_console_enabled: bool = field(
         default=False,
         metadata=_row(
@@ -479,6 +488,21 @@ class RuntimeConfig:
         metadata=_row(
             Flag(),
             "Verbose log of the runtime.",
+        ),
+    )
+    enable_tracing: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Make OpenTelemetry traces of starts, execs and stops, and send them to `kata-trace-forwarder`, which "
+            "exports them. A traced shim needs more memory and starts later.",
+        ),
+    )
+    trace_forwarder_socket: Path = field(
+        default=Path("/run/kata-trace-forwarder"),
+        metadata=_row(
+            FilePath(),
+            "Where spans are sent: the `--socket-path` of `kata-trace-forwarder`. (Not in Kata.)",
         ),
     )
     create_container_timeout: int = field(

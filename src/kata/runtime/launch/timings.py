@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound
 from kata.linux import atomic_file
+from kata.runtime import tracing
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Start:
 
 
 class Timings:
-    """The phases of one sandbox, as they happen.
+    """The phases of one sandbox, as they happen. They are spans, too, if it is traced.
 
     Args:
         directory: the sandbox's state directory.
@@ -74,17 +75,22 @@ class Timings:
         """Record how long the body takes, also when it fails."""
         begin = time.monotonic()
         try:
-            yield
+            with tracing.span(name, subject):
+                yield
         finally:
-            self.add(name, begin, subject)
+            self._append(name, begin, subject)
 
     def moment(self, name: str, subject: str = "") -> None:
         """Record that something happens now."""
-        self.add(name, time.monotonic(), subject)
+        self._append(name, time.monotonic(), subject)
         self.write()
 
     def add(self, name: str, begin: float, subject: str = "") -> None:
         """Record a phase that ends now."""
+        tracing.record(name, begin, subject)
+        self._append(name, begin, subject)
+
+    def _append(self, name: str, begin: float, subject: str) -> None:
         if len(self._phases) < _MAX_PHASES:
             length = time.monotonic() - begin
             phase = Phase(name, subject, round((begin - self._begun) * 1000, 1), round(length * 1000, 1))

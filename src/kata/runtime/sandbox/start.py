@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from kata.errors import KataError
 from kata.loop.off import off_loop
 from kata.oci.spec import Bundle, Spec, namespace_path
+from kata.runtime import tracing
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
 from kata.runtime.hypervisor import accel
@@ -49,6 +50,7 @@ from kata.runtime.storage.host_paths import shm_size
 if TYPE_CHECKING:
     from kata.management.server import Routes
     from kata.runtime.network.sandbox_network import SandboxNetwork, Seen
+    from kata.runtime.tracing.guest import GuestTracing
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,9 @@ class _Start:
             plan.vm, self._config, self._ledger, self._timings, prepared=prepared, progress=self._progress
         )
         containers: dict[str, Container] = {}
-        self._hold_guest(guest, membership, containers)
+        traced = self._hold_guest(guest, membership, containers)
+        if traced and self._config.agent.enable_tracing:
+            await traced.start()
         self._devices.begin(guest.vm, guest.agent)
         resources = self._give_resources(guest, plan, membership.cgroup)
         # Beside the rest: the guest does not need the cgroup yet, and one from standby has left no time to move to it.
@@ -233,16 +237,31 @@ class _Start:
         model = self._config.runtime.internetworking_model
         return SandboxNetwork(path, self._ledger, model, vcpus, rates, self._devices.plug_nic)
 
-    def _hold_guest(self, guest: SandboxVm, membership: Membership, containers: dict[str, Container]) -> None:
-        """Have the VM end with the sandbox, and watch it until then."""
+    def _hold_guest(
+        self, guest: SandboxVm, membership: Membership, containers: dict[str, Container]
+    ) -> GuestTracing | None:
+        """Have the VM end with the sandbox, and watch it until then; returns what traces it, if anything does."""
         self._steps.push_async_callback(guest.agent.close)
         self._steps.push_async_callback(_end_vm, guest, containers)
+        traced = self._trace_guest(guest)
         self._steps.push_async_callback(_flush_guest, self._what, guest)
         # This process leaves the host cgroup while the VM ends.
         self._steps.callback(membership.begin_leaving)
         self._steps.callback(guest.slot.release)
         watching = asyncio.create_task(watch_guest(self._what, guest.vm, guest.agent), name=f"health of {self._what}")
         self._steps.push_async_callback(cancel, watching)
+        return traced
+
+    def _trace_guest(self, guest: SandboxVm) -> GuestTracing | None:
+        tracer = tracing.tracer()
+        if tracer is None:
+            return None
+        # Imported on first use: it needs OpenTelemetry.
+        from kata.runtime.tracing.guest import GuestTracing
+
+        traced = GuestTracing(tracer, guest.agent)
+        self._steps.push_async_callback(traced.end)
+        return traced
 
     def _give_resources(self, guest: SandboxVm, plan: _Plan, cgroup: HostCgroup) -> SandboxResources:
         resources = SandboxResources(
@@ -291,7 +310,8 @@ async def _flush_guest(what: str, guest: SandboxVm) -> None:
 async def _end_vm(guest: SandboxVm, containers: dict[str, Container]) -> None:
     """End the VM, then close what has relied on it."""
     try:
-        await guest.vm.stop()
+        with tracing.span("end of the VM"):
+            await guest.vm.stop()
     finally:
         async with AsyncExitStack() as closing:
             for container in containers.values():
