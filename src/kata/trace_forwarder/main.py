@@ -70,7 +70,7 @@ def _forward(
         str | None,
         typer.Option(metavar="CID", help='Listen on vsock: a context id of this host, or "any".', show_default=False),
     ] = None,
-    vsock_port: Annotated[int, typer.Option(metavar="PORT", help="The port of vsock.", min=1)] = PORT,
+    vsock_port: Annotated[int, typer.Option(metavar="PORT", help="The port of vsock.", min=1, max=0xFFFFFFFE)] = PORT,
     otlp_endpoint: Annotated[
         str,
         typer.Option(metavar="URL", help="The collector: http://HOST:4317 for gRPC, http://HOST:4318 for HTTP."),
@@ -113,7 +113,11 @@ def _forward(
     handler = logging.StreamHandler()
     handler.setFormatter(LogfmtFormatter("", PROGRAM))
     logging.basicConfig(level=_LEVELS[log_level.value], handlers=[handler])
-    return asyncio.run(forward(Request(unix, vsock, trace_name, endpoint)))
+    try:
+        return asyncio.run(forward(Request(unix, vsock, trace_name, endpoint)))
+    except BrokenPipeError:
+        # Here: typer's own handling would exit with 1.
+        return leave_broken_pipe()
 
 
 def _cid(text: str) -> int:
@@ -139,8 +143,6 @@ def invoke(arguments: list[str]) -> int:
         return ExitCode.USAGE
     except KeyboardInterrupt:
         return signalled(2)
-    except BrokenPipeError:
-        return leave_broken_pipe()
     except Exception as error:
         report(error, debug=invocation.is_debug, program=PROGRAM, option="-l debug")
         return ExitCode.FAILED

@@ -253,7 +253,7 @@ class _Start:
         return traced
 
     def _trace_guest(self, guest: SandboxVm) -> GuestTracing | None:
-        tracer = tracing.tracer()
+        tracer = tracing.active()
         if tracer is None:
             return None
         # Imported on first use: it needs OpenTelemetry.

@@ -18,7 +18,7 @@ _OFF: AbstractContextManager[None] = nullcontext()
 _tracer: Tracer | None = None
 
 
-def tracer() -> Tracer | None:
+def active() -> Tracer | None:
     """The tracer of this process; None if tracing is off."""
     return _tracer
 

@@ -106,5 +106,5 @@ class Sender:
 
     def _disconnect(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            self._writer.transport.abort()
             self._writer = None
