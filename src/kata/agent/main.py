@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     from kata.agent.transports import listen
     from kata.agent.warmup import warm_up, warm_up_handler
     from kata.loop.watch import LoopWatch
-    from kata.protocols import forward, standby
+    from kata.protocols import forward, standby, traces
     from kata.ttrpc import Server, StreamHandler
 
     loop = asyncio.get_running_loop()
@@ -99,8 +100,13 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     server = Server(calls, to_status=to_status, max_calls=_MAX_CALLS, unlimited=["grpc.Health"])
     tracing = Tracing(server)
     calls.update(tracing.handlers())
+    sending = None
     if settings.trace:
         tracing.start()
+        if settings.server_addr.startswith("vsock:"):
+            sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            host = (socket.VMADDR_CID_HOST, traces.PORT)
+            sending = asyncio.create_task(tracing.connect(sock, host), name="spans to the host")
     if is_init:
         calls[standby.SERVICE, standby.WARM_UP] = warm_up_handler(server, sandbox, agent)
     if settings.debug_console:
@@ -117,6 +123,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     finally:
         await server.close(grace=_FLUSH_TIMEOUT_S)
         stop_listening()
+        if sending:
+            sending.cancel()
         if sandbox.running:
             await sandbox.destroy()
         oom.close()

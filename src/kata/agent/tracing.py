@@ -8,7 +8,9 @@ them (`kata.runtime.tracing.guest`). Off, a call costs one `if`, and a step one 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from kata.protocols import traces
 from kata.ttrpc import CallContext, Handler, Server, Stream, StreamHandler
 from kata.ttrpc.context import Answer
 from kata.ttrpc.observer import Done
+
+log = logging.getLogger(__name__)
 
 #: Calls whose spans wait for the host, and their bytes; beyond that the oldest are dropped.
 _MAX_CALLS, _MAX_BYTES = 256, 1 << 20
@@ -137,15 +141,38 @@ class Tracing:
         return b""
 
     async def _follow(self, ctx: CallContext, stream: Stream) -> None:
-        while True:
-            while self._waiting:
-                payload = self._waiting.popleft()
-                self._size -= len(payload)
-                await stream.send(payload)
+        while (payload := await self._next()) is not None:
+            await stream.send(payload)
+
+    async def connect(self, sock: socket.socket, address: object) -> None:
+        """Send the spans as frames over a connection to the host, as Kata's agent does over vsock.
+
+        Returns when the host is not there, or has closed the connection: whoever wants spans listens beforehand.
+
+        Args:
+            sock: owned from now on; not blocking.
+            address: of the host.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_connect(sock, address)  # type: ignore[arg-type]
+            while (payload := await self._next()) is not None:
+                await loop.sock_sendall(sock, traces.frame(payload))
+        except OSError as error:
+            log.warning("spans cannot be sent to the host: %s", error.strerror)
+        finally:
+            sock.close()
+
+    async def _next(self) -> bytes | None:
+        """Wait for the spans of a call; None at the end."""
+        while not self._waiting:
             if self._closed:
-                return
+                return None
             self._changed.clear()
             await self._changed.wait()
+        payload = self._waiting.popleft()
+        self._size -= len(payload)
+        return payload
 
     def _observe(self, service: str, method: str, payload: bytes, metadata: dict[str, str]) -> Done | None:
         caller = traces.parse(metadata.get(traces.TRACEPARENT, ""))

@@ -13,14 +13,14 @@ import pytest
 
 from tests.integration.containerd.conftest import CONFIGURATION
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
-from tests.support.images import BUSYBOX
+from tests.support.images import BUSYBOX, busybox_rootfs
 from tests.support.leaks import TEST_PREFIX
 from tests.support.otlp import Collector, grpc_collector, tree
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.containerd
 
-FORWARDER = str(Path(sys.executable).with_name("kata-trace-forwarder"))
+KATA, FORWARDER = (str(Path(sys.executable).with_name(name)) for name in ("kata", "kata-trace-forwarder"))
 TASK, AGENT = "containerd.task.v2.Task", "grpc.AgentService"
 #: Two clocks of one host, read one after the other.
 SLACK_NS = 1_000_000
@@ -70,25 +70,29 @@ def forwarder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forwarder]:
 
 
 @pytest.fixture(scope="module")
-def traced(
-    containerd: PrivateContainerd, forwarder: Forwarder, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The id of a running container that is traced."""
+def tracing(forwarder: Forwarder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with tracing."""
     configuration = tmp_path_factory.mktemp("traced") / "configuration.toml"
     path = str(forwarder.socket).removesuffix("_10240")
     configuration.write_text(
         f"{CONFIGURATION}\n[agent.kata]\nenable_tracing = true\n"
         f'[runtime]\nenable_tracing = true\ntrace_forwarder_socket = "{path}"\n'
     )
+    return configuration
+
+
+@pytest.fixture(scope="module")
+def traced(containerd: PrivateContainerd, tracing: Path) -> Iterator[str]:
+    """The id of a running container that is traced."""
     name = unique_id(TEST_PREFIX)
-    chosen = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+    chosen = ("--runtime", RUNTIME, "--runtime-config-path", str(tracing))
     containerd.ctr("run", "--detach", *chosen, BUSYBOX, name, "sleep", "3600", timeout=180)
     yield name
     containerd.ctr("tasks", "delete", "--force", name, check=False)
     containerd.ctr("containers", "delete", name, check=False)
 
 
-def check(spans: list[Span], container: str) -> dict[str, Span]:
+def check(spans: list[Span], container: str, namespace: str | None = "default") -> dict[str, Span]:
     """Each span has its parent and lies within it, and says whose it is; returns them by name."""
     sys.stderr.write("\n".join(tree(spans)) + "\n")
     known = {span["id"]: span for span in spans}
@@ -96,7 +100,7 @@ def check(spans: list[Span], container: str) -> dict[str, Span]:
     assert [span["name"] for span in spans if not span["parent"]] == [min(spans, key=lambda s: s["start"])["name"]]
     for span in spans:
         assert span["resource"]["kata.sandbox.id"] == container
-        assert span["resource"]["containerd.namespace"] == "default"
+        assert span["resource"].get("containerd.namespace") == namespace
         if span["parent"]:
             parent = known[span["parent"]]
             assert parent["start"] - SLACK_NS <= span["start"] <= span["end"] <= parent["end"] + SLACK_NS, (
@@ -174,3 +178,22 @@ def test_a_stop_is_one_tree_with_the_guests_last_words(
     assert found[f"{AGENT}/DestroySandbox of the guest"]["parent"] == found[f"{AGENT}/DestroySandbox"]["id"]
     assert found[f"{AGENT}/SignalProcess of the guest"]["attributes"]["container.id"] == traced
     assert found["stop"]["attributes"] == {"container.id": traced}
+
+
+def test_kata_run_is_one_tree(forwarder: Forwarder, tracing: Path, tmp_path: Path) -> None:
+    name = unique_id(TEST_PREFIX)
+    busybox_rootfs(tmp_path / "root")
+    done = subprocess.run(
+        [KATA, "run", "--name", name, "--rootfs", tmp_path / "root", "--", "/no/such/program"],
+        env={**os.environ, "KATA_CONF_FILE": str(tracing)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 127
+    found = check(forwarder.trace("kata run", f"{AGENT}/DestroySandbox", "end of the VM"), name, namespace=None)
+    assert found[f"{AGENT}/CreateContainer"]["failed"]
+    assert found[f"{AGENT}/CreateContainer of the guest"]["parent"] == found[f"{AGENT}/CreateContainer"]["id"]
+    assert "/no/such/program" in found["create"]["message"]
+    assert found["kata run"]["parent"] == ""
+    assert not found["kata run"]["failed"], "it has told what went wrong"

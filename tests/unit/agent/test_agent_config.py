@@ -14,7 +14,8 @@ def test_defaults_are_katas() -> None:
 def test_everything_at_once() -> None:
     line = (
         "root=/dev/vda agent.log=debug agent.server_addr=virtio-serial://kata.rpc agent.container_pipe_size=65536 "
-        "agent.hotplug_timeout=500ms agent.debug_console agent.debug_console_vport=1026 agent.cdh_api_timeout=50"
+        "agent.hotplug_timeout=500ms agent.debug_console agent.debug_console_vport=1026 agent.trace "
+        "agent.cdh_api_timeout=50"
     )
     assert parse(line) == AgentConfig(
         log_level="DEBUG",
@@ -23,6 +24,7 @@ def test_everything_at_once() -> None:
         hotplug_timeout=0.5,
         debug_console=True,
         debug_console_vport=1026,
+        trace=True,
         unknown=("agent.cdh_api_timeout",),
     )
 
@@ -37,6 +39,7 @@ def test_the_last_wins_and_the_environment_over_all() -> None:
     assert parse(line).log_level == "ERROR"
     assert parse(line, {"KATA_AGENT_LOG_LEVEL": "warn", "KATA_OTHER": "x"}).log_level == "WARNING"
     assert parse("", {"KATA_AGENT_SERVER_ADDR": "unix:///x"}).server_addr == "unix:///x"
+    assert not parse("agent.trace=true", {"KATA_AGENT_TRACING": "false"}).trace
 
 
 @pytest.mark.parametrize(

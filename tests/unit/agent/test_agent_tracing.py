@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from kata.agent.tracing import Span, Tracing, step
 from kata.log_fields import CONTAINER
 from kata.protocols import traces
 from kata.protocols.traces import TRACEPARENT, TraceParent
+from kata.trace_forwarder.receiver import Receiver
 from kata.ttrpc import CallContext, Client, ClientStream, Code, Server, StatusError
 from tests.support.otlp import spans_of
+from tests.support.waiting import eventually_async
 
 WORK, FAIL = ("test.Service", "Work"), ("test.Service", "Fail")
 PARENT = TraceParent(b"T" * 16, b"P" * 8)
@@ -170,3 +173,31 @@ def test_protobufs_own_decoder_reads_what_is_encoded_by_hand(
     assert first.status.code == (2 if code else 0)
     assert first.status.message == (error[: otlp._MAX_TEXT] if code else "")
     assert (second.name, second.kind) == ("step", 1)
+
+
+class TestConnection:
+    """As over vsock, where the agent connects to the host."""
+
+    async def test_frames(self, agent: Agent, tmp_path: Path) -> None:
+        arrived: list[dict[str, Any]] = []
+        receiver = Receiver(lambda request: arrived.extend(spans_of(request.SerializeToString())))
+        await receiver.listen_unix(str(tmp_path / "host"))
+        agent.tracing.start()
+        sending = asyncio.create_task(agent.tracing.connect(unix(), str(tmp_path / "host")))
+        await agent.client.call(*WORK, metadata=TRACED)
+        await eventually_async(lambda: len(arrived) == 3, "the spans have arrived")
+        agent.tracing.close()
+        async with asyncio.timeout(20):
+            await sending
+        await receiver.close()
+
+    async def test_a_host_that_does_not_listen(
+        self, agent: Agent, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with asyncio.timeout(20):
+            await agent.tracing.connect(unix(), str(tmp_path / "nobody"))
+        assert "spans cannot be sent to the host" in caplog.text
+
+
+def unix() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
