@@ -104,7 +104,7 @@ class TaskTracing:
         if key not in self._operations:
             attributes: dict[str, str | int] = {identity.CONTAINER: container}
             if exec_id:
-                attributes["kata.exec.id"] = exec_id
+                attributes[identity.EXEC] = exec_id
             self._operations[key] = self._tracer.begin(name, parent=Context(), attributes=attributes, begun=begun)
         return within(self._operations[key])
 

@@ -13,16 +13,19 @@ import pytest
 
 from kata.agent import console
 from kata.cli.main import invoke
-from kata.protocols import standby
+from kata.protocols import standby, traces
 from kata.runtime.hypervisor.trial_boot import PROBE_PARAMETER
+from kata.runtime.tracing import identity
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [
     pytest.param(path, id=str(path.relative_to(ROOT)))
     for path in sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/**/*.md")))
 ]
-#: Names that look like modules: a serial port, a ttrpc service, a kernel parameter.
-NOT_MODULES = {console.PORT, standby.SERVICE, PROBE_PARAMETER}
+#: Names that look like modules: a serial port, ttrpc services, a kernel parameter, attributes of spans.
+NOT_MODULES = {
+    console.PORT, standby.SERVICE, traces.SERVICE, PROBE_PARAMETER, identity.SANDBOX, identity.EXEC,
+}  # fmt: skip
 
 _MODULE = re.compile(r"(?<![\w./-])kata(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"(?<![\w./-])(?:\.ci|benchmarks|deploy|docs|src|tests|tools)/[\w./*{},-]*")

@@ -33,8 +33,8 @@ GUEST_SERVICE = "kata-agent"
 _AGENT_SERVICE = "grpc.AgentService"
 #: Calls that wait for something, carry a stream or go on in the background: they say nothing about where time goes.
 _NOT_TRACED = frozenset({
-    "GetOOMEvent", "ReadStderr", "ReadStdout", "SetGuestDateTime", "StartTracing", "StopTracing", "WaitProcess",
-    "WriteStdin",
+    "CloseStdin", "GetOOMEvent", "ReadStderr", "ReadStdout", "SetGuestDateTime", "StartTracing", "StopTracing",
+    "WaitProcess", "WriteStdin",
 })  # fmt: skip
 #: Calls of which spans may still come.
 _MAX_CALLS = 256

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 SANDBOX = "kata.sandbox.id"
 CONTAINER = "container.id"
+EXEC = "kata.exec.id"
 #: Of a pod, by the annotations of containerd and of CRI-O.
 _OF_POD = {
     "k8s.pod.name": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
