@@ -38,7 +38,9 @@ class Exporting:
         self._batch: Batch | None = None
         self._reported = -_REPORT_S
         self._untold = 0
-        self._idle = asyncio.Event()
+        self._why = ""
+        #: Set when the fate of a batch is known.
+        self._settled = asyncio.Event()
         self._away_since = 0.0
 
     async def run(self) -> None:
@@ -46,10 +48,7 @@ class Exporting:
         delay = _MIN_RETRY_S
         while True:
             if self._batch is None:
-                if not len(self._buffer):
-                    self._idle.set()
                 self._batch = await self._buffer.take()
-                self._idle.clear()
             try:
                 rejected = await self._exporter.export(self._batch.payload)
             except ExportError as error:
@@ -65,28 +64,35 @@ class Exporting:
                 if rejected:
                     self._lose(rejected, f"{self._where} has rejected them")
             self._batch, delay = None, _MIN_RETRY_S
+            self._settled.set()
             self.report_dropped()
 
     async def flush(self, timeout_s: float) -> int:
         """Wait until all is exported, for `timeout_s` seconds at most; returns how many spans are left."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                while self._left:
+                    self._settled.clear()
+                    await self._settled.wait()
         except TimeoutError:
             pass
+        return self._left
+
+    @property
+    def _left(self) -> int:
         return len(self._buffer) + (self._batch.spans if self._batch else 0)
 
     def report_dropped(self) -> None:
         """Say what was dropped because the buffer is full, every ten seconds at most."""
-        dropped = self._buffer.take_dropped()
-        if dropped or self._untold:
-            self._lose(dropped, f"{self._where} is too slow, or away: the oldest are dropped")
+        self._lose(self._buffer.take_dropped(), f"{self._where} is too slow, or away: the oldest are dropped")
 
     def _lose(self, spans: int, why: str) -> None:
-        self.lost += spans
-        self._untold += spans
+        if spans:
+            self.lost += spans
+            self._untold += spans
+            self._why = why
         if self._untold and time.monotonic() - self._reported >= _REPORT_S:
-            log.warning("%d spans are lost: %s", self._untold, why)
+            log.warning("%d spans are lost, the last because %s", self._untold, self._why)
             self._reported, self._untold = time.monotonic(), 0
 
     def _is_away(self, why: str) -> None:

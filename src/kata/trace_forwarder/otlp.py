@@ -23,6 +23,8 @@ _METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _GRPC_RETRIED = (
     "ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
 )  # fmt: skip
+#: A collector that has been away for long is noticed soon when it is back; gRPC would wait for two minutes.
+_CHANNEL = (("grpc.max_reconnect_backoff_ms", 10_000),)
 _HTTP_RETRIED = (429, 502, 503, 504)
 _HTTP_PATH, _HTTP_PORT, _GRPC_PORT = "/v1/traces", 4318, 4317
 _MAX_ANSWER = 64 << 10
@@ -129,9 +131,9 @@ class GrpcExporter:
         target = f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
         self._grpc = grpc
         self._channel = (
-            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials())
+            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), _CHANNEL)
             if endpoint.is_secure
-            else grpc.aio.insecure_channel(target)
+            else grpc.aio.insecure_channel(target, _CHANNEL)
         )
         self._metadata = tuple(headers().items())
         self._call: Callable[..., Awaitable[bytes]] = self._channel.unary_unary(_METHOD)
