@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, FailedPrecondition, KataError, NotFound, Unavailable
@@ -42,6 +43,7 @@ class Container(Lifecycle):
         stdio: its init process's streams, owned from now on.
         timings: where its phases are recorded.
         hooks: those that run on the host; None if it has none.
+        disks: what keeps those that its root is made of; None if there are none.
         process_spec: of its init process, as its spec has it.
         events: where it is told what happens.
     """
@@ -56,6 +58,7 @@ class Container(Lifecycle):
         timings: Timings,
         hooks: HostHooks | None = None,
         *,
+        disks: ExitStack | None = None,
         process_spec: ProcessSpec | None = None,
         events: Events | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class Container(Lifecycle):
         self._share = share
         self._files = files
         self._timings = timings
+        self._disks = disks or ExitStack()
 
     async def create(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
         """Mount its files and have the agent create it; on failure nothing of it stays.
@@ -329,6 +333,12 @@ class Container(Lifecycle):
                 await process.close()
         finally:
             await off_loop(self._share.remove, self.id)
+            await self.let_go_of_disks()
+
+    async def let_go_of_disks(self) -> None:
+        """Have the disks of its root kept no longer, once the VM has them no longer. Idempotent."""
+        # What was written to may be gigabytes, and the last who has it open frees them.
+        await off_loop(self._disks.close)
 
     async def _remove_from_guest(self) -> None:
         try:

@@ -120,8 +120,6 @@ class Sandbox(Lifecycle):
         self._network = network
         self._accelerator = accelerator
         self._creating: set[str] = set()
-        #: What containers use of the layer cache.
-        self._held: dict[str, AsyncExitStack] = {}
         self._deleting: dict[str, asyncio.Lock] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
         self._pod_root = ""
@@ -154,25 +152,23 @@ class Sandbox(Lifecycle):
         request = replace(request, bundle=self._devices.named(request.bundle))
         spec = request.bundle.spec
         requests.refuse_host_network(request.id, spec)
-        held = AsyncExitStack()
+        disks = ExitStack()
         try:
             self._creating.add(request.id)
             try:
-                layers = request.layers or await self._layers_of(request, held)
+                layers = request.layers or await self._layers_of(request, disks)
                 # A path may lead to a file server that is away.
                 look = partial(look_at_paths, rootfs_dir=str(request.bundle.rootfs))
                 host = await off_loop(on_host, look, spec, request.rootfs)
                 exports = await off_loop(look_at_exports, str(self._guest.share.directory))
             finally:
                 self._creating.discard(request.id)
-            container = await self._create_container(request, replace(host, exports=exports), layers)
+            return await self._create_container(request, replace(host, exports=exports), layers, disks)
         except BaseException:
-            await held.aclose()
+            await off_loop(disks.close)
             raise
-        self._held[request.id] = held
-        return container
 
-    async def _layers_of(self, request: ContainerRequest, held: AsyncExitStack) -> Layers | None:
+    async def _layers_of(self, request: ContainerRequest, disks: ExitStack) -> Layers | None:
         """The layers of a rootfs as disks, if the configuration says so and it can be had."""
         if self._config.runtime.rootfs_layers != "disks" or self._config.hypervisor.disable_block_device_use:
             return None
@@ -183,11 +179,12 @@ class Sandbox(Lifecycle):
         if overlay is None or len(overlay.lower) > MAX_LAYERS:
             log.info("container %s: its root is no overlay of at most %s layers, and shared", request.id, MAX_LAYERS)
             return None
-        disks = held.enter_context(ExitStack())
         with self._timings.phase("layers", request.id):
             return await off_loop(layers_of, overlay, self._config.runtime, disks)
 
-    async def _create_container(self, request: ContainerRequest, host: HostView, layers: Layers | None) -> Container:
+    async def _create_container(
+        self, request: ContainerRequest, host: HostView, layers: Layers | None, disks: ExitStack
+    ) -> Container:
         self.require("create a container in", State.RUNNING)
         spec, share = request.bundle.spec, self._guest.share
         memory_mib = self._resources.size.memory_mib
@@ -239,6 +236,7 @@ class Sandbox(Lifecycle):
             request.stdio,
             self._timings,
             hooks,
+            disks=disks,
             process_spec=spec.get("process"),
             events=self.events,
         )
@@ -330,10 +328,10 @@ class Sandbox(Lifecycle):
         else:
             await container.delete(force=force)
             await self._devices.take_back(container_id)
+            await container.let_go_of_disks()
             self._resources.dismiss(container_id)
         del self.containers[container_id]
         self.events.tell(Event(Happening.CONTAINER_DELETED, container_id))
-        await self._held.pop(container_id).aclose()
         if hooks:
             await self._end_hooks(hooks)
         return container
