@@ -21,6 +21,7 @@ HOST_PACKAGES := $(shell . /etc/os-release && [ "$$ID" = debian ] && \
   awk -v id="$$VERSION_ID" '$$1 == id && $$3 ~ /host/ { gsub(",", " ", $$4); print $$4 }' $(RELEASES))
 SUPPORTED := $(shell awk '/^[0-9]/ && $$3 ~ /host/ { print "Debian " $$1 }' $(RELEASES) | paste -sd, | sed 's/,/ and /')
 
+# mmdebstrap makes a clean root, and the image of `make bench` for real work.
 APT_HOSTS := mmdebstrap e2fsprogs
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc ca-certificates \
   $(filter-out -,$(HOST_PACKAGES))
@@ -58,6 +59,7 @@ test-hosts: $(VENV)/ready ## Test in a clean root of the other Debian release (a
 	$(VENV)/bin/python -m tools.test_hosts
 
 bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, side by side
+	$(call install_packages,$(APT_HOSTS))
 	$(VENV)/bin/python -m benchmarks $(BENCH)
 
 image: $(VENV)/ready ## Build the guest image if its inputs have changed

@@ -26,6 +26,7 @@ class Stage:
         directory: for files of the parts.
         figures: what was recorded.
         part: the name of the part that runs.
+        image: that of the containers.
     """
 
     containerd: PrivateContainerd
@@ -35,6 +36,7 @@ class Stage:
     directory: Path
     figures: list[Figure] = field(default_factory=list)
     part: str = ""
+    image: str = BUSYBOX
 
     def record(self, name: str, unit: str, measured: Mapping[str, tuple[float, ...]], count: int = 0) -> None:
         """Record measurements.
@@ -49,20 +51,26 @@ class Stage:
             Figure(self.part, name, contender, unit, values, count) for contender, values in measured.items()
         ]
 
+    def configured(self, options: tuple[str, ...], name: str, text: str) -> tuple[str, ...]:
+        """Return options of `ctr run` with a configuration of their own, a file `name`.toml of this text."""
+        configuration = self.directory / f"{name}.toml"
+        configuration.write_text(text, encoding="utf-8")
+        return (*options, "--runtime-config-path", str(configuration))
+
     def command(
         self, options: tuple[str, ...], container: str, *command: str, flags: tuple[str, ...] = ()
     ) -> list[str]:
         """Return the command line of a `ctr run` with the image."""
-        return self.containerd.ctr_command("run", *flags, *options, BUSYBOX, container, *command)
+        return self.containerd.ctr_command("run", *flags, *options, self.image, container, *command)
 
     def run_true(self, options: tuple[str, ...]) -> float:
         """Return the seconds that `ctr run --rm` of `true` takes."""
         container = unique_id("bench")
-        return timed(lambda: self.containerd.ctr("run", "--rm", *options, BUSYBOX, container, "true", timeout=180))
+        return timed(lambda: self.containerd.ctr("run", "--rm", *options, self.image, container, "true", timeout=180))
 
     def launch(self, contender: str, container: str) -> None:
         """Start a container that sleeps."""
-        self.containerd.ctr("run", "-d", *self.contenders[contender], BUSYBOX, container, *_FOREVER)
+        self.containerd.ctr("run", "-d", *self.contenders[contender], self.image, container, *_FOREVER)
 
     def remove(self, container: str) -> None:
         """Kill and remove a container in any state."""

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.parts import disks, execs, files, memory, network, parallel, pods, shim, standby, start, stdout, stop
+from benchmarks.parts import (
+    disks,
+    execs,
+    files,
+    memory,
+    network,
+    parallel,
+    pods,
+    shim,
+    standby,
+    start,
+    stdout,
+    stop,
+    work,
+)
 from benchmarks.stage import Stage
 
 
@@ -29,6 +43,7 @@ PARTS: Mapping[str, Part] = {
         shim.measure, "The shim's start and delete, for which containerd waits, and a shim's resident memory."
     ),
     "files": Part(files.measure, "Files in the root file system of a running container."),
+    "work": Part(work.measure, "Real work: apt, git, pip, tar, SQLite and Python, in each kind of file system."),
     "disks": Part(disks.measure, "A disk of the host in a container, in sequence, bypassing the guest's page cache."),
     "network": Part(network.measure, "One TCP connection between the host and a container on a bridge, each way."),
     "stdout": Part(stdout.measure, "A container's standard output, through ctr into a pipe."),

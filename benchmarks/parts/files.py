@@ -5,23 +5,20 @@ Scripts run in one shell per container: an exec for each would take longer than 
 
 from __future__ import annotations
 
-import select
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.figures import alternate, timed
+from benchmarks.figures import alternate
 from benchmarks.processes import processes, pss_by_kind
+from benchmarks.shell import shell_in
 from benchmarks.stage import Stage
-from kata.errors import DeadlineExceeded, Internal
 
 _MEGABYTES = 200
 _FILES = 5000
 _PACKED = 1000
-_TIMEOUT_S = 300.0
 #: Each run takes seconds, with many small files a minute.
 _MAX_RUNS, _MAX_SLOW_RUNS = 3, 2
 
@@ -33,33 +30,6 @@ _UNPACK = f"mkdir unpacked && tar -xf packed.tar -C unpacked && [ $(ls unpacked/
 #: Flushed, so that the data is not just in the guest's memory.
 _WRITE_BIG = f"dd if=/dev/zero of=big bs=1000000 count={_MEGABYTES} conv=fsync 2>/dev/null"
 _READ_BIG = "dd if=big of=/dev/null bs=1000000 2>/dev/null"
-
-
-class Shell:
-    """A shell in a container that runs one script after the other."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def run(self, script: str) -> None:
-        """Run a script to its end.
-
-        Raises:
-            Internal: it failed.
-            DeadlineExceeded: it did not end in time.
-        """
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(f"{{ {script}; }}; echo $?\n".encode())
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], _TIMEOUT_S)[0]:
-            raise DeadlineExceeded(f"script did not end within {_TIMEOUT_S:.0f} s: {script}")
-        if (said := self._process.stdout.readline()) != b"0\n":
-            raise Internal(f"script ended with status {said.decode(errors='replace').strip() or 'unknown'}: {script}")
-
-    def seconds(self, script: str) -> float:
-        """Return the seconds that a script takes, by the host's clock."""
-        return timed(lambda: self.run(script))
 
 
 _DISK_MIB = 512
@@ -76,7 +46,7 @@ def measure(stage: Stage) -> None:
         pids = processes(stage.containerd.shims())
         sizes = {name: (sum(pss_by_kind(pids[container]).values()),) for name, container in containers.items()}
         stage.record("sandbox beside the others", "MiB", sizes)
-        shells = {name: stack.enter_context(_shell(stage, container)) for name, container in containers.items()}
+        shells = {name: stack.enter_context(shell_in(stage, container)) for name, container in containers.items()}
         for name, shell in shells.items():
             shell.run(f"cd {_PLACES.get(name, '/')}")
 
@@ -108,18 +78,13 @@ def _ways(stage: Stage) -> dict[str, tuple[str, ...]]:
     ours = stage.contenders["kata"]
     disk = _disk(stage.directory / "files.img")
 
-    def configured(name: str, text: str) -> tuple[str, ...]:
-        configuration = stage.directory / f"{name}.toml"
-        configuration.write_text(text, encoding="utf-8")
-        return (*ours, "--runtime-config-path", str(configuration))
-
     def layered(upper: str) -> tuple[str, ...]:
         text = f'[runtime]\nrootfs_layers = "disks"\nrootfs_upper = "{upper}"\n'
-        return configured(f"layers-{upper}", text)
+        return stage.configured(ours, f"layers-{upper}", text)
 
     return {
         "kata": ours,
-        "kata, virtio-fs": configured("virtio-fs", '[hypervisor.qemu]\nshared_fs = "virtio-fs"\n'),
+        "kata, virtio-fs": stage.configured(ours, "virtio-fs", '[hypervisor.qemu]\nshared_fs = "virtio-fs"\n'),
         "kata, layers": layered("host"),
         "kata, layers and a disk": layered("disk"),
         "kata, layers and memory": layered("memory"),
@@ -133,18 +98,3 @@ def _disk(image: Path) -> Path:
         file.truncate(_DISK_MIB << 20)
     subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True, timeout=60)
     return image
-
-
-@contextmanager
-def _shell(stage: Stage, container: str) -> Iterator[Shell]:
-    process = subprocess.Popen(
-        stage.containerd.ctr_command("task", "exec", "--exec-id", "shell", container, "sh"),
-        env=stage.containerd.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield Shell(process)
-    finally:
-        process.kill()
-        process.communicate()
