@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_shared_volume(pod: Pod, tmp_path: Path) -> None:
     first.remove()
     assert second.sh("cat /shared/file") == "word\n"
     second.remove()
+
+
+def test_a_pod_whose_volume_the_kubelet_has_made_has_virtio_fs(cri: Cri, kubelets_volume: Path) -> None:
+    """Which volumes a pod has, the shim learns before it starts the VM."""
+    with cri.pod(kubelets_volume.parts[5].removesuffix("-uid")) as pod:
+        container = pod.run(mounts=[mount(kubelets_volume, "/data")])
+        (kind,) = container.sh("grep ' /data ' /proc/mounts | cut -d ' ' -f 3").split()
+    assert (kind == "virtiofs") == (cri.handler == "kata")
+
+
+@pytest.fixture
+def kubelets_volume(cri: Cri) -> Iterator[Path]:
+    """A volume of a storage driver, where the kubelet makes it for the pod of its uid."""
+    directory = Path(f"/var/lib/kubelet/pods/{cri.handler}-{os.getpid()}-uid")
+    volume = directory / "volumes/kubernetes.io~csi/data/mount"
+    volume.mkdir(parents=True)
+    yield volume
+    shutil.rmtree(directory)
+    with suppress(OSError):  # a kubelet runs here
+        os.removedirs(directory.parent)
 
 
 def test_a_volume_that_is_mounted_while_its_pod_runs(pod: Pod, tmp_path: Path) -> None:

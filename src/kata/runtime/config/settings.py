@@ -17,7 +17,7 @@ IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
 LAYERS = Path("/var/lib/kata/layers")
 UPPER = Path("/var/lib/kata/upper")
-#: The value of `shared_fs` that leaves it to the sandbox's first container (`kata.runtime.launch.shared_fs`).
+#: The value of `shared_fs` that leaves it to what the sandbox is to write to (`kata.runtime.launch.shared_fs`).
 SHARED_FS_AUTO = "auto"
 ANNOTATION_PREFIX = "io.katacontainers.config."
 
@@ -209,9 +209,8 @@ class HypervisorConfig:
             "How the shared tree of a sandbox is shared with the guest. Over `virtio-fs` files behave as on the host; "
             "it is faster with small files, slower with large ones without KVM, and costs each sandbox a copy of the "
             "template's memory, about 100 MB. `virtio-9p` needs no such copy. `auto` is virtio-fs for a sandbox whose "
-            "only container, or first, has a bind mount that it may write to, and 9p for all others: for pods of "
-            "Kubernetes, too, whose volumes are not known when their VM starts. (Kata's default is virtio-fs, and it "
-            "has no `auto`.)",
+            "only container, or first, has a bind mount that it may write to, and for a pod for which the kubelet has "
+            "made a volume to write to; it is 9p for all others. (Kata's default is virtio-fs, and it has no `auto`.)",
             annotation="shared_fs",
         ),
     )

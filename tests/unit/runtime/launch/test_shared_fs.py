@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
-from kata.runtime.launch.shared_fs import decide, volumes_to_write
+from kata.runtime.launch.shared_fs import decide, volumes_of_pod, volumes_to_write
 
 
 def spec(*mounts: dict[str, Any]) -> Spec:
@@ -56,3 +58,42 @@ def test_what_is_configured_stays(value: str) -> None:
     config = replace(config, hypervisor=replace(config.hypervisor, shared_fs=value))
     assert decide(config, spec(bind("/data", "rbind"))) is config
     assert decide(config, spec()) is config
+
+
+def pod(uid: str = "4c3b") -> Spec:
+    return spec() | {"annotations": {"io.kubernetes.cri.sandbox-uid": uid}}
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """The kubelet's directory for the volumes of pod 4c3b."""
+    for plugin in ("projected", "configmap", "secret", "downward-api"):
+        (tmp_path / f"4c3b/volumes/kubernetes.io~{plugin}/{plugin}").mkdir(parents=True)
+    return tmp_path / "4c3b/volumes"
+
+
+def of_pod(volumes: Path, *, guest_empty_dirs: bool = False) -> list[str]:
+    return volumes_of_pod(pod(), guest_empty_dirs=guest_empty_dirs, pods=volumes.parents[1])
+
+
+def test_a_pod_whose_volumes_are_projected_has_nothing_to_write_to(volumes: Path) -> None:
+    assert of_pod(volumes) == []
+
+
+@pytest.mark.parametrize("plugin", ["kubernetes.io~csi", "kubernetes.io~nfs", "kubernetes.io~empty-dir", "example~any"])
+def test_a_pod_with_a_volume_to_write_to(volumes: Path, plugin: str) -> None:
+    (volumes / plugin / "data").mkdir(parents=True)
+    assert of_pod(volumes) == ["data"]
+
+
+def test_an_empty_dir_that_the_guest_has_does_not_count(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volumes / "kubernetes.io~empty-dir/memory").mkdir(parents=True)
+    assert of_pod(volumes, guest_empty_dirs=True) == []
+    monkeypatch.setattr(os.path, "ismount", lambda path: path.endswith("/memory"))
+    assert of_pod(volumes) == []
+
+
+@pytest.mark.parametrize("uid", ["", "..", "4c3b/..", "other", "x" * 1000])
+def test_a_pod_that_the_kubelet_does_not_know(volumes: Path, uid: str) -> None:
+    (volumes / "kubernetes.io~csi/data").mkdir(parents=True)
+    assert volumes_of_pod(pod(uid), guest_empty_dirs=False, pods=volumes.parents[1]) == []
