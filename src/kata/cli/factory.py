@@ -29,16 +29,19 @@ _LOCK_TIMEOUT_S = 60.0
 
 @app.command()
 def init(config: ConfigFile = None) -> None:
-    """Make the templates for sandboxes without limits, one for each way to share files, unless they exist."""
+    """Make the templates for sandboxes without limits, for each way to provide files, unless they exist."""
     import asyncio
 
     from kata.runtime.launch import shared_fs
+    from kata.runtime.launch.vm_plan import with_layers
 
     loaded = _load(config)
     _check_enabled(loaded.factory)
     require_root("kata factory init")
-    for decided in shared_fs.decided(loaded):
-        key, size = asyncio.run(_init(decided))
+    decided = shared_fs.decided(loaded)
+    # The latter are what `kata run IMAGE` needs.
+    for one in dict.fromkeys((*decided, *map(with_layers, decided))):
+        key, size = asyncio.run(_init(one))
         print(f"{key}  {size / 1e6:.0f} MB")
 
 

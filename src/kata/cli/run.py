@@ -38,6 +38,7 @@ from kata.runtime.images.root_disks import root_disks
 from kata.runtime.images.unpack import unpack
 from kata.runtime.images.user import User, resolve_user
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
+from kata.runtime.launch.vm_plan import with_layers
 from kata.runtime.ledger.files import remove_tree
 from kata.runtime.ledger.journal import STATE_ROOT, Ledger, claim
 from kata.runtime.ledger.kinds import TREE
@@ -75,7 +76,8 @@ def run(request: RunRequest) -> int:
                     spec = join_network(spec, request.network, sandbox_id, ledger)
                 _print_plan(sandbox_id, spec, root.layers, debug=request.debug)
                 bundle = Bundle(Path(ledger.directory), spec, root.directory)
-                foreground = Foreground(request, sandbox_id, bundle, loaded.config, ledger, signals, root.layers)
+                config = with_layers(loaded.config) if root.layers else loaded.config
+                foreground = Foreground(request, sandbox_id, bundle, config, ledger, signals, root.layers)
                 return asyncio.run(foreground.run())
         finally:
             signals.deliver_to(ignore)

@@ -173,6 +173,7 @@ class Disks:
             cache_direct=config.block_device_aio == "native" or (cached and config.block_device_cache_direct),
             cache_no_flush=disk.scratch or (cached and config.block_device_cache_noflush),
             aio=config.block_device_aio,
+            any_size=disk.layer,
         )
 
     async def _detach(self, owner: str) -> None:

@@ -21,6 +21,8 @@ from kata.runtime.hypervisor.devices import Device, VfioDevice
 MIN_MEMORY_MIB = 128
 #: Channels between host and guest that a VM can have.
 MAX_CHANNELS = 7
+#: Empty disks that a VM can have.
+MAX_EMPTY_DISKS = 16
 #: PCIe root ports that a VM has at least.
 MIN_ROOT_PORTS = 4
 #: How the guest mounts the shared tree; the names are those of the setting `shared_fs`.
@@ -63,6 +65,8 @@ class VmPlan:
         root_ports: PCIe root ports for devices of the host.
         mmio_window: bytes of 64-bit MMIO space behind each PCIe root port; 0 leaves it to the firmware.
         devices: devices of the host that are there at boot, in the first root ports.
+        empty_disks: disks that are there at boot, without content: each gets a disk that is plugged later, if its size
+            does not matter. For each, whether it is read-only.
         seccomp: whether the VMM runs under a system call filter.
         debug: whether the guest kernel logs verbosely.
         environment: of the VMM's process, as (name, value) pairs; it gets no other variables.
@@ -97,6 +101,7 @@ class VmPlan:
     root_ports: int = MIN_ROOT_PORTS
     mmio_window: int = 0
     devices: tuple[VfioDevice, ...] = ()
+    empty_disks: tuple[bool, ...] = ()
     seccomp: bool = True
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
@@ -129,6 +134,8 @@ class VmPlan:
             )
         if len(self.devices) > self.root_ports:
             raise InvalidArgument(f"{len(self.devices)} devices of the host for {self.root_ports} PCIe root ports")
+        if len(self.empty_disks) > MAX_EMPTY_DISKS:
+            raise InvalidArgument(f"{len(self.empty_disks)} empty disks; the maximum is {MAX_EMPTY_DISKS}")
         if self.mmio_window and (self.mmio_window < 0 or self.mmio_window & (self.mmio_window - 1)):
             raise InvalidArgument(f"invalid MMIO window of {self.mmio_window} bytes (a power of two)")
         if not _CPU_FEATURES.fullmatch(self.cpu_features):

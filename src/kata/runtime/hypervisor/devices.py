@@ -36,6 +36,8 @@ class BlockDevice:
         cache_no_flush: whether the guest's flushes are ignored.
         aio: how the VMM reads and writes, one of AIO; "native" needs `cache_direct`.
         serial: the disk's serial number in the guest: at most 20 printable characters.
+        any_size: whether it may seem larger to the guest than it is, since only the file system on it counts: it can
+            then go into an empty disk, which takes less time.
 
     Raises:
         InvalidArgument: a value that no disk can have.
@@ -49,6 +51,7 @@ class BlockDevice:
     cache_no_flush: bool = False
     aio: str = "threads"
     serial: str = ""
+    any_size: bool = False
 
     def __post_init__(self) -> None:
         _check(self.id, _ID, "device id")

@@ -18,6 +18,10 @@ from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
+#: The driver of disks that can be empty.
+_BLK = "virtio-blk"
+#: Empty disks for layers, beside one that is written to.
+_EMPTY_LAYERS = 4
 #: On the kernel command line: the agent takes a container through its life before it listens.
 WARM_UP = "agent.warm_up"
 
@@ -85,11 +89,31 @@ def plan_vm(
         root_ports=min(max(MIN_ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS),
         mmio_window=mmio_window,
         devices=devices,
+        empty_disks=empty_disks(config),
         seccomp=bool(hypervisor.seccompsandbox),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
         network=namespace_path(spec, "network"),
     )
+
+
+def empty_disks(config: Config) -> tuple[bool, ...]:
+    """The disks that a VM has before it is known what is on them, where roots are layers on disks.
+
+    A template has them already, so that its VMs need not find each one when it is plugged. Of an image with more
+    layers, the others are plugged.
+    """
+    hypervisor, runtime = config.hypervisor, config.runtime
+    on_disks = runtime.rootfs_layers == "disks" and not hypervisor.disable_block_device_use
+    if not on_disks or hypervisor.block_device_driver != _BLK:
+        return ()
+    # The same for all, wherever they write: what has one template shares its pages.
+    return (*(True,) * _EMPTY_LAYERS, False)
+
+
+def with_layers(config: Config) -> Config:
+    """The configuration of a VM whose root is of layers, as that of `kata run IMAGE`, whatever containerd's are."""
+    return replace(config, runtime=replace(config.runtime, rootfs_layers="disks"))
 
 
 def as_template(plan: VmPlan) -> VmPlan:

@@ -73,6 +73,7 @@ class Disk:
         mount: how the guest mounts it, or None.
         container_path: path of its device node in the container, if it is not mounted.
         scratch: whether nobody reads it after the VM has ended, so that flushing it is a waste.
+        layer: whether it is of a root of layers, where only its file system counts and not its size.
     """
 
     source: str
@@ -80,6 +81,7 @@ class Disk:
     mount: DiskMount | None = None
     container_path: str = ""
     scratch: bool = False
+    layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class _Planner:
         base = f"{GUEST_STORAGE}/{self._id}-{self._token()}"
         lower = [f"{base}-{number}" for number in range(len(layers.lower))]
         for source, point in zip(layers.lower, lower, strict=True):
-            self._disks.append(Disk(source, True, DiskMount(point, "erofs", ("ro",))))
+            self._disks.append(Disk(source, True, DiskMount(point, "erofs", ("ro",)), layer=True))
         written = f"{base}-upper"
         upper, work, create = f"{written}/upper", f"{written}/work", True
         if isinstance(layers.upper, HostUpper):
@@ -205,7 +207,7 @@ class _Planner:
         elif layers.upper:
             # Made sparse, so that its tables are zero already.
             mount = DiskMount(written, "ext4", ("noinit_itable",))
-            self._disks.append(Disk(layers.upper, False, mount, scratch=True))
+            self._disks.append(Disk(layers.upper, False, mount, scratch=True, layer=True))
         else:
             self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
         options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")

@@ -41,3 +41,11 @@ def test_a_slot_that_was_given_back_is_taken_next() -> None:
     first, second = free.take(), free.take()
     free.give(first)
     assert (free.take(), second) == (first, Slot(0x9, 0x2))
+
+
+def test_an_empty_disk_has_its_slot_for_itself() -> None:
+    free = Slots(empty_disks=2)
+    taken = {free.take() for _ in range(60)}
+    assert not taken & {slots.empty_disk(0), slots.empty_disk(1)}
+    with pytest.raises(ResourceExhausted):
+        free.take()

@@ -13,7 +13,7 @@ from kata.oci.spec import Spec
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.launch.host import Host, look_at_host, tsc_mhz
-from kata.runtime.launch.vm_plan import agent_params, as_template, plan_vm
+from kata.runtime.launch.vm_plan import agent_params, as_template, empty_disks, plan_vm, with_layers
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Size
 
@@ -106,3 +106,18 @@ def test_the_vmm_is_in_the_pods_network_and_a_templates_in_none() -> None:
     assert as_template(plan).network == ""
     anew = spec(linux={"namespaces": [{"type": "network"}]})
     assert [plan_vm("box", BOX, one, config(), HOST).network for one in (anew, spec(), Spec())] == ["", "", ""]
+
+
+def test_disks_for_layers_are_there_before_they_are_filled() -> None:
+    plain = config()
+    assert plan_vm("box", BOX, spec(), plain, HOST).empty_disks == ()
+    layered = plan_vm("box", BOX, spec(), with_layers(plain), HOST)
+    assert sorted(layered.empty_disks) == [False, True, True, True, True], "one that is written to"
+    assert as_template(layered).empty_disks == layered.empty_disks
+    memory = replace(plain, runtime=replace(plain.runtime, rootfs_upper="memory"))
+    assert empty_disks(with_layers(memory)) == layered.empty_disks, "they share a template"
+
+
+def test_where_disks_cannot_be_filled_there_are_none() -> None:
+    for other in (config(disable_block_device_use=True), config(block_device_driver="virtio-scsi")):
+        assert empty_disks(with_layers(other)) == ()

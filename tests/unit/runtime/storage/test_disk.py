@@ -140,9 +140,15 @@ def test_a_root_on_a_disk() -> None:
 def test_a_root_of_layers_that_is_written_to_a_disk() -> None:
     found = plan_disks("c1", {}, (), HOST, token=lambda: "t", layers=Layers(("/top", "/base"), "/up"))
     assert found.disks == (
-        Disk("/top", read_only=True, mount=DiskMount(f"{POINT}-0", "erofs", ("ro",))),
-        Disk("/base", read_only=True, mount=DiskMount(f"{POINT}-1", "erofs", ("ro",))),
-        Disk("/up", read_only=False, mount=DiskMount(f"{POINT}-upper", "ext4", ("noinit_itable",)), scratch=True),
+        Disk("/top", read_only=True, mount=DiskMount(f"{POINT}-0", "erofs", ("ro",)), layer=True),
+        Disk("/base", read_only=True, mount=DiskMount(f"{POINT}-1", "erofs", ("ro",)), layer=True),
+        Disk(
+            "/up",
+            read_only=False,
+            mount=DiskMount(f"{POINT}-upper", "ext4", ("noinit_itable",)),
+            scratch=True,
+            layer=True,
+        ),
     )
     (overlay,) = found.storages
     assert (overlay.driver, overlay.point) == ("overlayfs", POINT)

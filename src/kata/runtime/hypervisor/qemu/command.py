@@ -4,7 +4,7 @@ Every device has a fixed PCI address, so that VMs of equal plans are alike and o
 
     0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
     0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
-    0x8        random numbers
+    0x8        random numbers          0x1f … of bridge 0xa: empty disks
     0x10       9p
 
 References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
@@ -34,6 +34,9 @@ RESTORE_FD = ":restore"
 SHARE_FD = ":share"
 #: QEMU's name of the connection to the daemon that serves virtio-fs.
 SHARE_CHARDEV = "share"
+
+#: Bytes that an empty disk seems to have: more than what is put into it, at whose end reading ends.
+_EMPTY_DISK_SIZE = 1 << 44
 
 #: The only machine type for which the addresses above are free.
 _MACHINE = "q35"
@@ -80,6 +83,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         *_channels(plan, fds),
         *slots.options(plan.root_ports, plan.mmio_window),
         *_devices(plan),
+        *_empty_disks(plan),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
         # Tells the guest's kernel that it was cloned, so that it reseeds its random number generator.
@@ -190,6 +194,23 @@ def _devices(plan: VmPlan) -> list[tuple[str, ...]]:
         ("-device", f"vfio-pci,id={device.id},host={device.host},bus={slots.root_port(index).bus},addr=0x0")
         for index, device in enumerate(plan.devices)
     ]
+
+
+def _empty_disks(plan: VmPlan) -> list[tuple[str, ...]]:
+    options: list[tuple[str, ...]] = []
+    for index, read_only in enumerate(plan.empty_disks):
+        name, slot = empty_disk_name(index), slots.empty_disk(index)
+        access = "on" if read_only else "off"
+        null = f"driver=null-co,node-name={name},read-only={access},size={_EMPTY_DISK_SIZE},read-zeroes=on"
+        place = f"bus={slot.bus},addr={slot.address}"
+        disk = f"virtio-blk-pci,id={name},drive={name},{place},disable-legacy=on,werror=report"
+        options += [("-blockdev", null), ("-device", disk)]
+    return options
+
+
+def empty_disk_name(index: int) -> str:
+    """The name of an empty disk's device, and of its block node as long as it is empty."""
+    return f"empty{index}"
 
 
 def _escape(value: str) -> str:

@@ -95,6 +95,20 @@ def disk_in_slot(device: BlockDevice, number: int, slot: Slot) -> Step:
     return _virtio("blk", device.id, slot, drive=node_name(number), **_ON_FULL, **_serial(device))
 
 
+def disk_into_empty(empty: str, number: int) -> Step:
+    """Put the backend from `disk` into an empty disk.
+
+    Args:
+        empty: name of the empty disk, and of the block node that it goes back to.
+        number: as of `disk`.
+    """
+
+    def exchange(node: str) -> Command:
+        return Command("qom-set", {"path": f"/machine/peripheral/{empty}", "property": "drive", "value": node})
+
+    return Step(exchange(node_name(number)), exchange(empty))
+
+
 def scsi_controller(slot: Slot) -> Step:
     """The virtio-scsi controller, SCSI_CONTROLLER."""
     return _virtio("scsi", SCSI_CONTROLLER, slot)

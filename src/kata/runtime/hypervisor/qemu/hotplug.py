@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,21 @@ _DELETED = "DEVICE_DELETED"
 Execute = Callable[[Command], Awaitable[object]]
 
 
+@dataclass(frozen=True)
+class EmptyDisk:
+    """A disk that the VM has from its boot, without content.
+
+    Attributes:
+        name: QEMU's, of the device and of its block node.
+        slot: where it is.
+        read_only: whether what is put into it has to be read-only.
+    """
+
+    name: str
+    slot: Slot
+    read_only: bool
+
+
 @dataclass(eq=False)
 class _Plugged:
     """What one device holds.
@@ -42,6 +57,7 @@ class _Plugged:
     Attributes:
         id: the device's.
         slot: its PCI slot, or None.
+        empty: the empty disk that it is in, or None.
         unit: its number on the SCSI controller, or None.
         undo: the inverses of what was done, that of the device itself last.
         released: set when the guest has released it.
@@ -50,6 +66,7 @@ class _Plugged:
 
     id: str
     slot: Slot | None = None
+    empty: EmptyDisk | None = None
     unit: int | None = None
     undo: list[Command] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,13 +81,17 @@ class Hotplug:
         slots: the free ones.
         qmp: connected to the VM's QEMU.
         execute: runs a command, with a deadline, and raises `kata.errors`.
+        empty: its empty disks.
     """
 
-    def __init__(self, name: str, slots: Slots, qmp: QMPClient, execute: Execute) -> None:
+    def __init__(
+        self, name: str, slots: Slots, qmp: QMPClient, execute: Execute, empty: Iterable[EmptyDisk] = ()
+    ) -> None:
         self._name = name
         self._qmp = qmp
         self._execute = execute
         self._slots = slots
+        self._empty = list(empty)
         self._plugged: dict[str, _Plugged] = {}
         self._number = 0
         self._controller = asyncio.Lock()
@@ -92,6 +113,8 @@ class Hotplug:
         try:
             if isinstance(device, BlockDevice) and device.driver == "virtio-scsi":
                 return await self._plug_scsi(device, entry)
+            if empty := self._empty_for(device):
+                return await self._fill(empty, device, entry)
             entry.slot = self._slots.take(express=isinstance(device, VfioDevice))
             await self._carry_out(entry, self._steps(device, entry.slot))
             return entry.slot.path
@@ -118,6 +141,20 @@ class Hotplug:
         if isinstance(device, FileSystemDevice):
             return commands.file_system(device, slot)
         return commands.vfio(device, slot)
+
+    def _empty_for(self, device: Device | FileSystemDevice) -> EmptyDisk | None:
+        if not isinstance(device, BlockDevice) or not device.any_size or device.serial:
+            return None
+        return next((empty for empty in self._empty if empty.read_only == device.read_only), None)
+
+    async def _fill(self, empty: EmptyDisk, device: Device | FileSystemDevice, entry: _Plugged) -> str:
+        assert isinstance(device, BlockDevice)
+        self._empty.remove(empty)
+        entry.empty = empty
+        self._number += 1
+        steps = [*commands.disk(device, self._number), commands.disk_into_empty(empty.name, self._number)]
+        await self._carry_out(entry, steps)
+        return empty.slot.path
 
     async def _plug_scsi(self, device: BlockDevice, entry: _Plugged) -> str:
         # Whoever is cancelled: others may wait for it as well.
@@ -178,7 +215,7 @@ class Hotplug:
             log.warning("rolling back the plug of device %s: %s", entry.id, error)
 
     async def unplug(self, device_id: str, timeout: float) -> None:
-        """Have the guest release a device, then release its backend and slot.
+        """Have the guest release a device, then release its backend and slot. An empty disk is just emptied.
 
         Raises:
             NotFound: there is no device with this id.
@@ -192,8 +229,9 @@ class Hotplug:
             raise FailedPrecondition(f"device {device_id} of {self._name} is already being unplugged")
         entry.awaited = True
         try:
-            async with asyncio.timeout(timeout):
-                await self._ask(entry)
+            if not entry.empty:
+                async with asyncio.timeout(timeout):
+                    await self._ask(entry)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the guest of {self._name} did not release device {device_id} within {timeout:.0f} s"
@@ -264,6 +302,8 @@ class Hotplug:
         self._plugged.pop(entry.id, None)
         if entry.slot is not None:
             self._slots.give(entry.slot)
+        if entry.empty is not None:
+            self._empty.insert(0, entry.empty)
         if problems:
             raise FailedPrecondition(f"device {entry.id} of {self._name}: {'; '.join(problems)}")
 

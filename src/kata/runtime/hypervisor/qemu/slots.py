@@ -20,6 +20,8 @@ _ROOT_PORTS = (*range(0x4, 0x8), *range(0x11, 0x1F))
 _BRIDGES = range(0x9, 0xB)
 #: Slot 0 is reserved for a bridge's own hot-plug controller (SHPC).
 _BRIDGE_SLOTS = range(0x1, 0x20)
+#: The bridge whose last slots empty disks have.
+_EMPTY_DISKS_BEHIND = _BRIDGES[-1]
 
 
 @dataclass(frozen=True, order=True)
@@ -78,20 +80,26 @@ def root_port(index: int) -> Slot:
     return Slot(_ROOT_PORTS[index], 0)
 
 
+def empty_disk(index: int) -> Slot:
+    """The slot of empty disk number `index`, counted from 0."""
+    return Slot(_EMPTY_DISKS_BEHIND, _BRIDGE_SLOTS[-1 - index])
+
+
 class Slots:
     """The free slots of one VM.
 
     Args:
         root_ports: how many the VM has.
         taken: how many of them, the first ones, have a device at boot.
+        empty_disks: how many of these it has.
     """
 
-    def __init__(self, root_ports: int = MIN_ROOT_PORTS, taken: int = 0) -> None:
+    def __init__(self, root_ports: int = MIN_ROOT_PORTS, taken: int = 0, empty_disks: int = 0) -> None:
         self._root_ports = root_ports
         self._free = {
             *(Slot(bridge, number) for bridge in _BRIDGES for number in _BRIDGE_SLOTS),
             *map(root_port, range(taken, root_ports)),
-        }
+        } - set(map(empty_disk, range(empty_disks)))
 
     def take(self, *, express: bool = False) -> Slot:
         """Take the first free slot behind a bridge, or for a PCIe device (`express`) behind a root port.

@@ -36,7 +36,13 @@ from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
 from kata.runtime.hypervisor.qemu import confine, slots
 from kata.runtime.hypervisor.qemu.apart import thread_ids
-from kata.runtime.hypervisor.qemu.command import MAPS_READ_ONLY_SINCE, QMP_FD, RESTORE_FD, SHARE_CHARDEV
+from kata.runtime.hypervisor.qemu.command import (
+    MAPS_READ_ONLY_SINCE,
+    QMP_FD,
+    RESTORE_FD,
+    SHARE_CHARDEV,
+    empty_disk_name,
+)
 from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
 from kata.runtime.hypervisor.qemu.process import QemuProcess, restore_commands
 
@@ -441,10 +447,14 @@ class QemuVm:
             raise FailedPrecondition(f"the VM of {self.plan.sandbox_id} does not run")
         if self._hotplug is None:
             # Not needed to start most VMs.
-            from kata.runtime.hypervisor.qemu.hotplug import Hotplug
+            from kata.runtime.hypervisor.qemu.hotplug import EmptyDisk, Hotplug
 
-            free = slots.Slots(self.plan.root_ports, len(self.plan.devices))
-            self._hotplug = Hotplug(self.plan.sandbox_id, free, self._qmp, self._run)
+            free = slots.Slots(self.plan.root_ports, len(self.plan.devices), len(self.plan.empty_disks))
+            empty = [
+                EmptyDisk(empty_disk_name(index), slots.empty_disk(index), read_only)
+                for index, read_only in enumerate(self.plan.empty_disks)
+            ]
+            self._hotplug = Hotplug(self.plan.sandbox_id, free, self._qmp, self._run, empty)
         return self._hotplug
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float = RESIZE_TIMEOUT_S) -> Resized:
