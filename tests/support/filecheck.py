@@ -1,11 +1,6 @@
-"""Checks of what programs expect from a file system, run by a Python in a container:
+"""Checks of what programs expect from a file system, run by a Python in a container as `fileprograms` says.
 
-    python3 filecheck.py DIRECTORY              one program
-    python3 filecheck.py DIRECTORY OTHER        two, which have one directory at two places
-    python3 filecheck.py --serve OTHER PORT     the second one, in a container of its own,
-    python3 filecheck.py DIRECTORY :PORT        and the first one, in the same network
-
-prints a JSON object: each check, and true or why it failed. It needs only Python's standard library.
+It prints a JSON object: each check, and true or why it failed.
 """
 
 from __future__ import annotations
@@ -13,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import mmap
 import os
 import select
@@ -27,12 +21,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .fileprograms import CALL_TIMEOUT_S, There, raises, read, second, serve_at, stuck, told, write
+
 CHECKS: dict[str, Callable[[], object]] = {}
 #: Checks of two programs.
 PAIRS: dict[str, Callable[[There], object]] = {}
 
-#: Nothing that works takes as long, on a busy host and under emulation: a check, a call of the second program, a step.
-_CHECK_TIMEOUT_S, _CALL_TIMEOUT_S, _STEP_TIMEOUT_S = 80, 60, 20
+#: Nothing that works takes as long, on a busy host and under emulation: a check, a step.
+_CHECK_TIMEOUT_S, _STEP_TIMEOUT_S = CALL_TIMEOUT_S + 20, 20
 
 
 def check(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
@@ -41,17 +37,6 @@ def check(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
         return function
 
     return enter
-
-
-def _write(name: str, content: bytes = b"content") -> str:
-    with open(name, "wb") as file:
-        file.write(content)
-    return name
-
-
-def _read(name: str) -> bytes:
-    with open(name, "rb") as file:
-        return file.read()
 
 
 def _in_child(function: Callable[[], bool]) -> bool:
@@ -67,7 +52,7 @@ def _in_child(function: Callable[[], bool]) -> bool:
 
 @check("hard links")
 def _hard_links() -> bool:
-    os.link(_write("one"), "two")
+    os.link(write("one"), "two")
     first, second = os.stat("one"), os.stat("two")
     os.unlink("one")
     return (first.st_ino, first.st_nlink) == (second.st_ino, 2) and os.stat("two").st_nlink == 1
@@ -75,9 +60,9 @@ def _hard_links() -> bool:
 
 @check("rename over a file that is open")
 def _rename() -> bool:
-    with open(_write("old", b"old"), "rb") as file:
-        os.rename(_write("new", b"new"), "old")
-        return file.read() == b"old" and _read("old") == b"new"
+    with open(write("old", b"old"), "rb") as file:
+        os.rename(write("new", b"new"), "old")
+        return file.read() == b"old" and read("old") == b"new"
 
 
 @check("a file that is unlinked and open")
@@ -92,14 +77,14 @@ def _unlinked() -> bool:
 @check("rename of a directory that is not empty")
 def _rename_directory() -> bool:
     os.makedirs("tree/below")
-    _write("tree/below/file")
+    write("tree/below/file")
     os.rename("tree", "moved")
-    return _read("moved/below/file") == b"content"
+    return read("moved/below/file") == b"content"
 
 
 @check("owner, group, modes, set-user-ID")
 def _ownership() -> bool:
-    os.chown(_write("owned"), 1234, 5678)
+    os.chown(write("owned"), 1234, 5678)
     os.chmod("owned", 0o4711)
     info = os.stat("owned")
     return (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (1234, 5678, 0o4711)
@@ -107,7 +92,7 @@ def _ownership() -> bool:
 
 @check("times in nanoseconds")
 def _times() -> bool:
-    os.utime(_write("timed"), ns=(1_000_000_007, 2_000_000_009))
+    os.utime(write("timed"), ns=(1_000_000_007, 2_000_000_009))
     info = os.stat("timed")
     return (info.st_atime_ns, info.st_mtime_ns) == (1_000_000_007, 2_000_000_009)
 
@@ -131,7 +116,7 @@ def _whiteouts() -> bool:
 
 @check("user.* attributes")
 def _user_attributes() -> bool:
-    os.setxattr(_write("attributed"), "user.kata", b"value")
+    os.setxattr(write("attributed"), "user.kata", b"value")
     return os.getxattr("attributed", "user.kata") == b"value" and os.listxattr("attributed") == ["user.kata"]
 
 
@@ -139,34 +124,34 @@ def _user_attributes() -> bool:
 def _capabilities() -> bool:
     # CAP_NET_RAW, permitted and effective, version 2 (capability.h).
     value = bytes.fromhex("0100000200200000000000000000000000000000")
-    os.setxattr(_write("capable"), "security.capability", value)
+    os.setxattr(write("capable"), "security.capability", value)
     return os.getxattr("capable", "security.capability") == value
 
 
 @check("shared writable mappings, seen by readers and other processes")
 def _mappings() -> bool:
-    with open(_write("mapped", bytes(8192)), "r+b") as file, mmap.mmap(file.fileno(), 8192) as memory:
+    with open(write("mapped", bytes(8192)), "r+b") as file, mmap.mmap(file.fileno(), 8192) as memory:
         memory[4096:4100] = b"here"
         seen = _in_child(lambda: memory[4096:4100] == b"here")
         memory.flush()
-        return seen and _read("mapped")[4096:4100] == b"here"
+        return seen and read("mapped")[4096:4100] == b"here"
 
 
 @check("whole-file locks (flock)")
 def _flock() -> bool:
-    with open(_write("flocked"), "r+b") as file:
+    with open(write("flocked"), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def refused() -> bool:
             with open("flocked", "r+b") as again:
-                return _raises(errno.EWOULDBLOCK, lambda: fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                return raises(errno.EWOULDBLOCK, lambda: fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
         return _in_child(refused)
 
 
 @check("record locks (fcntl)")
 def _record_locks() -> bool:
-    with open(_write("locked", bytes(100)), "r+b") as file:
+    with open(write("locked", bytes(100)), "r+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 10, 0)
 
         def only_elsewhere() -> bool:
@@ -204,14 +189,14 @@ def _append() -> bool:
                 file.write(b"0123456789\n")
         return True
 
-    _write("log", b"")
+    write("log", b"")
     pid = os.fork()
     if not pid:
         append()
         os._exit(0)
     append()
     os.waitpid(pid, 0)
-    return _read("log") == b"0123456789\n" * 100
+    return read("log") == b"0123456789\n" * 100
 
 
 @check("sparse files, punched and set aside")
@@ -233,7 +218,7 @@ def _names() -> bool:
         for _ in range(12):
             os.mkdir("n" * 250)
             os.chdir("n" * 250)
-        _write("ä" * 127 + "x")
+        write("ä" * 127 + "x")
         return os.listdir() == ["ä" * 127 + "x"]
     finally:
         os.chdir(here)
@@ -243,77 +228,10 @@ def _names() -> bool:
 def _directory() -> bool:
     os.mkdir("many")
     for number in range(300):
-        _write(f"many/{number}", b"")
+        write(f"many/{number}", b"")
     for entry in os.scandir("many"):
         os.unlink(entry)
     return os.listdir("many") == []
-
-
-def _raises(number: int, function: Callable[[], object]) -> bool:
-    try:
-        function()
-    except OSError as error:
-        return error.errno == number
-    return False
-
-
-class There:
-    """The second program: it runs functions of this file, each in the same directory as the caller's, at its place.
-
-    Args:
-        connection: to the second program, which is in `serve`.
-        directory: where it has what the first one has, if that can be reached from here; else "".
-    """
-
-    def __init__(self, connection: socket.socket, directory: str = "") -> None:
-        self._connection = connection
-        self._lines = connection.makefile("rw")
-        self._calls = 0
-        self.directory = directory
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function there and return its result; an OSError is raised here."""
-        self.begin(function, *arguments)
-        return self.end()
-
-    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have a function run there; `end` waits for it."""
-        self._calls += 1
-        self._lines.write(json.dumps([self._calls, function.__name__, *arguments]) + "\n")
-        self._lines.flush()
-
-    def end(self) -> Any:
-        """The result of what was begun last; others may have been given up."""
-        while True:
-            call, result, number = json.loads(self._lines.readline())
-            if call == self._calls:
-                break
-        if number:
-            raise OSError(number, f"there: {os.strerror(number)}")
-        return result
-
-    def waits(self, seconds: float = 1.0) -> bool:
-        """Whether what was begun is not done within some time."""
-        return not select.select([self._connection], [], [], seconds)[0]
-
-
-def serve(connection: socket.socket, directory: str) -> None:
-    """Be the second program until the first one ends."""
-    signal.signal(signal.SIGALRM, _stuck)
-    with connection.makefile("rw") as lines:
-        for line in lines:
-            call, name, *arguments = json.loads(line)
-            try:
-                signal.alarm(_CALL_TIMEOUT_S)
-                if name == "_enter":
-                    os.chdir(directory)
-                answer = [call, (globals().get(name) or getattr(os, name))(*arguments), 0]
-            except OSError as error:
-                answer = [call, None, error.errno or errno.EIO]
-            finally:
-                signal.alarm(0)
-            lines.write(json.dumps(answer) + "\n")
-            lines.flush()
 
 
 def pair(name: str) -> Callable[[Callable[[There], object]], Callable[[There], object]]:
@@ -328,17 +246,17 @@ def pair(name: str) -> Callable[[Callable[[There], object]], Callable[[There], o
 _kept: dict[str, Any] = {}
 
 
-def _enter(name: str) -> None:
+def enter(name: str) -> None:
     _kept.clear()
     os.chdir(name)
 
 
 def _put(name: str, text: str) -> None:
-    _write(name, text.encode())
+    write(name, text.encode())
 
 
 def _get(name: str) -> str:
-    return _read(name).decode()
+    return read(name).decode()
 
 
 def _inode(name: str) -> list[int]:
@@ -410,7 +328,7 @@ def _written(there: There) -> bool:
 
 @pair("one inode, its links and modes")
 def _same_inode(there: There) -> bool:
-    os.link(_write("one"), "two")
+    os.link(write("one"), "two")
     there.call(os.chmod, "two", 0o640)
     same = _inode("one") == there.call(_inode, "two") == there.call(_inode, "one")
     there.call(os.unlink, "one")
@@ -419,7 +337,7 @@ def _same_inode(there: There) -> bool:
 
 @pair("renamed by the other")
 def _renamed(there: There) -> bool:
-    with open(_write("old"), "rb") as file:
+    with open(write("old"), "rb") as file:
         there.call(os.rename, "old", "new")
         names = sorted(os.listdir())
         return file.read() == b"content" and names == ["new"] and there.call(_get, "new") == "content"
@@ -427,7 +345,7 @@ def _renamed(there: There) -> bool:
 
 @pair("unlinked by the other while it is open")
 def _unlinked_there(there: There) -> bool:
-    with open(_write("gone"), "r+b") as file:
+    with open(write("gone"), "r+b") as file:
         there.call(os.unlink, "gone")
         file.seek(0, os.SEEK_END)
         file.write(b" stays")
@@ -437,7 +355,7 @@ def _unlinked_there(there: There) -> bool:
 
 @pair("truncated by the other")
 def _truncated(there: There) -> bool:
-    with open(_write("short", b"x" * 9000), "rb") as file:
+    with open(write("short", b"x" * 9000), "rb") as file:
         there.call(os.truncate, "short", 5)
         return os.fstat(file.fileno()).st_size == 5 and file.read() == b"x" * 5
 
@@ -447,9 +365,9 @@ def _between(there: There) -> bool:
     if not there.directory:
         return True
     to = os.path.join(there.directory, os.path.basename(os.getcwd()), "to")
-    _write("from")
+    write("from")
     calls = (os.rename, os.link)
-    return all(_raises(errno.EXDEV, lambda call=call: call("from", to)) for call in calls)  # type: ignore[misc]
+    return all(raises(errno.EXDEV, lambda call=call: call("from", to)) for call in calls)  # type: ignore[misc]
 
 
 @pair("Unix socket")
@@ -489,7 +407,7 @@ def _open_fifo(name: str) -> int:
 
 
 def _locks(there: There, kind: str) -> bool:
-    _write("locked", bytes(100))
+    write("locked", bytes(100))
     got = [_lock(kind, "locked", False), there.call(_lock, kind, "locked", False)]
     _unlock("locked")
     got += [there.call(_lock, kind, "locked", False), _lock(kind, "locked", False)]
@@ -497,7 +415,7 @@ def _locks(there: There, kind: str) -> bool:
 
 
 def _waiting_locks(there: There, kind: str) -> bool:
-    _write("locked", bytes(100))
+    write("locked", bytes(100))
     _lock(kind, "locked", True)
     there.begin(_lock, kind, "locked", True)
     waited = there.waits()
@@ -517,7 +435,7 @@ def _flock_waits(there: There) -> bool:
 
 @pair("whole-file locks by another link")
 def _flock_linked(there: There) -> bool:
-    os.link(_write("locked"), "link")
+    os.link(write("locked"), "link")
     got = [_lock("flock", "locked", False), there.call(_lock, "flock", "link", False)]
     return got == [True, False]
 
@@ -534,7 +452,7 @@ def _lockf_waits(there: There) -> bool:
 
 @pair("a shared mapping")
 def _mapped(there: There) -> bool:
-    _write("mapped", bytes(8192))
+    write("mapped", bytes(8192))
     _map("mapped")
     there.call(_map, "mapped")
     _poke("mapped", "here")
@@ -544,20 +462,20 @@ def _mapped(there: There) -> bool:
 
 
 @pair("a shared mapping and read")
-def _mapped_and_read(there: There) -> bool:
-    _write("mapped", bytes(8192))
+def _mapped_andread(there: There) -> bool:
+    write("mapped", bytes(8192))
     there.call(_map, "mapped")
     there.call(_poke, "mapped", "here")
-    return _read("mapped")[4096:4100] == b"here"
+    return read("mapped")[4096:4100] == b"here"
 
 
 @pair("O_APPEND")
 def _append_there(there: There) -> bool:
-    _write("log", b"")
+    write("log", b"")
     there.begin(_records, "log", "t")
     _records("log", "h")
     there.end()
-    return sorted(_read("log").split()) == [b"h" * 10] * 50 + [b"t" * 10] * 50
+    return sorted(read("log").split()) == [b"h" * 10] * 50 + [b"t" * 10] * 50
 
 
 @pair("O_EXCL")
@@ -642,17 +560,13 @@ def _watched_directory(there: There) -> bool:
 
 @pair("inotify of a file")
 def _watched_file(there: There) -> bool:
-    return (_IN_MODIFY, "") in _events(_write("watched"), _IN_MODIFY, lambda: there.call(_records, "watched", "x"))
-
-
-def _stuck(*_: object) -> None:
-    raise TimeoutError(errno.ETIMEDOUT, "stuck")
+    return (_IN_MODIFY, "") in _events(write("watched"), _IN_MODIFY, lambda: there.call(_records, "watched", "x"))
 
 
 def _results(root: str, checks: dict[str, Callable[[], object]]) -> dict[str, object]:
     """Run each check in a directory of its own; say true, or why it failed."""
     found: dict[str, object] = {}
-    signal.signal(signal.SIGALRM, _stuck)
+    signal.signal(signal.SIGALRM, stuck)
     for index, (name, function) in enumerate(checks.items()):
         place = os.path.join(root, f"check-{index}")
         try:
@@ -669,38 +583,23 @@ def _results(root: str, checks: dict[str, Callable[[], object]]) -> dict[str, ob
 
 def _as_check(function: Callable[[There], object], there: There) -> Callable[[], object]:
     def run() -> object:
-        there.call(_enter, os.path.basename(os.getcwd()))
+        there.call(enter, os.path.basename(os.getcwd()))
         _kept.clear()
         return function(there)
 
     return run
 
 
-def _with_other(directory: str, other: str) -> dict[str, object]:
-    """Run the checks of two programs, the second one in a child process or at a port."""
-    if other.startswith(":"):
-        connection = socket.create_connection(("127.0.0.1", int(other[1:])))
-        there = There(connection)
-    else:
-        connection, end = socket.socketpair()
-        if not os.fork():
-            connection.close()
-            serve(end, other)
-            os._exit(0)
-        end.close()
-        there = There(connection, other)
-    return _results(directory, {name: _as_check(function, there) for name, function in PAIRS.items()})
-
-
 def main(directory: str, *more: str) -> None:
     if directory == "--serve":
-        with socket.create_server(("127.0.0.1", int(more[1]))) as server:
-            print("ready", flush=True)  # noqa: T201
-            serve(server.accept()[0], more[0])
+        serve_at(more[1], more[0], globals())
         return
     os.makedirs(directory, exist_ok=bool(more))
-    found = _with_other(directory, *more) if more else _results(directory, CHECKS)
-    sys.stdout.write(json.dumps(found))
+    if not more:
+        told(_results(directory, CHECKS))
+        return
+    there = second(more[0], globals())
+    told(_results(directory, {name: _as_check(function, there) for name, function in PAIRS.items()}), more[0])
 
 
 if __name__ == "__main__":

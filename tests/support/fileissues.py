@@ -1,16 +1,12 @@
-"""What programs have met on shared file systems and did not expect, by a Python in a container:
+"""What programs have met on shared file systems and did not expect, by a Python in a container (see `fileprograms`).
 
-    python3 fileissues.py DIRECTORY
-
-prints a JSON object: each check, and true or why it failed. It needs only Python's standard library. What every file
-system has to do is in `tests.support.filecheck`.
+It prints a JSON object: each check, and true or why it failed. What every file system has to do is in `filecheck`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import mmap
 import os
 import select
@@ -18,6 +14,8 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
+
+from .fileprograms import told, write
 
 CHECKS: dict[str, Callable[[], object]] = {}
 
@@ -38,12 +36,6 @@ def check(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
         return function
 
     return enter
-
-
-def _write(name: str, content: bytes = b"content") -> str:
-    with open(name, "wb") as file:
-        file.write(content)
-    return name
 
 
 def _call(function: str, *arguments: object) -> None:
@@ -115,7 +107,7 @@ def _replaced() -> bool:
     with open("a", "w+b") as file:
         file.write(b"old")
         file.flush()
-        os.chmod(_write("b", b"newer"), 0o600)
+        os.chmod(write("b", b"newer"), 0o600)
         os.rename("b", "a")
         os.ftruncate(file.fileno(), 1)
         os.fchmod(file.fileno(), 0o777)
@@ -125,7 +117,7 @@ def _replaced() -> bool:
 
 @check("written by a mapping, read at once")
 def _mapped_then_read() -> bool:
-    with open(_write("mapped", bytes(8192)), "r+b") as file, mmap.mmap(file.fileno(), 8192) as memory:
+    with open(write("mapped", bytes(8192)), "r+b") as file, mmap.mmap(file.fileno(), 8192) as memory:
         memory[:4] = b"here"
         return os.pread(file.fileno(), 4, 0) == b"here"
 
@@ -155,7 +147,7 @@ def _allocated() -> bool:
 
 @check("renameat2: without replacing")
 def _noreplace() -> bool:
-    _write("one"), _write("two")
+    write("one"), write("two")
     _call("renameat2", _AT_FDCWD, b"one", _AT_FDCWD, b"three", _NOREPLACE)
     try:
         _call("renameat2", _AT_FDCWD, b"three", _AT_FDCWD, b"two", _NOREPLACE)
@@ -166,7 +158,7 @@ def _noreplace() -> bool:
 
 @check("renameat2: exchanging")
 def _exchange() -> bool:
-    _write("one", b"1"), _write("two", b"2")
+    write("one", b"1"), write("two", b"2")
     _call("renameat2", _AT_FDCWD, b"one", _AT_FDCWD, b"two", _EXCHANGE)
     with open("one", "rb") as file:
         return file.read() == b"2"
@@ -186,12 +178,12 @@ def _without_name() -> bool:
 @check("inotify: changes in a directory that nobody else holds open")
 def _watched() -> bool:
     os.mkdir("watched")
-    _write("watched/old")
+    write("watched/old")
     fd = _LIBC.inotify_init1(os.O_CLOEXEC)
     try:
         _call("inotify_add_watch", fd, b"watched", _IN_CREATE | _IN_MODIFY)
         os.stat("watched/old")
-        _write("watched/new")
+        write("watched/new")
         if not select.select([fd], [], [], 10)[0]:
             return False
         return b"new" in os.read(fd, 4096)
@@ -212,7 +204,7 @@ _USER_1000_WRITES = _acl(
 @check("access control list: whom it names, and nobody else")
 def _access_list() -> bool:
     os.chmod(".", 0o755)
-    os.chmod(_write("listed"), 0o640)
+    os.chmod(write("listed"), 0o640)
     os.chown("listed", 0, 2000)
     os.setxattr("listed", "system.posix_acl_access", _USER_1000_WRITES)
     return (
@@ -238,7 +230,7 @@ def _deep() -> bool:
         for _ in range(300):
             os.mkdir("d" * 19)
             os.chdir("d" * 19)
-        _write("file")
+        write("file")
         return os.listdir() == ["file"]
     finally:
         os.chdir(here)
@@ -249,7 +241,7 @@ def _any_bytes() -> bool:
     os.mkdir("named")
     names = {bytes([byte]) * 200 for byte in (*range(1, 47), *range(48, 256))}
     for name in names:
-        _write(os.fsdecode(b"named/" + name))
+        write(os.fsdecode(b"named/" + name))
     return {os.fsencode(name) for name in os.listdir("named")} == names
 
 
@@ -267,14 +259,14 @@ def _large() -> bool:
 @check("set-user-ID gone when another user writes")
 def _set_user_id() -> bool:
     os.chmod(".", 0o755)
-    os.chmod(_write("program"), 0o4777)
+    os.chmod(write("program"), 0o4777)
 
-    def write() -> bool:
+    def written() -> bool:
         with open("program", "r+b") as file:
             file.write(b"x")
         return True
 
-    return _as_user(1000, write) and not os.stat("program").st_mode & stat.S_ISUID
+    return _as_user(1000, written) and not os.stat("program").st_mode & stat.S_ISUID
 
 
 def main(directory: str) -> None:
@@ -289,7 +281,7 @@ def main(directory: str) -> None:
             found[name] = True if function() else "is not so"
         except OSError as error:
             found[name] = error.strerror or errno.errorcode.get(error.errno or 0, type(error).__name__)
-    sys.stdout.write(json.dumps(found))
+    told(found)
 
 
 if __name__ == "__main__":
