@@ -900,14 +900,13 @@ def run(table: Table) -> None:
             signal.alarm(0)
 
 
-def main(directory: str, *more: str) -> None:
+def main(directory: str, other: str = "", *more: str) -> None:
     if directory == "--serve":
-        serve_at(more[1], more[0], globals())
+        serve_at(more[0], other, globals())
         return
-    other, read_only = (*more, "", "")[:2]
     os.makedirs(directory, exist_ok=True)
     os.umask(0)
-    table = Table(directory, second(other, globals()) if other else None, read_only)
+    table = Table(directory, second(other, globals()) if other else None, *more)
     run(table)
     told(table.cases, other)
 

@@ -182,7 +182,7 @@ def _direct() -> bool:
 
 
 @check("O_APPEND from two processes")
-def _append() -> bool:
+def _append_twice() -> bool:
     def append() -> bool:
         with open("log", "ab", buffering=0) as file:
             for _ in range(50):
@@ -529,6 +529,88 @@ def _sqlite_wal(there: There) -> bool:
     return _sqlite(there, "wal")
 
 
+@pair("a new file, looked for before")
+def _looked_for(there: There) -> bool:
+    before = os.path.exists("new"), os.listdir()
+    there.call(_put, "new", "text")
+    return before == (False, []) and os.path.exists("new") and os.listdir() == ["new"]
+
+
+@pair("a file that grows, read on")
+def _grows(there: There) -> bool:
+    there.call(_put, "log", "one ")
+    with open("log") as file:
+        said = [file.read()]
+        for text in ("two ", "three "):
+            there.call(_append, "log", text)
+            said.append(file.read())
+    return said == ["one ", "two ", "three "]
+
+
+def _append(name: str, text: str) -> None:
+    with open(name, "a") as file:
+        file.write(text)
+
+
+@pair("appended in turns")
+def _in_turns(there: There) -> bool:
+    with open("log", "ab", buffering=0) as file:
+        for _ in range(10):
+            file.write(b"h")
+            there.call(_append, "log", "t")
+    return read("log") == b"ht" * 10
+
+
+@pair("times that the other sets, and its change")
+def _times_there(there: There) -> bool:
+    write("timed")
+    there.call(_set_time, "timed", 1_000_000_000)
+    first = os.stat("timed").st_mtime
+    there.call(_put, "timed", "longer than it was")
+    info = os.stat("timed")
+    return first == 1_000_000_000 and info.st_mtime > first and info.st_size == 18
+
+
+def _set_time(name: str, seconds: int) -> None:
+    os.utime(name, (seconds, seconds))
+
+
+@pair("the directory that one is in, renamed by the other")
+def _directory_renamed(there: There) -> bool:
+    os.mkdir("directory")
+    place = os.getcwd()
+    os.chdir("directory")
+    try:
+        there.call(os.rename, "directory", "renamed")
+        write("file")
+        os.mkdir("below")
+        return os.listdir("..") == ["renamed"] and there.call(_get, "renamed/file") == "content"
+    finally:
+        os.chdir(place)
+
+
+@pair("a file that is open, in a directory that the other renames and replaces")
+def _replaced_directory(there: There) -> bool:
+    os.mkdir("directory")
+    with open(write("directory/file"), "r+b") as file:
+        there.call(_replace_directory)
+        file.write(b"changed")
+        file.flush()
+        os.fchmod(file.fileno(), 0o640)
+        return (
+            there.call(_get, "renamed/file") == "changed"
+            and there.call(_get, "directory/file") == "other"
+            and there.call(_inode, "renamed/file")[3] == 0o640
+            and read("directory/file") == b"other"
+        )
+
+
+def _replace_directory() -> None:
+    os.rename("directory", "renamed")
+    os.mkdir("directory")
+    _put("directory/file", "other")
+
+
 _IN_MODIFY, _IN_CREATE = 0x2, 0x100
 
 
@@ -590,16 +672,16 @@ def _as_check(function: Callable[[There], object], there: There) -> Callable[[],
     return run
 
 
-def main(directory: str, *more: str) -> None:
+def main(directory: str, other: str = "", *more: str) -> None:
     if directory == "--serve":
-        serve_at(more[1], more[0], globals())
+        serve_at(more[0], other, globals())
         return
-    os.makedirs(directory, exist_ok=bool(more))
-    if not more:
+    os.makedirs(directory, exist_ok=True)
+    if not other:
         told(_results(directory, CHECKS))
         return
-    there = second(more[0], globals())
-    told(_results(directory, {name: _as_check(function, there) for name, function in PAIRS.items()}), more[0])
+    there = second(other, globals())
+    told(_results(directory, {name: _as_check(function, there) for name, function in PAIRS.items()}), other)
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def _set_user_id() -> bool:
     return _as_user(1000, written) and not os.stat("program").st_mode & stat.S_ISUID
 
 
-def main(directory: str) -> None:
+def main(directory: str, *_: str) -> None:
     os.makedirs(directory)
     os.umask(0o022)
     found: dict[str, object] = {}
@@ -285,4 +285,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

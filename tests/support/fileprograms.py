@@ -2,12 +2,13 @@
 
 They need only Python's standard library, and run with this directory mounted as /support:
 
-    python3 -m support.filecases DIRECTORY              one program
+    python3 -m support.filecases DIRECTORY [""]         one program
     python3 -m support.filecases DIRECTORY OTHER        two, which have one directory at two places
     python3 -m support.filecases --serve OTHER :PORT    the second one, in a container of its own,
     python3 -m support.filecases DIRECTORY :PORT        and the first one, in the same network
 
 "-" in place of ":PORT" is standard input and output of both; the first one prints what it found to standard error then.
+`fileways` runs them.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ import pytest
 
 from kata.loop.watch import BLOCKED
 from tests.support.containerd import PrivateContainerd
+from tests.support.fileways import Files
 from tests.support.images import BUSYBOX, busybox_archive
 from tests.support.leaks import TEST_PREFIX, assert_nothing_left, snapshot
+from tests.support.packages import python_archive
 
 CONFIGURATION = """\
 [hypervisor.qemu]
@@ -32,6 +34,20 @@ def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) ->
         assert containerd.import_image(archive) == [BUSYBOX]
         yield containerd
         assert [line for line in containerd.log_text().splitlines() if BLOCKED in line] == []
+
+
+@pytest.fixture(scope="session")
+def python_image(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with Python."""
+    name = "docker.io/library/python:test"
+    containerd.import_image(python_archive(tmp_path_factory.mktemp("python") / "python.tar", name))
+    return name
+
+
+@pytest.fixture
+def files(containerd: PrivateContainerd, python_image: str, way: str, tmp_path: Path) -> Files:
+    """Containers whose files come by the way that the test names."""
+    return Files(containerd, python_image, way, tmp_path)
 
 
 @pytest.fixture(scope="module", autouse=True)

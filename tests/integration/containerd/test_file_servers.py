@@ -13,26 +13,19 @@ import pytest
 
 from kata.runtime.hypervisor.qemu.share import find_helper
 from kata.runtime.ledger.processes import processes_of
-from tests.support import fileissues, filestress
-from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.containerd import PrivateContainerd, unique_id
+from tests.support.fileways import RUNC, Files, missed
 from tests.support.images import BUSYBOX
 from tests.support.leaks import TEST_PREFIX
-from tests.support.packages import python_archive
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(240)]
 
-PYTHON = "docker.io/library/python:test"
-CONFIGURATION = """\
-[hypervisor.qemu]
-default_memory = 512
-shared_fs = "{shared_fs}"
-"""
 #: Linux's 9p looks a name up and then creates it: another one may have done so meanwhile.
 EXPECTED = {"virtio-9p": {"ENOENT for a name that another creates"}, "virtio-fs": set[str]()}
 #: What differs from a host's file system; see docs/limitations.md.
 NOT_SO: dict[str, dict[str, str]] = {
-    "": {},
+    RUNC: {},
     "virtio-9p": {
         "a file that is unlinked and open: size, mode, owner, times, attributes": "No such file or directory",
         "a file that is unlinked and open: opened again through /proc": "No such file or directory",
@@ -50,81 +43,41 @@ NOT_SO: dict[str, dict[str, str]] = {
         "a file without a name (O_TMPFILE), then with one": "Operation not supported",
     },
 }
-OVER_BOTH = pytest.mark.parametrize("shared_fs", ["virtio-9p", "virtio-fs"])
+OVER_BOTH = pytest.mark.parametrize("way", ["virtio-9p", "virtio-fs"])
 ROUNDS = pytest.mark.parametrize(
     "rounds", [30, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
 )
-
-
-@pytest.fixture(scope="module")
-def image(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> str:
-    containerd.import_image(python_archive(tmp_path_factory.mktemp("python") / "python.tar", PYTHON))
-    return PYTHON
-
-
-@pytest.fixture
-def options(shared_fs: str, tmp_path: Path) -> tuple[str, ...]:
-    configuration = tmp_path / "configuration.toml"
-    configuration.write_text(CONFIGURATION.format(shared_fs=shared_fs))
-    return "--runtime", RUNTIME, "--runtime-config-path", str(configuration)
+PLACES = pytest.mark.parametrize("directory", ["/srv/files", "/a/files"], ids=["root", "volume"])
 
 
 @OVER_BOTH
 @ROUNDS
-@pytest.mark.parametrize("place", ["root", "volume"])
-def test_no_file_ends_a_server(
-    containerd: PrivateContainerd,
-    image: str,
-    options: tuple[str, ...],
-    shared_fs: str,
-    place: str,
-    rounds: int,
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "volume").mkdir()
-    mounts = (
-        *("--mount", f"type=bind,src={filestress.__file__},dst=/filestress.py,options=rbind:ro"),
-        *("--mount", f"type=bind,src={tmp_path}/volume,dst=/volume,options=rbind:rw"),
-    )
-    where = "/volume/stress" if place == "volume" else "/srv/stress"
+@PLACES
+def test_no_file_ends_a_server(files: Files, way: str, directory: str, rounds: int) -> None:
     container_id = unique_id(TEST_PREFIX)
-    command = (image, container_id, "/usr/bin/python3", "/filestress.py", where, str(rounds))
-    done = containerd.ctr("run", "--rm", *options, *mounts, *command, timeout=180 + rounds)
-    assert set(json.loads(done.stdout)) <= EXPECTED[shared_fs]
-    warned = f"container {container_id}: may write to /volume over 9p" in containerd.log_text()
-    assert warned == (shared_fs == "virtio-9p")
+    command = files.command("filestress", (directory, str(rounds)), container_id=container_id)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180 + rounds)
+    assert set(json.loads(done.stdout)) <= EXPECTED[way], done.stderr
+    warned = f"container {container_id}: may write to /a over 9p" in files.containerd.log_text()
+    assert warned == (way == "virtio-9p")
 
 
-@pytest.mark.parametrize("place", ["root", "volume"])
-@pytest.mark.parametrize("shared_fs", ["", "virtio-9p", "virtio-fs"], ids=["runc", "virtio-9p", "virtio-fs"])
-def test_what_programs_have_met(
-    containerd: PrivateContainerd, image: str, options: tuple[str, ...], shared_fs: str, place: str, tmp_path: Path
-) -> None:
-    if not shared_fs:
-        options = ("--runtime", "io.containerd.runc.v2")
-    (tmp_path / "volume").mkdir()
-    mounts = (
-        *("--mount", f"type=bind,src={fileissues.__file__},dst=/fileissues.py,options=rbind:ro"),
-        *("--mount", f"type=bind,src={tmp_path}/volume,dst=/volume,options=rbind:rw"),
-    )
-    where = "/volume/issues" if place == "volume" else "/srv/issues"
-    command = (image, unique_id(TEST_PREFIX), "/usr/bin/python3", "/fileissues.py", where)
-    found = json.loads(containerd.ctr("run", "--rm", *options, *mounts, *command, timeout=180).stdout)
-    not_so = {name: said for name, said in found.items() if said is not True}
-    assert not_so == NOT_SO[shared_fs], json.dumps(not_so, indent=1)
+@PLACES
+@pytest.mark.parametrize("way", [RUNC, "virtio-9p", "virtio-fs"])
+def test_what_programs_have_met(files: Files, way: str, directory: str) -> None:
+    not_so = missed(files.found("fileissues", directory))
+    assert not_so == NOT_SO[way], json.dumps(not_so, indent=1)
 
 
 @OVER_BOTH
-def test_the_end_of_the_server_is_the_end_of_the_sandbox(
-    containerd: PrivateContainerd, options: tuple[str, ...], shared_fs: str
-) -> None:
+def test_the_end_of_the_server_is_the_end_of_the_sandbox(containerd: PrivateContainerd, files: Files, way: str) -> None:
     """It is killed while a container writes: everything ends at once, and the log says why."""
-    if shared_fs == "virtio-9p" and not find_helper():
+    if way == "virtio-9p" and not find_helper():
         pytest.skip("needs a 9p server of its own (QEMU 7.2)")
     container_id = unique_id(TEST_PREFIX)
     busy = "while :; do dd if=/dev/zero of=/file bs=64k count=16 2>/dev/null; echo written; done"
     running = subprocess.Popen(
-        containerd.ctr_command("run", "--rm", *options, BUSYBOX, container_id, "sh", "-c", busy),
+        containerd.ctr_command("run", "--rm", *files.options(), BUSYBOX, container_id, "sh", "-c", busy),
         env=containerd.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

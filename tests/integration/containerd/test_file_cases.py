@@ -1,0 +1,68 @@
+"""The system calls on files, case by case: by each way that files can come to a container, and in each place in it.
+
+What is right in a container of runc is right here; what differs is in `DIFFERENT`, and in docs/limitations.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.fileways import RUNC, Files
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(400)]
+
+#: What happens instead, by the way that files come.
+DIFFERENT: dict[str, dict[str, str]] = {
+    "virtio-9p": {},
+    "virtio-fs": {},
+}
+#: There are as many; fewer mean that a section was given up.
+MIN_CASES = 800
+
+Find = Callable[[Files, str], dict[str, tuple[str, str]]]
+PLACES = {
+    "root": Files.found,
+    "volume": Files.in_volume,
+    "two mounts": Files.two_mounts,
+    "two containers": Files.two_containers,
+}
+LONG = pytest.mark.long
+
+
+def different(cases: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """What is not right, and what happened instead."""
+    assert len(cases) > MIN_CASES
+    return {case: happened for case, (right, happened) in cases.items() if happened != right}
+
+
+def shown(found: dict[str, str]) -> str:
+    return json.dumps(found, indent=1)
+
+
+@pytest.mark.parametrize(
+    ("way", "place"),
+    [
+        *((RUNC, place) for place in PLACES),
+        *((way, place) for way in ("virtio-9p", "virtio-fs") for place in PLACES),
+        *((f"layers, {upper}", "root") for upper in ("disk", "memory", "host")),
+    ],
+)
+def test_system_calls(files: Files, way: str, place: str) -> None:
+    found = different(PLACES[place](files, "filecases"))
+    assert found == DIFFERENT.get(way, {}), shown(found)
+
+
+@pytest.mark.parametrize("way", ["virtio-9p"])
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_system_calls_on_a_disk(files: Files, kind: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(512 << 20)
+    subprocess.run([f"mkfs.{kind}", "-q", disk], check=True, timeout=30)
+    mount = f"type={kind},src={disk},dst=/data,options=loop"
+    assert different(files.found("filecases", "/data/files", "--mount", mount)) == {}
