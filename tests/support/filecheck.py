@@ -251,11 +251,11 @@ def enter(name: str) -> None:
     os.chdir(name)
 
 
-def _put(name: str, text: str) -> None:
+def put(name: str, text: str) -> None:
     write(name, text.encode())
 
 
-def _get(name: str) -> str:
+def get(name: str) -> str:
     return read(name).decode()
 
 
@@ -318,12 +318,12 @@ def _insert(name: str, who: str, count: int) -> None:
 
 @pair("what one writes the other reads")
 def _written(there: There) -> bool:
-    _put("here", "from here")
-    there.call(_put, "there", "from there")
+    put("here", "from here")
+    there.call(put, "there", "from there")
     with open("here") as file:
-        there.call(_put, "here", "again and longer")
+        there.call(put, "here", "again and longer")
         file.seek(0)
-        return there.call(_get, "here") == file.read() == "again and longer" and _get("there") == "from there"
+        return there.call(get, "here") == file.read() == "again and longer" and get("there") == "from there"
 
 
 @pair("one inode, its links and modes")
@@ -340,7 +340,7 @@ def _renamed(there: There) -> bool:
     with open(write("old"), "rb") as file:
         there.call(os.rename, "old", "new")
         names = sorted(os.listdir())
-        return file.read() == b"content" and names == ["new"] and there.call(_get, "new") == "content"
+        return file.read() == b"content" and names == ["new"] and there.call(get, "new") == "content"
 
 
 @pair("unlinked by the other while it is open")
@@ -387,7 +387,7 @@ def _socket(there: There) -> bool:
 @pair("FIFO")
 def _fifo(there: There) -> bool:
     os.mkfifo("fifo")
-    there.begin(_get, "fifo")
+    there.begin(get, "fifo")
     fd = _open_fifo("fifo")
     os.write(fd, b"through")
     os.close(fd)
@@ -532,13 +532,13 @@ def _sqlite_wal(there: There) -> bool:
 @pair("a new file, looked for before")
 def _looked_for(there: There) -> bool:
     before = os.path.exists("new"), os.listdir()
-    there.call(_put, "new", "text")
+    there.call(put, "new", "text")
     return before == (False, []) and os.path.exists("new") and os.listdir() == ["new"]
 
 
 @pair("a file that grows, read on")
 def _grows(there: There) -> bool:
-    there.call(_put, "log", "one ")
+    there.call(put, "log", "one ")
     with open("log") as file:
         said = [file.read()]
         for text in ("two ", "three "):
@@ -566,7 +566,7 @@ def _times_there(there: There) -> bool:
     write("timed")
     there.call(_set_time, "timed", 1_000_000_000)
     first = os.stat("timed").st_mtime
-    there.call(_put, "timed", "longer than it was")
+    there.call(put, "timed", "longer than it was")
     info = os.stat("timed")
     return first == 1_000_000_000 and info.st_mtime > first and info.st_size == 18
 
@@ -584,7 +584,7 @@ def _directory_renamed(there: There) -> bool:
         there.call(os.rename, "directory", "renamed")
         write("file")
         os.mkdir("below")
-        return os.listdir("..") == ["renamed"] and there.call(_get, "renamed/file") == "content"
+        return os.listdir("..") == ["renamed"] and there.call(get, "renamed/file") == "content"
     finally:
         os.chdir(place)
 
@@ -598,8 +598,8 @@ def _replaced_directory(there: There) -> bool:
         file.flush()
         os.fchmod(file.fileno(), 0o640)
         return (
-            there.call(_get, "renamed/file") == "changed"
-            and there.call(_get, "directory/file") == "other"
+            there.call(get, "renamed/file") == "changed"
+            and there.call(get, "directory/file") == "other"
             and there.call(_inode, "renamed/file")[3] == 0o640
             and read("directory/file") == b"other"
         )
@@ -608,7 +608,7 @@ def _replaced_directory(there: There) -> bool:
 def _replace_directory() -> None:
     os.rename("directory", "renamed")
     os.mkdir("directory")
-    _put("directory/file", "other")
+    put("directory/file", "other")
 
 
 _IN_MODIFY, _IN_CREATE = 0x2, 0x100
@@ -637,7 +637,7 @@ def _events(path: str, mask: int, cause: Callable[[], object]) -> list[tuple[int
 @pair("inotify of a directory")
 def _watched_directory(there: There) -> bool:
     os.mkdir("watched")
-    return (_IN_CREATE, "new") in _events("watched", _IN_CREATE, lambda: there.call(_put, "watched/new", "x"))
+    return (_IN_CREATE, "new") in _events("watched", _IN_CREATE, lambda: there.call(put, "watched/new", "x"))
 
 
 @pair("inotify of a file")

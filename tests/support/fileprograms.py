@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import IO, Any
 
 #: Nothing that works takes as long, on a busy host and under emulation.
 CALL_TIMEOUT_S = 60
@@ -60,7 +60,7 @@ class There:
         directory: where it has what the first one has, if that can be reached from here; else "".
     """
 
-    def __init__(self, answers: TextIO, calls: TextIO, directory: str = "") -> None:
+    def __init__(self, answers: IO[str], calls: IO[str], directory: str = "") -> None:
         self._answers, self._calls = answers, calls
         self._number = 0
         self.directory = directory
@@ -94,7 +94,7 @@ class There:
 Functions = Mapping[str, Callable[..., Any]]
 
 
-def serve(calls: TextIO, answers: TextIO, directory: str, functions: Functions) -> None:
+def serve(calls: IO[str], answers: IO[str], directory: str, functions: Functions) -> None:
     """Be the second program until the first one ends; `enter` begins in the directory."""
     signal.signal(signal.SIGALRM, stuck)
     for line in calls:
@@ -138,7 +138,7 @@ def second(other: str, functions: Functions) -> There:
     return There(*_lines(ours), other)
 
 
-def _lines(connection: socket.socket) -> tuple[TextIO, TextIO]:
+def _lines(connection: socket.socket) -> tuple[IO[str], IO[str]]:
     return connection.makefile("r"), connection.makefile("w")
 
 

@@ -6,11 +6,14 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
+from tests.support.fileprograms import There
 from tests.support.leaks import TEST_PREFIX
 
 RUNC = "runc"
@@ -72,7 +75,15 @@ class Files:
 
     def found(self, program: str, directory: str = "/srv/files", *options: str) -> dict[str, Any]:
         """What a program finds in a directory: in the root file system, or in what the options mount."""
-        return self._run(self.command(program, (directory, "", _READ_ONLY), *options))
+        return self.run(program, (directory, "", _READ_ONLY), *options)
+
+    def run(
+        self, program: str, arguments: tuple[str, ...], *options: str, timeout: float = _TIMEOUT_S
+    ) -> dict[str, Any]:
+        """What a program prints."""
+        command = self.command(program, arguments, *options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        return _found(done.stdout, done.stderr)
 
     def in_volume(self, program: str) -> dict[str, Any]:
         """What a program finds in a volume."""
@@ -80,7 +91,7 @@ class Files:
 
     def two_mounts(self, program: str) -> dict[str, Any]:
         """What two programs find that have a volume by two mounts of one container."""
-        return self._run(self.command(program, (_VOLUME, _AGAIN, _READ_ONLY_PART)))
+        return self.run(program, (_VOLUME, _AGAIN, _READ_ONLY_PART))
 
     def two_containers(self, program: str) -> dict[str, Any]:
         """What two programs find that have a volume in two containers of one pod."""
@@ -123,10 +134,19 @@ class Files:
         run = ("run", "--rm", *self.options(), "--cap-add", "CAP_SETFCAP", *mounts, *options)
         return self.containerd.ctr_command(*run, self.image, container_id or unique_id(TEST_PREFIX), *python)
 
-    @staticmethod
-    def _run(command: list[str]) -> dict[str, Any]:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-        return _found(done.stdout, done.stderr)
+    @contextmanager
+    def serving(self, program: str) -> Iterator[There]:
+        """Have a second program in a sandbox of its own, which has the volume and is called from here."""
+        command = self.command(program, ("--serve", _VOLUME, "-"))
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as serving:
+            try:
+                assert serving.stdin
+                assert serving.stdout
+                yield There(serving.stdout, serving.stdin)
+                serving.stdin.close()
+                assert serving.wait(60) == 0
+            finally:
+                serving.kill()
 
 
 def bind(source: str | Path, destination: str, *options: str) -> tuple[str, ...]:

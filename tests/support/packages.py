@@ -19,12 +19,25 @@ _LOCK_TIMEOUT_S = 120.0
 NGINX = ("nginx",)
 PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
+#: Programs that people run, for `tests.support.realprograms`.
+PROGRAMS = (*PYTHON, "postgresql-17", "redis-server", "git", "dpkg", "tar", "rsync", "nodejs", "coreutils")
 
 #: The release after those that are hosts. Programs that are linked statically, as Go's nearly are, run on them.
 NEXT_RELEASE = "forky"
 
 #: Dependencies that the containers of tests do not need.
 _UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
+#: Of the programs' as well: interpreters and compilers that they work without, and what only their installation needs.
+_UNNEEDED_BY_PROGRAMS = (
+    "debconf",
+    "libllvm*",
+    "libz3-4",
+    "perl*",
+    "libperl*",
+    "postgresql-*common*",
+    "locales",
+    "libc-l10n",
+)
 
 _NGINX_CONF = """\
 daemon off;
@@ -71,13 +84,28 @@ def iptables_archive(out: Path, name: str) -> Path:
     return write_oci_archive(rootfs, ImageConfig(cmd=("sh",), env=("PATH=/usr/sbin:/usr/bin:/bin",)), out, name)
 
 
+def programs_archive(out: Path, name: str) -> Path:
+    """Write an image with the programs of `tests.support.realprograms`; return `out`. Raises as `unpack`."""
+    rootfs = _rootfs(out, PROGRAMS, _UNNEEDED_BY_PROGRAMS)
+    with (rootfs / "etc/passwd").open("a") as passwd:
+        passwd.write("postgres:x:100:100::/tmp:/bin/sh\nredis:x:101:101::/tmp:/bin/sh\n")
+    for directory in ("info", "updates", "alternatives", "triggers"):
+        (rootfs / "var/lib/dpkg" / directory).mkdir(parents=True, exist_ok=True)
+    for file in ("status", "available"):
+        (rootfs / "var/lib/dpkg" / file).touch()
+    config = ImageConfig(cmd=("/usr/bin/python3",), env=("PATH=/usr/sbin:/usr/bin:/sbin:/bin",))
+    return write_oci_archive(rootfs, config, out, name)
+
+
 def containerd_2(directory: Path) -> Path:
     """Unpack containerd 2, its ctr and its shim for runc; return the directory of the programs. Raises as `unpack`."""
     unpack(directory, "containerd", suite=NEXT_RELEASE, alone=True)
     return directory / "usr/bin"
 
 
-def unpack(directory: Path, *names: str, suite: str = "", alone: bool = False) -> None:
+def unpack(
+    directory: Path, *names: str, suite: str = "", alone: bool = False, leave_out: tuple[str, ...] = _UNNEEDED
+) -> None:
     """Unpack packages and their dependencies into a directory, without running maintainer scripts.
 
     Args:
@@ -85,6 +113,7 @@ def unpack(directory: Path, *names: str, suite: str = "", alone: bool = False) -
         names: of the packages.
         suite: of the packages; "" for the guest's.
         alone: leave the dependencies out.
+        leave_out: patterns of dependencies that are not needed.
 
     Raises:
         Unavailable: a package cannot be downloaded.
@@ -96,10 +125,10 @@ def unpack(directory: Path, *names: str, suite: str = "", alone: bool = False) -
     # Another run may be at it: the builder's apt locks nothing.
     with lock(kept, timeout=_LOCK_TIMEOUT_S):
         try:
-            packages = _fetch(cache, names, alone)
+            packages = _fetch(cache, names, alone, leave_out)
         except KataError:  # no lists yet, or old ones
             cache.update()
-            packages = _fetch(cache, names, alone)
+            packages = _fetch(cache, names, alone, leave_out)
     for package in packages:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(cache.path(package))],
@@ -108,8 +137,8 @@ def unpack(directory: Path, *names: str, suite: str = "", alone: bool = False) -
         )
 
 
-def _fetch(cache: PackageCache, names: tuple[str, ...], alone: bool) -> list[Package]:
-    packages = [package for package in cache.closure(names, leave_out=_UNNEEDED) if not alone or package.name in names]
+def _fetch(cache: PackageCache, names: tuple[str, ...], alone: bool, leave_out: tuple[str, ...]) -> list[Package]:
+    packages = [package for package in cache.closure(names, leave_out=leave_out) if not alone or package.name in names]
     if missing := cache.missing(packages):
         cache.download(missing)
     return packages
@@ -122,11 +151,11 @@ def merge_usr(rootfs: Path) -> None:
         (rootfs / directory).symlink_to(f"usr/{directory}")
 
 
-def _rootfs(out: Path, names: tuple[str, ...]) -> Path:
+def _rootfs(out: Path, names: tuple[str, ...], leave_out: tuple[str, ...] = _UNNEEDED) -> Path:
     """Make a directory beside `out` with the files of busybox and of the packages."""
     rootfs = out.with_name(f"{out.name}.rootfs")
     rootfs.mkdir()
     merge_usr(rootfs)
     busybox_rootfs(rootfs)
-    unpack(rootfs, *names)
+    unpack(rootfs, *names, leave_out=leave_out)
     return rootfs

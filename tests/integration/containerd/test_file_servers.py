@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -67,6 +69,80 @@ def test_no_file_ends_a_server(files: Files, way: str, directory: str, rounds: i
 def test_what_programs_have_met(files: Files, way: str, directory: str) -> None:
     not_so = missed(files.found("fileissues", directory))
     assert not_so == NOT_SO[way], json.dumps(not_so, indent=1)
+
+
+@OVER_BOTH
+def test_no_link_leads_out(files: Files, way: str, tmp_path: Path) -> None:
+    """A container that looks for a file of the host's by links, and by a directory that becomes one, finds none."""
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    for directory in ("/srv/files", "/a/files"):
+        found = files.run("filehostile", ("escape", directory, str(secret)))
+        assert found["tried"] > 100
+        assert found["read"] == []
+
+
+@OVER_BOTH
+@pytest.mark.parametrize(
+    "count", [2_000, pytest.param(50_000, marks=pytest.mark.long), pytest.param(1_000_000, marks=pytest.mark.long)]
+)
+@pytest.mark.timeout(3600)
+def test_a_container_that_opens_very_many_files(files: Files, way: str, count: int) -> None:
+    """The server takes as much memory and as many descriptors as it may, and the sandbox goes on."""
+    container_id = unique_id(TEST_PREFIX)
+    command = files.command(
+        "filehostile", ("hoard", "/a/files", str(count)), "--cap-add", "CAP_SYS_RESOURCE", container_id=container_id
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdin
+            assert running.stdout
+            held = json.loads(running.stdout.readline())
+            server = server_of(files.containerd.state(container_id))
+            memory, descriptors = memory_of(server), len(os.listdir(f"/proc/{server}/fd"))
+            print(way, held, f"{memory >> 20} MiB, {descriptors} descriptors")  # noqa: T201
+            assert held["held"] == count or held["error"] in ("EMFILE", "ENFILE", "ENOMEM")
+            assert memory < (100 << 20) + 1024 * held["held"]
+            said, _ = running.communicate("go on\n", timeout=3000)
+            assert json.loads(said) == {"after": True}
+            assert running.returncode == 0
+        finally:
+            running.kill()
+
+
+@OVER_BOTH
+@pytest.mark.parametrize("rounds", [300, pytest.param(20_000, marks=pytest.mark.long)])
+@pytest.mark.timeout(600)
+def test_rubbish_for_the_server(files: Files, way: str, rounds: int) -> None:
+    """Root in a guest feeds the device by itself: the server stays small, and the sandbox ends as any other does."""
+    container_id = unique_id(TEST_PREFIX)
+    arguments = ("9p" if way == "virtio-9p" else "fs", str(rounds), str(secrets.randbits(32)))
+    command = files.command("virtqueue", arguments, "--privileged", container_id=container_id)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            state = files.containerd.state(container_id)
+            server = eventually(lambda: server_of(state), "the server runs", bool)
+            largest = 0
+            while running.poll() is None:
+                with contextlib.suppress(OSError):  # it may end at any moment
+                    largest = max(largest, memory_of(server))
+                time.sleep(0.2)
+            said, errors = running.communicate(timeout=10)
+        finally:
+            running.kill()
+    print(way, arguments, said, errors, f"{largest >> 20} MiB")  # noqa: T201
+    assert largest < 200 << 20
+    if said:
+        assert json.loads(said)["rounds"] == rounds
+    else:
+        assert f"the server of the shared tree of {container_id}" in files.containerd.log_text(), errors
+    eventually(lambda: list(processes_of(str(state))), "the sandbox's processes have ended", lambda seen: not seen)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process has to itself and shares."""
+    status = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("Pss_Anon:"))
 
 
 @OVER_BOTH

@@ -1,0 +1,70 @@
+"""Very many files, very large ones, and no room for them: over each way that files come, beside runc."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fileways import RUNC, Files, missed
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.timeout(400)]
+
+MANY = 100_000
+#: What the programs are told instead; see docs/limitations.md.
+FULL: dict[str, dict[str, str]] = {"virtio-9p": {}, "virtio-fs": {}}
+#: Room for 32 MiB: a full disk, and a quota. mkfs's options, and what limits what is mounted.
+ROOM = {
+    "full": (["mkfs.ext4", "-q", "-F"], 32 << 20, []),
+    "quota": (["mkfs.btrfs", "-q", "-f"], 256 << 20, [["quota", "enable"], ["qgroup", "limit", "32m"]]),
+}
+FEW_OR_MANY = pytest.mark.parametrize("count", [600, pytest.param(MANY, marks=pytest.mark.long)])
+
+
+@FEW_OR_MANY
+@pytest.mark.parametrize(
+    ("way", "directory"),
+    [
+        (RUNC, "/srv/files"),
+        ("virtio-9p", "/a/files"),
+        ("virtio-fs", "/a/files"),
+        ("layers, disk", "/srv/files"),
+    ],
+)
+def test_many_and_large(files: Files, directory: str, count: int) -> None:
+    assert missed(files.run("fileextremes", (directory, str(count)), timeout=380)) == {}
+
+
+@pytest.fixture(params=ROOM)
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The volume of the test has room for 32 MiB."""
+    make, size, limits = ROOM[request.param]
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    with image.open("wb") as file:
+        file.truncate(size)
+    volume.mkdir()
+    subprocess.run([*make, image], check=True, capture_output=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", image, volume], check=True, timeout=30)
+    try:
+        for limit in limits:
+            subprocess.run(["btrfs", *limit, volume], check=True, capture_output=True, timeout=30)
+        yield request.param
+    finally:
+        subprocess.run(["umount", volume], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("way", [RUNC, "virtio-9p", "virtio-fs"])
+def test_no_room(files: Files, way: str, limited: str) -> None:
+    """It is an error in the container, what was there stays, and all works again when there is room."""
+    error = "ENOSPC" if limited == "full" else "EDQUOT"
+    assert files.run("filefull", ("/a/files",)) == {
+        "written until it is full": f"write: {error}",
+        "the size is what was written": "True",
+        "what was there before": "True",
+        "written by a mapping until it is full": "SIGBUS",
+        "SQLite": f"{'database or disk is full' if limited == 'full' else 'disk I/O error'}, integrity ok",
+        "written when there is room again": "True",
+        **FULL.get(way, {}),
+    }
