@@ -98,7 +98,7 @@ def test_a_container_that_opens_very_many_files(files: Files, way: str, count: i
             assert running.stdin
             assert running.stdout
             held = json.loads(running.stdout.readline())
-            server = server_of(files.containerd.state(container_id))
+            server = server_of(files.containerd.state(container_id), way)
             memory, descriptors = memory_of(server), len(os.listdir(f"/proc/{server}/fd"))
             print(way, held, f"{memory >> 20} MiB, {descriptors} descriptors")  # noqa: T201
             assert held["held"] == count or held["error"] in ("EMFILE", "ENFILE", "ENOMEM")
@@ -121,7 +121,7 @@ def test_rubbish_for_the_server(files: Files, way: str, rounds: int) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             state = files.containerd.state(container_id)
-            server = eventually(lambda: server_of(state), "the server runs", bool)
+            server = eventually(lambda: server_of(state, way), "the server runs", bool)
             largest = 0
             while running.poll() is None:
                 with contextlib.suppress(OSError):  # it may end at any moment
@@ -163,7 +163,7 @@ def test_the_end_of_the_server_is_the_end_of_the_sandbox(containerd: PrivateCont
         assert running.stdout is not None
         assert running.stdout.readline() == b"written\n"
         state = containerd.state(container_id)
-        os.kill(server_of(state), signal.SIGKILL)
+        os.kill(server_of(state, way), signal.SIGKILL)
         killed = time.monotonic()
         running.communicate(timeout=60)
         assert time.monotonic() - killed < 20
@@ -178,12 +178,14 @@ def test_the_end_of_the_server_is_the_end_of_the_sandbox(containerd: PrivateCont
         containerd.ctr("containers", "delete", container_id, check=False)
 
 
-def server_of(state: Path) -> int:
-    """The process that serves a sandbox's shared tree."""
-
-    def is_server(pid: int) -> bool:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b"virtiofsd" in command or command[0].endswith(b"/virtfs-proxy-helper")
-
-    (server,) = filter(is_server, processes_of(str(state)))
-    return server
+def server_of(state: Path, way: str) -> int:
+    """The process that serves a sandbox's shared tree; 0 as long as there is none."""
+    own = way == "virtio-fs" or find_helper()
+    for pid in processes_of(str(state)):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if own and (b"virtiofsd" in command or command[0].endswith(b"/virtfs-proxy-helper")):
+                return pid
+            if not own and b"qemu-system" in command[0]:
+                return pid
+    return 0
