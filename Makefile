@@ -26,7 +26,8 @@ APT_HOSTS := mmdebstrap e2fsprogs
 APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils containerd runc ca-certificates \
   $(filter-out -,$(HOST_PACKAGES))
 # gcc makes the program that drives a device in tests/nested.
-APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs
+APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
+  btrfs-progs
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long test-nested test-hosts check bench image install uninstall protos docs supported packages \

@@ -2,7 +2,7 @@
 
     python3 -m support.filefull DIRECTORY
 
-fills the directory, which has room for 48 MiB at most. It prints a JSON object: what was tried, and what happened.
+fills the directory, which has room for 80 MiB at most. It prints a JSON object: what was tried, and what happened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 
 from .fileprograms import told, write
 
-_PIECE, _MOST = 256 << 10, 48 << 20
+_PIECE, _MOST = 256 << 10, 96 << 20
 
 
 def _name(error: OSError) -> str:
@@ -55,9 +55,9 @@ def _map() -> str:
     said = 0
     try:
         fd = os.open("hole", os.O_CREAT | os.O_RDWR)
-        os.ftruncate(fd, 32 << 20)
-        with mmap.mmap(fd, 32 << 20) as memory:
-            memory[:] = b"m" * (32 << 20)
+        os.ftruncate(fd, _MOST)
+        with mmap.mmap(fd, _MOST) as memory:
+            memory[:] = b"m" * _MOST
             memory.flush()
         os.fsync(fd)
     except OSError as error:

@@ -25,6 +25,7 @@ _SETTINGS = {
         f"layers, {upper}": f"[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = '{upper}'"
         for upper in ("disk", "memory", "host")
     },
+    "layers, small disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'\nrootfs_upper_size = 64",
 }
 #: Where in a container the programs, the volume and what may only be read are.
 _PROGRAMS, _VOLUME, _AGAIN, _READ_ONLY, _READ_ONLY_PART = "/support", "/a", "/b", "/ro", "/ro-part"

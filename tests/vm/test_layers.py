@@ -164,6 +164,20 @@ def test_a_full_disk_of_the_host_is_an_error_in_the_guest(
     assert done.stdout.splitlines() == ["nput/output error", "still here", "layer two"], done.stderr
 
 
+def test_a_full_layer_cache_is_told(image: Path, name: str, configured: list[str | Path], tmp_path: Path) -> None:
+    layers = tmp_path / "layers"
+    layers.mkdir()
+    command = f'mount -t tmpfs -o size=600k none {layers} && {KATA} "$@"; echo $? $(ls -A {layers})'
+    arguments = ("run", *map(str, configured), "--name", name, str(image), "--", "true")
+    done = subprocess.run(
+        in_mount_namespace("sh", "-c", command, "sh", *arguments), capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.stdout.split() == ["125"], done.stderr
+    assert f"cannot keep layers in {layers}: no space left on device" in done.stderr
+    assert "kata layers prune" in done.stderr
+    assert not (RUN_ROOT / name).exists()
+
+
 def test_a_broken_image_leaves_no_layer(image: Path, name: str, configured: list[str | Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
