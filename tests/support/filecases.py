@@ -114,6 +114,12 @@ def _times_of(name: str) -> str:
     return " ".join(f"{ns // 10**9}.{ns % 10**9:09}" for ns in (info.st_atime_ns, info.st_mtime_ns))
 
 
+def _recent(name: str) -> str:
+    """Whether both times are those of a moment ago."""
+    info = os.lstat(name)
+    return str(all(abs(time.time() - seconds) < CALL_TIMEOUT_S for seconds in (info.st_atime, info.st_mtime)))
+
+
 def _device(name: str) -> str:
     number = os.lstat(name).st_rdev
     return f"{os.major(number)}:{os.minor(number)}"
@@ -190,6 +196,8 @@ CALLS: dict[str, Callable[..., object]] = {
     "same": lambda one, two: str(os.path.samestat(os.lstat(one), os.lstat(two))),
     "device": _device,
     "times of": _times_of,
+    "modified": lambda name: str(int(os.lstat(name).st_mtime)),
+    "recent": _recent,
     "allowed": _allowed,
     "allowed in": _allowed_in,
     "in removed": _in_removed,
@@ -761,6 +769,9 @@ def _utimensat(table: Table) -> None:
     table.see("utimensat: only one of both is seen", "1000000000.000000000 1600000000.000000000", "times of", "mine")
     table.act("utimensat: a time, of what one may write", "EPERM", "times", "shared", at, then, who=USER)
     table.act("utimensat: now, of what one may write", "ok", "touch", "shared", who=USER)
+    table.see("utimensat: now, of what one may write, is now", "True", "recent", "shared")
+    table.act("utimensat: only one of both, now", "ok", "times", "mine", [0, _NOW], [0, _OMIT], who=USER)
+    table.see("utimensat: only one of both, now, is seen", "1600000000", "modified", "mine")
     table.act("utimensat: now, of what one may not write", "EACCES", "touch", "kept", who=USER)
     table.act(
         "utimensat: now and not, of what one may write", "EPERM", "times", "shared", [0, _NOW], [0, _OMIT], who=USER

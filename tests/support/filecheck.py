@@ -21,14 +21,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .fileprograms import CALL_TIMEOUT_S, There, raises, read, second, serve_at, stuck, told, write
+from .fileprograms import CALL_TIMEOUT_S, STEP_TIMEOUT_S, There, raises, read, second, serve_at, stuck, told, write
 
 CHECKS: dict[str, Callable[[], object]] = {}
 #: Checks of two programs.
 PAIRS: dict[str, Callable[[There], object]] = {}
 
-#: Nothing that works takes as long, on a busy host and under emulation: a check, a step.
-_CHECK_TIMEOUT_S, _STEP_TIMEOUT_S = CALL_TIMEOUT_S + 20, 20
+_CHECK_TIMEOUT_S = CALL_TIMEOUT_S + STEP_TIMEOUT_S
 
 
 def check(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
@@ -306,7 +305,7 @@ def _records(name: str, text: str) -> None:
 
 def _insert(name: str, who: str, count: int) -> None:
     """Insert rows, each in a transaction of its own, as programs do that do not know of each other."""
-    database = sqlite3.connect(name, timeout=_STEP_TIMEOUT_S, isolation_level=None)
+    database = sqlite3.connect(name, timeout=STEP_TIMEOUT_S, isolation_level=None)
     try:
         for number in range(count):
             database.execute("INSERT INTO rows VALUES (?, ?)", (who, number))
@@ -376,7 +375,7 @@ def _socket(there: There) -> bool:
         server.bind("socket")
         server.listen()
         there.begin(_say, "socket")
-        server.settimeout(_STEP_TIMEOUT_S)
+        server.settimeout(STEP_TIMEOUT_S)
         try:
             said = server.accept()[0].recv(99)
         finally:
@@ -396,7 +395,7 @@ def _fifo(there: There) -> bool:
 
 def _open_fifo(name: str) -> int:
     # Without a reader of this FIFO that is ENXIO, and the other one waits for ever.
-    deadline = time.monotonic() + _STEP_TIMEOUT_S
+    deadline = time.monotonic() + STEP_TIMEOUT_S
     while True:
         try:
             return os.open(name, os.O_WRONLY | os.O_NONBLOCK)

@@ -23,8 +23,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-#: Nothing that works takes as long, on a busy host and under emulation.
-CALL_TIMEOUT_S = 60
+#: Nothing that works takes as long, on a busy host and under emulation: a step, a call of the second program. Where
+#: much does not work, as between two kernels, less is waited.
+STEP_TIMEOUT_S = int(os.environ.get("STEP_TIMEOUT_S", "20"))
+CALL_TIMEOUT_S = 3 * STEP_TIMEOUT_S
 
 
 def write(name: str, content: bytes = b"content") -> str:

@@ -21,15 +21,16 @@ RUNC = "runc"
 _SETTINGS = {
     "virtio-9p": 'shared_fs = "virtio-9p"',
     "virtio-fs": 'shared_fs = "virtio-fs"',
-    **{
-        f"layers, {upper}": f"[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = '{upper}'"
-        for upper in ("disk", "memory", "host")
-    },
+    "layers, disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'",
+    "layers, memory": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'memory'",
+    "layers, host over 9p": "shared_fs = 'virtio-9p'\n[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'host'",
     "layers, small disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'\nrootfs_upper_size = 64",
 }
 #: Where in a container the programs, the volume and what may only be read are.
 _PROGRAMS, _VOLUME, _AGAIN, _READ_ONLY, _READ_ONLY_PART = "/support", "/a", "/b", "/ro", "/ro-part"
 _TIMEOUT_S = 240.0
+#: Between two kernels much does not work, and is not waited for as long.
+_STEP_BETWEEN_KERNELS = "STEP_TIMEOUT_S=4"
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,19 @@ class Files:
 
     def two_sandboxes(self, program: str) -> dict[str, Any]:
         """What two programs find that have a volume in two sandboxes."""
-        return _joined(self.command(program, (_VOLUME, "-")), self.command(program, ("--serve", _AGAIN, "-")))
+        waited = ("--env", _STEP_BETWEEN_KERNELS)
+        first = self.command(program, (_VOLUME, "-"), *waited)
+        return _joined(first, self.command(program, ("--serve", _AGAIN, "-"), *waited))
 
     def beside_the_host(self, program: str, *, first: bool) -> dict[str, Any]:
         """What two programs find, one of which is on the host: the first one, or the second."""
-        on_host = [sys.executable, "-m", f"tests.support.{program}"]
+        on_host = ["env", _STEP_BETWEEN_KERNELS, sys.executable, "-m", f"tests.support.{program}"]
+        waited = ("--env", _STEP_BETWEEN_KERNELS)
         if first:
-            return _joined([*on_host, str(self.volume), "-"], self.command(program, ("--serve", _AGAIN, "-")))
-        return _joined(self.command(program, (_VOLUME, "-")), [*on_host, "--serve", str(self.volume), "-"])
+            there = self.command(program, ("--serve", _AGAIN, "-"), *waited)
+            return _joined([*on_host, str(self.volume), "-"], there)
+        here = self.command(program, (_VOLUME, "-"), *waited)
+        return _joined(here, [*on_host, "--serve", str(self.volume), "-"])
 
     def command(self, program: str, arguments: tuple[str, ...], *options: str, container_id: str = "") -> list[str]:
         """The command line that runs a program of `tests.support` in a container with the volume."""

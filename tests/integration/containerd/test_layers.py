@@ -96,6 +96,22 @@ def test_what_is_written_on_the_host(
         containerd.ctr("containers", "rm", container)
 
 
+def test_the_root_is_shared_where_it_is_written_over_virtio_fs(
+    containerd: PrivateContainerd, image: str, configured: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    """Linux has no overlay that is written to over virtio-fs, which a volume makes the sandbox have."""
+    container = unique_id("layers")
+    (tmp_path / "volume").mkdir()
+    volume = ("--mount", f"type=bind,src={tmp_path}/volume,dst=/data,options=rbind:rw")
+    said = containerd.ctr("run", *configured("host"), *volume, image, container, "sh", "-c", SCRIPT, timeout=120)
+    try:
+        assert said.stdout.splitlines() == SAID[1:]
+        assert (written(containerd, container) / "root/a").read_text() == "above\nmore\n"
+        assert f"container {container}: its root is shared" in containerd.log_text()
+    finally:
+        containerd.ctr("containers", "rm", container)
+
+
 @pytest.mark.parametrize("upper", ["disk", "memory"])
 def test_what_is_written_and_not_kept(
     containerd: PrivateContainerd, image: str, configured: Callable[[str], list[str]], upper: str

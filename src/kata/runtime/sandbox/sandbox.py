@@ -20,7 +20,7 @@ from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
-from kata.runtime.hypervisor.base import SHARE_9P
+from kata.runtime.hypervisor.base import SHARE_9P, SHARE_VIRTIO_FS
 from kata.runtime.launch.sandbox_vm import SandboxVm
 from kata.runtime.launch.shared_fs import volumes_to_write
 from kata.runtime.launch.start_slots import LINGER_S
@@ -171,6 +171,10 @@ class Sandbox(Lifecycle):
     async def _layers_of(self, request: ContainerRequest, disks: ExitStack) -> Layers | None:
         """The layers of a rootfs as disks, if the configuration says so and it can be had."""
         if self._config.runtime.rootfs_layers != "disks" or self._config.hypervisor.disable_block_device_use:
+            return None
+        if self._config.runtime.rootfs_upper == "host" and self._config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
+            # Linux has no overlay whose upper directory is on virtio-fs without the attributes that only it may write.
+            log.info("container %s: its root is shared: rootfs_upper is host, and that over virtio-fs", request.id)
             return None
         # Imported on first use: by default, no sandbox does this.
         from kata.runtime.sandbox.rootfs_layers import MAX_LAYERS, layers_of, overlay_of
