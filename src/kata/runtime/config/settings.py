@@ -579,12 +579,13 @@ class RuntimeConfig:
         ),
     )
     rootfs_upper: str = field(
-        default="host",
+        default="disk",
         metadata=_row(
             Text(choices=("host", "disk", "memory")),
-            "Where a container writes whose layers are disks: `host`, the snapshot's own directory, over the shared "
-            "tree, where `commit` and a restart of the container find it; `disk`, a sparse image file; `memory`, the "
-            "guest's, which counts as the container's. The latter two are faster, and nothing is kept. For `kata run "
+            "Where a container writes whose layers are disks: `disk`, a sparse image file, or `memory`, the guest's, "
+            "which counts as the container's: nothing is kept. `host` is the snapshot's own directory, where `commit` "
+            "and a restart of the container find what was written, but it is slower, and no symbolic link can be made "
+            "over 9p; where the shared tree is over virtio-fs, such a root is shared as one directory. For `kata run "
             "IMAGE`, which keeps nothing, `host` is `disk`. (Not in Kata.)",
             annotation="rootfs_upper",
         ),

@@ -172,10 +172,12 @@ class Sandbox(Lifecycle):
         """The layers of a rootfs as disks, if the configuration says so and it can be had."""
         if self._config.runtime.rootfs_layers != "disks" or self._config.hypervisor.disable_block_device_use:
             return None
-        if self._config.runtime.rootfs_upper == "host" and self._config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
-            # Linux has no overlay whose upper directory is on virtio-fs without the attributes that only it may write.
-            log.info("container %s: its root is shared: rootfs_upper is host, and that over virtio-fs", request.id)
-            return None
+        if self._config.runtime.rootfs_upper == "host":
+            if self._config.hypervisor.shared_fs == SHARE_VIRTIO_FS:
+                # overlayfs needs attributes there that the server, which lacks CAP_SYS_ADMIN, may not write.
+                log.info("container %s: its root is shared: Linux has no overlay written over virtio-fs", request.id)
+                return None
+            log.warning("container %s: no symbolic link can be made in its root: rootfs_upper is host", request.id)
         # Imported on first use: by default, no sandbox does this.
         from kata.runtime.sandbox.rootfs_layers import MAX_LAYERS, layers_of, overlay_of
 
