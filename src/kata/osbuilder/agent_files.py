@@ -21,6 +21,7 @@ PARTS = (
     "linux",
     "archive",
     "loop",
+    "metrics",
 )
 
 # Below the guest's root.

@@ -1,23 +1,30 @@
 from __future__ import annotations
 
-import re
+import os
 
 from kata.agent.metrics import Metrics
+from kata.metrics.exposition import read
+from kata.metrics.table import GUEST, kinds
 
-LINE = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+]+')
-NAMES = {
-    *(f"kata_agent_{name}" for name in ("scrape_count", "threads", "total_time", "total_vm", "total_rss")),
-    *(f"kata_agent_{name}" for name in ("proc_status", "io_stat", "proc_stat")),
-    *(f"kata_guest_{name}" for name in ("load", "tasks", "cpu_time", "vm_stat", "netdev_stat", "diskstat", "meminfo")),
-}
+MEMINFO = {"mem_total", "mem_available", "active_anon", "k_reclaimable", "committed_as", "hugepages_total", "per_cpu"}
 
 
-def test_katas_names_in_prometheus_text() -> None:
+def test_every_name_and_nothing_that_is_not_taken() -> None:
     metrics = Metrics()
     metrics.render()
-    lines = metrics.render().splitlines()
-    assert {line.split()[2] for line in lines if line.startswith("# TYPE ")} == NAMES
-    samples = [line for line in lines if not line.startswith("#")]
-    assert all(LINE.fullmatch(line) for line in samples)
-    assert "kata_agent_scrape_count 2" in samples
-    assert 'kata_guest_cpu_time{cpu="0",item="user"}' in metrics.render()
+    found, dropped = read(metrics.render(), kinds(GUEST), 5000)
+    assert dropped == 0
+    assert set(found) == set(GUEST)
+    assert found["kata_agent_scrape_count"].samples == [("", "", "2")]
+    assert ("", 'cpu="0",item="user"') in [sample[:2] for sample in found["kata_guest_cpu_time"].samples]
+    items = {labels.removeprefix('item="').rstrip('"') for _, labels, _ in found["kata_guest_meminfo"].samples}
+    assert items >= MEMINFO
+
+
+def test_the_process_is_this_one() -> None:
+    found, _ = read(Metrics().render(), kinds(GUEST), 5000)
+    (opened,) = found["kata_agent_process_open_fds"].samples
+    # One more is open while they are counted.
+    assert abs(float(opened[2]) - len(os.listdir("/proc/self/fd"))) <= 1
+    (resident,) = found["kata_agent_total_rss"].samples
+    assert 4 << 20 < float(resident[2]) < 4 << 30

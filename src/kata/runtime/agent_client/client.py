@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from kata import ttrpc
 from kata.errors import DeadlineExceeded, Internal, InvalidArgument, KataError, Unavailable, from_code
+from kata.metrics.durations import Durations
 from kata.protocols import agent_pb2, csi_pb2, forward, health_pb2, oci_pb2, processes, standby, types_pb2
 from kata.runtime.agent_client.first_calls import FirstCalls
 from kata.ttrpc.relay import relay
@@ -75,9 +76,13 @@ class AgentClient:
 
     Args:
         client: connected to it; owned from here on.
+
+    Attributes:
+        durations: of the calls, by the full name of the request's message.
     """
 
     def __init__(self, client: ttrpc.Client) -> None:
+        self.durations = Durations()
         self._client = client
         self._health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
         self._agent = Stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
@@ -110,7 +115,7 @@ class AgentClient:
         timeout: float | None = REQUEST_TIMEOUT_S,
         metadata: Mapping[str, str] | None = None,
     ) -> Message:
-        with _explaining(what, timeout):
+        with _explaining(what, timeout), self.durations.timed(request.DESCRIPTOR.full_name):
             response: Message = await self._agent.call(method, request, timeout=timeout, metadata=metadata)
         return response
 
@@ -125,8 +130,9 @@ class AgentClient:
         Raises:
             Unavailable: it does not serve.
         """
-        with _explaining("health check", timeout):
-            answer = await self._health.call("Check", health_pb2.CheckRequest(), timeout=timeout)
+        request = health_pb2.CheckRequest()
+        with _explaining("health check", timeout), self.durations.timed(request.DESCRIPTOR.full_name):
+            answer = await self._health.call("Check", request, timeout=timeout)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"health check: the guest's agent answers with status {answer.status}")
 
@@ -232,6 +238,11 @@ class AgentClient:
         """A container's cgroup and network statistics."""
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._call(f"statistics of container {container_id}", "StatsContainer", request)  # type: ignore[return-value]
+
+    async def metrics(self, timeout: float) -> str:
+        """The metrics of agent and guest as Prometheus text, of any content, within `timeout` seconds."""
+        answer = await self._call("metrics", "GetMetrics", agent_pb2.GetMetricsRequest(), timeout=timeout)
+        return str(answer.metrics)  # type: ignore[attr-defined]
 
     async def volume_stats(self, point: str) -> csi_pb2.VolumeStatsResponse:
         """The usage of the volume that the guest has mounted at `point`."""

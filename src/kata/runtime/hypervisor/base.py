@@ -214,6 +214,10 @@ class VirtualMachine(Protocol):
         """The VMM's process id; 0 unless it runs."""
 
     @property
+    def share_pid(self) -> int:
+        """The process id of the server of the shared tree; 0 if the VMM serves it, or does not run."""
+
+    @property
     def is_failing(self) -> bool:
         """Whether something without which it is of no use has ended, and so it will in a moment."""
 

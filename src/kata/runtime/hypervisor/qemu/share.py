@@ -212,6 +212,11 @@ class ShareHelper:
         self._loop = loop
         loop.add_reader(self._pidfd, self._ended, died)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def status(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()

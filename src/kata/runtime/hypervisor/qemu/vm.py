@@ -127,6 +127,12 @@ class QemuVm:
         return self._pid
 
     @property
+    def share_pid(self) -> int:
+        """Implements `VirtualMachine.share_pid`."""
+        helper = self._process.helper if self._pid and self._process else None
+        return helper.pid if helper else 0
+
+    @property
     def is_failing(self) -> bool:
         """Implements `VirtualMachine.is_failing`."""
         return self._failing
