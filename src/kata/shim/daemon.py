@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kata.log_fields import ForContainer
 from kata.loop.watch import LoopWatch
+from kata.metrics.durations import Durations
 from kata.protocols.containerd import task_v2_pb2
 from kata.runtime import tracing
 from kata.runtime.config.settings import Config, RuntimeConfig
@@ -24,8 +25,9 @@ from kata.shim.events import Publisher
 from kata.shim.log import setup_logging
 from kata.shim.params import ShimParams
 from kata.shim.task import TaskService
-from kata.ttrpc import Server
-from kata.ttrpc.typed import handlers
+from kata.ttrpc import CallContext, Handler, Server
+from kata.ttrpc.context import Answer
+from kata.ttrpc.typed import handlers, snake_case
 
 if TYPE_CHECKING:
     from kata.shim.tracing import TaskTracing
@@ -91,6 +93,7 @@ async def serve(
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], ForContainer(service, "id"))
+    calls = {(of, method): _timed(handler, method, service.calls) for (of, method), handler in calls.items()}
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}
     server = Server(calls, to_status=to_status)
@@ -126,6 +129,18 @@ def _trace(server: Server, params: ShimParams, config: RuntimeConfig) -> TaskTra
     traced = TaskTracing(tracer, params.begun)
     server.observers.append(traced)
     return traced
+
+
+def _timed(handler: Handler, method: str, durations: Durations) -> Handler:
+    """Count how long the calls of a handler take. All methods of the Task service are unary."""
+    assert callable(handler)
+    action = snake_case(method)
+
+    async def call(ctx: CallContext, payload: bytes) -> Answer:
+        with durations.timed(action):
+            return await handler(ctx, payload)
+
+    return call
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import any_pb2, empty_pb2
 
 from kata.errors import FailedPrecondition, KataError, NotFound, Unavailable, Unimplemented
+from kata.metrics.durations import Durations
 from kata.oci.spec import Bundle, load_bundle, parse_process, parse_resources
 from kata.protocols.containerd import events_pb2, task_pb2, task_v2_pb2
 from kata.protocols.processes import MAX_PID
@@ -91,6 +92,7 @@ class TaskService:
         prepared: a VM that the sandbox may take over.
 
     Attributes:
+        calls: durations of containerd's calls.
         ended: set when containerd has shut the sandbox down, or nothing is left to serve.
     """
 
@@ -101,6 +103,7 @@ class TaskService:
         publisher: Publisher,
         prepared: Prepared | None = None,
     ) -> None:
+        self.calls = Durations()
         self.ended = asyncio.Event()
         self._params = params
         self._ledger = ledger
@@ -208,6 +211,7 @@ class TaskService:
                 self._ledger,
                 begun=self._params.begun,
                 prepared=prepared,
+                calls=self.calls,
             )
         except asyncio.CancelledError:
             if not self._closing or self._starter is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.management.server import TEXT, Request, Response, Routes
+from kata.metrics.exposition import CONTENT_TYPE
 from kata.protocols import agent_pb2
 from kata.runtime.sandbox import statistics, watching
 from kata.runtime.sandbox.agent_socket import AgentSocket
@@ -20,6 +21,7 @@ from kata.runtime.sandbox.states import State
 if TYPE_CHECKING:
     from kata.runtime.devices.direct_volumes import Volumes
     from kata.runtime.sandbox.container import Container
+    from kata.runtime.sandbox.metrics import SandboxMetrics
     from kata.runtime.sandbox.sandbox import Sandbox
 
 _MAX_SIGNAL = 64
@@ -40,6 +42,7 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
     agent = AgentSocket(directory, sandbox.agent)
     opened.push_async_callback(agent.close)
     return {
+        "/metrics": {"GET": partial(_metrics, sandbox.metrics())},
         "/agent-url": {"GET": partial(_agent_url, agent)},
         "/sandbox": {"GET": partial(_describe, sandbox)},
         "/process": {"GET": partial(_process, sandbox)},
@@ -55,6 +58,10 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
         "/iptables": {method: partial(_packet_filter, sandbox, False) for method in ("GET", "PUT")},
         "/ip6tables": {method: partial(_packet_filter, sandbox, True) for method in ("GET", "PUT")},
     }
+
+
+async def _metrics(metrics: SandboxMetrics, request: Request) -> Response:
+    return Response((await metrics.text()).encode(), CONTENT_TYPE)
 
 
 async def _agent_url(agent: AgentSocket, request: Request) -> Response:

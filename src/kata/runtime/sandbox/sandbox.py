@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata.errors import AlreadyExists, KataError, NotFound
 from kata.loop.off import off_loop
+from kata.metrics.durations import Durations
 from kata.oci import left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from kata.runtime.network.own_network import OwnNetwork
     from kata.runtime.network.sandbox_network import SandboxNetwork
     from kata.runtime.sandbox.hooks import HostHooks
+    from kata.runtime.sandbox.metrics import SandboxMetrics
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Sandbox(Lifecycle):
             has ended.
         events: where what happens is told.
         is_halted: whether an operator has ended it (`halt`).
+        calls: durations of the front end's calls, by name.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Sandbox(Lifecycle):
         network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
         accelerator: str,
+        calls: Durations | None = None,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
         self.id = sandbox_id
@@ -110,6 +114,7 @@ class Sandbox(Lifecycle):
         self.containers = containers
         self.events = Events()
         self.is_halted = False
+        self.calls = calls or Durations()
         self._config = config
         self._ledger = ledger
         self._teardown = teardown
@@ -411,6 +416,14 @@ class Sandbox(Lifecycle):
             "interfaces": self._network.describe() if self._network else [],
             "devices": self._devices.describe(),
         }
+
+    def metrics(self) -> SandboxMetrics:
+        """What answers scrapes. One is enough: it remembers the scrape before."""
+        # Imported with the first scrape: most sandboxes never have one.
+        from kata.runtime.sandbox.metrics import SandboxMetrics
+
+        virtio_fs = self._config.hypervisor.shared_fs == SHARE_VIRTIO_FS
+        return SandboxMetrics(self._guest.vm, self.agent, self.containers, self.calls, virtio_fs=virtio_fs)
 
     @property
     def console(self) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from kata.errors import KataError
 from kata.loop.off import off_loop
+from kata.metrics.durations import Durations
 from kata.oci.spec import Bundle, Spec, namespace_path
 from kata.runtime import tracing
 from kata.runtime.config.settings import Config
@@ -64,6 +65,7 @@ async def start_sandbox(
     begun: float | None = None,
     prepared: Prepared | None = None,
     progress: Progress = log.info,
+    calls: Durations | None = None,
 ) -> Sandbox:
     """Start a VM for the bundle's container or pod, and set the sandbox up in it.
 
@@ -77,6 +79,7 @@ async def start_sandbox(
         begun: when the front end began, by `time.monotonic`; None: now.
         prepared: a VM that is taken over if it is what the sandbox needs, else discarded.
         progress: called with a sentence about each step that takes seconds.
+        calls: where the front end counts how long its calls take.
 
     Raises:
         VmLaunchError: the VM or its agent did not come up.
@@ -88,7 +91,7 @@ async def start_sandbox(
         if begun is not None:
             timings.add("front end", begun)
         config = shared_fs.decide(config, bundle.spec)
-        return await _Start(sandbox_id, config, ledger, teardown, timings, progress).run(bundle, prepared)
+        return await _Start(sandbox_id, config, ledger, teardown, timings, progress, calls).run(bundle, prepared)
     except BaseException:
         await teardown.run()
         raise
@@ -114,6 +117,7 @@ class _Start:
         teardown: Teardown,
         timings: Timings,
         progress: Progress,
+        calls: Durations | None,
     ) -> None:
         self._id = sandbox_id
         self._what = f"sandbox {sandbox_id}"
@@ -123,6 +127,7 @@ class _Start:
         self._steps = teardown.steps
         self._timings = timings
         self._progress = progress
+        self._calls = calls
         self._devices = HostDevices(sandbox_id, config, ledger)
 
     async def run(self, bundle: Bundle, prepared: Prepared | None) -> Sandbox:
@@ -179,6 +184,7 @@ class _Start:
             network=network,
             containers=containers,
             accelerator=plan.vm.accelerator,
+            calls=self._calls,
         )
         self._serve_management(sandbox, bundle)
         self._timings.write()
