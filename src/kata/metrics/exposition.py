@@ -18,18 +18,21 @@ _SUFFIXES = ("_bucket", "_sum", "_count")
 #: Labels that say whose a sample is, which no text may claim for itself.
 OWNER_LABELS = frozenset({"sandbox_id", "cri_uid", "cri_name", "cri_namespace", "instance", "job"})
 
-#: Characters of a line, a label's value and the number of labels that are read.
-_MAX_LINE = 2048
+#: Characters of a label's value that are written: a pod's name may have 253.
 _MAX_LABEL = 256
-_MAX_LABELS = 8
+#: Characters of a line and of a label's value, and the number of labels that are read. Names of interfaces, disks and
+#: entries of /proc are shorter.
+_MAX_LINE = 1024
+_MAX_READ_LABEL = 64
+_MAX_READ_LABELS = 8
 
 # A label's value without what a terminal or a page could be deceived with: control characters, and those that end a
 # line or change the direction of writing.
 _PLAIN = r"[^\"\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-_LABEL = rf'([a-zA-Z_][a-zA-Z0-9_]*)="((?:{_PLAIN}|\\[\\"n]){{0,{_MAX_LABEL}}})"'
+_LABEL = rf'([a-zA-Z_][a-zA-Z0-9_]*)="((?:{_PLAIN}|\\[\\"n]){{0,{_MAX_READ_LABEL}}})"'
 _SAMPLE = re.compile(
     r"([a-z][a-z0-9_]{0,127})"
-    rf"(?:\{{({_LABEL}(?:,{_LABEL}){{0,{_MAX_LABELS - 1}}})?\}})?"
+    rf"(?:\{{({_LABEL}(?:,{_LABEL}){{0,{_MAX_READ_LABELS - 1}}})?\}})?"
     r" (-?\d{1,24}(?:\.\d{1,24})?(?:e[-+]?\d{1,3})?|NaN|[-+]Inf)"
 )
 _NAMES = re.compile(_LABEL)
@@ -67,7 +70,7 @@ def number(value: float) -> str:
 
 
 def _escape(text: str) -> str:
-    """A label's value, of one line and of a length that `read` takes."""
+    """A label's value, of one line and of bounded length."""
     shown = "".join(one if one.isprintable() or one == "\n" else " " for one in text[:_MAX_LABEL])
     return shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 

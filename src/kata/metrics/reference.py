@@ -21,7 +21,7 @@ Kata documents {documented} families. {present} of them are here, besides {own} 
 {absent} cannot be, [for reasons](#families-of-katas-that-are-not-here).
 
 What the agent answers is read before it is handed on: only the names below, no label that says whose a sample is, no
-value of a label with control characters or with more than 256 characters, and at most 4000 samples. What is not taken
+value of a label with control characters or with more than 64 characters, and at most 4000 samples. What is not taken
 is counted (`kata_shim_agent_dropped_samples`). If it does not answer within a second, the rest comes without it.
 
 A clock tick is 10 ms.

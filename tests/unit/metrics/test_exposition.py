@@ -72,7 +72,7 @@ def test_a_histogram() -> None:
         'kata_a{item="\u202egpj"} 1',
         'kata_a{item="\u2028"} 1',
         'kata_a{item="\x9b31m"} 1',
-        'kata_a{item="' + "x" * 300 + '"} 1',
+        'kata_a{item="' + "x" * 65 + '"} 1',
         "kata_a{" + ",".join(f'l{n}="x"' for n in range(9)) + "} 1",
         "kata_a 0x10",
         "kata_a 1_000",
