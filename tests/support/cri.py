@@ -94,8 +94,8 @@ class Cri:
         logs = self._logs / f"{self.handler}-{name}"
         logs.mkdir(exist_ok=True)
         metadata = pb.PodSandboxMetadata(name=name, uid=f"{name}-uid", namespace="test")
-        given = {"hostname": name, "linux": pb.LinuxPodSandboxConfig(), **fields}
-        config = pb.PodSandboxConfig(metadata=metadata, log_directory=str(logs), **given)
+        given = {"metadata": metadata, "hostname": name, "linux": pb.LinuxPodSandboxConfig(), **fields}
+        config = pb.PodSandboxConfig(log_directory=str(logs), **given)
         sandbox_id = self.call("RunPodSandbox", config=config, runtime_handler=self.handler).pod_sandbox_id
         try:
             yield Pod(self, sandbox_id, config, self._image, logs)

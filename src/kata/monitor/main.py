@@ -1,0 +1,143 @@
+"""The command line `kata-monitor`: options to a server. Names and options are Kata's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import socket
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kata.cli.main import USAGE_ERROR, occupy_standard_streams, report_usage
+from kata.cli.render import ExitCode, report, signalled
+from kata.cli.root import require_root
+from kata.runtime.ledger.journal import STATE_ROOT
+from kata.version import VERSION
+
+PROGRAM = "kata-monitor"
+_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+_Level = Enum("_Level", {level: level for level in _LEVELS}, type=str)  # type: ignore[misc]
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(name=PROGRAM, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {VERSION}")
+        raise typer.Exit
+
+
+@app.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="The exit code is 0, 1 after an error, 2 for a mistake in the command line, or 128+n after signal n.",
+)
+def monitor(
+    listen_address: Annotated[
+        str, typer.Option("--listen-address", metavar="ADDRESS", help="Where to serve: HOST:PORT, or :PORT for all.")
+    ] = "127.0.0.1:8090",
+    _runtime_endpoint: Annotated[
+        str,
+        typer.Option(
+            "--runtime-endpoint",
+            metavar="PATH",
+            help="Accepted for Kata's sake: sandboxes themselves say which pod they are of.",
+        ),
+    ] = "/run/containerd/containerd.sock",
+    log_level: Annotated[
+        _Level, typer.Option("-l", "--log-level", help="What is logged on stderr; debug shows tracebacks as well.")
+    ] = _Level.info,  # type: ignore[attr-defined]
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which browsers and Prometheus ask, besides addresses, localhost and this host's own. "
+            "May be repeated.",
+        ),
+    ] = None,
+    scrape_timeout: Annotated[
+        float, typer.Option(min=0.1, max=60.0, metavar="SECONDS", help="For one sandbox to answer a scrape.")
+    ] = 1.5,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Serve the metrics of all sandboxes of this host to Prometheus, and a page about them to people.
+
+    It changes nothing and asks nobody for a password: whoever reaches the address sees the sandboxes.
+    """
+    require_root(PROGRAM)
+    # Imported here: the help does without.
+    from kata.monitor.http import listen
+
+    listener = listen(listen_address)
+    _set_up_logging(_LEVELS[log_level.value])
+    # Each sandbox takes a connection, and two more while it is asked.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with listener, contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_serve(listener, scrape_timeout, host or []))
+
+
+async def _serve(listener: socket.socket, timeout: float, names: Sequence[str]) -> None:
+    from kata.monitor.app import Monitor
+    from kata.monitor.http import serve
+
+    monitor = Monitor(Path(STATE_ROOT), timeout, names)
+    following = asyncio.create_task(monitor.sandboxes.run(), name="sandboxes")
+    host, port = listener.getsockname()[:2]
+    log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+    try:
+        await serve(monitor.app, listener)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def _set_up_logging(level: int) -> None:
+    from kata.shim.log import LogfmtFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogfmtFormatter("", PROGRAM))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    # Of each request that is none it logs that it was none.
+    logging.getLogger("uvicorn").setLevel(max(level, logging.ERROR))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; errors have been printed on stderr."""
+    try:
+        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        return int(code or 0)
+    except USAGE_ERROR as error:
+        report_usage(error, PROGRAM)
+        return ExitCode.USAGE
+    except KeyboardInterrupt:
+        return signalled(2)
+    except Exception as error:
+        report(error, debug="debug" in arguments, program=PROGRAM, option="--log-level debug")
+        return ExitCode.FAILED
+
+
+def main() -> None:
+    """Run the console script `kata-monitor`."""
+    occupy_standard_streams()
+    sys.exit(invoke(sys.argv[1:]))
