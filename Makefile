@@ -3,9 +3,13 @@
 
 PREFIX ?= /opt/kata
 BIN ?= /usr/local/bin
+# Where man pages and shell completion are linked.
+SHARE ?= /usr/local/share
+# Beneath PREFIX/share and SHARE: what tools.manual writes.
+MANUAL := man bash-completion zsh fish
 # What is linked in BIN.
-COMMANDS := kata containerd-shim-kata-v2 kata-agent-ctl kata-log-parser kata-collect-data \
-  kata-monitor kata-trace-forwarder
+COMMANDS := kata kata-runtime containerd-shim-kata-v2 kata-agent-ctl kata-log-parser \
+  kata-collect-data kata-monitor kata-trace-forwarder
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
@@ -73,13 +77,20 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 	$(PREFIX)/bin/python -m kata.shim.launcher $(PREFIX)/bin
 	install -d $(BIN)
 	ln -sfn $(addprefix $(PREFIX)/bin/,$(COMMANDS)) $(BIN)/
+	$(PREFIX)/bin/python -m tools.manual $(PREFIX)/share
+	cd $(PREFIX)/share && find $(MANUAL) -type f -printf '%h\n' | sort -u | xargs -I{} install -d $(SHARE)/{}
+	cd $(PREFIX)/share && find $(MANUAL) -type f -exec ln -sfn $(PREFIX)/share/{} $(SHARE)/{} \;
 	$(PREFIX)/bin/kata image build
 
 uninstall: ## Remove what `make install` has put there, the guest images included
 	rm -f $(addprefix $(BIN)/,$(COMMANDS))
+	[ ! -d $(PREFIX)/share ] || { cd $(PREFIX)/share && find $(MANUAL) -type f -exec rm -f $(SHARE)/{} \; ; }
 	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata /var/cache/kata-test
 	rm -f /run/kata/start-slot-* /run/kata/accel.json
 	[ ! -d /run/kata ] || rmdir --ignore-fail-on-non-empty /run/kata
+
+docs: $(VENV)/ready ## Write the generated parts of the command line's reference anew
+	$(VENV)/bin/python -m tools.manual
 
 protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
 	$(VENV)/bin/python -m tools.generate_protocols

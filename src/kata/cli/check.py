@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kata.cli import gc, host
-from kata.cli.render import printable
-from kata.errors import KataError
+import typer
+
+from kata.cli import gc, host, releases
+from kata.cli.options import AsJson, ConfigFile
+from kata.cli.render import ExitCode, printable
+from kata.errors import InvalidArgument, KataError, NotFound
 from kata.osbuilder import store
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.ledger.journal import STATE_ROOT
+from kata.version import VERSION
 
 SHIM = "containerd-shim-kata-v2"
 #: One sandbox's guest and what runs it need about as much.
@@ -43,35 +49,125 @@ class Row:
         status: whether it works.
         text: what was found, one line.
         hint: what to do, or "".
+        detail: what `--verbose` adds, lines.
     """
 
     name: str
     status: Status
     text: str
     hint: str = ""
+    detail: tuple[str, ...] = ()
+
+
+class Mode(StrEnum):
+    """What is checked: Kata's modes."""
+
+    ALL = "all"
+    NO_NETWORK_CHECKS = "no-network-checks"
+    CHECK_VERSION_ONLY = "check-version-only"
+    ONLY_LIST_RELEASES = "only-list-releases"
+    INCLUDE_ALL_RELEASES = "include-all-releases"
+    LIST = "list"
+
+
+def command(
+    mode: Annotated[
+        Mode, typer.Argument(metavar="[MODE]", help=f"One of {', '.join(Mode)}.", show_default="all")
+    ] = Mode.ALL,
+    no_network_checks: Annotated[
+        bool, typer.Option("-n", "--no-network-checks", help="Do not ask for newer releases.")
+    ] = False,
+    check_version_only: Annotated[
+        bool, typer.Option("--check-version-only", help="Only ask for newer releases.")
+    ] = False,
+    only_list_releases: Annotated[
+        bool, typer.Option("--only-list-releases", help="Print newer releases, one a line, and nothing else.")
+    ] = False,
+    include_all_releases: Annotated[
+        bool, typer.Option("--include-all-releases", help="Count pre-releases, too.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("-s", "--strict", help="Exit with 1 for warnings, too.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print what each check has looked at.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check the host: what works, what does not, and what to do about it."""
+    flags = {
+        Mode.NO_NETWORK_CHECKS: no_network_checks,
+        Mode.CHECK_VERSION_ONLY: check_version_only,
+        Mode.ONLY_LIST_RELEASES: only_list_releases,
+    }
+    mode, include_all = _mode(mode, [flag for flag, is_set in flags.items() if is_set], include_all_releases)
+    if mode is Mode.LIST:
+        every: list[Callable[..., Any]] = [root, configuration, *_PROBES, release]
+        names = {_name(probe): _purpose(probe) for probe in every}
+        print(json.dumps(names, indent=2) if as_json else "\n".join(f"{name:<17} {names[name]}" for name in names))
+        return ExitCode.OK
+    if mode is Mode.ONLY_LIST_RELEASES:
+        found = releases.newer(VERSION, releases.fetch(), include_all=include_all)
+        print(json.dumps(found) if as_json else "\n".join(found), end="\n" if found or as_json else "")
+        return ExitCode.OK
+    rows: list[Row] = []
+    for row in _rows(mode, config, include_all):
+        rows.append(row)
+        if not as_json:
+            print(as_text(row, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ, verbose=verbose), flush=True)
+    if as_json:
+        print(json.dumps(document(rows), indent=2))
+    # Who asks for the version alone is not told by a warning that nobody knows.
+    strict = strict or mode is Mode.CHECK_VERSION_ONLY
+    return ExitCode.OK if passed(rows, strict=strict) else ExitCode.FAILED
+
+
+def _mode(mode: Mode, flags: list[Mode], include_all: bool) -> tuple[Mode, bool]:
+    """Mode, and whether pre-releases count: said by a word, as kata-ctl has it, or by flags, as kata-runtime has.
+
+    Raises:
+        InvalidArgument: two of them contradict each other.
+    """
+    if mode is Mode.INCLUDE_ALL_RELEASES:
+        mode, include_all = Mode.ALL, True
+    wanted = {*flags, *([] if mode is Mode.ALL else [mode])}
+    if len(wanted) > 1:
+        raise InvalidArgument(f"{' and '.join(sorted(wanted))} exclude each other", hint="kata check --help")
+    return next(iter(wanted), Mode.ALL), include_all
+
+
+def _rows(mode: Mode, config: Path | None, include_all: bool) -> Iterator[Row]:
+    if mode is not Mode.CHECK_VERSION_ONLY:
+        yield from check(config)
+    if mode is not Mode.NO_NETWORK_CHECKS:
+        yield release(include_all=include_all)
 
 
 def check(config_path: Path | None = None) -> Iterator[Row]:
-    """Yield a row per check, each as soon as it is known; without a readable configuration only the first two."""
+    """Yield a row per check that needs no network, each as soon as it is known.
+
+    Without a readable configuration there are only the first two.
+    """
     yield root()
+    row, config = configuration(config_path)
+    yield row
+    if config is not None:
+        for probe in _PROBES:
+            yield probe(config)
+
+
+def passed(rows: list[Row], *, strict: bool = False) -> bool:
+    """Return whether `kata run` can work; with `strict`, whether everything is right."""
+    return all(row.status is Status.OK or (row.status is Status.WARNING and not strict) for row in rows)
+
+
+def configuration(path: Path | None) -> tuple[Row, Config | None]:
+    """Check that the configuration can be read, and warn about names in it that have no effect."""
     try:
-        loaded = load(config_path)
+        loaded = load(path)
     except KataError as error:
-        yield Row("configuration", Status.FAILED, error.message, error.hint or "")
-        return
+        return Row("configuration", Status.FAILED, error.message, error.hint or ""), None
     source = ", ".join(map(str, loaded.sources)) or "built-in defaults"
     if loaded.warnings:
-        yield Row("configuration", Status.WARNING, f"{source}: {'; '.join(loaded.warnings)}")
-    else:
-        yield Row("configuration", Status.OK, source)
-    config = loaded.config
-    for probe in _PROBES:
-        yield probe(config)
-
-
-def passed(rows: list[Row]) -> bool:
-    """Return whether `kata run` can work."""
-    return all(row.status is not Status.FAILED for row in rows)
+        return Row("configuration", Status.WARNING, f"{source}: {'; '.join(loaded.warnings)}"), loaded.config
+    return Row("configuration", Status.OK, source), loaded.config
 
 
 def root() -> Row:
@@ -79,6 +175,27 @@ def root() -> Row:
     if os.geteuid() == 0:
         return Row("root", Status.OK, "running as root")
     return Row("root", Status.FAILED, "starting sandboxes needs root", "run it with sudo")
+
+
+def cpu(_config: Config) -> Row:
+    """Check for the CPU's features that virtualization needs."""
+    vendor, model = host.cpu()
+    flags = host.cpu_flags()
+    wanted = ("vmx", "svm", "lm", "sse4_1")
+    detail = (f"{vendor} {model}", *(f"{flag}: {'yes' if flag in flags else 'no'}" for flag in wanted))
+    if not {"vmx", "svm"} & flags:
+        text = "has no hardware virtualization (vmx, svm) that this host may use"
+        hint = "sandboxes are emulated, and slow; in a VM, switch nested virtualization on"
+        return Row("cpu", Status.WARNING, text, hint, detail)
+    return Row("cpu", Status.OK, f"{model}: hardware virtualization", detail=detail)
+
+
+def kernel_modules(_config: Config) -> Row:
+    """List the kernel modules that Kata's own runtime needs; here only KVM's are used."""
+    names = ("kvm", "kvm_intel", "kvm_amd", "vhost", "vhost_net", "vhost_vsock", "vfio_pci")
+    loaded = [name for name in names if os.path.isdir(f"/sys/module/{name}")]
+    detail = tuple(f"{name}: {'loaded' if name in loaded else 'not loaded'}" for name in names)
+    return Row("kernel modules", Status.OK, f"{', '.join(loaded) or 'none'} loaded", detail=detail)
 
 
 def qemu(config: Config) -> Row:
@@ -230,7 +347,24 @@ def _is_device(path: str) -> bool:
         return False
 
 
+def release(*, include_all: bool = False) -> Row:
+    """Ask the project's package index for a newer release. Nothing else needs the network."""
+    installed = f"{VERSION} is installed"
+    try:
+        found = releases.newer(VERSION, releases.fetch(), include_all=include_all)
+    except NotFound as error:
+        return Row("release", Status.OK, f"{installed}; {error.message}")
+    except KataError as error:
+        return Row("release", Status.WARNING, f"{installed}; {error.message}", "--no-network-checks does not ask")
+    if not found:
+        return Row("release", Status.OK, f"{installed}, which is the newest")
+    hint = "read CHANGELOG.md and install it"
+    return Row("release", Status.WARNING, f"{installed}; {found[-1]} is there", hint, tuple(found))
+
+
 _PROBES: tuple[Callable[[Config], Row], ...] = (
+    cpu,
+    kernel_modules,
     qemu,
     guest_image,
     accelerator,
@@ -244,7 +378,17 @@ _PROBES: tuple[Callable[[Config], Row], ...] = (
 )
 
 
-def as_json(rows: list[Row]) -> dict[str, Any]:
+def _name(probe: Callable[..., Any]) -> str:
+    """What a check's row is called."""
+    names = {"namespaces": "mount namespaces", "vhost": "vhost devices"}
+    return names.get(probe.__name__, probe.__name__.replace("_", " "))
+
+
+def _purpose(probe: Callable[..., Any]) -> str:
+    return (probe.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def document(rows: list[Row]) -> dict[str, Any]:
     """Return the document that `kata check --json` prints."""
     return {"ok": passed(rows), "checks": [asdict(row) for row in rows]}
 
@@ -252,10 +396,11 @@ def as_json(rows: list[Row]) -> dict[str, Any]:
 _COLORS = {Status.OK: "32", Status.WARNING: "33", Status.FAILED: "31"}
 
 
-def as_text(row: Row, *, color: bool = False) -> str:
-    """Format a row for people: one line, and one more for the hint."""
+def as_text(row: Row, *, color: bool = False, verbose: bool = False) -> str:
+    """Format a row for people: one line, and one more for the hint and each line of detail."""
     status = f"{row.status:<8}"
     if color:
         status = f"\x1b[{_COLORS[row.status]}m{status}\x1b[0m"
-    line = f"{status} {row.name:<17} {printable(row.text)}"
-    return f"{line}\n{'':27}{printable(row.hint)}" if row.hint else line
+    more = (row.hint, *(row.detail if verbose else ()))
+    lines = [f"{status} {row.name:<17} {printable(row.text)}"]
+    return "\n".join([*lines, *(f"{'':27}{printable(line)}" for line in more if line)])

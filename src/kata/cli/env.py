@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from kata.cli import host
+from kata.cli.options import AsJson, ConfigFile
+from kata.cli.output import written
+from kata.cli.render import ExitCode
 from kata.errors import KataError
 from kata.oci.state import OCI_VERSION
 from kata.osbuilder import store
 from kata.runtime.config.loader import load
-from kata.runtime.hypervisor import accel
 from kata.runtime.resources.status import Status, read_all
 from kata.version import VERSION
 
-#: Version of the output's format. Kata's own is at 1.0.27 and has fields that do not apply here.
-FORMAT_VERSION = "1.0.0"
+#: Version of the output's format. Kata's own is at 1.0.27.
+FORMAT_VERSION = "1.1.0"
+
+
+def command(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", metavar="FILE", help="Write there.", show_default=False)
+    ] = None,
+) -> int:
+    """Print versions, paths and settings for a bug report."""
+    import tomli_w
+
+    sections = collect(config)
+    text = json.dumps(sections, indent=2) + "\n" if as_json else tomli_w.dumps(sections)
+    with written(file) as out:
+        out.write(text)
+    return ExitCode.OK
 
 
 def collect(config_path: Path | None = None) -> dict[str, Any]:
@@ -43,10 +64,14 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             "Path": os.path.realpath(sys.argv[0]),
             "Python": sys.version.split()[0],
             "Debug": runtime.enable_debug,
+            "Trace": False,
             "DisableGuestSeccomp": runtime.disable_guest_seccomp,
+            "DisableNewNetNs": False,
+            "SandboxCgroupOnly": runtime.sandbox_cgroup_only,
+            "Experimental": [],
             "Version": {
                 "OCI": OCI_VERSION,
-                "Version": {"Semver": VERSION, "Major": major, "Minor": minor, "Patch": patch},
+                "Version": {"Semver": VERSION, "Commit": "", "Major": major, "Minor": minor, "Patch": patch},
             },
             "Config": {"Path": str(loaded.sources[0]) if loaded.sources else ""},
         },
@@ -54,7 +79,14 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             "Path": str(hypervisor.path),
             "Version": version,
             "MachineType": hypervisor.machine_type,
+            "BlockDeviceDriver": hypervisor.block_device_driver,
+            "EntropySource": "",
             "SharedFS": hypervisor.shared_fs,
+            "VirtioFSDaemon": hypervisor.virtio_fs_daemon or str(hypervisor.host_programs / "virtiofsd"),
+            "SocketPath": "",
+            "MemorySlots": hypervisor.memory_slots,
+            "PCIeRootPort": hypervisor.pcie_root_port,
+            "HotplugVFIOOnRootBus": False,
             "Msize9p": hypervisor.msize_9p,
             "Seccomp": hypervisor.seccompsandbox,
             "Debug": hypervisor.enable_debug,
@@ -76,7 +108,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
                 "Available": memory["MemAvailable"],
             },
         },
-        "Agent": {"Debug": agent.enable_debug, "DebugConsole": agent.debug_console_enabled},
+        "Agent": {"Debug": agent.enable_debug, "Trace": False, "DebugConsole": agent.debug_console_enabled},
         "Sandboxes": _sandboxes(read_all()),
     }
 
@@ -91,6 +123,10 @@ def _sandboxes(running: Sequence[Status]) -> dict[str, int]:
 
 
 def _accelerator(hypervisor: Any) -> tuple[str, str]:
+    import asyncio
+
+    from kata.runtime.hypervisor import accel
+
     try:
         chosen = asyncio.run(accel.choose_for(hypervisor))
     except KataError as error:

@@ -46,6 +46,12 @@ def cpu() -> tuple[str, str]:
     return found.get("vendor_id", ""), found.get("model name", "")
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return the features of the first CPU (proc_cpuinfo(5))."""
+    lines = (line.partition(":") for line in _lines("/proc/cpuinfo"))
+    return frozenset(next((value.split() for name, _, value in lines if name.strip() == "flags"), ()))
+
+
 def distribution() -> tuple[str, str]:
     """Return name and version (os-release(5))."""
     found: dict[str, str] = {}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
+from kata.cli.output import written
 from kata.cli.render import ExitCode, say, warn
-from kata.errors import InvalidArgument, NotFound, ResourceExhausted
-from kata.linux.atomic_file import Replacement
+from kata.errors import InvalidArgument, NotFound
 from kata.logs.entry import Entry, Kind, missing_fields
 from kata.logs.formats import FORMATS
 from kata.logs.read import merge, read_entries
@@ -108,7 +106,7 @@ def parse(
         return ExitCode.FAILED
     entries = merge(found)
     if not check_only:
-        with _output(output_file) as out:
+        with written(output_file) as out:
             FORMATS[output_format](entries, out)
     if debug:
         for name, count in Counter(entry.file for entry in entries).items():
@@ -144,28 +142,6 @@ def _read(file: Path, *, unpack: bool) -> list[Entry]:
             return list(read_entries(stream, os.path.abspath(file), unpack=unpack))
     except OSError as error:
         raise NotFound(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
-
-
-@contextmanager
-def _output(file: Path | None) -> Iterator[TextIO]:
-    """Open what is written to: standard output, or a file for this user only, which is whole or not there.
-
-    Raises:
-        ResourceExhausted: it cannot be written.
-    """
-    if file is None:
-        yield sys.stdout
-        return
-    # A link stays, and so does what is no file, such as /dev/null.
-    path = os.path.realpath(file)
-    special = os.path.exists(path) and not os.path.isfile(path)
-    try:
-        with open(path, "wb") if special else Replacement(path, mode=0o600) as binary:
-            out = io.TextIOWrapper(binary, encoding="utf-8", write_through=True)
-            yield out
-            out.detach()
-    except OSError as error:
-        raise ResourceExhausted(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _tell(entries: list[Entry], found: list[tuple[Entry, str, bool]], *, one_by_one: bool, quiet: bool) -> int:

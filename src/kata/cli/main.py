@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `kata --version` is fast.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,22 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kata.cli import cp, direct_volume, exec_, factory, image, iptables, layers, logs, operate
+from kata.cli import (
+    check,
+    configuration,
+    cp,
+    direct_volume,
+    env,
+    exec_,
+    factory,
+    image,
+    iptables,
+    layers,
+    logs,
+    operate,
+    version,
+)
+from kata.cli.options import AsJson, ConfigFile, SandboxName
 from kata.cli.render import ExitCode, report, say, signalled
 from kata.errors import KataError
 from kata.version import VERSION
@@ -34,24 +50,26 @@ app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
 app.add_typer(logs.app, name="logs")
 
+#: Commands whose exit code is a program's.
+_RUNNING = ("run", "exec")
+
 # Not every version of typer exports UsageError, but all export its subclass.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
 
 @dataclass
-class _Invocation:
+class Invocation:
     """What one command line says about all of it.
 
     Attributes:
+        command: its first word.
         debug: whether errors are printed with a traceback; `kata run` prints its plan, too.
+        log: where errors are logged as well; None: nowhere.
     """
 
+    command: str = ""
     debug: bool = False
+    log: logging.Logger | None = None
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,6 +87,7 @@ def _kata(
     debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
 ) -> None:
     context.obj.debug = debug
+    context.obj.command = context.invoked_subcommand or ""
 
 
 @app.command(
@@ -118,8 +137,15 @@ def run(
     user: Annotated[
         str | None, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="Names or numbers, as in the image.")
     ] = None,
-    cpus: Annotated[str | None, typer.Option(metavar="NUMBER", help="CPU limit, such as 2 or 0.5.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 256M or 2G.")] = None,
+    cpus: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="CPU limit, such as 2 or 0.5; 0.01 to 240.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory limit, such as 256M or 2G, from 6M; units b k m g t, powers of 1024."
+        ),
+    ] = None,
     network: Annotated[
         str,
         typer.Option(
@@ -127,7 +153,12 @@ def run(
             help='A network of /etc/cni/net.d, or "bridge", which needs no configuration; "none": loopback only.',
         ),
     ] = "none",
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the sandbox; random by default.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the sandbox: 1 to 76 letters, digits, _, . and -; random by default."
+        ),
+    ] = None,
     _rm: Annotated[bool, typer.Option("--rm", help="Accepted for compatibility: nothing is ever kept.")] = False,
     config: ConfigFile = None,
     debug: Annotated[bool, typer.Option("--debug", help="Print the plan on stderr: VM, spec, mounts.")] = False,
@@ -136,7 +167,7 @@ def run(
     from kata.cli import request
     from kata.cli.run import run as run_request
 
-    invocation: _Invocation = context.obj
+    invocation: Invocation = context.obj
     invocation.debug |= debug
     words = ([] if image_ is None else [image_]) + (command or [])
     image_path, words_to_run = request.split_words(words, rootfs)
@@ -159,34 +190,6 @@ def run(
             debug=invocation.debug,
         )
     )
-
-
-@app.command()
-def check(config: ConfigFile = None, as_json: AsJson = False) -> int:
-    """Check the host: what works, what does not, and what to do about it."""
-    from kata.cli import check as checks
-
-    rows = []
-    if as_json:
-        rows = list(checks.check(config))
-        print(json.dumps(checks.as_json(rows), indent=2))
-    else:
-        for row in checks.check(config):
-            rows.append(row)
-            print(checks.as_text(row, color=sys.stdout.isatty()), flush=True)
-    return ExitCode.OK if checks.passed(rows) else ExitCode.FAILED
-
-
-@app.command()
-def env(config: ConfigFile = None, as_json: AsJson = False) -> int:
-    """Print versions, paths and settings for a bug report."""
-    import tomli_w
-
-    from kata.cli import env as environment
-
-    sections = environment.collect(config)
-    print(json.dumps(sections, indent=2) if as_json else tomli_w.dumps(sections), end="\n" if as_json else "")
-    return ExitCode.OK
 
 
 @app.command()
@@ -228,9 +231,7 @@ def list_(
 
 @app.command()
 def inspect(
-    sandbox: Annotated[
-        str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
-    ],
+    sandbox: SandboxName,
 ) -> int:
     """Print what is known of a sandbox as JSON: containers, VM, devices, start, and why it has ended."""
     from kata.cli import sandboxes
@@ -243,9 +244,7 @@ def inspect(
 
 @app.command()
 def timings(
-    sandbox: Annotated[
-        str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
-    ],
+    sandbox: SandboxName,
     as_json: AsJson = False,
     as_spans: Annotated[
         bool, typer.Option("--spans", help="Print a request of OpenTelemetry's protocol (OTLP, JSON) instead of text.")
@@ -295,34 +294,48 @@ def bundle(
     return ExitCode.OK
 
 
-for _command in (exec_, cp, operate):
-    _command.register(app)
+# Commands whose functions are in modules of their own.
+app.command("check")(check.command)
+app.command("env")(env.command)
+app.command("version")(version.command)
+app.add_typer(configuration.app, name="config")
+for _module in (exec_, cp, operate):
+    _module.register(app)
 
 
-def invoke(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; errors have been printed on stderr."""
-    # No option before the command takes a value, so its first plain word is the command.
-    command = next((word for word in arguments if not word.startswith("-")), "")
-    runs = command in ("run", "exec")
-    failed, misused = (ExitCode.RUN_FAILED,) * 2 if runs else (ExitCode.FAILED, ExitCode.USAGE)
-    invocation = _Invocation()
+def invoke(arguments: list[str], program: typer.Typer = app, name: str = "kata") -> int:
+    """Run one command line and return its exit code; errors have been printed on stderr.
+
+    Args:
+        arguments: without the program's name.
+        program: whose command line it is.
+        name: of the program.
+    """
+    invocation = Invocation()
+    code = _invoke(arguments, program, name, invocation)
+    if code is None:
+        return ExitCode.RUN_FAILED if invocation.command in _RUNNING else ExitCode.FAILED
+    return code
+
+
+def _invoke(arguments: list[str], program: typer.Typer, name: str, invocation: Invocation) -> int | None:
+    """As `invoke`; None if the program has failed itself."""
     try:
-        code = app(args=arguments, prog_name="kata", standalone_mode=False, obj=invocation)
+        code = program(args=arguments, prog_name=name, standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return int(code or 0)
     except USAGE_ERROR as error:
-        report_usage(error, "kata")
-        return misused
+        report_usage(error, name)
+        return None if invocation.command in _RUNNING else ExitCode.USAGE
     except KeyboardInterrupt:
         return signalled(2)
     except BrokenPipeError:
         return leave_broken_pipe()
-    except KataError as error:
-        report(error, debug=invocation.debug)
-        return failed
     except Exception as error:
         report(error, debug=invocation.debug)
-        return failed
+        if invocation.log:
+            invocation.log.error("%s", error, exc_info=None if isinstance(error, KataError) else error)
+        return None
 
 
 def report_usage(error: Any, program: str) -> None:
@@ -356,6 +369,14 @@ def leave_broken_pipe() -> int:
 def main() -> None:
     """Run the console script `kata`."""
     _run()
+
+
+def kata_runtime() -> None:
+    """Run the console script `kata-runtime`, Kata's name for `kata`."""
+    from kata.cli import kata_runtime as under_that_name
+
+    occupy_standard_streams()
+    sys.exit(invoke(sys.argv[1:], under_that_name.kata_runtime, under_that_name.PROGRAM))
 
 
 def log_parser() -> None:

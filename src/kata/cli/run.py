@@ -240,5 +240,11 @@ class _StderrHandler(logging.Handler):
 
 
 def _setup_logging(debug: bool) -> None:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[_StderrHandler()], force=True)
+    handler = _StderrHandler()
+    handler.setLevel(logging.DEBUG if debug else logging.WARNING)
+    root = logging.getLogger()
+    # A log in a file that was asked for stays, and has all levels.
+    others = [other for other in root.handlers if not isinstance(other, _StderrHandler)]
+    root.setLevel(logging.DEBUG if others else handler.level)
+    root.handlers[:] = [*others, handler]
     logging.getLogger("asyncio").setLevel(logging.WARNING)

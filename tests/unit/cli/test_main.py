@@ -141,12 +141,13 @@ def test_check_fails_only_for_what_run_needs() -> None:
     rows = [Row("a", Status.OK, "fine"), Row("b", Status.WARNING, "optional", "install it")]
     assert checks.passed(rows)
     assert not checks.passed([*rows, Row("c", Status.FAILED, "broken")])
-    assert checks.as_json(rows)["ok"] is True
-    assert checks.as_json(rows)["checks"][1] == {
+    assert checks.document(rows)["ok"] is True
+    assert checks.document(rows)["checks"][1] == {
         "name": "b",
         "status": "warning",
         "text": "optional",
         "hint": "install it",
+        "detail": (),
     }
 
 

@@ -1,0 +1,38 @@
+"""Options that several commands have, so that each has one name and one meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Configuration file to use.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def complete_sandbox(incomplete: str) -> Iterator[str]:
+    """Yield the sandboxes of this host that begin with a text, for the completion of a shell: none without root."""
+    from kata.runtime.ledger.journal import STATE_ROOT
+
+    try:
+        with os.scandir(STATE_ROOT) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return
+    yield from (name for name in names if name.startswith(incomplete))
+
+
+SandboxName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SANDBOX",
+        help="Id of the sandbox: the pod's, or the container's own.",
+        autocompletion=complete_sandbox,
+        show_default=False,
+    ),
+]
