@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-from typer.completion import get_completion_script  # type: ignore[attr-defined] - imported there, not defined
+
+# Imported there, not defined.
+from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
 from kata.agent_ctl.main import app as agent_ctl
 from kata.cli.kata_runtime import kata_runtime

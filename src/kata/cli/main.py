@@ -28,6 +28,7 @@ from kata.cli import (
     layers,
     logs,
     operate,
+    ps,
     version,
 )
 from kata.cli.options import AsJson, ConfigFile, SandboxName
@@ -208,27 +209,6 @@ def gc() -> int:
     return code
 
 
-@app.command("list")
-def list_(
-    as_json: AsJson = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print only names, as other commands take them.")
-    ] = False,
-) -> int:
-    """List the sandboxes of this host, whoever has started them."""
-    from kata.cli import sandboxes
-    from kata.cli.root import require_root
-
-    require_root("kata list")
-    found = sandboxes.inspect_all()
-    if quiet:
-        for one in found:
-            print(Path(one["state_directory"]).name)
-    else:
-        print(json.dumps(found, indent=2) if as_json else sandboxes.as_table(found))
-    return ExitCode.OK
-
-
 @app.command()
 def inspect(
     sandbox: SandboxName,
@@ -295,6 +275,8 @@ def bundle(
 
 
 # Commands whose functions are in modules of their own.
+app.command("list")(ps.command)
+app.command("ps")(ps.command)
 app.command("check")(check.command)
 app.command("env")(env.command)
 app.command("version")(version.command)

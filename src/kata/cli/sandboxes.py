@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +21,11 @@ from kata.runtime.hypervisor.console import tail
 from kata.runtime.launch import timings
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.names import find, split
+from kata.runtime.sandbox.origin import as_told, origin_of
 from kata.shim.handover import PREFIX
 
 #: Seconds for a sandbox to tell of itself, which takes milliseconds.
 _ANSWER_TIMEOUT_S = 5.0
-_COLUMNS = ("SANDBOX", "NAMESPACE", "STATE", "CONTAINERS", "VCPUS", "MEMORY", "STARTED")
 
 
 def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]
     """
     directory = state_root / find(sandbox, str(state_root))
     if not directory.is_dir():
-        raise NotFound(f"sandbox {sandbox} does not exist", hint="`kata list` shows all sandboxes")
+        raise NotFound(f"sandbox {sandbox} does not exist", hint="kata list shows all sandboxes")
     return asyncio.run(_look(directory))
 
 
@@ -62,7 +61,7 @@ async def _look(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": sandbox_id,
         "namespace": namespace,
-        "engine": "containerd" if namespace else "kata run",
+        **as_told(origin_of(namespace, {})),
         **await _ask_or_guess(directory),
         "state_directory": str(directory),
     }
@@ -88,35 +87,3 @@ async def _ask_or_guess(directory: Path) -> dict[str, Any]:
 
 def _last_words(directory: Path) -> dict[str, Any]:
     return {"log_tails": {path.name: tail(path).splitlines() for path in sorted(directory.glob("*.log"))}}
-
-
-def as_table(sandboxes: Sequence[dict[str, Any]]) -> str:
-    """Format sandboxes as text, a line for each; columns are as wide as what is in them."""
-    rows = [_COLUMNS, *(_row(one) for one in sandboxes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    vm = one.get("vm") or {}
-    containers = one.get("containers") or []
-    running = sum(container["state"] == "running" for container in containers)
-    return (
-        one["id"],
-        one["namespace"] or "-",
-        one["state"],
-        f"{running}/{len(containers)}" if "containers" in one else "-",
-        str(vm.get("vcpus", "-")),
-        f"{vm['memory_mib']}M" if vm else "-",
-        f"{_ago(time.time() - one['started'])} ago" if one["started"] else "-",
-    )
-
-
-def _ago(seconds: float) -> str:
-    """A length of time in its largest whole unit."""
-    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds / length)}{name}"
-    return f"{max(0, int(seconds))}s"

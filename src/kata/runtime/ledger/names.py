@@ -63,7 +63,7 @@ def find(sandbox: str, root: str) -> str:
     """The name of a sandbox's state directory, for a command line.
 
     Args:
-        sandbox: its id, or the name itself.
+        sandbox: its id, the first digits of one that a container engine has made up, or the name itself.
         root: where state directories are.
 
     Returns:
@@ -75,8 +75,14 @@ def find(sandbox: str, root: str) -> str:
     validate_name(sandbox)
     names = os.listdir(root) if os.path.isdir(root) else []
     found = [name for name in sorted(names) if name.startswith(sandbox + _SEPARATOR)]
-    if sandbox in names or not found:
+    if sandbox in names:
         return sandbox
+    found = found or [name for name in sorted(names) if name.startswith(sandbox) and _is_random(split(name)[0])]
     if len(found) > 1:
-        raise InvalidArgument(f"several sandboxes have the id {sandbox}", hint=f"use {' or '.join(found)}")
-    return found[0]
+        raise InvalidArgument(f"several sandboxes have the id {sandbox}", hint=f"use {' or '.join(found[:4])}")
+    return found[0] if found else sandbox
+
+
+def _is_random(sandbox_id: str) -> bool:
+    """Whether nobody types this id: it has 64 hexadecimal digits."""
+    return len(sandbox_id) == 64 and not set(sandbox_id) - set("0123456789abcdef")

@@ -46,6 +46,7 @@ class Container(Lifecycle):
         disks: what keeps those that its root is made of; None if there are none.
         process_spec: of its init process, as its spec has it.
         events: where it is told what happens.
+        name: what its container engine calls it; "" if it does not say.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Container(Lifecycle):
         disks: ExitStack | None = None,
         process_spec: ProcessSpec | None = None,
         events: Events | None = None,
+        name: str = "",
     ) -> None:
         super().__init__(f"container {container_id}")
         self.id = container_id
+        self.name = name
         self.hooks = hooks
         self.process_spec = process_spec or {}
         self._events = events or Events()
@@ -298,7 +301,7 @@ class Container(Lifecycle):
         """What is known of it, for JSON."""
         self.refresh()
         execs = [process.describe(name) for name, process in self.execs.items()]
-        return {**self.init.describe(self.id), "state": self.state, "execs": execs}
+        return {**self.init.describe(self.id), "name": self.name, "state": self.state, "execs": execs}
 
     def require_deletable(self, *, force: bool) -> None:
         """Raise FailedPrecondition if it runs and `force` is not set."""

@@ -32,6 +32,7 @@ from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.events import Event, Events, Happening
+from kata.runtime.sandbox.origin import Origin, as_told, container_name
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
@@ -82,6 +83,7 @@ class Sandbox(Lifecycle):
         network: None if the VM gets no interface.
         containers: those of the sandbox, which the teardown closes.
         accelerator: the VM's.
+        origin: what has asked for it.
 
     Attributes:
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
@@ -105,6 +107,7 @@ class Sandbox(Lifecycle):
         network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
         accelerator: str,
+        origin: Origin,
         calls: Durations | None = None,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
@@ -124,6 +127,7 @@ class Sandbox(Lifecycle):
         self._resources = resources
         self._network = network
         self._accelerator = accelerator
+        self._origin = origin
         self._creating: set[str] = set()
         self._deleting: dict[str, asyncio.Lock] = {}
         #: The first container's root in the guest, which has room for what belongs to the pod.
@@ -250,6 +254,7 @@ class Sandbox(Lifecycle):
             disks=disks,
             process_spec=spec.get("process"),
             events=self.events,
+            name=container_name(spec.get("annotations") or {}),
         )
         self._creating.add(request.id)
         self._guest.slot.keep()
@@ -403,6 +408,7 @@ class Sandbox(Lifecycle):
         size, vm = self._resources.size, self._guest.vm
         return {
             "id": self.id,
+            **as_told(self._origin),
             "state": "running" if vm.pid else "stopped",
             "why_ended": vm.why_ended,
             "pid": os.getpid(),

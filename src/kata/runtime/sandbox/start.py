@@ -31,6 +31,7 @@ from kata.runtime.launch.host import look_at_host
 from kata.runtime.launch.sandbox_vm import Prepared, SandboxVm, obtain_vm
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import plan_vm
+from kata.runtime.ledger import names
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import PROCESS
 from kata.runtime.network.own_network import OwnNetwork
@@ -43,6 +44,7 @@ from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
+from kata.runtime.sandbox.origin import origin_of
 from kata.runtime.sandbox.sandbox import FLUSH_TIMEOUT_S, Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
 from kata.runtime.storage.host_mounts import on_host
@@ -184,6 +186,7 @@ class _Start:
             network=network,
             containers=containers,
             accelerator=plan.vm.accelerator,
+            origin=origin_of(names.split(os.path.basename(self._ledger.directory))[1], spec.get("annotations") or {}),
             calls=self._calls,
         )
         self._serve_management(sandbox, bundle)

@@ -50,3 +50,15 @@ def test_found_by_the_id(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="several sandboxes have the id box") as caught:
         find("box", root)
     assert caught.value.hint == "use box@default or box@moby"
+
+
+def test_the_first_digits_of_a_random_id_are_enough(tmp_path: Path) -> None:
+    ids = ["0a" * 32, "0b" * 32]
+    for name in (f"{ids[0]}@moby", ids[1], "0abox"):
+        (tmp_path / name).mkdir()
+    assert find("0a0a", str(tmp_path)) == f"{ids[0]}@moby"
+    assert find(ids[0], str(tmp_path)) == f"{ids[0]}@moby"
+    assert find("0b", str(tmp_path)) == ids[1]
+    assert find("0abo", str(tmp_path)) == "0abo", "a name is typed whole"
+    with pytest.raises(InvalidArgument, match="several"):
+        find("0", str(tmp_path))
