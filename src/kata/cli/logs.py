@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from kata.cli import logs_show
+from kata.cli.default_group import ShowGroup
 from kata.cli.output import written
 from kata.cli.render import ExitCode, say, warn
 from kata.errors import InvalidArgument, NotFound
@@ -19,7 +21,8 @@ from kata.logs.entry import Entry, Kind, missing_fields
 from kata.logs.formats import FORMATS
 from kata.logs.read import merge, read_entries
 
-app = typer.Typer(help="Read the logs of all components.", no_args_is_help=True)
+app = typer.Typer(cls=ShowGroup, help="Read the logs of a sandbox, or of files.", no_args_is_help=True)
+app.command("show")(logs_show.command)
 
 #: The name of standard input, and what it is called in messages.
 _STDIN = "-"

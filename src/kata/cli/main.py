@@ -21,6 +21,7 @@ from kata.cli import (
     cp,
     direct_volume,
     env,
+    events,
     exec_,
     factory,
     image,
@@ -277,6 +278,7 @@ def bundle(
 # Commands whose functions are in modules of their own.
 app.command("list")(ps.command)
 app.command("ps")(ps.command)
+app.command("events")(events.command)
 app.command("check")(check.command)
 app.command("env")(env.command)
 app.command("version")(version.command)
@@ -296,7 +298,7 @@ def invoke(arguments: list[str], program: typer.Typer = app, name: str = "kata")
     invocation = Invocation()
     code = _invoke(arguments, program, name, invocation)
     if code is None:
-        return ExitCode.RUN_FAILED if invocation.command in _RUNNING else ExitCode.FAILED
+        return ExitCode.RUN_FAILED if invocation.command == "run" else ExitCode.FAILED
     return code
 
 

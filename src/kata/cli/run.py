@@ -46,6 +46,7 @@ from kata.runtime.storage.container_files import plan_container
 from kata.runtime.storage.disk import Layers, plan_disks
 from kata.runtime.storage.host_paths import look_at_paths, random_token
 from kata.runtime.storage.upper_disk import upper_of
+from kata.shim.log import keep_log
 
 
 def run(request: RunRequest) -> int:
@@ -67,6 +68,7 @@ def run(request: RunRequest) -> int:
     signals = Signals()
     try:
         ledger = claim(f"{STATE_ROOT}/{sandbox_id}")
+        end_log = keep_log(ledger.directory, sandbox_id, "kata-run")
         try:
             enter_mount_namespace(ledger.directory)
             with _root_filesystem(request, sandbox_id, ledger, loaded.config) as root:
@@ -84,6 +86,7 @@ def run(request: RunRequest) -> int:
             # Usually the sandbox has done so already; then there is nothing to release.
             for problem in ledger.release():
                 warn(f"cannot release {problem}")
+            end_log()
     except Interrupted as interruption:
         return signalled(interruption.number)
 
@@ -245,6 +248,6 @@ def _setup_logging(debug: bool) -> None:
     root = logging.getLogger()
     # A log in a file that was asked for stays, and has all levels.
     others = [other for other in root.handlers if not isinstance(other, _StderrHandler)]
-    root.setLevel(logging.DEBUG if others else handler.level)
+    root.setLevel(logging.DEBUG if others or debug else logging.INFO)  # what the state directory keeps
     root.handlers[:] = [*others, handler]
     logging.getLogger("asyncio").setLevel(logging.WARNING)

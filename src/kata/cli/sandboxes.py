@@ -47,9 +47,13 @@ def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]
 
 def inspect_all(state_root: Path = Path(STATE_ROOT)) -> list[dict[str, Any]]:
     """The same of all sandboxes, in the order of their names."""
-    names = [name for name in gc.candidates(state_root, state_root) if not name.startswith(PREFIX)]
-    found = asyncio.run(_look_at_all([state_root / name for name in names]))
+    found = asyncio.run(_look_at_all(directories(state_root)))
     return [one for one in found if os.path.isdir(one["state_directory"])]  # the others have ended meanwhile
+
+
+def directories(state_root: Path = Path(STATE_ROOT)) -> list[Path]:
+    """The state directories of all sandboxes, by name; those of VMs in standby are none's yet."""
+    return [state_root / name for name in gc.candidates(state_root, state_root) if not name.startswith(PREFIX)]
 
 
 async def _look_at_all(directories: Sequence[Path]) -> list[dict[str, Any]]:
@@ -77,11 +81,10 @@ async def _ask_or_guess(directory: Path) -> dict[str, Any]:
     """What a sandbox says, or what becomes of it if it says nothing."""
     try:
         said: dict[str, Any] = json.loads(await request(directory, "GET", "/sandbox", timeout=_ANSWER_TIMEOUT_S))
-        del said["id"]
-        return said
+        return {name: value for name, value in said.items() if name != "id"}
     except NotFound:
         return {"state": "starting" if gc.is_running(directory) else "dead", **_last_words(directory)}
-    except (KataError, ValueError) as error:
+    except (KataError, ValueError, AttributeError) as error:
         return {"state": "unknown", "error": str(error), **_last_words(directory)}
 
 

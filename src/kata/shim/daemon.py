@@ -22,7 +22,7 @@ from kata.runtime.launch.sandbox_vm import Prepared
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.grpc_status import to_status
 from kata.shim.events import Publisher
-from kata.shim.log import setup_logging
+from kata.shim.log import keep_log, setup_logging
 from kata.shim.params import ShimParams
 from kata.shim.task import TaskService
 from kata.ttrpc import CallContext, Handler, Server
@@ -90,6 +90,7 @@ async def serve(
         prepared: a VM that the sandbox takes over if it is what it needs.
         config: says whether this process is traced.
     """
+    end_log = keep_log(ledger.directory, params.sandbox_id)
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], ForContainer(service, "id"))
@@ -119,6 +120,7 @@ async def serve(
             task.cancel()
         await asyncio.gather(publishing, checking, return_exceptions=True)
         log.info("the shim of sandbox %s exits", params.sandbox_id)
+        end_log()
 
 
 def _trace(server: Server, params: ShimParams, config: RuntimeConfig) -> TaskTracing:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata.errors import KataError
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from kata.shim.params import ShimParams
 
 log = logging.getLogger(__name__)
+
+#: The component, as Kata calls it.
+SHIM_NAME = "containerd-shim-v2"
+#: In the state directory.
+RING_NAME = "shim.log"
 
 _PLAIN = re.compile(r"[\w.-]+", re.ASCII)
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
@@ -45,10 +52,37 @@ class FifoHandler(logging.Handler):
             pass  # full: the line is lost, the sandbox is not
 
 
+class RingHandler(logging.Handler):
+    """Keeps the end of the log in a file of the sandbox's state directory, where `kata logs` finds it.
+
+    Args:
+        directory: the state directory.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, directory: str) -> None:
+        # Imported here, as `start` has no need of it.
+        from kata.runtime.hypervisor.console import RingFile
+
+        super().__init__()
+        self._ring = RingFile(Path(directory, RING_NAME))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self._ring.write(self.format(record).encode(errors="replace") + b"\n")
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        self._ring.close()
+        super().close()
+
+
 class LogfmtFormatter(FieldsFormatter):
     """As containerd's own shims write them, with the module as source."""
 
-    def __init__(self, sandbox_id: str, name: str = "containerd-shim-v2") -> None:
+    def __init__(self, sandbox_id: str, name: str = SHIM_NAME) -> None:
         super().__init__(name, sandbox_id)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -83,6 +117,30 @@ def setup_logging(params: ShimParams) -> None:
         handler = logging.NullHandler()
     handler.setFormatter(LogfmtFormatter(params.sandbox_id))
     root.addHandler(handler)
+
+
+def keep_log(directory: str, sandbox_id: str, name: str = SHIM_NAME) -> Callable[[], None]:
+    """Keep the end of this process's log in the state directory of its sandbox, too; the function returned ends that.
+
+    Args:
+        directory: the state directory, which this process has claimed.
+        sandbox_id: of the records.
+        name: of the component.
+    """
+    try:
+        handler = RingHandler(directory)
+    except OSError as error:
+        log.debug("the log is not kept in %s: %s", directory, error.strerror)
+        return lambda: None
+    handler.setFormatter(LogfmtFormatter(sandbox_id, name))
+    root = logging.getLogger()
+    root.addHandler(handler)
+
+    def end() -> None:
+        root.removeHandler(handler)
+        handler.close()
+
+    return end
 
 
 def tell_failure(params: ShimParams, error: BaseException) -> None:

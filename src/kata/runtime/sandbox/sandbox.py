@@ -414,6 +414,7 @@ class Sandbox(Lifecycle):
             "pid": os.getpid(),
             "vm": {
                 "pid": vm.pid,
+                "log_directory": str(vm.console.parent),
                 "accelerator": self._accelerator,
                 "vcpus": size.vcpus,
                 "memory_mib": size.memory_mib,

@@ -42,6 +42,7 @@ from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.resources.sizing import Budget, Size
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
+from kata.runtime.sandbox.event_log import EventLog
 from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
 from kata.runtime.sandbox.origin import origin_of
@@ -134,6 +135,8 @@ class _Start:
 
     async def run(self, bundle: Bundle, prepared: Prepared | None) -> Sandbox:
         """All phases. What can be found wrong without the VM is found before it, so that it costs no launch."""
+        kept = EventLog(self._ledger.directory)
+        self._steps.callback(kept.close)
         async with AsyncExitStack() as unused:
             if prepared:
                 unused.push_async_callback(prepared.discard)
@@ -189,6 +192,7 @@ class _Start:
             origin=origin_of(names.split(os.path.basename(self._ledger.directory))[1], spec.get("annotations") or {}),
             calls=self._calls,
         )
+        sandbox.events.listen(kept.write)
         self._serve_management(sandbox, bundle)
         self._timings.write()
         return sandbox
