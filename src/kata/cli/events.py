@@ -1,15 +1,9 @@
-"""`kata events`: what has happened in the sandboxes of this host, and what happens from now on.
-
-What has happened is in each state directory; what happens is told over the management socket. A client connects first
-and reads the file then, so that it misses nothing, and what is in both is shown once.
-"""
+"""`kata events`: what has happened in the sandboxes of this host, and what happens from now on."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,16 +14,8 @@ from kata.cli.moments import parse_since
 from kata.cli.options import AsJson, complete_sandbox
 from kata.cli.render import ExitCode, printable
 from kata.cli.root import require_root
-from kata.errors import KataError, NotFound
+from kata.errors import NotFound
 from kata.logs.entry import format_time
-
-#: Seconds for a sandbox to begin to answer, and between two looks for new ones.
-_ANSWER_TIMEOUT_S = 5.0
-_LOOK_INTERVAL_S = 0.5
-#: Bytes of an event; a longer one is left out.
-_MAX_EVENT = 64 << 10
-#: Events of a sandbox that are remembered, so that none is told twice: more than a state directory keeps.
-_MAX_SEEN = 2048
 
 
 @dataclass(frozen=True)
@@ -94,17 +80,6 @@ def kept(directory: Path) -> list[Told]:
     return [event for line in content.splitlines() if (event := parse_event(directory.name, line))]
 
 
-async def told(sandbox: str, pieces: AsyncIterable[bytes]) -> AsyncIterator[Told]:
-    """The events of a stream of server-sent events."""
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        rest = rest if len(rest) <= _MAX_EVENT else b""
-        for line in lines:
-            if line.startswith(b"data:") and (event := parse_event(sandbox, line.removeprefix(b"data:"))):
-                yield event
-
-
 def command(
     sandboxes: Annotated[
         list[str] | None,
@@ -128,12 +103,16 @@ def command(
     moment = 0.0 if since is None else parse_since(since)
     require_root("kata events")
     wanted = _names(sandboxes or ())
-    directories = _directories(wanted)
+    directories = directories_of(wanted)
     if not follow:
         found = sorted((event for directory in directories for event in kept(directory)), key=lambda event: event.time)
-        _print((event for event in found if event.time >= moment), as_json=as_json)
+        show((event for event in found if event.time >= moment), as_json=as_json)
         return ExitCode.OK
-    asyncio.run(_follow(wanted, moment, as_json=as_json))
+    import asyncio
+
+    from kata.cli.events_follow import follow as follow_events
+
+    asyncio.run(follow_events(wanted, moment, as_json=as_json))
     return ExitCode.OK
 
 
@@ -154,70 +133,14 @@ def _names(sandboxes: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _directories(wanted: frozenset[str]) -> list[Path]:
+def directories_of(wanted: frozenset[str]) -> list[Path]:
     """The state directories of these sandboxes, or of all, as far as they are there."""
     from kata.cli.sandboxes import directories
 
     return [one for one in directories() if not wanted or one.name in wanted]
 
 
-async def _follow(wanted: frozenset[str], since: float, *, as_json: bool) -> None:
-    """Until every sandbox that was named has ended, or for ever."""
-    watches = {directory.name: _Watch(directory, since, as_json) for directory in _directories(wanted)}
-    past = sorted((event for watch in watches.values() for event in watch.kept()), key=lambda event: event.time)
-    _print(past, as_json=as_json)
-    tasks = {name: asyncio.create_task(watch.run()) for name, watch in watches.items()}
-    try:
-        while tasks or not wanted:
-            await asyncio.sleep(_LOOK_INTERVAL_S)
-            for directory in _directories(wanted):
-                if directory.name not in tasks:
-                    tasks[directory.name] = asyncio.create_task(_Watch(directory, since, as_json).run())
-            for name, task in list(tasks.items()):
-                if task.done():
-                    task.result()
-                    del tasks[name]
-    finally:
-        for task in tasks.values():
-            task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
-class _Watch:
-    """The events of one sandbox, each told once."""
-
-    def __init__(self, directory: Path, since: float, as_json: bool) -> None:
-        self._directory = directory
-        self._since = since
-        self._as_json = as_json
-        self._seen: deque[str] = deque(maxlen=_MAX_SEEN)
-
-    def kept(self) -> list[Told]:
-        """Those that have been written down and not been told yet."""
-        return [event for event in kept(self._directory) if self._is_new(event)]
-
-    def _is_new(self, event: Told) -> bool:
-        if event.json in self._seen:
-            return False
-        self._seen.append(event.json)
-        return event.time >= self._since
-
-    async def run(self) -> None:
-        """Tell until the sandbox has ended."""
-        from kata.management.client import stream
-
-        while self._directory.is_dir():
-            try:
-                async with stream(self._directory, "/events", timeout=_ANSWER_TIMEOUT_S) as pieces:
-                    _print(self.kept(), as_json=self._as_json)
-                    async for event in told(self._directory.name, pieces):
-                        if self._is_new(event):
-                            _print([event], as_json=self._as_json)
-            except KataError:
-                _print(self.kept(), as_json=self._as_json)  # it starts, has ended, or is another version's
-            await asyncio.sleep(_LOOK_INTERVAL_S)
-
-
-def _print(events: Iterable[Told], *, as_json: bool) -> None:
+def show(events: Iterable[Told], *, as_json: bool) -> None:
+    """Print events."""
     for event in events:
         print(event.json if as_json else event.line, flush=True)

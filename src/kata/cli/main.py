@@ -28,8 +28,11 @@ from kata.cli import (
     iptables,
     layers,
     logs,
+    metrics,
     operate,
     ps,
+    stats,
+    top,
     version,
 )
 from kata.cli.options import AsJson, ConfigFile, SandboxName
@@ -249,15 +252,6 @@ def timings(
 
 
 @app.command()
-def metrics() -> int:
-    """Print the start phases of all running sandboxes in the text format of Prometheus."""
-    from kata.cli import timings as of_sandbox
-
-    print(of_sandbox.as_metrics(of_sandbox.load_all()), end="")
-    return ExitCode.OK
-
-
-@app.command()
 def bundle(
     output: Annotated[
         Path | None,
@@ -278,6 +272,9 @@ def bundle(
 # Commands whose functions are in modules of their own.
 app.command("list")(ps.command)
 app.command("ps")(ps.command)
+app.command("stats")(stats.command)
+app.command("top")(top.command)
+app.command("metrics")(metrics.command)
 app.command("events")(events.command)
 app.command("check")(check.command)
 app.command("env")(env.command)

@@ -42,7 +42,7 @@ def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]
     directory = state_root / find(sandbox, str(state_root))
     if not directory.is_dir():
         raise NotFound(f"sandbox {sandbox} does not exist", hint="kata list shows all sandboxes")
-    return asyncio.run(_look(directory))
+    return asyncio.run(look(directory))
 
 
 def inspect_all(state_root: Path = Path(STATE_ROOT)) -> list[dict[str, Any]]:
@@ -57,16 +57,17 @@ def directories(state_root: Path = Path(STATE_ROOT)) -> list[Path]:
 
 
 async def _look_at_all(directories: Sequence[Path]) -> list[dict[str, Any]]:
-    return await asyncio.gather(*(_look(directory) for directory in directories))
+    return await asyncio.gather(*(look(directory) for directory in directories))
 
 
-async def _look(directory: Path) -> dict[str, Any]:
+async def look(directory: Path, timeout: float | None = None) -> dict[str, Any]:
+    """What is known of the sandbox of a state directory, which answers within so many seconds or does not."""
     sandbox_id, namespace = split(directory.name)
     found: dict[str, Any] = {
         "id": sandbox_id,
         "namespace": namespace,
         **as_told(origin_of(namespace, {})),
-        **await _ask_or_guess(directory),
+        **await _ask_or_guess(directory, _ANSWER_TIMEOUT_S if timeout is None else timeout),
         "state_directory": str(directory),
     }
     try:
@@ -77,13 +78,18 @@ async def _look(directory: Path) -> dict[str, Any]:
     return found
 
 
-async def _ask_or_guess(directory: Path) -> dict[str, Any]:
+async def _ask_or_guess(directory: Path, timeout: float) -> dict[str, Any]:
     """What a sandbox says, or what becomes of it if it says nothing."""
     try:
-        said: dict[str, Any] = json.loads(await request(directory, "GET", "/sandbox", timeout=_ANSWER_TIMEOUT_S))
+        said: dict[str, Any] = json.loads(await request(directory, "GET", "/sandbox", timeout=timeout))
         return {name: value for name, value in said.items() if name != "id"}
-    except NotFound:
-        return {"state": "starting" if gc.is_running(directory) else "dead", **_last_words(directory)}
+    except NotFound as error:
+        if not gc.is_running(directory):
+            return {"state": "dead", **_last_words(directory)}
+        # A sandbox writes this once it can be asked.
+        if not (directory / timings.FILE_NAME).exists():
+            return {"state": "starting", **_last_words(directory)}
+        return {"state": "unknown", "error": f"{error}: another version has started it", **_last_words(directory)}
     except (KataError, ValueError, AttributeError) as error:
         return {"state": "unknown", "error": str(error), **_last_words(directory)}
 

@@ -8,6 +8,9 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Of the local modes in what tcgetattr(3) gives.
+_LOCAL = 3
+
 
 @contextmanager
 def raw(fd: int) -> Iterator[None]:
@@ -23,6 +26,26 @@ def raw(fd: int) -> Iterator[None]:
     try:
         tty.setraw(fd, termios.TCSANOW)
         yield
+    finally:
+        try:
+            termios.tcsetattr(fd, termios.TCSANOW, saved)
+        except termios.error:
+            pass  # hung up
+
+
+@contextmanager
+def keyboard(fd: int) -> Iterator[bool]:
+    """Have each key of a terminal be read at once, unseen, Ctrl-C and Ctrl-Z too; yields False if `fd` is none."""
+    try:
+        saved = termios.tcgetattr(fd)
+    except termios.error:
+        yield False
+        return
+    try:
+        mode = termios.tcgetattr(fd)
+        mode[_LOCAL] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+        yield True
     finally:
         try:
             termios.tcsetattr(fd, termios.TCSANOW, saved)

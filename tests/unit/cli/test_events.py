@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata.cli import events, sandboxes
+from kata.cli import events, events_follow, sandboxes
 from kata.cli.main import invoke
 from kata.runtime.sandbox.event_log import EventLog
 from kata.runtime.sandbox.events import Event, Events, Happening
@@ -96,7 +96,7 @@ async def test_pieces_of_a_stream() -> None:
             yield text[begin : begin + 7]
         yield b"data: " + b"x" * 100_000
 
-    assert [event.container async for event in events.told("box", pieces())] == ["c0", "c1", "c2"]
+    assert [event.container async for event in events_follow.told("box", pieces())] == ["c0", "c1", "c2"]
 
 
 async def test_following_tells_past_and_present_once(
@@ -105,7 +105,6 @@ async def test_following_tells_past_and_present_once(
     from contextlib import asynccontextmanager
 
     from kata.errors import NotFound
-    from kata.management import client
 
     queue: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -127,9 +126,9 @@ async def test_following_tells_past_and_present_once(
             + b"\n\n"
         )
 
-    monkeypatch.setattr(client, "stream", stream)
-    monkeypatch.setattr(events, "_LOOK_INTERVAL_S", 0.02)
-    following = asyncio.create_task(events._follow(frozenset({"a"}), 1002.0, as_json=False))
+    monkeypatch.setattr(events_follow, "stream", stream)
+    monkeypatch.setattr(events_follow, "_LOOK_INTERVAL_S", 0.02)
+    following = asyncio.create_task(events_follow.follow(frozenset({"a"}), 1002.0, as_json=False))
     queue.put_nowait(data(5) + data(5))
     queue.put_nowait(data(6))
     queue.put_nowait(b"")
