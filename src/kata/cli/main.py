@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `kata --version` is fast.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ from kata.cli import (
 )
 from kata.cli.options import AsJson, ConfigFile, SandboxName
 from kata.cli.render import ExitCode, report, say, signalled
-from kata.errors import KataError
+from kata.errors import KataError, ResourceExhausted
 from kata.version import VERSION
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ app.add_typer(logs.app, name="logs")
 
 #: Commands whose exit code is a program's.
 _RUNNING = ("run", "exec")
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Not every version of typer exports UsageError, but all export its subclass.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -240,7 +242,9 @@ def timings(
     from rich.console import Console
 
     from kata.cli import timings as of_sandbox
+    from kata.cli.root import require_root
 
+    require_root("kata timings")
     start = of_sandbox.load(sandbox)
     if as_spans:
         print(json.dumps(of_sandbox.as_spans(sandbox, start)))
@@ -295,7 +299,7 @@ def invoke(arguments: list[str], program: typer.Typer = app, name: str = "kata")
     invocation = Invocation()
     code = _invoke(arguments, program, name, invocation)
     if code is None:
-        return ExitCode.RUN_FAILED if invocation.command == "run" else ExitCode.FAILED
+        return ExitCode.RUN_FAILED if invocation.command in _RUNNING else ExitCode.FAILED
     return code
 
 
@@ -306,17 +310,28 @@ def _invoke(arguments: list[str], program: typer.Typer, name: str, invocation: I
         sys.stdout.flush()
         return int(code or 0)
     except USAGE_ERROR as error:
-        report_usage(error, name)
+        report_usage(error, "kata")
         return None if invocation.command in _RUNNING else ExitCode.USAGE
     except KeyboardInterrupt:
         return signalled(2)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # typer makes an exit of a pipe that nobody reads any more, and only of that.
         return leave_broken_pipe()
     except Exception as error:
-        report(error, debug=invocation.debug)
+        report(_of_output(error), debug=invocation.debug)
         if invocation.log:
             invocation.log.error("%s", error, exc_info=None if isinstance(error, KataError) else error)
         return None
+
+
+def _of_output(error: Exception) -> Exception:
+    """The error, or a better one if standard output cannot be written: it alone has no name in an error."""
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in _CANNOT_WRITE:
+        return error
+    # What Python still has of the output would fail again when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    what = (error.strerror or str(error)).lower()
+    return ResourceExhausted(f"cannot write standard output: {what}", hint="write elsewhere, or make room")
 
 
 def report_usage(error: Any, program: str) -> None:

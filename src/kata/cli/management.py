@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kata.cli.root import require_root
 from kata.errors import NotFound
 from kata.management.client import request
 from kata.runtime.ledger.journal import STATE_ROOT
@@ -24,8 +25,10 @@ def directory_of(sandbox: str) -> Path:
         sandbox: its id, or the name of the directory.
 
     Raises:
+        PermissionDenied: this is not root.
         InvalidArgument: the id is invalid, or ambiguous.
     """
+    require_root("what a sandbox is asked")
     return Path(STATE_ROOT) / find(sandbox, STATE_ROOT)
 
 

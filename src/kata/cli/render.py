@@ -9,6 +9,7 @@ Messages may contain text of the guest, which is hostile: control characters are
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -67,6 +68,8 @@ def report(error: BaseException, *, debug: bool = False, program: str = "kata", 
     if isinstance(error, KataError):
         say(error.message, hint=error.hint, program=program)
     elif isinstance(error, OSError):
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            more = "run it with sudo"
         where = f"{error.filename}: " if error.filename else ""
         say(f"{where}{(error.strerror or str(error)).lower()}", hint=more, program=program)
     else:

@@ -123,7 +123,10 @@ def read(directory: Path) -> Start:
             for entry in content["phases"]
         ]
     except FileNotFoundError:
-        raise NotFound(f"sandbox {directory.name} does not exist, or has not started anything yet") from None
+        raise NotFound(
+            f"sandbox {directory.name} does not exist, or has not started anything yet",
+            hint="`kata list` shows all sandboxes",
+        ) from None
     except OSError as error:
         raise FailedPrecondition(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
