@@ -47,6 +47,10 @@ _HEADINGS = (
     "AGE",
 )
 _NUMBERS = frozenset(_HEADINGS[3:])
+#: What is left out where there is no room, the first one first.
+_LESS = ("AGE", "PIDS", "WRITE", "READ", "NET OUT", "NET IN", "POD", "STATE")
+#: Columns of the terminal between two of the table.
+_PADDING = 2
 _HELP = "q quit  c m n d p a s sort  r reverse  t containers  ↑ ↓ scroll"
 #: Lines of the screen that are no sandbox's: title, headings, rules, help.
 _FRAME = 6
@@ -166,11 +170,23 @@ def heading(views: Sequence[View], now: float) -> str:
     cpu = percent(sum(rate.cpu for _, rate in used))
     memory = size(sum(counters.memory for counters, _ in used))
     when = time.strftime("%H:%M:%S", time.localtime(now))
-    return f"kata top  {when}  {len(views)} sandboxes, {running} running  CPU {cpu}  memory {memory}"
+    count = f"{len(views)} sandbox{'' if len(views) == 1 else 'es'}, {running} running"
+    return f"kata top  {when}  {count}  CPU {cpu}  memory {memory}"
 
 
-def screen(views: Sequence[View], choice: Choice, rows: int, now: float) -> Table:
-    """The picture for a terminal with so many rows."""
+def fitting(rows: Sequence[Sequence[str]], columns: int) -> list[int]:
+    """The numbers of the table's columns that fit into so many of a terminal: all, or without the least important."""
+    widths = {name: max(map(len, texts)) for name, *texts in zip(_HEADINGS, *rows, strict=True)}
+    widths = {name: max(width, len(name)) + _PADDING for name, width in widths.items()}
+    for name in _LESS:
+        if sum(widths.values()) <= columns:
+            break
+        del widths[name]
+    return [number for number, name in enumerate(_HEADINGS) if name in widths]
+
+
+def screen(views: Sequence[View], choice: Choice, rows: int, columns: int, now: float) -> Table:
+    """The picture for a terminal with so many rows and columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -185,15 +201,17 @@ def screen(views: Sequence[View], choice: Choice, rows: int, now: float) -> Tabl
         caption_justify="left",
     )
     sort = _SORTS[choice.sort][0]
-    for name in _HEADINGS:
+    every = lines(views, choice, now)[choice.first :][: room(rows)]
+    cells = [[_cell(cell) for cell in line.cells()] for line in every]
+    shown = fitting([_HEADINGS, *cells], columns)
+    for name in (_HEADINGS[number] for number in shown):
         justify: Any = "right" if name in _NUMBERS else "left"
         style = "bold reverse" if name == sort else "bold"
         picture.add_column(Text(name, style=style), justify=justify, no_wrap=True, overflow="ellipsis")
-    every = lines(views, choice, now)
-    for line in every[choice.first : choice.first + room(rows)]:
+    for line, row in zip(every, cells, strict=True):
         # Text, as names may be a guest's, and rich would read markup in a plain string.
         style = "dim" if line.is_container else "red" if line.state in ("dead", "unknown") else ""
-        picture.add_row(*(Text(_cell(cell), style=style) for cell in line.cells()))
+        picture.add_row(*(Text(row[number], style=style) for number in shown))
     return picture
 
 

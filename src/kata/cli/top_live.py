@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from kata.cli.observe import Observer
 from kata.cli.render import ExitCode, signalled
@@ -25,6 +26,9 @@ _MAX_KEYS = 64
 async def run(wanted: list[str], interval: float) -> int:
     """Show sandboxes, of these ids or all, every so many seconds; returns the exit code."""
     observer = Observer(wanted)
+    # The terminal's size counts, which may change; these stay what they were.
+    os.environ.pop("COLUMNS", None)
+    os.environ.pop("LINES", None)
     console = Console()
     views = await observer.look()
     if not console.is_terminal or console.is_dumb_terminal:
@@ -67,9 +71,7 @@ class _Top:
                 try:
                     while not self._choice.ends:
                         self._changed.clear()
-                        live.update(
-                            screen(self._views, self._choice, self._console.size.height, time.time()), refresh=True
-                        )
+                        live.update(self._picture(), refresh=True)
                         await self._changed.wait()
                         if looking.done():
                             looking.result()
@@ -80,6 +82,10 @@ class _Top:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
         return signalled(self._ended_by) if self._ended_by else ExitCode.OK
+
+    def _picture(self) -> Table:
+        size = self._console.size
+        return screen(self._views, self._choice, size.height, size.width, time.time())
 
     async def _look(self) -> None:
         try:

@@ -132,7 +132,7 @@ def test_stats_as_numbers() -> None:
 
 def drawn(views: list[View], choice: Choice, columns: int = 120, rows: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=columns, height=rows, color_system=None)
-    console.print(top.screen(views, choice, rows, 100.0))
+    console.print(top.screen(views, choice, rows, columns, 100.0))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -154,6 +154,16 @@ def test_any_size_of_terminal(columns: int, rows: int) -> None:
     assert all(len(line) <= columns for line in picture)
     assert sum(line.startswith(" box") for line in picture) == max(1, rows - 6)
     assert rows < 8 or len(picture) <= rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "there", "missing"), [(30, "CPU %", "STATE"), (60, "STATE", "AGE"), (200, "AGE", "…")]
+)
+def test_what_matters_most_is_there(columns: int, there: str, missing: str) -> None:
+    picture = "\n".join(drawn([view("box-0123")], Choice(), columns))
+    assert there in picture
+    assert "box-0123 " in picture
+    assert missing not in picture
 
 
 def test_markup_and_control_characters_are_text() -> None:
