@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -93,11 +94,11 @@ def test_the_log_has_the_command_and_its_error(capsys: pytest.CaptureFixture[str
 
 
 def close_logs() -> None:
-    import logging
-
-    for handler in list(logging.getLogger().handlers):
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in list(root.handlers):
         if type(handler) is logging.FileHandler:
-            logging.getLogger().removeHandler(handler)
+            root.removeHandler(handler)
             handler.close()
 
 
