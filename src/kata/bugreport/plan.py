@@ -79,7 +79,7 @@ def plan(host: Host) -> Iterator[Part]:
     yield Part(
         "check.json",
         "what works on this host",
-        (*kata, "check", "--json", *host.config_option),
+        (*kata, "check", "--json", "--no-network-checks", *host.config_option),
         _CHECK_TIMEOUT_S,
     )
     for path in host.configuration:

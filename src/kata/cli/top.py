@@ -195,9 +195,9 @@ def screen(views: Sequence[View], choice: Choice, rows: int, columns: int, now: 
         box=box.SIMPLE_HEAD,
         expand=True,
         pad_edge=False,
-        title=Text(heading(views, now), style="bold"),
+        title=Text(heading(views, now), style="bold", no_wrap=True, overflow="ellipsis"),
         title_justify="left",
-        caption=Text(_HELP, style="dim"),
+        caption=Text(_HELP, style="dim", no_wrap=True, overflow="ellipsis"),
         caption_justify="left",
     )
     sort = _SORTS[choice.sort][0]

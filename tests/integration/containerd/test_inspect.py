@@ -46,7 +46,7 @@ def test_a_life(containerd: PrivateContainerd) -> None:
     assert [(one["id"], one["state"], one["exit_status"]) for one in container["execs"]] == [("e", "stopped", 3)]
     assert {"qemu", "create", "start"} & {phase["name"] for phase in found["start_phases"]}
     line = next(line for line in kata("list").stdout.splitlines() if container_id in line)
-    assert line.split()[1:4] == [containerd.namespace, "running", "1/1"]
+    assert line.split()[1:6] == ["containerd", containerd.namespace, "-", "running", "1/1"]
     assert f"{container_id}@{containerd.namespace}" in kata("list", "-q").stdout.splitlines()
 
     containerd.kill_sandbox(container_id, shim=False, vm=True)

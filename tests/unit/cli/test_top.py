@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -84,6 +88,41 @@ def test_a_narrow_terminal(root: Path) -> None:
     status, said = on_a_terminal(command(root, "top", "--interval", "0.1"), (b"SAND", b"q"), size=(8, 30))
     assert status == 0
     assert b"Traceback" not in said
+
+
+def test_another_size(root: Path) -> None:
+    """The picture is drawn anew at once, for the new size: no look at the sandboxes comes in between."""
+    main, terminal = os.openpty()
+    fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    argv = ["setsid", "--ctty", "--wait", *command(root, "top", "--interval", "600")]
+    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+
+    def read_until(text: bytes) -> bytes:
+        said = b""
+        while text not in said:
+            assert select.select([main], [], [], 60)[0], said[-300:]
+            said += os.read(main, 65536)
+        return said
+
+    try:
+        assert b"AGE" in read_until(b"scroll")
+        fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("4H", 10, 40, 0, 0))
+        smaller = read_until(b"q quit")
+        assert b"AGE" not in smaller
+        assert b"box-03" in smaller
+        assert b"box-04" not in smaller
+        os.write(main, b"q")
+        while select.select([main], [], [], 60)[0]:
+            try:
+                os.read(main, 65536)
+            except OSError:
+                break
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
 
 
 def test_without_a_terminal_it_prints_once(root: Path) -> None:

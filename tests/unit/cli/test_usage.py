@@ -148,7 +148,7 @@ def test_the_picture() -> None:
     assert [line for line in with_containers if line.startswith("   nginx ")]
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(90, 3), (100, 8), (200, 50)])
+@pytest.mark.parametrize(("columns", "rows"), [(40, 3), (50, 8), (200, 50)])
 def test_any_size_of_terminal(columns: int, rows: int) -> None:
     picture = drawn([view(f"box{n}") for n in range(100)], Choice(), columns, rows)
     assert all(len(line) <= columns for line in picture)

@@ -23,7 +23,8 @@ Without a configuration file, the defaults below apply. The file is the first of
 4. `/usr/share/defaults/kata-containers/configuration.toml`
 
 Symbolic links are resolved. Files in `config.d/*.toml` beside it override it in the order of their names, key by key.
-`python3 -m kata.runtime.config default` prints a file with every setting and its default.
+`python3 -m kata.runtime.config default` prints a file with every setting and its default; `kata config show` prints the
+settings that hold and where each value is from ([reference](cli.md#kata-config)).
 
 Sections, keys and meanings are Kata Containers'. A wrong value is an error that names file, section, key and what is
 expected. An unknown key is a warning, and so is a key of Kata that has no effect here: see
