@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kata.cli.options import SandboxName
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -20,9 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def exec_(
-    sandbox: Annotated[
-        str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
-    ],
+    sandbox: SandboxName,
     command: Annotated[
         list[str] | None,
         typer.Argument(metavar="COMMAND", help="Program and arguments; without one, a shell.", show_default=False),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kata.cli.options import complete_sandbox
 from kata.cli.render import ExitCode
 from kata.errors import InvalidArgument
 from kata.management.protocol import MAX_BODY
@@ -15,7 +16,13 @@ from kata.management.protocol import MAX_BODY
 app = typer.Typer(help="Read and write the packet filter of a running sandbox's guest.", no_args_is_help=True)
 
 SandboxId = Annotated[
-    str, typer.Option("--sandbox-id", metavar="ID", help="Id of the sandbox: the pod's, or the container's own.")
+    str,
+    typer.Option(
+        "--sandbox-id",
+        metavar="ID",
+        help="Id of the sandbox: the pod's, or the container's own.",
+        autocompletion=complete_sandbox,
+    ),
 ]
 Version6 = Annotated[bool, typer.Option("--v6", help="IPv6 instead of IPv4.")]
 

@@ -12,15 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from kata.cli.options import SandboxName, complete_sandbox
 from kata.cli.render import ExitCode, report
 from kata.errors import InvalidArgument, KataError
 
 #: Seconds for the sandbox's answer, beside those that it gives its containers.
 _ANSWER_TIMEOUT_S = 30.0
 
-Sandbox = Annotated[
-    str, typer.Argument(metavar="SANDBOX", help="Id of the sandbox: the pod's, or the container's own.")
-]
 Container = Annotated[
     str | None,
     typer.Argument(metavar="CONTAINER", help="Id of the container; without it, all of them.", show_default=False),
@@ -35,7 +33,12 @@ def register(app: typer.Typer) -> None:
 
 def stop(
     sandboxes: Annotated[
-        list[str], typer.Argument(metavar="SANDBOX...", help="Ids of sandboxes: the pods', or the containers' own.")
+        list[str],
+        typer.Argument(
+            metavar="SANDBOX...",
+            help="Ids of sandboxes: the pods', or the containers' own.",
+            autocompletion=complete_sandbox,
+        ),
     ],
     force: Annotated[bool, typer.Option("--force", help="At once, and whatever the guest says.")] = False,
     time: Annotated[
@@ -57,7 +60,7 @@ def stop(
 
 
 def kill(
-    sandbox: Sandbox,
+    sandbox: SandboxName,
     container: Container = None,
     signal_: Annotated[
         str, typer.Option("-s", "--signal", metavar="SIGNAL", help="Name or number.", show_default=True)
@@ -68,13 +71,13 @@ def kill(
     return ExitCode.OK
 
 
-def pause(sandbox: Sandbox, container: Container = None) -> int:
+def pause(sandbox: SandboxName, container: Container = None) -> int:
     """Freeze the processes of a container."""
     _post("kata pause", sandbox, "/pause", {"container": container})
     return ExitCode.OK
 
 
-def resume(sandbox: Sandbox, container: Container = None) -> int:
+def resume(sandbox: SandboxName, container: Container = None) -> int:
     """Thaw the processes of a container."""
     _post("kata resume", sandbox, "/resume", {"container": container})
     return ExitCode.OK
