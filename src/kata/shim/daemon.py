@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from kata.log_fields import ForContainer
@@ -25,8 +26,8 @@ from kata.shim.events import Publisher
 from kata.shim.log import keep_log, setup_logging
 from kata.shim.params import ShimParams
 from kata.shim.task import TaskService
-from kata.ttrpc import CallContext, Handler, Server
-from kata.ttrpc.context import Answer
+from kata.ttrpc import Server
+from kata.ttrpc.observer import Done, Observer
 from kata.ttrpc.typed import handlers, snake_case
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ async def serve(
     publisher = Publisher(params.events_address, params.namespace)
     service = TaskService(params, ledger, publisher, prepared)
     calls = handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], ForContainer(service, "id"))
-    calls = {(of, method): _timed(handler, method, service.calls) for (of, method), handler in calls.items()}
     # Version 3 of the service has another name and the same messages.
     calls |= {("containerd.task.v3.Task", method): handler for (_, method), handler in calls.items()}
     server = Server(calls, to_status=to_status)
+    server.observers.append(_counted_in(service.calls))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
@@ -133,16 +134,14 @@ def _trace(server: Server, params: ShimParams, config: RuntimeConfig) -> TaskTra
     return traced
 
 
-def _timed(handler: Handler, method: str, durations: Durations) -> Handler:
-    """Count how long the calls of a handler take. All methods of the Task service are unary."""
-    assert callable(handler)
-    action = snake_case(method)
+def _counted_in(durations: Durations) -> Observer:
+    """Count how long calls take."""
 
-    async def call(ctx: CallContext, payload: bytes) -> Answer:
-        with durations.timed(action):
-            return await handler(ctx, payload)
+    def observe(service: str, method: str, payload: bytes, metadata: dict[str, str]) -> Done:
+        begin = perf_counter()
+        return lambda code, text: durations.add(snake_case(method), perf_counter() - begin)
 
-    return call
+    return observe
 
 
 async def _end_if_forgotten(server: Server, service: TaskService) -> None:

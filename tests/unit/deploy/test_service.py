@@ -19,7 +19,7 @@ def test_the_unit_runs_what_is_installed() -> None:
     program, *options = shlex.split(unit["Service"]["ExecStart"])
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (directory,) = re.findall(r"^BIN \?= (.*)$", makefile, re.MULTILINE)
-    (commands,) = re.findall(r"^COMMANDS := (.*)$", makefile, re.MULTILINE)
+    (commands,) = re.findall(r"^COMMANDS := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
     assert Path(program).parent == Path(directory)
     assert Path(program).name in commands.split()
     # Whatever options it has are taken: they come before the one that ends it.
