@@ -451,9 +451,9 @@ class TaskService:
 
     def _tell(self, event: Event) -> None:
         """Publish what may happen without a request of containerd's: `kata pause` comes another way."""
-        if event.type is Happening.CONTAINER_PAUSED:
+        if event.type == Happening.CONTAINER_PAUSED:
             self._publisher.publish(events_pb2.TaskPaused(container_id=event.container))
-        elif event.type is Happening.CONTAINER_RESUMED:
+        elif event.type == Happening.CONTAINER_RESUMED:
             self._publisher.publish(events_pb2.TaskResumed(container_id=event.container))
 
     async def _tell_out_of_memory(self, sandbox: Sandbox) -> None:

@@ -170,10 +170,10 @@ class Container(Lifecycle):
         process.follow()
         return process
 
-    def _tell(self, what: Happening, **detail: Any) -> None:
+    def _tell(self, what: str, **detail: Any) -> None:
         self._events.tell(Event(what, self.id, detail))
 
-    def _tell_exit(self, what: Happening, process: Process, **detail: Any) -> None:
+    def _tell_exit(self, what: str, process: Process, **detail: Any) -> None:
         if process.exit is not None:
             self._tell(what, **detail, exit_status=process.exit.status)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from kata.loop.off import off_loop
@@ -49,7 +48,7 @@ async def _told(queue: asyncio.Queue[Event | None], forget: Callable[[], None]) 
                 continue
             if event is None:
                 return
-            yield b"data: " + json.dumps(asdict(event)).encode() + b"\n\n"
+            yield b"data: " + json.dumps(event.describe()).encode() + b"\n\n"
     finally:
         forget()
 
