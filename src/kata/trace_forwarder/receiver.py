@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
@@ -30,6 +32,8 @@ FRAME_TIMEOUT_S = 30.0
 #: Frames of a connection that are no spans, before it is closed.
 _MAX_GARBAGE = 16
 _BACKLOG = 128
+#: Seconds between two messages about what is dropped: a guest may send it for ever.
+REPORT_S = 10.0
 
 Take = Callable[[ExportTraceServiceRequest], None]
 
@@ -50,6 +54,8 @@ class Receiver:
         self._take = take
         self._frame_timeout_s = frame_timeout_s
         self._announced = 0
+        self._told = 0
+        self._reported = -math.inf
         self._servers: list[asyncio.Server] = []
         self._paths: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,7 +103,7 @@ class Receiver:
             ) from error
 
     async def close(self) -> None:
-        """Stop listening, and close all connections."""
+        """Stop listening, close all connections, and say how many frames and connections were dropped."""
         for server in self._servers:
             server.close()
         for task in self._tasks:
@@ -106,6 +112,8 @@ class Receiver:
         for path in self._paths:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        if self.refused > self._told:
+            log.warning("dropped: %d frames and connections in all", self.refused)
 
     async def _serve(self, listener: socket.socket) -> None:
         listener.listen(_BACKLOG)
@@ -162,7 +170,10 @@ class Receiver:
 
     def _refuse(self, what: str) -> None:
         self.refused += 1
-        log.warning("dropped: %s", what)
+        if time.monotonic() - self._reported >= REPORT_S:
+            more = self.refused - self._told - 1
+            log.warning("dropped: %s%s", what, f", and {more} others before it" if more else "")
+            self._reported, self._told = time.monotonic(), self.refused
 
 
 def _remove_dead(path: str) -> None:

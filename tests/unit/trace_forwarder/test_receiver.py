@@ -130,6 +130,20 @@ async def test_garbage_in_whole_frames_costs_only_itself_until_it_is_too_much(se
     await closed(writer)
 
 
+async def test_a_flood_does_not_fill_the_log(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REPORT_S", 1000.0)
+    for _ in range(50):
+        await closed(await served.send(HEADER.pack(1 << 32)))
+    await served.refused(50)
+    assert len(caplog.records) == 1
+    monkeypatch.setattr(module, "REPORT_S", 0.0)
+    await closed(await served.send(HEADER.pack(1 << 32)))
+    await served.refused(51)
+    assert "and 49 others before it" in caplog.text
+
+
 async def test_frames_that_are_announced_and_do_not_come_take_a_bounded_part_of_memory(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

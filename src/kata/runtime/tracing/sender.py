@@ -77,7 +77,8 @@ class Sender:
             except (OSError, TimeoutError) as error:
                 self._disconnect()
                 if not self._is_away:
-                    log.warning("tracing: spans wait for kata-trace-forwarder at %s: %s", self._path, error)
+                    why = (error.strerror or str(error) or "it does not read").lower()
+                    log.warning("tracing: spans wait for kata-trace-forwarder at %s: %s", self._path, why)
                 self._is_away = True
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _MAX_RETRY_S)
