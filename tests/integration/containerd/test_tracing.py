@@ -22,6 +22,8 @@ pytestmark = pytest.mark.containerd
 
 KATA, FORWARDER = (str(Path(sys.executable).with_name(name)) for name in ("kata", "kata-trace-forwarder"))
 TASK, AGENT = "containerd.task.v2.Task", "grpc.AgentService"
+#: Of containerd's CRI plugin.
+POD_NAME = "io.kubernetes.cri.sandbox-name"
 #: Two clocks of one host, read one after the other.
 SLACK_NS = 1_000_000
 
@@ -85,14 +87,16 @@ def tracing(forwarder: Forwarder, tmp_path_factory: pytest.TempPathFactory) -> P
 def traced(containerd: PrivateContainerd, tracing: Path) -> Iterator[str]:
     """The id of a running container that is traced."""
     name = unique_id(TEST_PREFIX)
-    chosen = ("--runtime", RUNTIME, "--runtime-config-path", str(tracing))
+    chosen = ("--runtime", RUNTIME, "--runtime-config-path", str(tracing), "--annotation", f"{POD_NAME}=a-pod")
     containerd.ctr("run", "--detach", *chosen, BUSYBOX, name, "sleep", "3600", timeout=180)
     yield name
     containerd.ctr("tasks", "delete", "--force", name, check=False)
     containerd.ctr("containers", "delete", name, check=False)
 
 
-def check(spans: list[Span], container: str, namespace: str | None = "default") -> dict[str, Span]:
+def check(
+    spans: list[Span], container: str, namespace: str | None = "default", pod: str | None = "a-pod"
+) -> dict[str, Span]:
     """Each span has its parent and lies within it, and says whose it is; returns them by name."""
     sys.stderr.write("\n".join(tree(spans)) + "\n")
     known = {span["id"]: span for span in spans}
@@ -101,6 +105,7 @@ def check(spans: list[Span], container: str, namespace: str | None = "default") 
     for span in spans:
         assert span["resource"]["kata.sandbox.id"] == container
         assert span["resource"].get("containerd.namespace") == namespace
+        assert span["resource"].get("k8s.pod.name") == pod
         if span["parent"]:
             parent = known[span["parent"]]
             assert parent["start"] - SLACK_NS <= span["start"] <= span["end"] <= parent["end"] + SLACK_NS, (
@@ -191,7 +196,9 @@ def test_kata_run_is_one_tree(forwarder: Forwarder, tracing: Path, tmp_path: Pat
         check=False,
     )
     assert done.returncode == 127
-    found = check(forwarder.trace("kata run", f"{AGENT}/DestroySandbox", "end of the VM"), name, namespace=None)
+    found = check(
+        forwarder.trace("kata run", f"{AGENT}/DestroySandbox", "end of the VM"), name, namespace=None, pod=None
+    )
     assert found[f"{AGENT}/CreateContainer"]["failed"]
     assert found[f"{AGENT}/CreateContainer of the guest"]["parent"] == found[f"{AGENT}/CreateContainer"]["id"]
     assert "/no/such/program" in found["create"]["message"]
