@@ -17,7 +17,7 @@ def options_9p(msize: int, *, cache: str = "mmap") -> tuple[str, ...]:
 
     Args:
         msize: bytes of a message at most.
-        cache: "mmap" is Kata's choice: files can be mapped shared and writable, everything else goes straight to the
-            host.
+        cache: "mmap" is Kata's choice: files can be mapped shared and writable, and what is written goes to the host
+            soon, at the latest when the file is closed. The others lose more (docs/performance.md).
     """
     return ("trans=virtio", "version=9p2000.L", f"cache={cache}", "nodev", f"msize={msize}")
