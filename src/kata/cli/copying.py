@@ -180,8 +180,8 @@ async def _from_guest(
     if target.path == STREAM:
         if not kind:
             raise NotFound(f"there is no {source.path}")
-        sink = HostSink(1, _fail)
-        return await files.get(container, source.path, source.name, sink, follow=follow), Totals()
+        name = "" if source.is_content else source.name
+        return await files.get(container, source.path, name, HostSink(1, _fail), follow=follow), Totals()
     plan = plan_copy(source, kind, target, _kind_here(target.path))
     into = os.open(plan.into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     owner = None if wanted.archive else (os.geteuid(), os.getegid())

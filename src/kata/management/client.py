@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -112,8 +113,14 @@ async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.Strea
     except PermissionError as error:
         raise PermissionDenied(f"sandbox {directory.name} answers root only", hint="run it with sudo") from error
     except OSError as error:
-        hint = "`kata list` shows all sandboxes; one that another version of kata has started answers to that one only"
-        raise NotFound(f"sandbox {directory.name} is not running", hint=hint) from error
+        raise _not_running(directory) from error
+
+
+def _not_running(directory: Path) -> NotFound:
+    hint = "`kata list` shows all sandboxes"
+    if os.path.exists(directory):
+        hint = "it starts or has ended, or another version of kata has started it: see `kata list`"
+    return NotFound(f"sandbox {directory.name} is not running", hint=hint)
 
 
 async def _send(http: h11.Connection, writer: asyncio.StreamWriter, method: str, target: str, body: bytes) -> None:

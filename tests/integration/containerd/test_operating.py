@@ -178,7 +178,10 @@ class TestExec:
     def test_the_guest_is_closed_by_default(self, pod: Pod) -> None:
         done = kata("exec", "--guest", pod.id, "--", "true")
         assert (done.returncode, done.stderr.count(b"\n")) == (125, 2)
-        assert b"debug console is off\nhint: set debug_console_enabled = true" in done.stderr
+        assert (
+            b"exec in the guest: the guest's debug console is off\nhint: set debug_console_enabled = true"
+            in done.stderr
+        )
 
 
 class TestCopy:
@@ -230,6 +233,9 @@ class TestCopy:
         done = kata("cp", f"{pod.id}:/etc/passwd", "-", check=True)
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             assert archive.getnames() == ["passwd"]
+        done = kata("cp", f"{pod.id}:/etc/.", "-", check=True)
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            assert "passwd" in archive.getnames()
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w") as archive:
             info = tarfile.TarInfo("given/file")

@@ -214,9 +214,13 @@ class AgentClient:
     async def exec_process(
         self, container_id: str, exec_id: str, process: oci_pb2.Process, metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Start an exec process; `metadata` is for what is between this and the agent (`kata.protocols.bound`)."""
+        """Start an exec process, in the guest itself if no container is named.
+
+        `metadata` is for what is between this and the agent (`kata.protocols.bound`).
+        """
         request = agent_pb2.ExecProcessRequest(container_id=container_id, exec_id=exec_id, process=process)
-        await self._call(f"exec in container {container_id}", "ExecProcess", request, metadata=metadata)
+        what = f"exec in container {container_id}" if container_id else "exec in the guest"
+        await self._call(what, "ExecProcess", request, metadata=metadata)
 
     async def signal_process(self, container_id: str, exec_id: str, signal: int) -> None:
         """Send a signal to a process; the exec id "" is the init process, as in all methods."""
