@@ -17,7 +17,7 @@ def test_the_unit_runs_what_is_installed() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / "deploy/kata-monitor.service")
     program, *options = shlex.split(unit["Service"]["ExecStart"])
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
     (directory,) = re.findall(r"^BIN \?= (.*)$", makefile, re.MULTILINE)
     (commands,) = re.findall(r"^COMMANDS := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
     assert Path(program).parent == Path(directory)
