@@ -12,10 +12,13 @@ import typer
 
 from kata.cli.moments import parse_since
 from kata.cli.options import AsJson, complete_sandbox
+from kata.cli.ps import short
 from kata.cli.render import ExitCode, printable
 from kata.cli.root import require_root
 from kata.errors import NotFound
 from kata.logs.entry import format_time
+from kata.logs.visible import visible
+from kata.runtime.ledger.names import split
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Told:
         """For people."""
         detail = "".join(f" {key}={value}" for key, value in self.detail.items())
         when = format_time(round(self.time * 1e9))[:23] + "Z"
-        return printable(f"{when} {self.sandbox} {self.type} {self.container}{detail}")
+        sandbox, container = short(split(self.sandbox)[0]), short(self.container)
+        return f"{when}  {sandbox}  {visible(f'{self.type:18}')}  {printable(container + detail)}".rstrip()
 
     @property
     def json(self) -> str:

@@ -22,6 +22,7 @@ from kata.cli.root import require_root
 from kata.errors import KataError, NotFound
 from kata.logs.entry import Entry, Kind, format_time
 from kata.logs.parse import Origin, parse_line
+from kata.logs.visible import visible
 
 #: Seconds between two looks at the files, and for a sandbox to say where its VM's are.
 _LOOK_INTERVAL_S = 0.3
@@ -156,9 +157,8 @@ def formatted(line: Line) -> str:
     )
     container = f" container={entry.container}" if entry.container else ""
     when = format_time(entry.time)[:23] + "Z" if entry.time is not None else ""
-    return (
-        printable(f"{when:24} {line.component:9} {entry.level:7} ") + " " + printable(f"{entry.msg}{container}{data}")
-    )
+    head = visible(f"{when:24}  {line.component:9}  {entry.level:7}")
+    return f"{head}  {printable(f'{entry.msg}{container}{data}')}"
 
 
 def command(

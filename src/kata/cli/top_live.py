@@ -19,6 +19,8 @@ from kata.cli.terminal import keyboard
 from kata.cli.top import Choice, keys, lines, plain, room, screen
 from kata.cli.usage import View
 
+#: Seconds between the first two looks.
+_FIRST_S = 1.0
 #: Bytes that are read of a keyboard at once.
 _MAX_KEYS = 64
 
@@ -32,7 +34,7 @@ async def run(wanted: list[str], interval: float) -> int:
     console = Console()
     views = await observer.look()
     if not console.is_terminal or console.is_dumb_terminal:
-        await asyncio.sleep(min(1.0, interval))
+        await asyncio.sleep(min(_FIRST_S, interval))
         sys.stdout.write(plain(await observer.look(), time.time()))
         return ExitCode.OK
     return await _Top(observer, console, interval).run(views)
@@ -89,8 +91,10 @@ class _Top:
 
     async def _look(self) -> None:
         try:
+            pause = min(_FIRST_S, self._interval)  # with one look there are no rates
             while True:
-                await asyncio.sleep(self._interval)
+                await asyncio.sleep(pause)
+                pause = self._interval
                 self._views = await self._observer.look()
                 self._changed.set()
         finally:

@@ -88,7 +88,7 @@ def test_logs(live: Live) -> None:
     )
     assert (parsed.returncode, parsed.stderr) == (0, "")
     together = kata("logs", live.pod.id).splitlines()
-    assert f"{live.idle.id}" in "".join(together)
+    assert live.idle.id in "".join(together)
     assert kata("logs", "-n", "2", live.pod.id).splitlines() == together[-2:]
     for component in ("guest", "agent", "qemu", "virtiofsd"):
         kata("logs", "--component", component, live.pod.id)  # a guest that was restored has nothing to say

@@ -61,7 +61,7 @@ def test_the_past_of_all_in_the_order_of_time(capsys: pytest.CaptureFixture[str]
     assert invoke(["events"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["a", "b", "b", "a"]
-    assert lines[0] == "1970-01-01T00:16:41.000Z a container-started c1 exit_status=1"
+    assert lines[0] == "1970-01-01T00:16:41.000Z  a  container-started   c1 exit_status=1"
     assert invoke(["events", "--json", "--since", "1970-01-01T00:16:43Z"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert found[0] == {

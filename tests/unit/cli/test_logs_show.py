@@ -42,7 +42,7 @@ def output(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 def test_all_of_them_in_the_order_of_time(capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "box")
     assert [line.split()[-1] for line in lines] == ["version", "panic", "slow", "warning", "first", "agent", "third"]
-    assert lines[4] == "2026-11-30T10:00:01.000Z shim info first"
+    assert lines[4] == "2026-11-30T10:00:01.000Z  shim       info     first"
 
 
 @pytest.mark.usefixtures("box")
