@@ -21,7 +21,7 @@ from kata.runtime.hypervisor.console import tail
 from kata.runtime.launch import timings
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.names import find, split
-from kata.runtime.sandbox.origin import as_told, origin_of
+from kata.runtime.sandbox.origin import origin_of
 from kata.shim.handover import PREFIX
 
 #: Seconds for a sandbox to tell of itself, which takes milliseconds.
@@ -66,7 +66,7 @@ async def look(directory: Path, timeout: float | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": sandbox_id,
         "namespace": namespace,
-        **as_told(origin_of(namespace, {})),
+        **origin_of(namespace, {}),
         **await _ask_or_guess(directory, _ANSWER_TIMEOUT_S if timeout is None else timeout),
         "state_directory": str(directory),
     }

@@ -18,8 +18,8 @@ from kata.runtime.sandbox.event_log import EventLog
 from kata.runtime.sandbox.events import Event, Events, Happening
 
 
-def happening(number: int, type_: Happening = Happening.CONTAINER_STARTED) -> Event:
-    return Event(type_, f"c{number}", {"exit_status": number}, 1000.0 + number)
+def happening(number: int) -> Event:
+    return Event(Happening.CONTAINER_STARTED, f"c{number}", {"exit_status": number}, time=1000.0 + number)
 
 
 def test_what_is_written_down_is_read(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from kata.runtime.hypervisor.console import RingFile
@@ -31,7 +30,7 @@ class EventLog:
             self._ring = self._ring or RingFile(self._path, _LIMIT)
         except OSError:
             return
-        self._ring.write(json.dumps(asdict(event)).encode() + b"\n")
+        self._ring.write(json.dumps(event.describe()).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file, which stays."""

@@ -6,7 +6,6 @@ References: containerd, internal/cri/annotations; CRI-O, pkg/annotations; Podman
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 #: The namespace of containerd that each engine keeps its containers in.
@@ -23,39 +22,24 @@ _POD_UID = (f"{_CRI}sandbox-uid", "io.kubernetes.pod.uid")
 _CONTAINER_NAME = (f"{_CRI}container-name", "io.kubernetes.container.name", "nerdctl/name")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What has asked for a sandbox.
-
-    Attributes:
-        engine: `containerd`, `cri` (its plugin for Kubernetes), `cri-o`, `docker`, `podman` or `kata run`.
-        engine_by: what says so.
-        pod_namespace, pod_name, pod_uid: Kubernetes' names; "" without a pod.
-    """
-
-    engine: str
-    engine_by: str
-    pod_namespace: str = ""
-    pod_name: str = ""
-    pod_uid: str = ""
-
-
-def origin_of(namespace: str, annotations: Mapping[str, str]) -> Origin:
+def origin_of(namespace: str, annotations: Mapping[str, str]) -> dict[str, Any]:
     """Find out what has asked for a sandbox.
 
     Args:
         namespace: containerd's; "" for a sandbox of `kata run`.
         annotations: of the specification of its first container; empty if that is not known.
+
+    Returns:
+        What `kata inspect` tells of it: `engine` is `containerd`, `cri` (its plugin for Kubernetes), `cri-o`, `docker`,
+        `podman` or `kata run`, `engine_by` what says so, `pod` Kubernetes' `namespace`, `name` and `uid`, or None.
     """
     engine, by = _engine(namespace, annotations)
-    names = (_first(annotations, names) for names in (_POD_NAMESPACE, _POD_NAME, _POD_UID))
-    return Origin(engine, by, *names)
-
-
-def as_told(origin: Origin) -> dict[str, Any]:
-    """What `kata inspect` tells of it; `pod` is None without a pod."""
-    pod = {"namespace": origin.pod_namespace, "name": origin.pod_name, "uid": origin.pod_uid}
-    return {"engine": origin.engine, "engine_by": origin.engine_by, "pod": pod if origin.pod_name else None}
+    pod = {
+        "namespace": _first(annotations, _POD_NAMESPACE),
+        "name": _first(annotations, _POD_NAME),
+        "uid": _first(annotations, _POD_UID),
+    }
+    return {"engine": engine, "engine_by": by, "pod": pod if pod["name"] else None}
 
 
 def _engine(namespace: str, annotations: Mapping[str, str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.events import Event, Events, Happening
-from kata.runtime.sandbox.origin import Origin, as_told, container_name
+from kata.runtime.sandbox.origin import container_name
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
@@ -83,7 +83,7 @@ class Sandbox(Lifecycle):
         network: None if the VM gets no interface.
         containers: those of the sandbox, which the teardown closes.
         accelerator: the VM's.
-        origin: what has asked for it.
+        origin: what has asked for it, as `origin_of` tells.
 
     Attributes:
         pid: the VMM's process id, which containerd sees as every container's. It stays the same number after the VM
@@ -107,7 +107,7 @@ class Sandbox(Lifecycle):
         network: SandboxNetwork | OwnNetwork | None,
         containers: dict[str, Container],
         accelerator: str,
-        origin: Origin,
+        origin: Mapping[str, Any],
         calls: Durations | None = None,
     ) -> None:
         super().__init__(f"sandbox {sandbox_id}")
@@ -408,7 +408,7 @@ class Sandbox(Lifecycle):
         size, vm = self._resources.size, self._guest.vm
         return {
             "id": self.id,
-            **as_told(self._origin),
+            **self._origin,
             "state": "running" if vm.pid else "stopped",
             "why_ended": vm.why_ended,
             "pid": os.getpid(),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kata.runtime.sandbox.origin import as_told, container_name, origin_of
+from kata.runtime.sandbox.origin import container_name, origin_of
 
 CRI = {
     "io.kubernetes.cri.container-type": "sandbox",
@@ -27,14 +27,14 @@ CRI = {
 )
 def test_engines(namespace: str, annotations: dict[str, str], engine: str, by: str) -> None:
     found = origin_of(namespace, annotations)
-    assert (found.engine, found.engine_by) == (engine, by)
+    assert (found["engine"], found["engine_by"]) == (engine, by)
 
 
 def test_pods() -> None:
-    assert as_told(origin_of("k8s.io", CRI))["pod"] == {"namespace": "shop", "name": "web", "uid": "u"}
-    assert as_told(origin_of("k8s.io", {}))["pod"] is None
+    assert origin_of("k8s.io", CRI)["pod"] == {"namespace": "shop", "name": "web", "uid": "u"}
+    assert origin_of("k8s.io", {})["pod"] is None
     crio = {"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "shop"}
-    assert origin_of("default", crio).pod_name == "web"
+    assert origin_of("default", crio)["pod"] == {"namespace": "shop", "name": "web", "uid": ""}
 
 
 def test_names_of_containers() -> None:
