@@ -13,7 +13,10 @@ import pytest
 
 from kata.cli import management
 from kata.cli.main import invoke
+from kata.loop.off import off_loop
+from kata.management.server import Request, Response
 from kata.runtime.hypervisor.console import RingFile
+from kata.runtime.sandbox.management import Management
 
 AGENT = {"level": "INFO", "ts": "2026-11-30T10:00:02+00:00", "name": "kata-agent", "pid": "1", "source": "agent"}
 SHIM = 'time="2026-11-30T10:00:0{}Z" level=info msg="{}" name=containerd-shim-v2 pid=7 sandbox=box source=kata.x\n'
@@ -123,3 +126,21 @@ def test_lines_of_a_hostile_guest_stay_lines(box: Path, capsys: pytest.CaptureFi
     lines = output(capsys, "-c", "guest", "box")
     assert "".join(lines).isprintable()
     assert time.monotonic() - begin < 20
+
+
+async def test_a_vm_from_standby_has_its_logs_elsewhere(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    standby = box.parent / "standby-1"
+    standby.mkdir()
+    for name in ("console.log", "console.log.1", "qemu.log"):
+        (box / name).rename(standby / name)
+
+    async def tell(request: Request) -> Response:
+        return Response.of({"vm": {"log_directory": str(standby)}})
+
+    management = Management(str(box), lambda opened: {"/sandbox": {"GET": tell}})
+    management.serve(str(box))
+    try:
+        lines = await off_loop(output, capsys, "box")
+    finally:
+        await management.close()
+    assert len(lines) == 7
