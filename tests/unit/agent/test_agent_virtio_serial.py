@@ -61,7 +61,7 @@ async def test_echo_and_a_host_that_came_back_unnoticed(pair: tuple[int, str]) -
         second = frame(1, b"again")
         os.write(host, second)
         assert await read_until(host, len(second)) == second
-        assert ended == [len(first)]
+        await eventually_async(lambda: ended, "the first connection ends", lambda ended: ended == [len(first)])
     finally:
         port.close()
         port.close()
