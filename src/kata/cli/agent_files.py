@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from kata.archive.tar import EntryType, TarReader
-from kata.errors import NotFound, ResourceExhausted, Unavailable, Unimplemented
+from kata.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable, Unimplemented
 from kata.loop.off import off_loop
 from kata.oci import convert
 from kata.protocols import bound, files
@@ -22,6 +22,8 @@ from kata.ttrpc import Client
 
 #: Bytes of what the guest's program may say.
 _MAX_SAID = 64 << 10
+#: Seconds to look at one path, or to read one small file: a program has to be executed in the guest.
+_SOON_S = 60.0
 #: Bytes of an archive beside the one small file in it.
 _ARCHIVE_ROOM = 16 << 10
 #: Seconds for it to say why it has ended, once its stream has.
@@ -46,7 +48,7 @@ class AgentFiles:
             KataError: the guest cannot tell.
         """
         said = Kept(_MAX_SAID)
-        await self._run(files.stat_arguments(container_id, path), None, said)
+        await self._soon(files.stat_arguments(container_id, path), said)
         return files.Found.from_json(bytes(said.content))
 
     async def get(self, container_id: str, path: str, name: str, out: Sink, *, follow: bool = False) -> files.Report:
@@ -66,11 +68,12 @@ class AgentFiles:
             KataError: it cannot be read.
         """
         archive = Kept(limit + _ARCHIVE_ROOM)
-        await self.get(container_id, path, "file", archive, follow=True)
+        await self._soon(files.get_arguments(container_id, path, "file", follow=True), archive)
         reader = TarReader(io.BytesIO(archive.content), f"{path} of container {container_id}")
         for entry in reader:
             if entry.type is EntryType.FILE and entry.size <= limit and not archive.overflowed:
                 return b"".join(reader.chunks())
+            break
         raise ResourceExhausted(f"{path} of container {container_id} is no file, or larger than {limit} bytes")
 
     async def get_through(
@@ -108,6 +111,19 @@ class AgentFiles:
         worker = asyncio.ensure_future(off_loop(_give, writing, give))
         copying = asyncio.ensure_future(self.put(container_id, directory, FdSource(reading), owner=owner))
         return await _both(copying, worker, sends=True)
+
+    async def _soon(self, arguments: list[str], stdout: Sink) -> None:
+        """As `_run`, for what takes no time.
+
+        Raises:
+            DeadlineExceeded: it does.
+            KataError: as `_run`.
+        """
+        try:
+            async with asyncio.timeout(_SOON_S):
+                await self._run(arguments, None, stdout)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the guest did not answer about its files within {_SOON_S:g} s") from None
 
     async def _run(self, arguments: list[str], stdin: Source | None, stdout: Sink | None) -> files.Report:
         """Run the guest's program.
