@@ -21,7 +21,6 @@ from kata.runtime.sandbox.states import State
 if TYPE_CHECKING:
     from kata.runtime.devices.direct_volumes import Volumes
     from kata.runtime.sandbox.container import Container
-    from kata.runtime.sandbox.metrics import SandboxMetrics
     from kata.runtime.sandbox.sandbox import Sandbox
 
 _MAX_SIGNAL = 64
@@ -42,7 +41,7 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
     agent = AgentSocket(directory, sandbox.agent)
     opened.push_async_callback(agent.close)
     return {
-        "/metrics": {"GET": partial(_metrics, sandbox.metrics())},
+        "/metrics": {"GET": partial(_metrics, sandbox)},
         "/agent-url": {"GET": partial(_agent_url, agent)},
         "/sandbox": {"GET": partial(_describe, sandbox)},
         "/process": {"GET": partial(_process, sandbox)},
@@ -60,8 +59,8 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
     }
 
 
-async def _metrics(metrics: SandboxMetrics, request: Request) -> Response:
-    return Response((await metrics.text()).encode(), CONTENT_TYPE)
+async def _metrics(sandbox: Sandbox, request: Request) -> Response:
+    return Response((await sandbox.metrics.text()).encode(), CONTENT_TYPE)
 
 
 async def _agent_url(agent: AgentSocket, request: Request) -> Response:

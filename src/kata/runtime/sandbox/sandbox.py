@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -424,8 +424,9 @@ class Sandbox(Lifecycle):
             "devices": self._devices.describe(),
         }
 
+    @cached_property
     def metrics(self) -> SandboxMetrics:
-        """What answers scrapes. One is enough: it remembers the scrape before."""
+        """What answers scrapes, and remembers the scrape before."""
         # Imported with the first scrape: most sandboxes never have one.
         from kata.runtime.sandbox.metrics import SandboxMetrics
 
