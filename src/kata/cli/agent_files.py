@@ -216,15 +216,16 @@ async def _both(
     try:
         ends: tuple[asyncio.Future[Any], ...] = (copying, worker)
         await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
-        if worker.done() and worker.exception() is not None:
-            own = not isinstance(worker.exception(), BrokenPipeError)
-            if own and sends:
+        if sends:
+            # Its pipe is closed if the guest has ended, so it ends, too.
+            await asyncio.wait([worker])
+            if not isinstance(worker.exception(), BrokenPipeError):
                 worker.result()
+        elif worker.done() and worker.exception() is not None:
             # The guest may be about to say why its stream was cut off.
             await asyncio.wait([copying], timeout=_LAST_WORDS_S)
-            if copying.done():
-                await copying
-            worker.result()
+            if not copying.done():
+                worker.result()
         return await copying, await worker
     finally:
         copying.cancel()
