@@ -32,7 +32,6 @@ from kata.protocols.traces import TraceParent
 from kata.runtime.config.settings import RuntimeConfig
 from kata.runtime.tracing import identity
 from kata.runtime.tracing.sender import Sender
-from kata.ttrpc.observer import Done
 from kata.version import VERSION
 
 SERVICE = "kata-runtime"
@@ -141,15 +140,6 @@ def end_call(span: Span, code: int, text: str) -> None:
     if code:
         fail(span, text)
     span.end()
-
-
-def ending(span: Span) -> Done:
-    """A function that ends the span of a call."""
-
-    def done(code: int, text: str) -> None:
-        end_call(span, code, text)
-
-    return done
 
 
 def fail(span: Span, text: str) -> None:
