@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 from .fileprograms import told, write
 
-_ROUNDS_S = 5.0
+_ROUNDS_S = 3.0
 _UP = "../" * 40
 
 

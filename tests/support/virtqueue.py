@@ -32,6 +32,8 @@ _QUEUE_ENABLE, _QUEUE_NOTIFY_OFF, _QUEUE_DESC, _QUEUE_DRIVER, _QUEUE_DEVICE = 28
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 _SIZE = 16
 _PAGE = 4096
+#: Of mlockall(2).
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
 _ANSWER_S = 0.02
 #: Messages of 9P2000.L, as far as a server knows them; FUSE's have numbers from 1.
 _9P_TYPES = (
@@ -221,6 +223,9 @@ def main(kind: str, rounds: str, seed: str) -> None:
         if kind == "9p"
         else struct.pack("<IIQQIIIIIIII", 56, 26, 1, 0, 0, 0, 1, 0, 7, 36, 65536, 0)
     )
+    # What is not in memory when the files are gone never comes: the program, its libraries.
+    if ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_FUTURE):
+        raise OSError(ctypes.get_errno(), "mlockall")
     answered = gave_up = 0
     fresh = True
     for _ in range(int(rounds)):

@@ -76,10 +76,9 @@ def test_no_link_leads_out(files: Files, way: str, tmp_path: Path) -> None:
     """A container that looks for a file of the host's by links, and by a directory that becomes one, finds none."""
     secret = tmp_path / "secret"
     secret.write_text("of the host")
-    for directory in ("/srv/files", "/a/files"):
-        found = files.run("filehostile", ("escape", directory, str(secret)))
-        assert found["tried"] > 100
-        assert found["read"] == []
+    found = files.run("filehostile", ("escape", "/a/files", str(secret)))
+    assert found["tried"] > 100
+    assert found["read"] == []
 
 
 @OVER_BOTH
@@ -123,13 +122,17 @@ def test_rubbish_for_the_server(files: Files, way: str, rounds: int) -> None:
             state = files.containerd.state(container_id)
             server = eventually(lambda: server_of(state, way), "the server runs", bool)
             largest = 0
+            deadline = time.monotonic() + 60 + rounds / 20
             while running.poll() is None:
+                assert time.monotonic() < deadline, "the container does not end"
                 with contextlib.suppress(OSError):  # it may end at any moment
                     largest = max(largest, memory_of(server))
                 time.sleep(0.2)
             said, errors = running.communicate(timeout=10)
         finally:
             running.kill()
+            files.containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+            files.containerd.ctr("containers", "delete", container_id, check=False)
     print(way, arguments, said, errors, f"{largest >> 20} MiB")  # noqa: T201
     assert largest < 200 << 20
     if said:
