@@ -22,7 +22,8 @@ Kata documents {documented} families. {present} of them are here, besides {own} 
 
 What the agent answers is read before it is handed on: only the names below, no label that says whose a sample is, no
 value of a label with control characters or with more than 64 characters, and at most 4000 samples. What is not taken
-is counted (`kata_shim_agent_dropped_samples`). If it does not answer within a second, the rest comes without it.
+is counted (`kata_shim_agent_dropped_samples`). If it does not answer within a second (`?timeout=`), the rest comes
+without it.
 
 A clock tick is 10 ms.
 """

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the guest's answers.
-_GUEST_TIMEOUT_S = 1.0
 #: Samples of the guest that are taken: with two CPUs it has less than 500, and each further one adds ten.
 _MAX_GUEST_SAMPLES = 4000
 #: Seconds between two looks at CPU time, which the kernel counts in steps of 10 ms.
@@ -95,11 +93,11 @@ class SandboxMetrics:
         self._last: _Used | None = None
         self._overhead_percent = 0.0
 
-    async def text(self) -> str:
-        """All metrics, as Prometheus' text; without those of the guest if it does not answer."""
+    async def text(self, timeout: float) -> str:
+        """All metrics, as Prometheus' text; without those of the guest if it does not answer in `timeout` seconds."""
         said, stats, host = await asyncio.gather(
-            _answered(self._agent.metrics(_GUEST_TIMEOUT_S)),
-            _answered(self._container_stats()),
+            _answered(self._agent.metrics(timeout), timeout),
+            _answered(self._container_stats(), timeout),
             off_loop(_look, self._vm.pid, self._vm.share_pid, self._virtio_fs),
         )
         guest, dropped = read(said or "", kinds(GUEST), _MAX_GUEST_SAMPLES)
@@ -155,10 +153,10 @@ def overhead_percent(before: _Used, now: _Used) -> float:
     return max(0.0, (now.host - before.host - in_guest) / (now.at - before.at) * 100)
 
 
-async def _answered(question: Awaitable[_T]) -> _T | None:
+async def _answered(question: Awaitable[_T], timeout: float) -> _T | None:
     """The guest's answer; None if there is none in time."""
     try:
-        async with asyncio.timeout(_GUEST_TIMEOUT_S):
+        async with asyncio.timeout(timeout):
             return await question
     except (KataError, TimeoutError) as error:
         log.debug("no metrics of the guest: %s", error)

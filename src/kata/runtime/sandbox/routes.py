@@ -27,6 +27,9 @@ _MAX_SIGNAL = 64
 #: Seconds that containers have to end when the sandbox is stopped, unless the request says otherwise; and the most.
 _STOP_GRACE_S = 10.0
 _MAX_STOP_GRACE_S = 600.0
+#: Seconds that a scrape waits for the guest, unless the request says otherwise; and the most.
+_GUEST_TIMEOUT_S = 1.0
+_MAX_GUEST_TIMEOUT_S = 60.0
 
 
 def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExitStack) -> Routes:
@@ -60,7 +63,24 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
 
 
 async def _metrics(sandbox: Sandbox, request: Request) -> Response:
-    return Response((await sandbox.metrics.text()).encode(), CONTENT_TYPE)
+    """GET /metrics; `?timeout=` is how many seconds the guest may take."""
+    return Response((await sandbox.metrics.text(_seconds(request.query))).encode(), CONTENT_TYPE)
+
+
+def _seconds(query: Mapping[str, str]) -> float:
+    """The guest's time for its metrics.
+
+    Raises:
+        InvalidArgument: it is no number of seconds, or too large.
+    """
+    found = query.get("timeout", f"{_GUEST_TIMEOUT_S}")
+    try:
+        seconds = float(found)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= _MAX_GUEST_TIMEOUT_S:
+        raise InvalidArgument(f"timeout {found[:20]!a} is not a number of seconds (0 to {_MAX_GUEST_TIMEOUT_S:g})")
+    return seconds
 
 
 async def _agent_url(agent: AgentSocket, request: Request) -> Response:

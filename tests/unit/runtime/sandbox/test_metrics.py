@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 
 from kata.agent.metrics import Metrics
-from kata.errors import Unavailable
+from kata.errors import InvalidArgument, Unavailable
 from kata.metrics.durations import Durations
 from kata.metrics.exposition import read
 from kata.metrics.table import GUEST, SANDBOX, kinds
 from kata.protocols import agent_pb2
+from kata.runtime.sandbox import routes
 from kata.runtime.sandbox.metrics import SandboxMetrics, _Used, overhead_percent
 from kata.runtime.sandbox.states import State
 
@@ -64,7 +65,7 @@ def values(text: str) -> dict[str, dict[str, float]]:
 
 
 async def test_every_name_is_there() -> None:
-    found = values(await made(Agent(Metrics().render())).text())
+    found = values(await made(Agent(Metrics().render())).text(1.0))
     assert set(found) == set(ALL)
     assert found["kata_shim_agent_up"] == {"": 1}
     assert found["kata_shim_pod_overhead_memory_in_bytes"][""] > 1 << 20
@@ -74,7 +75,7 @@ async def test_every_name_is_there() -> None:
 
 
 async def test_virtiofsd_s_only_where_it_serves() -> None:
-    found = values(await made(Agent(), virtio_fs=False).text())
+    found = values(await made(Agent(), virtio_fs=False).text(1.0))
     assert not [name for name in found if name.startswith("kata_virtiofsd")]
 
 
@@ -87,7 +88,7 @@ async def test_a_guest_that_lies_takes_nothing_from_the_rest() -> None:
         'kata_guest_load{item="\x1b[31m"} 1',
         *(f'kata_guest_vm_stat{{item="{number}"}} 1' for number in range(10_000)),
     ]
-    found = values(await made(Agent("\n".join(lies))).text())
+    found = values(await made(Agent("\n".join(lies))).text(1.0))
     assert found["kata_shim_fds"][""] < 10_000
     assert len(found["kata_guest_vm_stat"]) == 4000
     assert found["kata_shim_agent_dropped_samples"] == {"": 4 + 6000}
@@ -95,7 +96,7 @@ async def test_a_guest_that_lies_takes_nothing_from_the_rest() -> None:
 
 async def test_a_guest_that_does_not_answer_is_left_out() -> None:
     begin = time.monotonic()
-    found = values(await made(Mute()).text())
+    found = values(await made(Mute()).text(1.0))
     assert time.monotonic() - begin < 5
     assert found["kata_shim_agent_up"] == {"": 0}
     assert found["kata_hypervisor_threads"][""] >= 1
@@ -103,9 +104,25 @@ async def test_a_guest_that_does_not_answer_is_left_out() -> None:
 
 
 async def test_after_the_vm_s_end() -> None:
-    found = values(await made(Mute(), vmm=0).text())
+    found = values(await made(Mute(), vmm=0).text(1.0))
     assert not [name for name in found if name.startswith("kata_hypervisor")]
     assert found["kata_shim_threads"][""] >= 1
+
+
+async def test_a_guest_has_as_long_as_is_said() -> None:
+    begin = time.monotonic()
+    assert values(await made(Mute()).text(0.1))["kata_shim_agent_up"] == {"": 0}
+    assert time.monotonic() - begin < 0.9
+
+
+@pytest.mark.parametrize("said", ["", "x", "0", "-1", "nan", "inf", "61", "1" * 400])
+def test_what_is_no_timeout(said: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a number of seconds"):
+        routes._seconds({"timeout": said})
+
+
+def test_the_timeout() -> None:
+    assert (routes._seconds({}), routes._seconds({"timeout": "2.5"})) == (1.0, 2.5)
 
 
 def test_overhead_is_what_is_not_the_containers() -> None:
