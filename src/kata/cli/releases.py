@@ -88,7 +88,7 @@ def fetch(environ: Mapping[str, str] = os.environ, *, timeout: float = _TIMEOUT_
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    answer = answers[0] if answers else TimeoutError(f"no answer within {timeout:g} s")
+    answer = answers[0] if answers else TimeoutError()
     try:
         if isinstance(answer, bytes):
             return parse(answer)
@@ -97,6 +97,8 @@ def fetch(environ: Mapping[str, str] = os.environ, *, timeout: float = _TIMEOUT_
         raise
     except Exception as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):  # of the thread or of the connection, whichever came first
+            reason = f"no answer within {timeout:g} s"
         reason = getattr(reason, "strerror", None) or str(reason)
         raise Unavailable(f"cannot ask {where} for releases: {reason}") from error
 
@@ -117,7 +119,7 @@ def _get(url: str, timeout: float) -> bytes:
                 if len(content) > _MAX_ANSWER:
                     raise ValueError(f"the answer is longer than {_MAX_ANSWER} bytes")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"no whole answer within {timeout:g} s")
+                    raise TimeoutError
             return content
     except HTTPError as error:
         with error:
