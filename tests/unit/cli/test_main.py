@@ -132,6 +132,33 @@ def test_env_is_toml_and_json_of_the_same(capsys: pytest.CaptureFixture[str], tm
     assert sections["Host"]["Kernel"]
 
 
+#: Of `kata-env` in Kata 2.3, without Netmon, which Kata has removed.
+_FIELDS = {
+    "Kernel": {"Path", "Parameters"},
+    "Image": {"Path"},
+    "Initrd": {"Path"},
+    "Hypervisor": {
+        "MachineType", "Version", "Path", "BlockDeviceDriver", "EntropySource", "SharedFS", "VirtioFSDaemon",
+        "SocketPath", "Msize9p", "MemorySlots", "PCIeRootPort", "HotplugVFIOOnRootBus", "Debug",
+    },
+    "Runtime": {
+        "Config", "Path", "Experimental", "Version", "Debug", "Trace", "DisableGuestSeccomp", "DisableNewNetNs",
+        "SandboxCgroupOnly",
+    },
+    "Host": {"Kernel", "Architecture", "Distro", "CPU", "Memory", "VMContainerCapable", "SupportVSocks"},
+    "Agent": {"Debug", "Trace"},
+    "Meta": {"Version"},
+}  # fmt: skip
+
+
+def test_env_has_katas_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    _, document, _ = outcome(capsys, "env", "--json")
+    sections = json.loads(document)
+    for name, fields in _FIELDS.items():
+        assert fields <= set(sections[name]), name
+    assert set(sections["Runtime"]["Version"]["Version"]) == {"Semver", "Commit", "Major", "Minor", "Patch"}
+
+
 def test_env_sums_up_what_sandboxes_have() -> None:
     running = [Sandbox("a", Size(1, 2048), ""), Sandbox("b", Size(2, 512), "")]
     assert env._sandboxes(running) == {"Running": 2, "VCPUs": 3, "MemoryMiB": 2560}
