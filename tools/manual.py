@@ -23,6 +23,8 @@ from typer.completion import get_completion_script  # type: ignore[attr-defined]
 from kata.agent_ctl.main import app as agent_ctl
 from kata.cli.kata_runtime import kata_runtime
 from kata.cli.main import app as kata
+from kata.monitor.main import app as monitor
+from kata.trace_forwarder.main import app as forwarder
 from kata.version import VERSION
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs/reference/cli.md"
@@ -270,7 +272,8 @@ def programs() -> dict[str, Command]:
     tree = read(kata, "kata")
     found = {"kata": tree, "kata-runtime": read(kata_runtime, "kata-runtime")}
     found |= {_PROGRAMS_OF[leaf.path]: leaf for leaf in tree.leaves() if leaf.path in _PROGRAMS_OF}
-    found["kata-agent-ctl"] = read(agent_ctl, "kata-agent-ctl")
+    for name, app in (("kata-agent-ctl", agent_ctl), ("kata-monitor", monitor), ("kata-trace-forwarder", forwarder)):
+        found[name] = read(app, name)
     return found
 
 

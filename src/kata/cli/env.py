@@ -64,7 +64,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             "Path": os.path.realpath(sys.argv[0]),
             "Python": sys.version.split()[0],
             "Debug": runtime.enable_debug,
-            "Trace": False,
+            "Trace": runtime.enable_tracing,
             "DisableGuestSeccomp": runtime.disable_guest_seccomp,
             "DisableNewNetNs": False,
             "SandboxCgroupOnly": runtime.sandbox_cgroup_only,
@@ -108,7 +108,11 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
                 "Available": memory["MemAvailable"],
             },
         },
-        "Agent": {"Debug": agent.enable_debug, "Trace": False, "DebugConsole": agent.debug_console_enabled},
+        "Agent": {
+            "Debug": agent.enable_debug,
+            "Trace": agent.enable_tracing,
+            "DebugConsole": agent.debug_console_enabled,
+        },
         "Sandboxes": _sandboxes(read_all()),
     }
 
