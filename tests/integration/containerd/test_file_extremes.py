@@ -34,8 +34,8 @@ FEW_OR_MANY = pytest.mark.parametrize("count", [600, pytest.param(MANY, marks=py
 @pytest.mark.parametrize(
     ("way", "directory"),
     [
-        (RUNC, "/srv/files"),
-        ("virtio-9p", "/a/files"),
+        pytest.param(RUNC, "/srv/files", marks=pytest.mark.long),
+        pytest.param("virtio-9p", "/a/files", marks=pytest.mark.long),
         ("virtio-fs", "/a/files"),
         ("layers, disk", "/srv/files"),
     ],
@@ -44,7 +44,7 @@ def test_many_and_large(files: Files, directory: str, count: int) -> None:
     assert missed(files.run("fileextremes", (directory, str(count)), timeout=380)) == {}
 
 
-@pytest.fixture(params=ROOM)
+@pytest.fixture(params=["full", pytest.param("quota", marks=pytest.mark.long)])
 def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The volume of the test has room for 32 MiB."""
     make, size, limits = ROOM[request.param]

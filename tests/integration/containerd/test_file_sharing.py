@@ -59,14 +59,9 @@ def test_one_kernel(files: Files, place: str) -> None:
     assert tried(files, place) == {}
 
 
-@pytest.mark.parametrize(
-    ("way", "place"),
-    [
-        ("virtio-fs", "two sandboxes"),
-        *(pytest.param("virtio-9p", place, marks=pytest.mark.long) for place in PLACES),
-        *(pytest.param("virtio-fs", place, marks=pytest.mark.long) for place in list(PLACES)[1:]),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", ["virtio-9p", "virtio-fs"])
 def test_two_kernels(files: Files, way: str, place: str) -> None:
     found = tried(files, place)
     assert set(found) >= NEVER, json.dumps(found, indent=1)
