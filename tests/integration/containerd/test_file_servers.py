@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 import time
@@ -106,39 +105,6 @@ def test_a_container_that_opens_very_many_files(files: Files, way: str, count: i
             assert running.returncode == 0
         finally:
             running.kill()
-
-
-@OVER_BOTH
-@pytest.mark.parametrize("rounds", [300, pytest.param(20_000, marks=pytest.mark.long)])
-@pytest.mark.timeout(600)
-def test_rubbish_for_the_server(files: Files, way: str, rounds: int) -> None:
-    """Root in a guest feeds the device by itself: the server stays small, and the sandbox ends as any other does."""
-    container_id = unique_id(TEST_PREFIX)
-    arguments = ("9p" if way == "virtio-9p" else "fs", str(rounds), str(secrets.randbits(32)))
-    command = files.command("virtqueue", arguments, "--privileged", container_id=container_id)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            state = files.containerd.state(container_id)
-            server = eventually(lambda: server_of(state, way), "the server runs", bool)
-            largest = 0
-            deadline = time.monotonic() + 60 + rounds / 20
-            while running.poll() is None:
-                assert time.monotonic() < deadline, "the container does not end"
-                with contextlib.suppress(OSError):  # it may end at any moment
-                    largest = max(largest, memory_of(server))
-                time.sleep(0.2)
-            said, errors = running.communicate(timeout=10)
-        finally:
-            running.kill()
-            files.containerd.ctr("tasks", "delete", "--force", container_id, check=False)
-            files.containerd.ctr("containers", "delete", container_id, check=False)
-    print(way, arguments, said, errors, f"{largest >> 20} MiB")  # noqa: T201
-    assert largest < 200 << 20
-    if said:
-        assert json.loads(said)["rounds"] == rounds
-    else:
-        assert f"the server of the shared tree of {container_id}" in files.containerd.log_text(), errors
-    eventually(lambda: list(processes_of(str(state))), "the sandbox's processes have ended", lambda seen: not seen)
 
 
 def memory_of(pid: int) -> int:
