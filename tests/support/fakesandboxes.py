@@ -53,6 +53,7 @@ class FakeSandbox:
     Attributes:
         described, stats: its answers; tests change them.
         delay: seconds before every answer.
+        cpu_percent: of one CPU, what its VMM takes.
         console: what its guest has written.
     """
 
@@ -60,6 +61,7 @@ class FakeSandbox:
         self.directory = root / name
         self.metrics = metrics
         self.delay = delay
+        self.cpu_percent = 0.0
         self.console = "guest: booted\n"
         self.described: dict[str, Any] = {
             "id": name.partition("@")[0],
@@ -83,6 +85,7 @@ class FakeSandbox:
             "network": {"eth0": {"rx_bytes": 0, "tx_bytes": 0, "rx_packets": 0, "tx_packets": 0}},
             "vm": {"cpu_ns": 0, "memory_bytes": 90 << 20, "vcpus": 1, "memory_size_bytes": 512 << 20},
         }
+        self._began = time.monotonic()
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -143,7 +146,8 @@ class FakeSandbox:
 
     async def _stats(self, request: Request) -> Response:
         await asyncio.sleep(self.delay)
-        return Response.of({"time": time.time(), **self.stats})
+        cpu_ns = int((time.monotonic() - self._began) * self.cpu_percent * 1e7)
+        return Response.of({"time": time.time(), **self.stats, "vm": {**self.stats["vm"], "cpu_ns": cpu_ns}})
 
     async def _console(self, request: Request) -> Response:
         return Response(self.console.encode(), TEXT)

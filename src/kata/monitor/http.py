@@ -201,7 +201,11 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
 
 
 async def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until a signal ends the process, or this is cancelled."""
+    """Serve until a signal ends the process.
+
+    Raises:
+        CancelledError: it was cancelled; the connections are closed.
+    """
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -215,4 +219,10 @@ async def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=_IDLE_TIMEOUT_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    await uvicorn.Server(config).serve([listener])
+    server = uvicorn.Server(config)
+    try:
+        await server.serve([listener])
+    except asyncio.CancelledError:
+        # Which leaves it as it is.
+        await server.shutdown([listener])
+        raise

@@ -96,6 +96,7 @@ async def test_sandboxes_come_and_go(tmp_path: Path, served: Served) -> None:
 async def test_what_one_who_looks_is_told(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "WATCHED_INTERVAL_S", 0.2)
     async with FakeSandbox(tmp_path, "box") as box:
+        box.cpu_percent = 250.0
         await known(served, "box")
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(f"GET /api/stream HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())
@@ -108,7 +109,6 @@ async def test_what_one_who_looks_is_told(tmp_path: Path, served: Served, monkey
         assert (event["sandbox"], event["type"], event["container"]) == ("box", "container-paused", "box")
         changed = await told.next("sandbox", lambda one: one["containers"][0]["state"] == "paused")
         assert changed["pod"] == {"name": "pod-box", "namespace": "default", "uid": "1234"}
-        box.stats["vm"]["cpu_ns"] = 10**12
         usage = await told.next("usage", lambda seen: (seen["sandboxes"][0]["now"] or {}).get("cpu", 0) > 100)
         assert usage["sandboxes"][0]["now"]["memory"] == 90 << 20
         await box.close()
