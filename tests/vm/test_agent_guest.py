@@ -40,7 +40,7 @@ async def test_details_and_metrics(agent: Agent) -> None:
     assert "9p" in details.agent_details.storage_handlers
     text = (await agent.rpc.GetMetrics(pb.GetMetricsRequest())).metrics
     assert "kata_agent_scrape_count " in text
-    assert 'kata_guest_meminfo{item="memtotal"} ' in text
+    assert 'kata_guest_meminfo{item="mem_total"} ' in text
     version = await agent.health.Version(health_pb2.CheckRequest())
     assert version.grpc_version == "0.0.1"
 

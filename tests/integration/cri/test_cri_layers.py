@@ -42,7 +42,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def containerd(bridge: Bridge, scratch: Path) -> Iterator[PrivateContainerd]:
     configuration = scratch / "configuration.toml"
     configuration.write_text(
-        f"[hypervisor.qemu]\ndefault_memory = 512\n[runtime]\nrootfs_layers = 'disks'\n"
+        f"[hypervisor.qemu]\ndefault_memory = 512\n[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'host'\n"
         f"layer_cache_path = '{scratch}/cache'\n"
     )
     with pod_containerd(bridge, scratch, environment={"KATA_CONF_FILE": str(configuration)}, debug=True) as containerd:

@@ -28,6 +28,8 @@ from tests.support.waiting import eventually
 DASHBOARD = Path(__file__).parents[3] / "deploy/grafana/kata.json"
 #: Whoever makes pods chooses their names; Kubernetes would refuse this one, the runtime does not.
 NAME = 'web"<b>1</b><script>alert(1)</script>\\'
+#: The rows of the pod: other tests have sandboxes on this host as well.
+ROWS = "[...document.querySelectorAll('#list tbody tr')].filter(row => row.textContent.includes('shop/'))"
 #: Seconds for a sandbox to answer a scrape: an emulated guest on a busy host takes its time.
 TIMEOUT = ("--scrape-timeout", "10")
 
@@ -73,15 +75,17 @@ def whole(monitor: RunningMonitor, pod: Pod) -> str:
 
 
 def test_kata_s_labels_and_paths(pod: Pod, monitor: RunningMonitor) -> None:
-    assert eventually(lambda: monitor.get("/sandboxes"), "the sandbox") == f"{pod.id}\n"
+    # Other tests have sandboxes on this host as well.
+    eventually(lambda: monitor.get("/sandboxes").splitlines(), "the sandbox", lambda seen: pod.id in seen)
     labels = label_text({"sandbox_id": pod.id, "cri_uid": "uid-1", "cri_name": NAME, "cri_namespace": "shop"})
     eventually(lambda: monitor.get("/metrics"), "its labels", lambda seen: f"kata_shim_threads{{{labels}}} " in seen)
     text = whole(monitor, pod)
-    assert "kata_monitor_running_shim_count 1\n" in text
+    assert re.search(r"^kata_monitor_running_shim_count [1-9]", text, re.MULTILINE)
     assert f'kata_guest_meminfo{{{labels},item="mem_total"}} ' in text
     names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     # Nothing is served by virtiofsd in this pod.
-    assert names == {name for name in ALL if not name.startswith("kata_virtiofsd_")}
+    assert names >= {name for name in ALL if not name.startswith("kata_virtiofsd_")}
+    assert names <= set(ALL)
     assert monitor.get(f"/agent-url?sandbox={pod.id}").startswith("unix:///run/kata/")
     assert "kata_shim_threads " in monitor.get(f"/metrics?sandbox={pod.id}")
 
@@ -125,14 +129,17 @@ def test_the_page(pod: Pod, busy: Container, monitor: RunningMonitor, tmp_path: 
     with chromium.browser(tmp_path) as page:
         page.size(1280, 900)
         page.open(f"http://{monitor.address}/")
-        page.wait("document.querySelectorAll('#list tbody tr').length === 1", "the sandbox's row")
-        row = eventually(lambda: page.text("#list tbody tr"), "its use", lambda seen: "MiB" in seen and " %" in seen)
+        row = eventually(
+            lambda: page.evaluate(ROWS + ".map(row => row.textContent).join()"),
+            "the sandbox's row, with its use",
+            lambda seen: "MiB" in seen and " %" in seen,
+        )
         assert label in row
         assert "running" in row
-        assert page.text("#count") == "1"
+        assert int(page.text("#count")) >= 1
         assert page.text("#link") == "live"
         # Its name is text here.
-        assert page.evaluate("document.querySelectorAll('main b, main script').length") == 0
+        assert page.evaluate("document.querySelectorAll('#list b, main script').length") == 0
 
         # By the keyboard alone: filter, move to the row, open it.
         for key in "/shop":
@@ -166,7 +173,7 @@ def test_the_page(pod: Pod, busy: Container, monitor: RunningMonitor, tmp_path: 
             # Nothing is cut off, or has to be reached for.
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.press("Escape")
-        page.wait("location.pathname === '/' && document.querySelectorAll('#list tbody tr').length === 1", "the list")
+        page.wait(f"location.pathname === '/' && {ROWS}.length === 1", "the list")
         assert page.complaints == []
 
 
@@ -177,8 +184,8 @@ def test_a_sandbox_that_dies_takes_nothing_along(pod: Pod, monitor: RunningMonit
     for pid in {shim, *processes_of(directory)}:
         os.kill(pid, signal.SIGKILL)
     # As often as can be until it is gone: each answer is whole.
-    seen = eventually(
-        lambda: monitor.get("/metrics"), "it is gone", lambda text: "kata_monitor_running_shim_count 0\n" in text
+    eventually(
+        lambda: (monitor.get("/sandboxes"), monitor.get("/metrics")),
+        "it is gone",
+        lambda seen: not any(pod.id in text for text in seen),
     )
-    assert "kata_shim_threads" not in seen
-    assert monitor.get("/sandboxes") == ""
