@@ -37,7 +37,8 @@ _BARE = "bare"
 
 def default_plan(directory: Path) -> VmPlan:
     """Return the plan of the VM of a sandbox without limits, its file server included."""
-    (directory / "shared").mkdir(exist_ok=True)
+    for name in ("shared", "root"):
+        (directory / name).mkdir(exist_ok=True)
     config = load().config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
     return plan_vm(_BARE, directory, {}, config, look_at_host(config.hypervisor, accelerator))

@@ -98,8 +98,8 @@ class Files:
         """What two programs find that have a volume in two containers of one pod."""
         pod, port = unique_id(TEST_PREFIX), f":{_free_port()}"
         network = ("--net-host",) if self.way == RUNC else ()
-        first = self.command(program, ("--serve", _AGAIN, port), *network, *_in_pod(pod, "sandbox"), container_id=pod)
-        second = self.command(program, (_VOLUME, port, _READ_ONLY_PART), *network, *_in_pod(pod, "container"))
+        first = self.command(program, ("--serve", _AGAIN, port), *network, *in_pod(pod, "sandbox"), container_id=pod)
+        second = self.command(program, (_VOLUME, port, _READ_ONLY_PART), *network, *in_pod(pod, "container"))
         with subprocess.Popen(first, stdout=subprocess.PIPE, text=True) as other:
             try:
                 assert other.stdout
@@ -191,7 +191,7 @@ def _found(output: str, errors: str) -> dict[str, Any]:
     return found
 
 
-def _in_pod(pod: str, kind: str) -> tuple[str, ...]:
+def in_pod(pod: str, kind: str) -> tuple[str, ...]:
     annotations = (f"io.kubernetes.cri.container-type={kind}", f"io.kubernetes.cri.sandbox-id={pod}")
     return tuple(word for annotation in annotations for word in ("--annotation", annotation))
 

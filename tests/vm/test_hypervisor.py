@@ -213,11 +213,12 @@ async def test_the_end_of_the_server_of_the_shared_tree_is_that_of_the_vm_and_is
     if share.find_helper() is None:
         pytest.skip("QEMU has no 9p helper here")
     (tmp_path / "tree").mkdir()
-    vm = make_vm(share_dir=tmp_path / "tree")
+    (tmp_path / "root").mkdir()
+    vm = make_vm(share_dir=tmp_path / "tree", root_dir=tmp_path / "root")
     await vm.start()
     assert vm._process is not None
-    assert vm._process.helper is not None
-    os.kill(vm._process.helper._process.pid, signal.SIGSEGV)
+    assert vm._process.helpers
+    os.kill(vm._process.helpers[-1].pid, signal.SIGSEGV)
     async with asyncio.timeout(60):
         exit_ = await vm.wait()
     assert (exit_.status, exit_.expected) == (-signal.SIGKILL, False)

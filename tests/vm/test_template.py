@@ -96,7 +96,8 @@ def ledger_of(name: str) -> Ledger:
 
 def plan_of(config: Config, ledger: Ledger) -> VmPlan:
     directory = Path(ledger.directory)
-    (directory / "shared").mkdir(exist_ok=True)
+    for name in ("shared", "root"):
+        (directory / name).mkdir(exist_ok=True)
     return plan_vm(directory.name, directory, {}, config, look_at_host(config.hypervisor, "tcg"))
 
 

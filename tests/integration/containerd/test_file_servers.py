@@ -67,7 +67,10 @@ def test_no_file_ends_a_server(files: Files, way: str, directory: str, rounds: i
 @pytest.mark.parametrize("way", [RUNC, "virtio-9p", "virtio-fs"])
 def test_what_programs_have_met(files: Files, way: str, directory: str) -> None:
     not_so = missed(files.found("fileissues", directory))
-    assert not_so == NOT_SO[way], json.dumps(not_so, indent=1)
+    expected = dict(NOT_SO[way])
+    if (way, directory) == ("virtio-9p", "/srv/files"):
+        del expected["inotify: changes in a directory that nobody else holds open"]
+    assert not_so == expected, json.dumps(not_so, indent=1)
 
 
 @pytest.mark.parametrize("way", ["virtio-fs", pytest.param("virtio-9p", marks=pytest.mark.long)])

@@ -55,6 +55,7 @@ class VmPlan:
         max_memory_mib: the most memory after hot-plug, in MiB; 0 for as much as at the start.
         memory_slots: how many times memory can be hot-plugged.
         share_dir: host directory that the guest can mount by the tag of `kata.protocols.shared_tree`, or None.
+        root_dir: another one, for the root of a container, by the tag for that; only over 9p.
         share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter needs guest memory that another process maps, too.
         programs: directory with the programs that serve the shared tree (`kata.osbuilder.host_programs`).
         virtiofsd: another executable that serves SHARE_VIRTIO_FS, or None.
@@ -91,6 +92,7 @@ class VmPlan:
     max_memory_mib: int = 0
     memory_slots: int = 0
     share_dir: Path | None = None
+    root_dir: Path | None = None
     share_fs: str = SHARE_9P
     programs: Path = Path("/nonexistent")
     virtiofsd: Path | None = None

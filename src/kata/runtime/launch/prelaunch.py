@@ -92,8 +92,9 @@ def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot:
         plan = plan_vm(sandbox_id, Path(ledger.directory), spec, config, host)
         template = open_template(config.factory.template_path, key_of(description(as_template(plan))))
         ledger.hold(PROCESS, ledger.directory)
-        if plan.share_dir:
-            os.makedirs(plan.share_dir, mode=0o755, exist_ok=True)
+        for shared in (plan.share_dir, plan.root_dir):
+            if shared:
+                os.makedirs(shared, mode=0o755, exist_ok=True)
         begun = time.monotonic()
         process = factory.spawn(plan, memory=template.memory, state=template.state)
         return Prelaunch(plan, template, process, send_first_calls(process.channels[AGENT_CHANNEL]), begun, slot)

@@ -74,7 +74,7 @@ async def obtain_vm(
             slot = await acquire()
     try:
         # Before the VM: it exports the directory.
-        share = SharedTree(plan.run_dir / "shared")
+        share = SharedTree(plan.run_dir / "shared", plan.root_dir)
         vm, agent = await bring_up(plan, config, ledger, timings, progress, prepared)
     except BaseException:
         slot.release()

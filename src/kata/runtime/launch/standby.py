@@ -87,7 +87,7 @@ async def prepare(config: Config, ledger: Ledger) -> Standby:
         # Before the VM: the template may be replaced meanwhile by one of another image.
         kind = kind_of(vm_plan)
         ledger.hold(PROCESS, ledger.directory)
-        share = SharedTree(directory / "shared")
+        share = SharedTree(directory / "shared", vm_plan.root_dir)
         timings = Timings(directory, time.monotonic())
         with await acquire():
             vm, agent = await bring_up(vm_plan, config, ledger, timings, log.info)

@@ -78,6 +78,7 @@ def plan_vm(
             *hypervisor.kernel_params.split(),
         ),
         share_dir=directory / "shared",
+        root_dir=None if over_virtio_fs else directory / "root",
         # Of a VM that has no sandbox yet, nobody has decided it.
         share_fs=SHARE_VIRTIO_FS if over_virtio_fs else SHARE_9P,
         programs=host.programs,

@@ -7,6 +7,7 @@ from typing import Any
 
 from kata.errors import InvalidArgument
 from kata.oci import convert, edit
+from kata.oci.annotations import ContainerType, classify
 from kata.oci.spec import MAX_HOSTNAME, Spec
 from kata.protocols import agent_pb2, shared_tree, types_pb2
 from kata.runtime.config.settings import Config
@@ -98,6 +99,20 @@ def _shared_tree(config: Config) -> agent_pb2.Storage:
         storage.driver = storage.fstype = "9p"
         storage.options.extend(shared_tree.options_9p(config.hypervisor.msize_9p))
     return storage
+
+
+def root_options(container_id: str, spec: Spec, config: Config) -> tuple[str, ...]:
+    """Mount options of the device for a root; () for a pod's own container, which only waits.
+
+    Args:
+        container_id: the container's.
+        spec: the container's.
+        config: the sandbox's.
+    """
+    kind, _ = classify(spec.get("annotations") or {}, container_id)
+    if kind == ContainerType.SANDBOX:
+        return ()
+    return shared_tree.options_9p(config.hypervisor.msize_9p, cache="loose")
 
 
 def hugepage_limits(spec: Spec) -> dict[str, int]:

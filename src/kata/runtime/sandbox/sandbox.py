@@ -212,6 +212,7 @@ class Sandbox(Lifecycle):
             rootfs_dir=str(request.bundle.rootfs),
             name=share.new_name,
             exports=share.exports(),
+            root_options=requests.root_options(request.id, spec, self._config) if share.has_room_for_root else (),
             disk_root=wanted.disks.root,
             on_disk=wanted.disks.mounted,
             pod_root=self._pod_root if request.id != self.id else "",

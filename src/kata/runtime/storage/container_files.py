@@ -14,6 +14,7 @@ from functools import partial
 
 from kata.errors import InvalidArgument, NotFound
 from kata.oci.spec import Mount
+from kata.protocols.shared_tree import ROOT_TAG
 from kata.runtime.storage import kubernetes_volumes as kubernetes
 from kata.runtime.storage.exports import Export, Submounts, Use, Wanted, plan_uses
 from kata.runtime.storage.host_paths import HostPath, HostView, RootfsMount, is_bind, is_shm
@@ -25,6 +26,9 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 #: Where the guest mounts parts of exports.
 GUEST_PARTS = "/run/kata-containers/sandbox/parts"
+
+#: Where the guest mounts the device for a root.
+GUEST_ROOT = "/run/kata-containers/sandbox/root"
 
 #: Directory in the shared tree for `sandbox_bind_mounts` (Kata's name).
 SANDBOX_MOUNTS = "sandbox-mounts"
@@ -49,6 +53,7 @@ class ContainerPlan:
         container_id: the container's.
         guest_rootfs: the path of the rootfs in the guest.
         rootfs: mounts of the rootfs, in order; empty if it is an export or on a disk.
+        root_apart: whether these are for the device for a root, not for the shared tree.
         uses: what it has of the exports: its rootfs, if that is a directory, and its mounts.
         mounts: the spec's mounts with sources in the guest, for the agent.
         storages: what the guest mounts first.
@@ -59,6 +64,7 @@ class ContainerPlan:
     container_id: str
     guest_rootfs: str
     rootfs: tuple[RootfsMount, ...] = ()
+    root_apart: bool = False
     uses: tuple[Use, ...] = ()
     mounts: tuple[Mount, ...] = ()
     storages: tuple[GuestStorage, ...] = ()
@@ -92,6 +98,7 @@ def plan_container(
     rootfs_dir: str,
     name: Callable[[], str],
     exports: Mapping[Export, bool] | None = None,
+    root_options: Sequence[str] = (),
     disk_root: str = "",
     on_disk: Mapping[str, str] | None = None,
     pod_root: str = "",
@@ -108,6 +115,7 @@ def plan_container(
         rootfs_dir: the spec's root path, absolute; used if `rootfs` is empty.
         name: makes names of exports, usually `SharedTree.new_name`.
         exports: those that the sandbox has already, and whether somebody may write to them.
+        root_options: mount options of the device for a root, if this container may have it for its `rootfs`.
         disk_root: where the guest mounts the rootfs, if it is a disk.
         on_disk: destinations of mounts of disks, with their path in the guest, "" if there is nothing to mount.
         pod_root: the pod's rootfs in the guest; "" for the container's own.
@@ -131,6 +139,10 @@ def plan_container(
         known |= {use.export: True for use in uses}
         guest_rootfs, part = _in_guest(uses[0], f"{container_id}-root")
         storages += part
+    root_apart = bool(rootfs and root_options and not disk_root)
+    if root_apart:
+        guest_rootfs = f"{GUEST_ROOT}/{container_id}"
+        storages.append(GuestStorage("9p", ROOT_TAG, "9p", tuple(root_options), GUEST_ROOT))
 
     own_volume = partial(
         kubernetes.in_guest, pod_root=pod_root or guest_rootfs, hugepages=hugepages or {}, on_disk=guest_empty_dir
@@ -154,6 +166,7 @@ def plan_container(
         container_id,
         guest_rootfs,
         rootfs=() if disk_root else tuple(rootfs),
+        root_apart=root_apart,
         uses=tuple(uses),
         mounts=tuple(edited),
         storages=tuple(storages),

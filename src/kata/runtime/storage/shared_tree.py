@@ -3,6 +3,11 @@
     host   <state>/shared/@<number>             guest  /run/kata-containers/shared/containers/@<number>
            <state>/shared/<container>/rootfs           …/<container>/rootfs
            <state>/shared/sandbox-mounts/<name>        …/sandbox-mounts/<name>
+           <state>/root/<container>                    /run/kata-containers/sandbox/root/<container>
+
+The last is a device of its own over 9p. The guest mounts it for one container at a time, and caches as if nobody else
+changed what is there (`cache=loose`). It has one root only: the guest knows files by their inode numbers then, and two
+roots on the same layers, which are one file system each, have files with the same number.
 
 `SharedTree` carries out what `kata.runtime.storage.container_files` plans, and undoes it. The mounts are made in the
 sandbox's own mount namespace, so that none of them can outlive it.
@@ -61,11 +66,15 @@ class SharedTree:
 
     Args:
         directory: the host directory; created if it does not exist.
+        root: the directory of the device for a root; None if the VM has no such device.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, root: Path | None = None) -> None:
         self.directory = directory
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._root = root
+        self._root_user = ""
+        for path in filter(None, (directory, root)):
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._mounted: dict[str, list[str]] = {}
         self._held: dict[str, _Held] = {}
         self._numbers = itertools.count()
@@ -84,8 +93,15 @@ class SharedTree:
         with self._table_lock:
             return {held.export: any(held.users.values()) for held in self._held.values()}
 
+    @property
+    def has_room_for_root(self) -> bool:
+        """Whether a container can have the device for a root."""
+        return self._root is not None and not self._root_user
+
     def claim(self, plan: ContainerPlan) -> None:
         """Keep what a plan uses until `remove`, or announce it, if it is not there yet. Touches no file."""
+        if plan.root_apart:
+            self._root_user = plan.container_id
         self._claim(plan.container_id, plan.uses)
 
     def _claim(self, owner: str, uses: Sequence[Use]) -> None:
@@ -126,6 +142,8 @@ class SharedTree:
 
     def _add_rootfs(self, plan: ContainerPlan) -> None:
         target = self.directory / plan.container_id / "rootfs"
+        if plan.root_apart and self._root:
+            target = self._root / plan.container_id
         target.mkdir(mode=0o755, parents=True)
         for mount in plan.rootfs:
             self._mount(plan.container_id, mount.source, str(target), mount.type, mount.options)
@@ -251,6 +269,9 @@ class SharedTree:
                 self._give_up(held)
             for path in (rootfs, rootfs.parent):
                 self._remove_mount_point(str(path))
+            if self._root and self._root_user == container_id:
+                self._remove_mount_point(str(self._root / container_id))
+                self._root_user = ""
 
     def _leave(self, owner: str) -> list[_Held]:
         """End a container's claims; return what it had, newest first."""

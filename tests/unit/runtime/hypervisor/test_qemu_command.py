@@ -17,6 +17,7 @@ from kata.runtime.hypervisor.qemu.command import (
     MEMORY_FD,
     QMP_FD,
     RESTORE_FD,
+    ROOT_FD,
     SHARE_FD,
     STATE_FD,
     command_line,
@@ -164,6 +165,21 @@ def test_a_path_cannot_add_options(make_plan: Callable[..., VmPlan]) -> None:
 def test_a_helper_serves_the_share(make_plan: Callable[..., VmPlan]) -> None:
     plan = make_plan(share_dir=Path("/s"))
     assert values(command_line(plan, {**FDS, SHARE_FD: 77}), "-fsdev") == ["proxy,id=share,sock_fd=77"]
+
+
+def test_a_root_has_a_device_of_its_own(make_plan: Callable[..., VmPlan]) -> None:
+    plan = make_plan(share_dir=Path("/s"), root_dir=Path("/r,x"))
+    helped = command_line(plan, {**FDS, SHARE_FD: 77, ROOT_FD: 78})
+    assert values(helped, "-fsdev") == ["proxy,id=share,sock_fd=77", "proxy,id=root,sock_fd=78"]
+    alone = command_line(plan, FDS)
+    options = "security_model=none,multidevs=remap"
+    assert values(alone, "-fsdev") == [f"local,id=share,path=/s,{options}", f"local,id=root,path=/r,,x,{options}"]
+    for argv in (helped, alone):
+        devices = [value for value in values(argv, "-device") if value.startswith("virtio-9p")]
+        assert devices == [
+            "virtio-9p-pci,id=share0,fsdev=share,mount_tag=kataShared,bus=pcie.0,addr=0x10",
+            "virtio-9p-pci,id=root0,fsdev=root,mount_tag=kataRoot,bus=pcie.0,addr=0x11",
+        ]
 
 
 def test_virtio_fs_shares_memory_and_has_a_connection_but_no_device_yet(make_plan: Callable[..., VmPlan]) -> None:

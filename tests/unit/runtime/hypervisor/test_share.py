@@ -37,6 +37,7 @@ def test_over_9p(make_plan: Callable[..., VmPlan]) -> None:
     assert command[command.index("--") + 1 :] == ["/helper", "--nodaemon", "--path", "/s", "--fd", "7"]
     assert f"{plan.programs}/setpriv" in command
     assert "--seccomp-filter=/proc/self/fd/8" in command
+    assert "/r" in server_command(plan, Path("/helper"), 7, 8, Path("/r"))
     ours, theirs = connection(plan)
     with ours, theirs:
         ours.send(b"x")

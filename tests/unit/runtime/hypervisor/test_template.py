@@ -29,7 +29,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def plan(make_plan: Callable[..., VmPlan], files: Files) -> VmPlan:
-    return make_plan(**files, share_dir=Path("/run/kata/abc/shared"), channels=("kata.rpc",))
+    return make_plan(**files, share_dir=Path("/run/shared"), root_dir=Path("/run/root"), channels=("kata.rpc",))
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ class TestKey:
             sandbox_id="other",
             run_dir=Path("/elsewhere"),
             share_dir=Path("/elsewhere/shared"),
+            root_dir=Path("/elsewhere/root"),
             environment=(("A", "b"),),
         )
         assert key(other) == key(plan)
@@ -65,6 +66,7 @@ class TestKey:
             {"debug": True},
             {"channels": ("kata.rpc", "log")},
             {"share_dir": None},
+            {"root_dir": None},
             {"image": None},
             {"seccomp": False},
         ],

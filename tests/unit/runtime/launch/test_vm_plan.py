@@ -42,7 +42,8 @@ def spec(**changes: Any) -> Spec:
 def test_what_marks_it_and_where_it_lives() -> None:
     plan = plan_vm("box", BOX, spec(), config(kernel_params="extra=1 more"), HOST)
     assert dict(plan.environment)[MARKER] == str(BOX)
-    assert (plan.run_dir, plan.share_dir) == (BOX, BOX / "shared")
+    assert (plan.run_dir, plan.share_dir, plan.root_dir) == (BOX, BOX / "shared", BOX / "root")
+    assert plan_vm("box", BOX, spec(), config(shared_fs="virtio-fs"), HOST).root_dir is None
     assert plan.kernel_params[-2:] == ("extra=1", "more"), "the administrator's come last and win"
 
 

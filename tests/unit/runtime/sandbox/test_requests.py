@@ -14,6 +14,7 @@ from kata.runtime.sandbox.requests import (
     create_sandbox_request,
     host_namespaces,
     lost_propagation,
+    root_options,
 )
 from kata.runtime.storage.container_files import plan_container
 from kata.runtime.storage.disk import Layers, plan_disks
@@ -38,6 +39,15 @@ class TestRequests:
         assert "version=9p2000.L" in share.options
         assert (shm.driver, shm.mount_point) == ("ephemeral", "/run/kata-containers/sandbox/shm")
         assert {"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"} <= set(shm.options)
+
+    def test_a_pods_own_container_does_not_take_the_device_for_a_root(self) -> None:
+        kinds = {
+            kind: {"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "box"}
+            for kind in ("sandbox", "container")
+        }
+        assert root_options("box", spec(annotations=kinds["sandbox"]), Config()) == ()
+        for other in ({}, kinds["container"]):
+            assert "cache=loose" in root_options("box", spec(annotations=other), Config())
 
     def test_sandbox_without_a_hostname_takes_its_id(self) -> None:
         assert create_sandbox_request("b" * 70, spec(hostname=""), Config()).hostname == "b" * 64

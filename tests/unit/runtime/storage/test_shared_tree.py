@@ -283,6 +283,39 @@ def in_namespace(tmp_path: Path, script: str) -> dict[str, object]:
 
 @pytest.mark.root
 class TestSharedTree:
+    def test_one_root_at_a_time_has_the_device_for_that(self, tmp_path: Path) -> None:
+        said = in_namespace(
+            tmp_path,
+            """
+root = shared.parent / "root"
+tree = SharedTree(shared, root)
+mounts = [RootfsMount("tmpfs", "tmpfs", ("size=64k",))]
+def with_root(name):
+    options = ("cache=loose",) if tree.has_room_for_root else ()
+    planned = plan_container(name, [], look_at_paths({}, rootfs_dir=""), rootfs=mounts, rootfs_dir="",
+                             name=tree.new_name, root_options=options)
+    tree.claim(planned)
+    tree.add(planned)
+    return [planned.guest_rootfs, [[storage.source, storage.point] for storage in planned.storages]]
+say["a"], say["b"] = with_root("a"), with_root("b")
+say["there"] = [os.listdir(root), os.path.ismount(root / "a"), os.listdir(shared)]
+tree.remove("b")
+say["room"] = tree.has_room_for_root
+tree.remove("a")
+say["left"] = [os.listdir(root), os.listdir(shared), tree.has_room_for_root]
+say["c"] = with_root("c")[0]
+""",
+        )
+        point = "/run/kata-containers/sandbox/root"
+        assert said == {
+            "a": [f"{point}/a", [["kataRoot", point]]],
+            "b": ["/run/kata-containers/shared/containers/b/rootfs", []],
+            "there": [["a"], True, ["b"]],
+            "room": False,
+            "left": [[], [], True],
+            "c": f"{point}/c",
+        }
+
     def test_a_whole_life(self, tmp_path: Path) -> None:
         said = in_namespace(
             tmp_path,

@@ -5,7 +5,7 @@ Every device has a fixed PCI address, so that VMs of equal plans are alike and o
     0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
     0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
     0x8        random numbers          0x1f … of bridge 0xa: empty disks
-    0x10       9p
+    0x10       9p                      0x11       9p, for a root
 
 References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
 """
@@ -13,8 +13,9 @@ References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ig
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from kata.protocols.shared_tree import TAG
+from kata.protocols.shared_tree import ROOT_TAG, TAG
 from kata.runtime.hypervisor.base import MAX_CHANNELS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.kernel_params import kernel_command_line
 from kata.runtime.hypervisor.qemu import slots
@@ -32,6 +33,8 @@ MAPS_READ_ONLY_SINCE = (8, 2)
 RESTORE_FD = ":restore"
 #: The connection to the program that serves the shared tree; without it, QEMU serves 9p by itself.
 SHARE_FD = ":share"
+#: The same for the root of a container.
+ROOT_FD = ":root"
 #: QEMU's name of the connection to the daemon that serves virtio-fs.
 SHARE_CHARDEV = "share"
 
@@ -178,15 +181,20 @@ def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
     if plan.share_fs == SHARE_VIRTIO_FS:
         # Its device cannot be saved, so it is hot-plugged when the VM runs.
         return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
-    if SHARE_FD in fds:
-        server = f"proxy,id=share,sock_fd={fds[SHARE_FD]}"
+    options = _over_9p("share", plan.share_dir, fds.get(SHARE_FD), f"mount_tag={TAG},bus=pcie.0,addr=0x10")
+    if plan.root_dir is not None:
+        options += _over_9p("root", plan.root_dir, fds.get(ROOT_FD), f"mount_tag={ROOT_TAG},bus=pcie.0,addr=0x11")
+    return options
+
+
+def _over_9p(name: str, directory: Path, helper: int | None, device: str) -> list[tuple[str, ...]]:
+    """A directory over 9p, served by a helper at the other end of a connection, or by QEMU."""
+    if helper is not None:
+        server = f"proxy,id={name},sock_fd={helper}"
     else:
         # multidevs: the tree spans many file systems, whose inode numbers must not collide in the guest.
-        server = f"local,id=share,path={_escape(str(plan.share_dir))},security_model=none,multidevs=remap"
-    return [
-        ("-fsdev", server),
-        ("-device", f"virtio-9p-pci,id=share0,fsdev=share,mount_tag={TAG},bus=pcie.0,addr=0x10"),
-    ]
+        server = f"local,id={name},path={_escape(str(directory))},security_model=none,multidevs=remap"
+    return [("-fsdev", server), ("-device", f"virtio-9p-pci,id={name}0,fsdev={name},{device}")]
 
 
 def _devices(plan: VmPlan) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import Any
 from kata.errors import NotFound
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.kvm import cpu_flags
-from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, SHARE_FD, command_line
+from kata.runtime.hypervisor.qemu.command import CONSOLE_FD, MEMORY_FD, QMP_FD, ROOT_FD, SHARE_FD, command_line
 from kata.runtime.hypervisor.qemu.share import server_of
 
 
@@ -26,8 +26,14 @@ def identity(plan: VmPlan) -> dict[str, Any]:
         NotFound: a file of the plan does not exist.
         InvalidArgument: the kernel command line is too long.
     """
-    anonymous = replace(plan, sandbox_id="template", share_dir=plan.share_dir and Path("/share"))
-    names = [QMP_FD, CONSOLE_FD, MEMORY_FD, *([SHARE_FD] if server_of(plan) else []), *plan.channels]
+    anonymous = replace(
+        plan,
+        sandbox_id="template",
+        share_dir=plan.share_dir and Path("/share"),
+        root_dir=plan.root_dir and Path("/root"),
+    )
+    served = [SHARE_FD, ROOT_FD] if server_of(plan) else []
+    names = [QMP_FD, CONSOLE_FD, MEMORY_FD, *served, *plan.channels]
     found: dict[str, Any] = {"command": command_line(anonymous, {name: number for number, name in enumerate(names)})}
     for what, path in (("vmm", plan.vmm), ("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
         if path is not None:

@@ -1,4 +1,4 @@
-"""QEMU's process and its helper's, started and not yet watched: the part of a VM that needs no event loop.
+"""QEMU's process and its helpers', started and not yet watched: the part of a VM that needs no event loop.
 
 A shim starts QEMU before it has loaded asyncio and the QMP client (`kata.runtime.launch.prelaunch`). QMP, the guest's
 console and every channel run over socket pairs whose other ends QEMU inherits: no socket files, no races, nothing that
@@ -28,6 +28,7 @@ from kata.runtime.hypervisor.qemu.command import (
     MEMORY_FD,
     QMP_FD,
     RESTORE_FD,
+    ROOT_FD,
     SHARE_FD,
     STATE_FD,
     command_line,
@@ -35,8 +36,8 @@ from kata.runtime.hypervisor.qemu.command import (
 from kata.runtime.hypervisor.qemu.share import ShareHelper, server_of
 from kata.runtime.hypervisor.qemu.share import connection as share_connection
 
-#: The other end of SHARE_FD.
-_HELPER_FD = ":helper"
+#: The other ends of SHARE_FD and ROOT_FD.
+_HELPER_FD, _ROOT_HELPER_FD = ":helper", ":root-helper"
 
 
 def restore_commands(state: int) -> list[dict[str, object]]:
@@ -109,7 +110,7 @@ class QemuProcess:
         channels: the host's ends of the plan's channels and of QMP_FD; with a state, also of RESTORE_FD, a monitor on
             which the restore has been requested already, so that QEMU reads the state as soon as it can.
         console, output: descriptors of the guest's console and of QEMU's output; -1 once they are taken over.
-        helper: the program that serves the shared tree, or None if QEMU does.
+        helpers: the programs that serve the shared tree and, second, a root; none if QEMU does.
 
     Raises:
         NotFound, OSError: it cannot be run; nothing is left of it.
@@ -117,7 +118,7 @@ class QemuProcess:
 
     def __init__(self, plan: VmPlan, *, memory: int | None = None, state: int | None = None) -> None:
         self.channels: dict[str, socket.socket] = {}
-        self.helper: ShareHelper | None = None
+        self.helpers: list[ShareHelper] = []
         self.console = self.output = self.pidfd = -1
         self.argv: list[str] = []
         popen = None
@@ -142,6 +143,9 @@ class QemuProcess:
             if server:
                 theirs[SHARE_FD], theirs[_HELPER_FD] = share_connection(plan)
                 fds[SHARE_FD] = theirs[SHARE_FD].fileno()
+                if plan.root_dir:
+                    theirs[ROOT_FD], theirs[_ROOT_HELPER_FD] = share_connection(plan)
+                    fds[ROOT_FD] = theirs[ROOT_FD].fileno()
             self.argv = command_line(plan, fds, read_only_memory=read_only)
             capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not server else ()
             with apart(plan.network):
@@ -156,8 +160,12 @@ class QemuProcess:
                 if plan.devices:
                     confine.allow_locked_memory(popen.pid)
                 if server:
-                    # After QEMU, which takes a while until it needs its helper.
-                    self.helper = ShareHelper(plan, server, theirs[_HELPER_FD].fileno(), output=write_end)
+                    # After QEMU, which takes a while until it needs its helpers.
+                    for directory, name in ((plan.share_dir, _HELPER_FD), (plan.root_dir, _ROOT_HELPER_FD)):
+                        if directory:
+                            fd = theirs[name].fileno()
+                            helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
+                            self.helpers.append(helper)
             if state is not None:
                 if saved is not None and copy >= 0:
                     # While QEMU makes the VM: it does not look at the memory before it restores the state.
@@ -199,9 +207,9 @@ class QemuProcess:
         self.release()
 
     def release(self) -> None:
-        """Stop the helper and close all descriptors. Idempotent."""
-        if self.helper is not None:
-            self.helper.stop()
+        """Stop the helpers and close all descriptors. Idempotent."""
+        for helper in self.helpers:
+            helper.stop()
         for end in self.channels.values():
             end.close()
         self.channels.clear()

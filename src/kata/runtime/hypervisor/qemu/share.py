@@ -122,7 +122,9 @@ def connection(plan: VmPlan) -> tuple[Socket, Socket]:
     return ours, listener
 
 
-def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) -> list[str]:
+def server_command(
+    plan: VmPlan, program: Path, socket: int, filter_: int = -1, directory: Path | None = None
+) -> list[str]:
     """The arguments that run the server.
 
     Args:
@@ -130,12 +132,14 @@ def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) 
         program: from `server_of`.
         socket: its end of the connection.
         filter_: descriptor of a file with KEEP_CAPABILITIES, for the 9p helper.
+        directory: what it serves; None for the shared tree.
     """
+    directory = directory or plan.share_dir
     if plan.share_fs == SHARE_VIRTIO_FS:
         return [
             *([str(program)] if program == plan.virtiofsd else _of_image(plan, _VIRTIOFSD)),
             f"--fd={socket}",
-            f"--shared-dir={plan.share_dir}",
+            f"--shared-dir={directory}",
             "--sandbox=chroot",
             f"--cache={plan.virtiofsd_cache}",
             # Of mounts that are announced the guest's kernel makes file systems of their own, another one in each
@@ -153,7 +157,7 @@ def server_command(plan: VmPlan, program: Path, socket: int, filter_: int = -1) 
         *_of_image(plan, _SETPRIV),
         f"--seccomp-filter=/proc/self/fd/{filter_}",
         "--",
-        *(str(program), "--nodaemon", "--path", str(plan.share_dir), "--fd", str(socket)),
+        *(str(program), "--nodaemon", "--path", str(directory), "--fd", str(socket)),
     ]
 
 
@@ -163,7 +167,7 @@ def _of_image(plan: VmPlan, name: str) -> list[str]:
     return [*loader, "--argv0", name, str(plan.programs / name)]
 
 
-def _spawn(plan: VmPlan, program: Path, socket: int, output: int) -> subprocess.Popen[bytes]:
+def _spawn(plan: VmPlan, program: Path, socket: int, output: int, directory: Path | None) -> subprocess.Popen[bytes]:
     environment = dict(plan.environment)
     if plan.share_fs == SHARE_VIRTIO_FS:
         command = confine.confined(server_command(plan, program, socket), _VIRTIOFSD_CAPABILITIES)
@@ -177,7 +181,7 @@ def _spawn(plan: VmPlan, program: Path, socket: int, output: int) -> subprocess.
     filter_ = os.memfd_create("filter", os.MFD_CLOEXEC)
     try:
         os.pwrite(filter_, KEEP_CAPABILITIES, 0)
-        command = server_command(plan, program, socket, filter_)
+        command = server_command(plan, program, socket, filter_, directory)
         command = confine.confined(command, _CAPABILITIES, secure_bits="+no_setuid_fixup")
         return confine.spawn(command, fds=(socket, filter_), output=output, environment=environment)
     finally:
@@ -192,15 +196,16 @@ class ShareHelper:
         program: from `server_of`.
         socket: its end of the socket, from `connection`; stays the caller's.
         output: descriptor for its output.
+        directory: what it serves; None for the shared tree.
 
     Raises:
         NotFound, OSError: it cannot be run; nothing is left of it.
     """
 
-    def __init__(self, plan: VmPlan, program: Path, socket: int, *, output: int) -> None:
+    def __init__(self, plan: VmPlan, program: Path, socket: int, *, output: int, directory: Path | None = None) -> None:
         self._pidfd = -1
         self._loop: AbstractEventLoop | None = None
-        self._process = _spawn(plan, program, socket, output)
+        self._process = _spawn(plan, program, socket, output, directory)
         try:
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:

@@ -129,8 +129,8 @@ class QemuVm:
     @property
     def share_pid(self) -> int:
         """Implements `VirtualMachine.share_pid`."""
-        helper = self._process.helper if self._pid and self._process else None
-        return helper.pid if helper else 0
+        helpers = self._process.helpers if self._pid and self._process else []
+        return helpers[0].pid if helpers else 0
 
     @property
     def is_failing(self) -> bool:
@@ -227,8 +227,8 @@ class QemuVm:
         process.console = -1
         self._pumps.append(Pump(process.output, self._output))
         process.output = -1
-        if process.helper:
-            process.helper.watch(asyncio.get_running_loop(), self._lose_share)
+        for helper in process.helpers:
+            helper.watch(asyncio.get_running_loop(), self._lose_share)
         self._end = asyncio.create_task(self._watch(process), name=f"qemu of {self.plan.sandbox_id}")
 
     def _lose_share(self) -> None:
@@ -238,9 +238,9 @@ class QemuVm:
 
     def _end_without_share(self) -> None:
         """End the VM: without its shared tree it is of no use."""
-        helper = self._process.helper if self._process else None
-        if helper is not None and self._end is not None and not self._end.done() and not self._expected:
-            how = how_it_ended(helper.status() or 0)
+        helpers = self._process.helpers if self._process else []
+        if helpers and self._end is not None and not self._end.done() and not self._expected:
+            how = how_it_ended(next(filter(None, (helper.status() for helper in helpers)), 0))
             self._why_ended = (
                 f"the server of the shared tree of {self.plan.sandbox_id} {how}, so its VM is ended{self._last_words()}"
             )
@@ -560,6 +560,11 @@ def check_files(plan: VmPlan) -> None:
     for what, path in (("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             raise NotFound(f"guest {what}: {path} is not a readable file", hint="run: kata image build")
-    for what, path in (("run directory", plan.run_dir), ("shared directory", plan.share_dir)):
+    directories = (
+        ("run directory", plan.run_dir),
+        ("shared directory", plan.share_dir),
+        ("root directory", plan.root_dir),
+    )
+    for what, path in directories:
         if path is not None and not path.is_dir():
             raise NotFound(f"{what}: {path} is not a directory")

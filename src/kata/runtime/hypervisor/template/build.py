@@ -137,9 +137,13 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
     try:
         os.ftruncate(memory, plan.memory_mib << 20)
         with tempfile.TemporaryDirectory(prefix="template-", dir=plan.run_dir) as run:
-            share = Path(run) / "shared"
+            share, root = Path(run) / "shared", Path(run) / "root"
             share.mkdir()
-            vm = factory.create(replace(plan, run_dir=Path(run), share_dir=plan.share_dir and share), memory=memory)
+            root.mkdir()
+            its_own = replace(
+                plan, run_dir=Path(run), share_dir=plan.share_dir and share, root_dir=plan.root_dir and root
+            )
+            vm = factory.create(its_own, memory=memory)
             try:
                 progress("booting a VM for it")
                 await vm.start()
