@@ -423,7 +423,7 @@ def test_a_vm_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
 def test_a_file_server_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
     process = start("run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; sleep 1000")
     assert read_line(process) == b"ready\n"
-    (server,) = (pid for pid in vms(name) if b"virtfs-proxy-helper" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    server, _ = (pid for pid in vms(name) if b"virtfs-proxy-helper" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(server, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125

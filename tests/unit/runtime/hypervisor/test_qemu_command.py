@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kata.errors import InvalidArgument
-from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.config.settings import MAX_ROOT_PORTS
+from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.hypervisor.qemu.command import (
     CONSOLE_FD,
@@ -37,6 +39,7 @@ def full(make_plan: Callable[..., VmPlan]) -> VmPlan:
     return make_plan(
         image=Path("/images/root.erofs"),
         share_dir=Path("/run/kata/abc/shared"),
+        root_dir=Path("/run/kata/abc/root"),
         channels=("kata.rpc", "log"),
         vcpus=2,
         max_vcpus=4,
@@ -111,8 +114,9 @@ def test_channels_have_ports_in_order(full: VmPlan) -> None:
     ]
 
 
-def test_each_device_has_an_address_of_its_own(full: VmPlan) -> None:
-    devices = values(command_line(full, FDS), "-device")
+@pytest.mark.parametrize("root_ports", [MIN_ROOT_PORTS, MAX_ROOT_PORTS])
+def test_each_device_has_an_address_of_its_own(full: VmPlan, root_ports: int) -> None:
+    devices = values(command_line(replace(full, root_ports=root_ports), FDS), "-device")
     addresses = {
         device.partition(",")[0] + str(index): address[1]
         for index, device in enumerate(devices)
@@ -120,11 +124,14 @@ def test_each_device_has_an_address_of_its_own(full: VmPlan) -> None:
     }
     on_bus = [device for device in devices if "bus=pcie.0" in device]
     assert len(addresses) == len(on_bus)
-    assert max(Counter(addresses.values()).values()) == 1
-    by_kind = {device.partition(",")[0]: address for device, address in zip(on_bus, addresses.values(), strict=True)}
-    assert by_kind["virtio-blk-pci"] == "0x2"
-    assert by_kind["virtio-serial-pci"] == "0x3"
-    assert by_kind["virtio-9p-pci"] == "0x10"
+    assert max(Counter(address.removesuffix(".0") for address in addresses.values()).values()) == 1
+    by_kind = {
+        ",".join(device.split(",")[:2]): address for device, address in zip(on_bus, addresses.values(), strict=True)
+    }
+    assert by_kind["virtio-blk-pci,id=root-disk"] == "0x2"
+    assert by_kind["virtio-serial-pci,id=serial0"] == "0x3"
+    assert by_kind["virtio-9p-pci,id=root0"] == "0xf"
+    assert by_kind["virtio-9p-pci,id=share0"] == "0x10"
     assert {"0x4.0", "0x5.0", "0x6.0", "0x7.0", "0x9", "0xa"} <= set(addresses.values())
 
 
@@ -178,7 +185,7 @@ def test_a_root_has_a_device_of_its_own(make_plan: Callable[..., VmPlan]) -> Non
         devices = [value for value in values(argv, "-device") if value.startswith("virtio-9p")]
         assert devices == [
             "virtio-9p-pci,id=share0,fsdev=share,mount_tag=kataShared,bus=pcie.0,addr=0x10",
-            "virtio-9p-pci,id=root0,fsdev=root,mount_tag=kataRoot,bus=pcie.0,addr=0x11",
+            "virtio-9p-pci,id=root0,fsdev=root,mount_tag=kataRoot,bus=pcie.0,addr=0xf",
         ]
 
 

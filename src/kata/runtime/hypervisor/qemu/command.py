@@ -5,7 +5,7 @@ Every device has a fixed PCI address, so that VMs of equal plans are alike and o
     0x2        root disk           0x4 … 0x7   PCIe root ports, for hot-plug
     0x3        virtio-serial       0x9, 0xa    PCI bridges, for hot-plug
     0x8        random numbers          0x1f … of bridge 0xa: empty disks
-    0x10       9p                      0x11       9p, for a root
+    0x10       9p                      0xf        9p, for a root
 
 References: qemu-system(1); QEMU's docs/pcie.txt, docs/devel/migration.rst (x-ignore-shared).
 """
@@ -183,7 +183,7 @@ def _share(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
         return [("-chardev", f"socket,id={SHARE_CHARDEV},fd={fds[SHARE_FD]}")]
     options = _over_9p("share", plan.share_dir, fds.get(SHARE_FD), f"mount_tag={TAG},bus=pcie.0,addr=0x10")
     if plan.root_dir is not None:
-        options += _over_9p("root", plan.root_dir, fds.get(ROOT_FD), f"mount_tag={ROOT_TAG},bus=pcie.0,addr=0x11")
+        options += _over_9p("root", plan.root_dir, fds.get(ROOT_FD), f"mount_tag={ROOT_TAG},bus=pcie.0,addr=0xf")
     return options
 
 
