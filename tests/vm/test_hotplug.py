@@ -90,6 +90,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     directory = Path(ledger.directory)
     box = directory / "shared/box"
     box.mkdir(parents=True)
+    (directory / "root").mkdir()
     rootfs = tmp_path_factory.mktemp("rootfs")
     busybox_rootfs(rootfs)
     mount.bind(str(rootfs), str(box), 0)
