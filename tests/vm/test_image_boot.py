@@ -149,6 +149,7 @@ def processes_of(directory: Path) -> list[str]:
 
 
 @builds
+@pytest.mark.long
 def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path, source: Path) -> None:
     first = build(BuildOptions(images=tmp_path / "first", agent=source))
 

@@ -60,9 +60,9 @@ def different(cases: dict[str, tuple[str, str]], way: str) -> dict[str, str]:
     ("way", "place"),
     [
         (RUNC, "two containers"),
-        ("virtio-fs", "two containers"),
         ("virtio-9p", "volume"),
-        ("layers, memory", "root"),
+        pytest.param("virtio-fs", "two containers", marks=LONG),
+        pytest.param("layers, memory", "root", marks=LONG),
         *(pytest.param(way, place, marks=LONG) for way in (RUNC, "virtio-fs") for place in list(PLACES)[:3]),
         *(pytest.param("virtio-9p", place, marks=LONG) for place in ("root", "two mounts", "two containers")),
         pytest.param("layers, disk", "root", marks=LONG),

@@ -52,7 +52,9 @@ def reliable(found: dict[str, object]) -> dict[str, object]:
     return {name: said for name, said in found.items() if name not in UNRELIABLE_OVER_9P}
 
 
-@pytest.mark.parametrize("way", [RUNC, "virtio-fs", "layers, disk", "layers, memory"])
+@pytest.mark.parametrize(
+    "way", [RUNC, "virtio-fs", "layers, disk", pytest.param("layers, memory", marks=pytest.mark.long)]
+)
 def test_one_program(files: Files) -> None:
     assert tried(files) == ON_OVERLAY
 

@@ -101,6 +101,7 @@ def test_what_is_written_on_the_host(
         containerd.ctr("containers", "rm", container)
 
 
+@pytest.mark.long
 def test_the_root_is_shared_where_it_is_written_over_virtio_fs(
     containerd: PrivateContainerd, image: str, configured: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

@@ -241,8 +241,8 @@ class LayerCache:
             if not _KEY.fullmatch(name):
                 continue
             try:
-                with _locked(self._root / name) as fd:
-                    size = sum(entry.stat().st_blocks * 512 for entry in os.scandir(self._root / name))
+                with _locked(self._root / name) as fd, os.scandir(self._root / name) as files:
+                    size = sum(file.stat().st_blocks * 512 for file in files)
                     used = (self._root / name).stat().st_mtime
                     found.append(Listed(name, size, used, fd is None))
             except FileNotFoundError:
