@@ -412,8 +412,8 @@ def test_a_vm_that_dies_is_told(start: Start, rootfs: Path, name: str) -> None:
         "run", "--rootfs", rootfs, "--name", name, "--", "sh", "-c", "echo ready; while :; do sleep 1; done"
     )
     assert read_line(process) == b"ready\n"
-    for pid in vms(name):
-        os.kill(pid, signal.SIGKILL)
+    (qemu,) = (pid for pid in vms(name) if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(qemu, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 125
     assert f"kata: the VM ended while the command was running: qemu of {name} was killed by signal 9".encode() in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -226,7 +227,8 @@ class TestGroup:
         else:
             for pid in processes_of(str(raw.state(container))):
                 if pid != raw.pid(container):
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # they end with each other
+                        os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(raw.binary, container, "delete")
         assert not [path for path in directories(f"/kata-test-{container}") if path.exists()]
 
