@@ -152,12 +152,13 @@ class Guest:
         deadline = asyncio.get_running_loop().time() + _BOOT_TIMEOUT
         while not (self.directory / "rpc").exists() and self.running:
             await asyncio.sleep(0.02)
-        if not self.running:
-            log = (self.directory / "qemu.log").read_text(errors="replace")
-            raise AssertionError(f"QEMU has ended: {log[-2000:]}\nconsole:\n{self.console[-4000:]}")
         async with AsyncExitStack() as stack:
             while True:
-                client = await stack.enter_async_context(await Client.connect_unix(f"{self.directory}/rpc"))
+                try:
+                    client = await stack.enter_async_context(await Client.connect_unix(f"{self.directory}/rpc"))
+                except OSError as error:
+                    log = (self.directory / "qemu.log").read_text(errors="replace")
+                    raise AssertionError(f"QEMU: {log[-2000:]}\nconsole:\n{self.console[-4000:]}") from error
                 agent = Agent(client)
                 left = deadline - asyncio.get_running_loop().time()
                 try:
