@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kata.cli.moments import parse_since
-from kata.cli.options import AsJson, complete_sandbox
+from kata.cli.options import AsJson, SandboxNames
 from kata.cli.ps import short
 from kata.cli.render import ExitCode, printable
 from kata.cli.root import require_root
@@ -85,15 +85,7 @@ def kept(directory: Path) -> list[Told]:
 
 
 def command(
-    sandboxes: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SANDBOX",
-            help="Ids of sandboxes; all if none is named.",
-            autocompletion=complete_sandbox,
-            show_default=False,
-        ),
-    ] = None,
+    sandboxes: SandboxNames = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what happens, until Ctrl-C.")] = False,
     since: Annotated[
         str | None,

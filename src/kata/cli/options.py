@@ -36,3 +36,13 @@ SandboxName = Annotated[
         show_default=False,
     ),
 ]
+
+SandboxNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SANDBOX",
+        help="Ids of sandboxes; all if none is named.",
+        autocompletion=complete_sandbox,
+        show_default=False,
+    ),
+]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kata.cli.options import AsJson, complete_sandbox
+from kata.cli.options import AsJson, SandboxNames
 from kata.cli.ps import short
 from kata.cli.render import ExitCode
 from kata.cli.root import require_root
@@ -94,15 +94,7 @@ def as_json(views: Sequence[View]) -> list[dict[str, Any]]:
 
 
 def command(
-    sandboxes: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SANDBOX",
-            help="Ids of sandboxes; all if none is named.",
-            autocompletion=complete_sandbox,
-            show_default=False,
-        ),
-    ] = None,
+    sandboxes: SandboxNames = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print once, after a second, and exit.")] = False,
     interval: Interval = 2.0,
     template: Template = None,

@@ -8,11 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kata.cli.options import complete_sandbox
+from kata.cli.options import SandboxNames
 from kata.cli.ps import ago, short
 from kata.cli.render import printable
 from kata.cli.root import require_root
@@ -232,15 +230,7 @@ def plain(views: Sequence[View], now: float) -> str:
 
 
 def command(
-    sandboxes: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SANDBOX",
-            help="Ids of sandboxes; all if none is named.",
-            autocompletion=complete_sandbox,
-            show_default=False,
-        ),
-    ] = None,
+    sandboxes: SandboxNames = None,
     interval: Interval = 2.0,
 ) -> int:
     """Show what sandboxes use, live; without a terminal once."""

@@ -99,14 +99,8 @@ class Tracer:
         if not trace.get_current_span().is_recording():
             yield
             return
-        with trace.use_span(self.begin(name, attributes=_of(container)), **_PLAIN) as span:
-            try:
-                yield
-            except BaseException as error:
-                fail(span, str(error) or type(error).__name__)
-                raise
-            finally:
-                span.end()
+        with _around(self.begin(name, attributes=_of(container))):
+            yield
 
     def record(self, name: str, begin: float, container: str = "") -> None:
         """As `kata.runtime.tracing.record`."""
@@ -116,14 +110,8 @@ class Tracer:
     @contextmanager
     def operation(self, name: str, begun: float | None = None) -> Iterator[None]:
         """A trace of its own: the body and all that is recorded in it."""
-        with trace.use_span(self.begin(name, parent=Context(), begun=begun), **_PLAIN) as span:
-            try:
-                yield
-            except BaseException as error:
-                fail(span, str(error) or type(error).__name__)
-                raise
-            finally:
-                span.end()
+        with _around(self.begin(name, parent=Context(), begun=begun)):
+            yield
 
     def begin_call(
         self, service: str, method: str, kind: SpanKind, *, parent: Context | None = None, begun: float | None = None
@@ -131,6 +119,19 @@ class Tracer:
         """Begin the span of a call, on either side; `end_call` ends it. Named as OpenTelemetry names RPCs."""
         attributes: dict[str, str | int] = {"rpc.system": "ttrpc", "rpc.service": service, "rpc.method": method}
         return self.begin(f"{service}/{method}", kind=kind, parent=parent, attributes=attributes, begun=begun)
+
+
+@contextmanager
+def _around(span: Span) -> Iterator[None]:
+    """Have the body be a span's, which ends with it, and in an error if that raises."""
+    with trace.use_span(span, **_PLAIN):
+        try:
+            yield
+        except BaseException as error:
+            fail(span, str(error) or type(error).__name__)
+            raise
+        finally:
+            span.end()
 
 
 def end_call(span: Span, code: int, text: str) -> None:
