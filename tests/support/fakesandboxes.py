@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -106,7 +107,12 @@ class FakeSandbox:
         for connection in list(self._connections):
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        if not leave and self.directory.exists():
+        if leave:
+            # Since Python 3.13 the server removes the socket file, which a process that is killed leaves.
+            (self.directory / SOCKET).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as nobody:
+                nobody.bind(str(self.directory / SOCKET))
+        elif self.directory.exists():
             for path in self.directory.iterdir():
                 path.unlink()
             self.directory.rmdir()

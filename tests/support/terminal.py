@@ -11,6 +11,9 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 
+#: A terminal that can move its cursor, whatever the tests themselves are run on.
+TERM = "xterm-256color"
+
 
 def on_a_terminal(
     argv: Sequence[str],
@@ -24,7 +27,7 @@ def on_a_terminal(
     Args:
         argv: the command.
         script: (what to wait for in the output since the last step, what to type then).
-        environment: the command's; None for the caller's.
+        environment: the command's; None for the caller's, with TERM.
         size: rows and columns.
         timeout: seconds for everything; the command is killed then.
 
@@ -42,7 +45,7 @@ def on_a_terminal(
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            env=environment,
+            env=environment or {**os.environ, "TERM": TERM},
         )
     finally:
         os.close(terminal)

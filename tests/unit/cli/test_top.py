@@ -25,7 +25,7 @@ from kata.management.protocol import SOCKET
 from kata.management.server import Request, Response
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.sandbox.management import Management
-from tests.support.terminal import on_a_terminal
+from tests.support.terminal import TERM, on_a_terminal
 
 PROGRAM = """
 import os, sys
@@ -95,7 +95,8 @@ def test_another_size(root: Path) -> None:
     main, terminal = os.openpty()
     fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
     argv = ["setsid", "--ctty", "--wait", *command(root, "top", "--interval", "600")]
-    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal)
+    environment = {**os.environ, "TERM": TERM}
+    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
 
     def read_until(text: bytes) -> bytes:
