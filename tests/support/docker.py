@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kata.errors import DeadlineExceeded, FailedPrecondition
 from tests.support.containerd import PrivateContainerd
-from tests.support.packages import merge_usr, unpack
+from tests.support.packages import UNNEEDED, merge_usr, unpack
 
 #: Docker's namespace of containerd.
 NAMESPACE = "moby"
@@ -21,6 +21,8 @@ _START_S = 30.0
 _STOP_S = 15.0
 _COMMAND_S = 60.0
 _POLL_S = 0.05
+#: Dependencies that this one does without: it is given a containerd, and no service is installed.
+_UNNEEDED = (*UNNEEDED, "containerd", "runc", "adduser", "passwd", "systemd", "libsystemd-shared", "sysvinit-utils")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -45,7 +47,7 @@ def unpack_docker(directory: Path, suite: str = "") -> None:
         Unavailable, Internal: as `unpack`.
     """
     merge_usr(directory)
-    unpack(directory, "docker.io", "docker-cli", "iptables", suite=suite)
+    unpack(directory, "docker.io", "docker-cli", "iptables", suite=suite, leave_out=_UNNEEDED)
     for name in ("iptables", "ip6tables"):
         (directory / "usr/sbin" / name).symlink_to("xtables-nft-multi")
 

@@ -114,7 +114,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": blob(_json(image), "config.v1+json"),
-        "layers": [blob(gzip.compress(layer, 6, mtime=0), "layer.v1.tar+gzip")],
+        "layers": [blob(gzip.compress(layer, 1, mtime=0), "layer.v1.tar+gzip")],
     }
     descriptor = blob(_json(manifest), "manifest.v1+json") | {
         "platform": {"os": OS, "architecture": ARCHITECTURE},

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from kata.errors import KataError
+from kata.linux import atomic_file
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.packages import Package, PackageCache
 from kata.osbuilder.store import lock
@@ -26,7 +30,7 @@ PROGRAMS = (*PYTHON, "postgresql-17", "redis-server", "git", "dpkg", "tar", "rsy
 NEXT_RELEASE = "forky"
 
 #: Dependencies that the containers of tests do not need.
-_UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
+UNNEEDED = ("debconf", "dpkg", "iproute2", "perl-base", "media-types", "openssl-provider-*", "tar", "tzdata")
 #: Of the programs' as well: interpreters and compilers that they work without, and what only their installation needs.
 _UNNEEDED_BY_PROGRAMS = (
     "debconf",
@@ -104,7 +108,7 @@ def containerd_2(directory: Path) -> Path:
 
 
 def unpack(
-    directory: Path, *names: str, suite: str = "", alone: bool = False, leave_out: tuple[str, ...] = _UNNEEDED
+    directory: Path, *names: str, suite: str = "", alone: bool = False, leave_out: tuple[str, ...] = UNNEEDED
 ) -> None:
     """Unpack packages and their dependencies into a directory, without running maintainer scripts.
 
@@ -119,16 +123,17 @@ def unpack(
         Unavailable: a package cannot be downloaded.
         Internal: a package does not exist.
     """
+    unneeded = None if alone else leave_out
     kept = _CACHE / suite if suite else _CACHE
     cache = PackageCache(kept, name=suite)
     kept.mkdir(parents=True, exist_ok=True)
     # Another run may be at it: the builder's apt locks nothing.
     with lock(kept, timeout=_LOCK_TIMEOUT_S):
         try:
-            packages = _fetch(cache, names, alone, leave_out)
+            packages = _fetch(cache, kept, names, unneeded)
         except KataError:  # no lists yet, or old ones
             cache.update()
-            packages = _fetch(cache, names, alone, leave_out)
+            packages = _fetch(cache, kept, names, unneeded)
     for package in packages:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(cache.path(package))],
@@ -137,10 +142,27 @@ def unpack(
         )
 
 
-def _fetch(cache: PackageCache, names: tuple[str, ...], alone: bool, leave_out: tuple[str, ...]) -> list[Package]:
-    packages = [package for package in cache.closure(names, leave_out=leave_out) if not alone or package.name in names]
+def _fetch(cache: PackageCache, kept: Path, names: tuple[str, ...], leave_out: tuple[str, ...] | None) -> list[Package]:
+    packages = _chosen(cache, kept, names, leave_out)
     if missing := cache.missing(packages):
         cache.download(missing)
+    return packages
+
+
+def _chosen(
+    cache: PackageCache, kept: Path, names: tuple[str, ...], leave_out: tuple[str, ...] | None
+) -> list[Package]:
+    """The packages, with their dependencies unless `leave_out` is None. apt thinks about these for seconds: it is asked
+    once for the same lists.
+    """
+    if leave_out is None:
+        return cache.named(*names)
+    asked = hashlib.sha256(json.dumps([names, leave_out]).encode()).hexdigest()
+    answer = kept / f"{asked[:16]}.json"
+    if answer.exists() and answer.stat().st_mtime > (kept / "apt/lists").stat().st_mtime:
+        return [Package(**package) for package in json.loads(answer.read_text())]
+    packages = cache.closure(names, leave_out=leave_out)
+    atomic_file.write(answer, json.dumps([asdict(package) for package in packages]).encode())
     return packages
 
 
@@ -151,7 +173,7 @@ def merge_usr(rootfs: Path) -> None:
         (rootfs / directory).symlink_to(f"usr/{directory}")
 
 
-def _rootfs(out: Path, names: tuple[str, ...], leave_out: tuple[str, ...] = _UNNEEDED) -> Path:
+def _rootfs(out: Path, names: tuple[str, ...], leave_out: tuple[str, ...] = UNNEEDED) -> Path:
     """Make a directory beside `out` with the files of busybox and of the packages."""
     rootfs = out.with_name(f"{out.name}.rootfs")
     rootfs.mkdir()

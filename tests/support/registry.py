@@ -42,7 +42,7 @@ class Registry:
         # Not installed: that would start a service.
         program = directory / "program"
         program.mkdir()
-        unpack(program, _PACKAGE)
+        unpack(program, _PACKAGE, alone=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -123,14 +123,14 @@ class PackageCache:
         try:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
-            host = self._named(*HOST)
+            host = self.named(*HOST)
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
             ) from None
         if kernel is None:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
-        (kernel_package,) = self._named(kernel[1])
+        (kernel_package,) = self.named(kernel[1])
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
         return PackageSet(kernel_package, tuple(userland), (*host, *licenses))
 
@@ -150,9 +150,17 @@ class PackageCache:
             for name, version in installed
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in leave_out)
         ]
-        return self._named(*wanted)
+        return self.named(*wanted)
 
-    def _named(self, *names: str) -> list[Package]:
+    def named(self, *names: str) -> list[Package]:
+        """Packages of the suite, sorted by name.
+
+        Args:
+            names: of packages, or NAME=VERSION.
+
+        Raises:
+            Internal: the lists are missing or do not have a package.
+        """
         listed = self._run("apt-get", "download", "--print-uris", *names)
         return sorted(parse_uris(listed), key=lambda package: package.name)
 

@@ -12,7 +12,7 @@ from kata.protocols import cri_pb2 as pb
 from tests.support.cni import Bridge
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri, Pod
-from tests.support.packages import IPTABLES, NGINX, PYTHON, iptables_archive, nginx_archive, python_archive, unpack
+from tests.support.packages import iptables_archive, nginx_archive, python_archive
 from tests.support.registry import Registry
 
 SERVED = "served by nginx\n"
@@ -22,7 +22,6 @@ SERVED = "served by nginx\n"
 def images(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Names of images that only the registry has."""
     directory = tmp_path_factory.mktemp("registry")
-    unpack(tmp_path_factory.mktemp("packages"), "docker-registry", *NGINX, *PYTHON, *IPTABLES)
     with Registry(directory) as registry:
         names = {}
         for kind, make in (("nginx", nginx_archive), ("python", python_archive), ("iptables", iptables_archive)):
