@@ -26,8 +26,9 @@ from kata.runtime.hypervisor.template.template import Template
 
 log = logging.getLogger(__name__)
 
-#: The most recently used templates, which `prune` keeps: one for each VM size and configuration in use.
-MAX_TEMPLATES = 8
+#: The most recently used templates, which `prune` keeps: one for each VM size and configuration in use. One takes
+#: 100 MB of disk; a host that needs one more than it keeps would make one, for ten seconds, at nearly every start.
+MAX_TEMPLATES = 24
 _SAVE_TIMEOUT_S = 30.0
 #: A failed attempt that took longer than this many seconds is not repeated by every start.
 _COSTLY_S = 1.0
