@@ -319,6 +319,8 @@ def sandboxed(*parameters: str, devices: Sequence[str] = ()) -> Iterator[Guest]:
                 await agent.create_sandbox(hostname="pod", sandbox_id="sandbox-1")
 
         asyncio.run(prepare())
+        assert "kata-init" not in guest.console
+        assert "Traceback" not in guest.console
         yield guest
         assert guest.running, guest.console[-8000:]
         assert [record["msg"] for record in guest.records if record["msg"].startswith(BLOCKED)] == []

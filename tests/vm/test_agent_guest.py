@@ -1,4 +1,4 @@
-"""The VM around the containers: storages, files, clock, randomness, the host coming and going, the end."""
+"""The VM around the containers: storages, files, clock, randomness, hooks, the host coming and going, the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -159,18 +160,6 @@ async def test_garbage_costs_one_connection_only(guest: Guest) -> None:
         assert (await agent.health.Check(health_pb2.CheckRequest())).status == 1
 
 
-async def test_destroying_the_sandbox_switches_the_vm_off() -> None:
-    if lack := missing():
-        pytest.skip(f"needs {lack}")
-    with Guest() as guest:
-        async with guest.connect() as agent:
-            await agent.create_sandbox(hostname="pod", sandbox_id="s", dns=["nameserver 192.0.2.1"])
-            make_rootfs(guest.share, "c")
-            await agent.run("c", container_spec(f"{SHARED}/c/rootfs", "sleep", "1000"))
-            await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
-            assert await asyncio.to_thread(guest.wait_off, 60) == 0
-
-
 def test_an_agent_that_cannot_start_says_why_and_switches_the_vm_off() -> None:
     if lack := missing():
         pytest.skip(f"needs {lack}")
@@ -179,32 +168,6 @@ def test_an_agent_that_cannot_start_says_why_and_switches_the_vm_off() -> None:
         record = guest.records[-1]
         assert record["level"] == "CRITICAL"
         assert "virtio-serial port nonsense not found (ports: kata.rpc, kata.console)" in record["msg"]
-
-
-async def test_the_debug_console_is_a_root_shell_on_a_terminal() -> None:
-    if lack := missing():
-        pytest.skip(f"needs {lack}")
-    with Guest("agent.debug_console", "agent.nonsense=1") as guest:
-        async with guest.connect():
-            assert "unknown kernel parameters: agent.nonsense" in guest.console
-            for _ in range(2):
-                # The next shell comes when the last one's caller is seen to have left: who is not answered comes again.
-                said = await eventually_async(lambda: typed(guest, b"tty; echo $((6 * 7)); exit\n"), "a shell")
-                assert b"/dev/pts/" in said
-
-
-async def typed(guest: Guest, line: bytes) -> bytes:
-    """What the debug console answers to a line up to "42"; b"" if it does not."""
-    reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/debug")
-    try:
-        writer.write(line)
-        async with asyncio.timeout(10):
-            return await reader.readuntil(b"\n42")
-    except (TimeoutError, asyncio.IncompleteReadError):
-        return b""
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 async def test_limits_are_a_large_hosts(agent: Agent) -> None:
@@ -243,3 +206,74 @@ async def test_a_privileged_container_mounts_file_systems_itself(agent: Agent) -
     assert set(kinds) <= set(words)
     assert words[-1] == "content", await agent.read_all("mounts", stderr=True)
     await agent.remove("mounts")
+
+
+KINDS = ("prestart", "poststart", "poststop")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Guest]:
+    """A guest with a debug console, and hooks that note what they are told; the last of these tests ends it."""
+    if lack := missing():
+        pytest.skip(f"needs {lack}")
+    with Guest("agent.debug_console", "agent.nonsense=1") as guest:
+        make_rootfs(guest.share, "base")
+        for kind in KINDS:
+            hook = guest.share / "hooks" / kind / "note"
+            hook.parent.mkdir(parents=True)
+            # Where the host sees it.
+            hook.write_text(f"#!/bin/sh\n/bin/busybox cat >{SHARED}/told-$1\n")
+            hook.chmod(0o755)
+
+        async def prepare() -> None:
+            async with guest.connect() as agent:
+                fields = {"dns": ["nameserver 192.0.2.1"], "guest_hook_path": f"{SHARED}/hooks"}
+                await agent.create_sandbox(hostname="pod", sandbox_id="s", **fields)
+
+        asyncio.run(prepare())
+        yield guest
+
+
+async def test_the_debug_console_is_a_root_shell_on_a_terminal(own: Guest) -> None:
+    assert "unknown kernel parameters: agent.nonsense" in own.console
+    async with own.connect():
+        for _ in range(2):
+            # The next shell comes when the last one's caller is seen to have left: who is not answered comes again.
+            said = await eventually_async(lambda: typed(own, b"tty; echo $((6 * 7)); exit\n"), "a shell")
+            assert b"/dev/pts/" in said
+
+
+async def typed(guest: Guest, line: bytes) -> bytes:
+    """What the debug console answers to a line up to "42"; b"" if it does not."""
+    reader, writer = await asyncio.open_unix_connection(f"{guest.directory}/debug")
+    try:
+        writer.write(line)
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"\n42")
+    except (TimeoutError, asyncio.IncompleteReadError):
+        return b""
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_hooks_of_the_guest_run_around_a_containers_life(own: Guest) -> None:
+    told = {kind: own.share / f"told-{kind}" for kind in KINDS}
+    async with own.connect() as agent:
+        await agent.create("c1", container_spec(ROOTFS, "sleep", "100"))
+        assert '"id": "c1"' in told["prestart"].read_text().replace('":"', '": "')
+        assert not told["poststart"].exists()
+        await agent.start("c1")
+        assert told["poststart"].exists()
+        await agent.signal("c1", 9)
+        await agent.wait("c1")
+        assert not told["poststop"].exists()
+        await agent.remove("c1")
+        assert told["poststop"].exists()
+
+
+async def test_destroying_the_sandbox_switches_the_vm_off(own: Guest) -> None:
+    async with own.connect() as agent:
+        await agent.run("c", container_spec(ROOTFS, "sleep", "1000"))
+        await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
+        assert await asyncio.to_thread(own.wait_off, 60) == 0

@@ -42,13 +42,9 @@ def _nothing_stays() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config() -> Config:
     config = load().config
-    return replace(
-        config,
-        hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB),
-        factory=replace(config.factory, template_path=tmp_path_factory.mktemp("templates")),
-    )
+    return replace(config, hypervisor=replace(config.hypervisor, default_memory=MEMORY_MIB))
 
 
 @pytest.fixture
@@ -92,11 +88,14 @@ async def start(ledger: Ledger, bundle: Bundle, config: Config, ahead: Prelaunch
     return await start_sandbox(Path(ledger.directory).name, bundle, config, ledger, prepared=ahead)
 
 
-async def test_nothing_to_go_on_from_is_no_head_start(tmp_path: Path, config: Config, ledger: Ledger) -> None:
-    """The first start makes the template, for the tests below as well."""
-    bundle = bundle_in(tmp_path)
-    assert begin(ledger, bundle, config) is None
-    sandbox = await start(ledger, bundle, config, None)
+def test_without_a_template_nothing_is_prelaunched(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    nowhere = replace(config, factory=replace(config.factory, template_path=tmp_path / "templates"))
+    assert begin(ledger, bundle_in(tmp_path), nowhere) is None
+
+
+async def test_a_sandbox_without_a_prelaunched_vm(tmp_path: Path, config: Config, ledger: Ledger) -> None:
+    """It makes the template, for the tests below as well, if there is none."""
+    sandbox = await start(ledger, bundle_in(tmp_path), config, None)
     await sandbox.stop()
 
 
