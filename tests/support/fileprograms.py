@@ -1,6 +1,6 @@
 """What the programs share that look at files in a container: `filecheck`, `fileissues`, `filecases`, `filehost`.
 
-They need only Python's standard library, and run with this directory mounted as /support:
+They need only Python's standard library, and run in an image that has this directory as /support:
 
     python3 -m support.filecases DIRECTORY [""]         one program
     python3 -m support.filecases DIRECTORY OTHER        two, which have one directory at two places

@@ -25,8 +25,8 @@ _SETTINGS = {
     "layers, memory": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'memory'",
     "layers, small disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'\nrootfs_upper_size = 64",
 }
-#: Where in a container the programs, the volume and what may only be read are.
-_PROGRAMS, _VOLUME, _AGAIN, _READ_ONLY, _READ_ONLY_PART = "/support", "/a", "/b", "/ro", "/ro-part"
+#: Where in a container the volume and what may only be read are.
+_VOLUME, _AGAIN, _READ_ONLY, _READ_ONLY_PART = "/a", "/b", "/ro", "/ro-part"
 _TIMEOUT_S = 240.0
 #: Between two kernels much does not work, and is not waited for as long.
 _STEP_BETWEEN_KERNELS = "STEP_TIMEOUT_S=4"
@@ -38,7 +38,7 @@ class Files:
 
     Attributes:
         containerd: that runs them.
-        image: with Python.
+        image: with Python and the programs (`tests.support.packages.python_archive`).
         way: how files come to them: "runc", or a key of the settings above.
         directory: for the configuration and the volumes.
     """
@@ -130,7 +130,6 @@ class Files:
     def command(self, program: str, arguments: tuple[str, ...], *options: str, container_id: str = "") -> list[str]:
         """The command line that runs a program of `tests.support` in a container with the volume."""
         mounts = (
-            *bind(Path(__file__).parent, _PROGRAMS, "ro"),
             *bind(self.volume, _VOLUME),
             *bind(self.volume, _AGAIN),
             *bind(self.volume / "ro", _READ_ONLY_PART, "ro"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from kata.command import run
 from kata.errors import KataError
 from kata.linux import atomic_file
 from kata.osbuilder.commands import pipe
@@ -25,6 +27,20 @@ PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
 #: Programs that people run, for `tests.support.realprograms`.
 PROGRAMS = (*PYTHON, "postgresql-17", "redis-server", "git", "dpkg", "tar", "rsync", "nodejs", "coreutils")
+
+#: Compiles what runs in containers of this directory, and what it imports of Python's library. The latter, packages do
+#: when they are installed; an emulated guest takes seconds for it, at each start.
+_COMPILER = """
+import contextlib, importlib, pathlib, py_compile, sys
+sys.path.insert(0, "/")
+for path in pathlib.Path("/support").glob("*.py"):
+    with contextlib.suppress(ImportError):  # runs on the host
+        importlib.import_module(f"support.{path.stem}")
+for path in {getattr(module, "__file__", None) or "" for module in sys.modules.values()}:
+    if path.endswith(".py"):
+        # Time stamps do not survive in the image.
+        py_compile.compile(path, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+"""
 
 #: The release after those that are hosts. Programs that are linked statically, as Go's nearly are, run on them.
 NEXT_RELEASE = "forky"
@@ -74,8 +90,12 @@ def nginx_archive(out: Path, name: str) -> Path:
 
 
 def python_archive(out: Path, name: str) -> Path:
-    """Write an image with Python and its standard library; return `out`. Raises as `unpack`."""
+    """Write an image with Python, its standard library and the programs of this directory; return `out`.
+
+    Raises as `unpack`.
+    """
     rootfs = _rootfs(out, PYTHON)
+    _put_programs(rootfs)
     config = ImageConfig(cmd=("/usr/bin/python3",), env=("PATH=/usr/bin:/bin",))
     return write_oci_archive(rootfs, config, out, name)
 
@@ -91,6 +111,7 @@ def iptables_archive(out: Path, name: str) -> Path:
 def programs_archive(out: Path, name: str) -> Path:
     """Write an image with the programs of `tests.support.realprograms`; return `out`. Raises as `unpack`."""
     rootfs = _rootfs(out, PROGRAMS, _UNNEEDED_BY_PROGRAMS)
+    _put_programs(rootfs)
     with (rootfs / "etc/passwd").open("a") as passwd:
         passwd.write("postgres:x:100:100::/tmp:/bin/sh\nredis:x:101:101::/tmp:/bin/sh\n")
     for directory in ("info", "updates", "alternatives", "triggers"):
@@ -181,3 +202,11 @@ def _rootfs(out: Path, names: tuple[str, ...], leave_out: tuple[str, ...] = UNNE
     busybox_rootfs(rootfs)
     unpack(rootfs, *names, leave_out=leave_out)
     return rootfs
+
+
+def _put_programs(rootfs: Path) -> None:
+    """Put this directory where its programs expect it, and compile them."""
+    (rootfs / "support").mkdir()
+    for path in Path(__file__).parent.glob("*.py"):
+        shutil.copy(path, rootfs / "support")
+    run(["chroot", str(rootfs), "/usr/bin/python3", "-IBc", _COMPILER], timeout=_TIMEOUT_S)
