@@ -30,16 +30,17 @@ def _missing(marker: str) -> str | None:
     return None
 
 
-#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs and a template. The other tests
-#: are spread over all.
-_GROUPS = ("integration/cri", "integration", "vm")
+#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest three begin; whoever is
+#: through with one first takes the next, and the other tests are spread over all. A test is of the first that its path
+#: begins with.
+_GROUPS = ("integration/containerd/test_file", "integration/cri", "integration", "vm")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        if group := next((group for group in _GROUPS if path.is_relative_to(group)), None):
+        path = str(item.path.relative_to(Path(__file__).parent))
+        if group := next((group for group in _GROUPS if path.startswith(group)), None):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
