@@ -134,8 +134,8 @@ async def test_a_sandbox_that_wants_another_vm_gets_that(tmp_path: Path, config:
     bundle = bundle_in(tmp_path)
     ahead = begun(ledger, bundle, config)
     pid = ahead.process.pid
-    loud = replace(config, agent=replace(config.agent, enable_debug=True))
-    sandbox = await start(ledger, bundle, replace(loud, factory=replace(loud.factory, enable_template=False)), ahead)
+    over_virtio_fs = replace(config, hypervisor=replace(config.hypervisor, shared_fs=SHARE_VIRTIO_FS))
+    sandbox = await start(ledger, bundle, over_virtio_fs, ahead)
     try:
         assert sandbox.pid != pid
         assert not os.path.exists(f"/proc/{pid}")

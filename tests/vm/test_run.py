@@ -252,9 +252,9 @@ def test_as_many_root_ports_as_the_configuration_says(rootfs: Path, name: str, t
 
 
 def test_out_of_memory_is_told(rootfs: Path, name: str) -> None:
-    result = kata(
-        "run", "--rootfs", rootfs, "--name", name, "--memory", "16M", "--", "tail", "-c", "200m", "/dev/zero"
-    )  # fmt: skip
+    # The VM is of the same size as that of `test_the_container_is_what_was_asked_for`, and so is its template.
+    limits = ("--memory", "16M", "--cpus", "0.5")
+    result = kata("run", "--rootfs", rootfs, "--name", name, *limits, "--", "tail", "-c", "200m", "/dev/zero")
     assert result.returncode == 137
     assert b"killed by the OOM killer (limit 16M)" in result.stderr
 

@@ -58,16 +58,16 @@ def test_rules_from_the_host_count_in_the_guest(containerd: PrivateContainerd, t
             said = iptables("get", "--sandbox-id", name, *version).stdout
             assert said.count("--dport 8081 -j REJECT") == 1
 
-            # What is no rule, or not all of them, changes nothing.
-            for wrong, message in (
-                ("", "no rules"),
-                (f"{RULES}*nonsense", "failed with status"),
-                ("-A INPUT", "failed with status"),
-            ):
-                refused = iptables("set", "--sandbox-id", name, *version, "-", rules=wrong, check=False)
-                assert refused.returncode == 1
-                assert message in refused.stderr
-            assert iptables("get", "--sandbox-id", name, *version).stdout.count("--dport 8081 -j REJECT") == 1
+        # What is no rule, or not all of them, changes nothing.
+        for wrong, message in (
+            ("", "no rules"),
+            (f"{RULES}*nonsense", "failed with status"),
+            ("-A INPUT", "failed with status"),
+        ):
+            refused = iptables("set", "--sandbox-id", name, "-", rules=wrong, check=False)
+            assert refused.returncode == 1
+            assert message in refused.stderr
+        assert iptables("get", "--sandbox-id", name).stdout.count("--dport 8081 -j REJECT") == 1
 
 
 def test_who_is_not_there_is_told(tmp_path: Path) -> None:

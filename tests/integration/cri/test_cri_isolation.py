@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from kata.protocols import cri_pb2 as pb
 from tests.support.cri import Cri, Pod
 
@@ -16,23 +20,28 @@ def security(**fields: object) -> pb.LinuxContainerSecurityContext:
     return pb.LinuxContainerSecurityContext(**fields)  # type: ignore[arg-type]
 
 
-def test_hostname(cri: Cri) -> None:
-    with cri.pod("named", hostname="a-name-of-its-own") as pod:
-        assert pod.output("hostname") == "a-name-of-its-own\n"
-
-
-def test_custom_dns(cri: Cri) -> None:
+@pytest.fixture(scope="module")
+def configured(cri: Cri) -> Iterator[Pod]:
+    """A pod with a host name, DNS and sysctls of its own."""
     dns = pb.DNSConfig(servers=["10.9.8.7"], searches=["svc.example"], options=["ndots:3"])
-    with cri.pod("dns", dns_config=dns) as pod:
-        said = pod.output("cat", "/etc/resolv.conf").split("\n")
-        assert {"nameserver 10.9.8.7", "search svc.example", "options ndots:3"} <= set(said)
-
-
-def test_sysctls(cri: Cri) -> None:
     sysctls = {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "77"}
-    with cri.pod("sysctls", linux=pb.LinuxPodSandboxConfig(sysctls=sysctls)) as pod:
-        files = "/proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start"
-        assert pod.output("sh", "-c", f"cat {files}") == "1\n77\n"
+    linux = pb.LinuxPodSandboxConfig(sysctls=sysctls)
+    with cri.pod("configured", hostname="a-name-of-its-own", dns_config=dns, linux=linux) as pod:
+        yield pod
+
+
+def test_hostname(configured: Pod) -> None:
+    assert configured.output("hostname") == "a-name-of-its-own\n"
+
+
+def test_custom_dns(configured: Pod) -> None:
+    said = configured.output("cat", "/etc/resolv.conf").split("\n")
+    assert {"nameserver 10.9.8.7", "search svc.example", "options ndots:3"} <= set(said)
+
+
+def test_sysctls(configured: Pod) -> None:
+    files = "/proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start"
+    assert configured.output("sh", "-c", f"cat {files}") == "1\n77\n"
 
 
 def test_pid_namespace_of_each_container(pod: Pod) -> None:
