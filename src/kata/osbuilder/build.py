@@ -18,8 +18,8 @@ from pathlib import Path
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.linux.atomic_file import sync_directory
 from kata.osbuilder import agent_files, commands, host_programs, initrd, kernel, modules, rootfs, store, suite
+from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
-from kata.osbuilder.recipe import Recipe, builder_digest
 from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
@@ -105,11 +105,11 @@ def _check_host() -> None:
 def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     cache = PackageCache(options.cache, options.mirror)
     files = agent_files.collect(options.agent)
-    recipe = _resolve(cache, agent_files.digest(files), options.update, progress)
+    inputs = _resolve(cache, agent_files.digest(files), options.update, progress)
 
     if not options.force:
         try:
-            image = store.find(options.images, recipe.version)
+            image = store.find(options.images, inputs.version)
         except (FailedPrecondition, NotFound):
             pass
         else:
@@ -117,8 +117,8 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
             store.switch_current(options.images, image.version)
             return image
 
-    base = _base(options, cache, recipe, progress)
-    staging = options.images / f"{store.BUILDING}{recipe.version}"
+    base = _base(options, cache, inputs, progress)
+    staging = options.images / f"{store.BUILDING}{inputs.version}"
     staging.mkdir()
     root = staging / "root"
     progress("installing the agent")
@@ -129,17 +129,17 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     rootfs.check(root)
     progress("writing the root image")
     information = json.loads((base / "base.json").read_text())
-    rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=recipe.uuid)
+    rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=inputs.uuid)
     shutil.rmtree(root)
     for name in ("vmlinux", "initrd"):
         shutil.copyfile(base / name, staging / name)
     shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
-    _write_manifest(staging, recipe, information["date"])
-    return _publish(options.images, staging, recipe.version, progress)
+    _write_manifest(staging, inputs, information["date"])
+    return _publish(options.images, staging, inputs.version, progress)
 
 
-def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Recipe:
-    """The current recipe, with all its packages in the cache.
+def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Inputs:
+    """The current inputs, with all packages in the cache.
 
     Raises:
         FailedPrecondition: apt cannot find a package, even with updated lists.
@@ -157,7 +157,7 @@ def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) 
         progress("updating the package lists")
         cache.update()
         packages = _fetch(cache, progress)
-    return Recipe(packages, agent, builder_digest(), commands.digests("mkfs.erofs"))
+    return Inputs(packages, agent, builder_digest(), commands.digests("mkfs.erofs"))
 
 
 def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
@@ -170,10 +170,10 @@ def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
     return packages
 
 
-def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: Progress) -> Path:
+def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Path:
     """The intermediate's directory: vmlinux, initrd, root.tar, base.json, and the programs for the host."""
     bases = options.cache / "base"
-    base = bases / recipe.base_key
+    base = bases / inputs.base_key
     if base.is_dir() and not options.force:
         os.utime(base)
         return base
@@ -184,11 +184,11 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     unpacked_kernel.mkdir()
 
     progress("unpacking packages")
-    rootfs.unpack([cache.path(package) for package in recipe.packages.userland], root)
+    rootfs.unpack([cache.path(package) for package in inputs.packages.userland], root)
     rootfs.configure(root)
     progress("unpacking the kernel")
-    release = recipe.packages.release
-    deb = cache.path(recipe.packages.kernel)
+    release = inputs.packages.release
+    deb = cache.path(inputs.packages.kernel)
     rootfs.unpack_part(deb, unpacked_kernel, "./boot")
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
     progress("choosing kernel modules")
@@ -205,8 +205,8 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     rootfs.pack(root, staging / "root.tar")
     shutil.rmtree(root)
     progress("unpacking the programs for the host")
-    host_programs.install([cache.path(package) for package in recipe.packages.host], staging / host_programs.DIRECTORY)
-    date = max(build_date(cache.path(package)) for package in recipe.packages)
+    host_programs.install([cache.path(package) for package in inputs.packages.host], staging / host_programs.DIRECTORY)
+    date = max(build_date(cache.path(package)) for package in inputs.packages)
     (staging / "base.json").write_text(json.dumps({"date": date}))
 
     bases.mkdir(exist_ok=True)
@@ -219,15 +219,15 @@ def _base(options: BuildOptions, cache: PackageCache, recipe: Recipe, progress: 
     return base
 
 
-def _write_manifest(staging: Path, recipe: Recipe, date: int) -> None:
+def _write_manifest(staging: Path, inputs: Inputs, date: int) -> None:
     packages = [
-        {"name": package.name, "version": package.version, "sha256": package.sha256} for package in recipe.packages
+        {"name": package.name, "version": package.version, "sha256": package.sha256} for package in inputs.packages
     ]
     manifest = {
-        "version": recipe.version,
+        "version": inputs.version,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
-        "kernel_release": recipe.packages.release,
-        "recipe": {"agent": recipe.agent, "builder": recipe.builder, "tools": dict(recipe.tools)},
+        "kernel_release": inputs.packages.release,
+        "inputs": {"agent": inputs.agent, "builder": inputs.builder, "tools": dict(inputs.tools)},
         "files": {
             name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}
             for name in _files(staging)

@@ -43,7 +43,7 @@ class GuestImage:
     """One complete image.
 
     Attributes:
-        version: derived from its inputs; see `kata.osbuilder.recipe`.
+        version: derived from its inputs; see `kata.osbuilder.inputs`.
         directory: of the files.
         kernel: uncompressed ELF kernel with a PVH entry.
         initrd: cpio archive.

@@ -11,11 +11,11 @@ import pytest
 from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
 from kata.osbuilder import agent_files, build, commands, store
 from kata.osbuilder.build import BuildOptions
+from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
-from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
-RECIPE = Recipe(PackageSet(KERNEL, (), ()), agent="a", builder="b", tools={})
+INPUTS = Inputs(PackageSet(KERNEL, (), ()), agent="a", builder="b", tools={})
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def staged(images: Path, content: str = "x") -> Path:
-    staging = images / f"{store.BUILDING}{RECIPE.version}"
+    staging = images / f"{store.BUILDING}{INPUTS.version}"
     staging.mkdir(parents=True)
     (staging / "host").mkdir()
     for name in (*store.FILES, "host/virtiofsd"):
         (staging / name).write_text(f"{name} {content}")
     (staging / "host/virtiofsd").chmod(0o755)
-    build._write_manifest(staging, RECIPE, 1_700_000_000)
+    build._write_manifest(staging, INPUTS, 1_700_000_000)
     return staging
 
 
@@ -78,7 +78,7 @@ def test_leftovers_of_a_killed_build_go_first(options: BuildOptions, monkeypatch
 
     def look(options: BuildOptions, progress: build.Progress) -> store.GuestImage:
         seen.append([path.name for path in options.images.iterdir()])
-        return build._publish(options.images, staged(options.images), RECIPE.version, progress)
+        return build._publish(options.images, staged(options.images), INPUTS.version, progress)
 
     monkeypatch.setattr(build, "_build", look)
     build.build(options)
@@ -87,11 +87,11 @@ def test_leftovers_of_a_killed_build_go_first(options: BuildOptions, monkeypatch
 
 def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
     steps: list[str] = []
-    image = build._publish(tmp_path, staged(tmp_path), RECIPE.version, steps.append)
+    image = build._publish(tmp_path, staged(tmp_path), INPUTS.version, steps.append)
     assert image == store.find(tmp_path)
-    assert image.version == RECIPE.version
+    assert image.version == INPUTS.version
     store.check(image)
-    assert steps[-1] == f"image {RECIPE.version} is ready"
+    assert steps[-1] == f"image {INPUTS.version} is ready"
     assert not list(tmp_path.glob(f"{store.BUILDING}*"))
     assert set(image.manifest["files"]) == {*store.FILES, "host/virtiofsd"}
     assert (image.directory / "host/virtiofsd").stat().st_mode & 0o777 == 0o555
@@ -101,21 +101,21 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
 
 
 def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:
-    image = build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
+    image = build._publish(tmp_path, staged(tmp_path), INPUTS.version, lambda _: None)
     image.rootfs.chmod(0o644)
     image.rootfs.write_text("damaged")
     (image.directory / "host/virtiofsd").unlink()
-    build._publish(tmp_path, staged(tmp_path), RECIPE.version, lambda _: None)
+    build._publish(tmp_path, staged(tmp_path), INPUTS.version, lambda _: None)
     store.check(store.find(tmp_path))
 
 
 def test_nothing_is_done_for_an_image_that_exists(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = build._publish(options.images, staged(options.images), RECIPE.version, lambda _: None)
+    published = build._publish(options.images, staged(options.images), INPUTS.version, lambda _: None)
     (options.images / store.CURRENT).unlink()
-    monkeypatch.setattr(build, "_resolve", lambda *_: RECIPE)
+    monkeypatch.setattr(build, "_resolve", lambda *_: INPUTS)
     steps: list[str] = []
     assert build._build(options, steps.append) == published
-    assert steps == [f"image {RECIPE.version} is up to date"]
+    assert steps == [f"image {INPUTS.version} is up to date"]
     assert store.find(options.images) == published
 
 

@@ -18,7 +18,7 @@ from kata.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Inputs:
     """All inputs of one image.
 
     Attributes:
