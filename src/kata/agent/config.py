@@ -13,6 +13,9 @@ from typing import Any
 
 from kata.errors import InvalidArgument
 
+#: Of the guest image: parameters as on the kernel command line, which wins.
+OF_IMAGE = "/etc/kata-agent.parameters"
+
 LEVELS = {
     "fatal": "CRITICAL", "panic": "CRITICAL", "critical": "CRITICAL", "error": "ERROR", "warn": "WARNING",
     "warning": "WARNING", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG",
@@ -90,7 +93,8 @@ def _parse_size(text: str) -> int:
     return size
 
 
-_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+#: Parameters of the kernel command line: the attribute and how its text is read.
+PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "agent.log": ("log_level", _parse_level),
     "agent.server_addr": ("server_addr", str),
     "agent.container_pipe_size": ("container_pipe_size", _parse_size),
@@ -120,10 +124,10 @@ def parse(command_line: str, environment: Mapping[str, str] | None = None) -> Ag
     known: dict[str, Any] = {}
     unknown: list[str] = []
     for name, value in parameters:
-        if name not in _PARAMETERS:
+        if name not in PARAMETERS:
             unknown.append(name)
             continue
-        attribute, convert = _PARAMETERS[name]
+        attribute, convert = PARAMETERS[name]
         try:
             known[attribute] = convert(value)
         except ValueError as error:

@@ -142,12 +142,19 @@ async def _open_console(reaper: Reaper, vport: int) -> None:
         log.warning("no debug console: %s", error)
 
 
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
 def run_as_init() -> None:
     """Be the guest's PID 1; ends in power-off."""
     try:
         init.prepare()
-        with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
-            settings = config.parse(file.read(), os.environ)
+        settings = config.parse(f"{_read(config.OF_IMAGE)} {_read('/proc/cmdline')}", os.environ)
         set_up_logging(settings.log_level)
         log.info("kata-agent %s", VERSION)
         if settings.unknown:

@@ -1,4 +1,4 @@
-"""`kata image`: build, list, check and remove guest images."""
+"""`kata image`: build guest images, and look after those of this host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from kata.errors import KataError
 from kata.osbuilder import store
 
-app = typer.Typer(help="Build, list, check and remove guest images.", no_args_is_help=True)
+app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
 
 Root = Annotated[
     Path | None, typer.Option("--root", help="Directory of the images.", envvar="KATA_IMAGES", show_envvar=True)
@@ -29,8 +29,13 @@ def build(
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Build everything, even if the image exists.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Download the package lists again first.")] = False,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="What the guest is made of; `kata image recipes` lists the names.")
+    ] = "default",
+    no_switch: Annotated[bool, typer.Option("--no-switch", help="Do not make it the current image.")] = False,
 ) -> None:
-    """Build the guest image and make it the current one; does nothing if it is up to date."""
+    """Build a guest image and make it the current one; does nothing if it is up to date."""
+    from kata.osbuilder import recipe as recipes
     from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
     from kata.osbuilder.build import build as build_image
     from kata.osbuilder.suite import MIRROR
@@ -41,6 +46,8 @@ def build(
         mirror=mirror or MIRROR,
         force=force,
         update=update,
+        recipe=recipes.load(recipe),
+        switch=not no_switch,
     )
     console = Console(stderr=True)
     started = time.monotonic()
@@ -61,17 +68,39 @@ def list_(root: Root = None) -> None:
     except KataError:
         current = None
     table = Table(box=None, pad_edge=False)
-    for heading in ("VERSION", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
+    for heading in ("VERSION", "RECIPE", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
         table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
     for image in images:
         table.add_row(
             image.version,
+            str(image.manifest["recipe"]),
             str(image.manifest["kernel_release"]),
             str(image.manifest["date"])[:10],
             f"{image.size / 1e6:.0f} MB",
             "yes" if image.version == current else "",
         )
     Console().print(table)
+
+
+@app.command("recipes")
+def recipes_() -> None:
+    """List the recipes that come with kata."""
+    from kata.osbuilder import recipe
+
+    for name in recipe.names():
+        print(f"{name:<12}{recipe.load(name).description}")
+
+
+@app.command()
+def switch(
+    version: Annotated[str, typer.Argument(help="Version, as `kata image list` prints it.")], root: Root = None
+) -> None:
+    """Make an image the current one; what runs keeps the one that it has."""
+    image = store.find(root, version)
+    directory = root or store.images_root()
+    with store.lock(directory, timeout=30):
+        store.switch_current(directory, image.version)
+    print(image.directory)
 
 
 @app.command()

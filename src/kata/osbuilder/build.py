@@ -6,6 +6,7 @@ cache, so that a changed agent costs seconds. Everything is made in a hidden dir
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -18,8 +19,10 @@ from pathlib import Path
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.linux.atomic_file import sync_directory
 from kata.osbuilder import agent_files, commands, host_programs, initrd, kernel, modules, rootfs, store, suite
+from kata.osbuilder import recipe as recipes
 from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
+from kata.osbuilder.recipe import Recipe
 from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
@@ -30,8 +33,10 @@ Progress = Callable[[str], None]
 _TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "mkfs.erofs", "setpriv", "tar")
 #: A whole build takes a minute; another one may be waiting for the network.
 _LOCK_TIMEOUT_S = 900.0
-#: Intermediates to keep: the current and the previous one.
-_BASES_KEPT = 2
+#: Intermediates to keep, with their packages: of a few recipes.
+_BASES_KEPT = 4
+#: What is known of an intermediate: date, packages, digests of its files.
+_BASE = "base.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class BuildOptions:
         agent: directory of this package's sources, which the agent's parts are taken from.
         force: build everything even if that version exists, including the intermediate.
         update: update the package lists first.
+        recipe: what the guest is made of.
+        switch: make the image the current one.
     """
 
     images: Path = field(default_factory=store.images_root)
@@ -53,10 +60,12 @@ class BuildOptions:
     agent: Path = field(default_factory=agent_files.source_directory)
     force: bool = False
     update: bool = False
+    recipe: Recipe = field(default_factory=lambda: recipes.load(recipes.DEFAULT))
+    switch: bool = True
 
 
 def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestImage:
-    """Build the image for the inputs, unless it exists, and make it the current one.
+    """Build the image for the inputs, unless it exists, and make it the current one if that is wanted.
 
     Args:
         options: the inputs.
@@ -65,7 +74,8 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
     Raises:
         PermissionDenied: not root.
         FailedPrecondition: another architecture, or packages that apt cannot find.
-        NotFound: a tool or a part of the agent is missing.
+        NotFound: a tool, a part of the agent, or a package or module of the recipe is missing.
+        InvalidArgument: a file or user of the recipe is in another one's way.
         Unavailable: no network.
         ResourceExhausted: the disk is full.
         DeadlineExceeded: another build, or a tool, takes too long.
@@ -105,7 +115,9 @@ def _check_host() -> None:
 def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     cache = PackageCache(options.cache, options.mirror)
     files = agent_files.collect(options.agent)
-    inputs = _resolve(cache, agent_files.digest(files), options.update, progress)
+    packages = _resolve(cache, options, progress)
+    agent = agent_files.digest(files)
+    inputs = Inputs(packages, options.recipe, agent, builder_digest(), commands.digests("mkfs.erofs"))
 
     if not options.force:
         try:
@@ -114,7 +126,8 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
             pass
         else:
             progress(f"image {image.version} is up to date")
-            store.switch_current(options.images, image.version)
+            if options.switch:
+                store.switch_current(options.images, image.version)
             return image
 
     base = _base(options, cache, inputs, progress)
@@ -128,54 +141,53 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     progress("checking the agent")
     rootfs.check(root)
     progress("writing the root image")
-    information = json.loads((base / "base.json").read_text())
+    information = json.loads((base / _BASE).read_text())
     rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=inputs.uuid)
     shutil.rmtree(root)
     for name in ("vmlinux", "initrd"):
         shutil.copyfile(base / name, staging / name)
     shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
     _write_manifest(staging, inputs, information["date"])
-    return _publish(options.images, staging, inputs.version, progress)
+    return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
 
 
-def _resolve(cache: PackageCache, agent: str, update: bool, progress: Progress) -> Inputs:
-    """The current inputs, with all packages in the cache.
+def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> PackageSet:
+    """The packages, all of them in the cache.
 
     Raises:
         FailedPrecondition: apt cannot find a package, even with updated lists.
         Unavailable: no network.
     """
-    if update:
+    if options.update:
         progress("updating the package lists")
         cache.update()
     try:
-        packages = _fetch(cache, progress)
+        return _fetch(cache, options.recipe, progress)
     except (FailedPrecondition, Unavailable):
         # No lists yet, or outdated ones, with files that the archive has replaced.
-        if update:
+        if options.update:
             raise
         progress("updating the package lists")
         cache.update()
-        packages = _fetch(cache, progress)
-    return Inputs(packages, agent, builder_digest(), commands.digests("mkfs.erofs"))
+        return _fetch(cache, options.recipe, progress)
 
 
-def _fetch(cache: PackageCache, progress: Progress) -> PackageSet:
+def _fetch(cache: PackageCache, recipe: Recipe, progress: Progress) -> PackageSet:
     progress("choosing packages")
-    packages = cache.resolve()
+    packages = cache.resolve(recipe.packages)
     if missing := cache.missing(packages):
         progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
         cache.download(missing)
-    cache.forget_others(packages)
     return packages
 
 
 def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Path:
-    """The intermediate's directory: vmlinux, initrd, root.tar, base.json, and the programs for the host."""
+    """The intermediate's directory: vmlinux, initrd, root.tar, what is known of them, and the programs for the host."""
     bases = options.cache / "base"
     base = bases / inputs.base_key
-    if base.is_dir() and not options.force:
+    if not options.force and _is_whole(base):
         os.utime(base)
+        _forget_unused(bases, cache)
         return base
     staging = options.cache / f"{store.BUILDING}base"
     root = staging / "root"
@@ -184,15 +196,17 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     unpacked_kernel.mkdir()
 
     progress("unpacking packages")
-    rootfs.unpack([cache.path(package) for package in inputs.packages.userland], root)
-    rootfs.configure(root)
+    extra = inputs.packages.extra
+    trimmed = [package for package in inputs.packages.userland if package not in extra]
+    rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
+    rootfs.configure(root, inputs.recipe)
     progress("unpacking the kernel")
     release = inputs.packages.release
     deb = cache.path(inputs.packages.kernel)
     rootfs.unpack_part(deb, unpacked_kernel, "./boot")
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
     progress("choosing kernel modules")
-    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release)
+    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
     directory = root / rootfs.MODULES / release
     first = [(path, (directory / path).read_bytes()) for path in tree.load_order(modules.INITRD)]
     (staging / "initrd").write_bytes(initrd.build((root / "usr/bin/busybox").read_bytes(), first))
@@ -207,16 +221,39 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     progress("unpacking the programs for the host")
     host_programs.install([cache.path(package) for package in inputs.packages.host], staging / host_programs.DIRECTORY)
     date = max(build_date(cache.path(package)) for package in inputs.packages)
-    (staging / "base.json").write_text(json.dumps({"date": date}))
+    debs = [package.filename for package in inputs.packages]
+    digests = {name: store.file_digest(staging / name) for name in _files(staging)}
+    (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests}))
 
     bases.mkdir(exist_ok=True)
     _sync_tree(staging)
     if base.exists():
         shutil.rmtree(base)
     staging.rename(base)
-    for old in sorted(bases.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)[_BASES_KEPT:]:
-        shutil.rmtree(old)
+    _forget_unused(bases, cache)
     return base
+
+
+def _is_whole(base: Path) -> bool:
+    """Whether an intermediate is there with the content that it was made with."""
+    try:
+        files = json.loads((base / _BASE).read_text())["files"]
+        return all(store.file_digest(base / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _forget_unused(bases: Path, cache: PackageCache) -> None:
+    """Remove intermediates that have not been used for long, and packages that none of the others is made of."""
+    by_age = sorted(bases.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in by_age[_BASES_KEPT:]:
+        shutil.rmtree(old)
+    kept: set[str] = set()
+    for base in by_age[:_BASES_KEPT]:
+        # A damaged one is made anew when it is wanted.
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            kept.update(json.loads((base / _BASE).read_text())["debs"])
+    cache.forget_others(kept)
 
 
 def _write_manifest(staging: Path, inputs: Inputs, date: int) -> None:
@@ -225,6 +262,7 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int) -> None:
     ]
     manifest = {
         "version": inputs.version,
+        "recipe": inputs.recipe.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "kernel_release": inputs.packages.release,
         "inputs": {"agent": inputs.agent, "builder": inputs.builder, "tools": dict(inputs.tools)},
@@ -242,7 +280,7 @@ def _files(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def _publish(images: Path, staging: Path, version: str, progress: Progress) -> GuestImage:
+def _publish(images: Path, staging: Path, version: str, progress: Progress, *, switch: bool = True) -> GuestImage:
     names = _files(staging)
     for name in names:
         (staging / name).chmod(0o555 if os.access(staging / name, os.X_OK) else 0o444)
@@ -257,7 +295,8 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress) -> G
         _sync_tree(target)
     else:
         staging.rename(target)
-    store.switch_current(images, version)
+    if switch:
+        store.switch_current(images, version)
     progress(f"image {version} is ready")
     return store.find(images, version)
 

@@ -1,7 +1,7 @@
 """The inputs of an image, and the version that is derived from them.
 
 The same inputs give the same version, and the same version the same bytes. Inputs are the packages (by digest), the
-agent's files, the builder's own files, and the program that writes the file system.
+recipe, the agent's files, the builder's own files, and the program that writes the file system.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from kata.osbuilder.packages import PackageSet
+from kata.osbuilder.recipe import DEFAULT, Recipe
 from kata.version import VERSION
 
 
@@ -23,12 +24,14 @@ class Inputs:
 
     Attributes:
         packages: with their digests.
+        recipe: what a person has asked for.
         agent: digest of the agent's files.
         builder: digest of the builder's own files.
         tools: name to version of the host's programs that shape the result.
     """
 
     packages: PackageSet
+    recipe: Recipe
     agent: str
     builder: str
     tools: Mapping[str, str]
@@ -36,7 +39,8 @@ class Inputs:
     @property
     def base_key(self) -> str:
         """Key of the intermediate, which does not depend on the agent: kernel, initrd and the root's packages."""
-        return _digest({"builder": self.builder, "packages": [package.sha256 for package in self.packages]})
+        packages = [package.sha256 for package in self.packages]
+        return _digest({"builder": self.builder, "packages": packages, "recipe": self.recipe.digest})
 
     @property
     def key(self) -> str:
@@ -45,8 +49,12 @@ class Inputs:
 
     @property
     def version(self) -> str:
-        """Version of the image, e.g. "0.1.0-3fd90a7be812": the project's version and a digest of the inputs."""
-        return f"{VERSION}-{self.key[:12]}"
+        """Version of the image, e.g. "0.1.0-3fd90a7be812": the project's version and a digest of the inputs.
+
+        Unless the recipe is the default, its name comes between them.
+        """
+        name = "" if self.recipe.name == DEFAULT else f"{self.recipe.name}-"
+        return f"{VERSION}-{name}{self.key[:12]}"
 
     @property
     def uuid(self) -> str:

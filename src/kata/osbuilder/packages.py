@@ -7,6 +7,7 @@ packages are neither read nor changed.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.command import run
-from kata.errors import FailedPrecondition, Internal, Unavailable
+from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from kata.osbuilder import suite
 
 KERNEL = "linux-image-amd64"
@@ -43,6 +44,9 @@ _UNNEEDED = (
     *("libmd[0-9]*", "libtinfo[0-9]*", "libuuid[0-9]*", "libacl[0-9]*", "libselinux[0-9]*", "libpcre2-8-[0-9]*"),
     "openssl-provider-*",
 )
+
+# Named by dependencies of a recipe's packages, for maintainer scripts, which never run here.
+_SCRIPTS_NEED = ("adduser", "debconf", "dpkg", "init-system-helpers", "passwd", "perl-base", "sensible-utils", "tar")
 
 _LISTS_TIMEOUT_S = 180.0
 _DOWNLOAD_TIMEOUT_S = 900.0
@@ -73,17 +77,23 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class PackageSet:
-    """All packages of one image: the kernel, what is unpacked into the root, and what the host runs.
+    """All packages of one image; iteration names each once.
 
-    A library may be in both of the latter; iteration names each package once.
+    Attributes:
+        kernel: with its modules.
+        userland: what the agent needs, unpacked into the root in part.
+        host: what the host runs.
+        extra: those of the recipe with all that they depend on, unpacked into the root as a whole. A library may be in
+            more than one of the three.
     """
 
     kernel: Package
     userland: tuple[Package, ...]
     host: tuple[Package, ...]
+    extra: tuple[Package, ...] = ()
 
     def __iter__(self) -> Iterator[Package]:
-        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host)))
+        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host, *self.extra)))
 
     @property
     def release(self) -> str:
@@ -102,11 +112,12 @@ class PackageCache:
 
     def __init__(self, directory: Path, mirror: str = suite.MIRROR, name: str = "") -> None:
         self._debs = directory / "debs"
+        self._suite = name or suite.guest_suite()
         self._apt = directory / "apt"
         # apt.conf refers to the other files.
         self._files = {
             "status": "",
-            "guest.sources": suite.sources(name or suite.guest_suite(), mirror),
+            "guest.sources": suite.sources(self._suite, mirror),
             "apt.conf": suite.configuration(self._apt),
         }
 
@@ -114,16 +125,22 @@ class PackageCache:
         """Where a package is, or will be, in the cache."""
         return self._debs / package.filename
 
-    def resolve(self) -> PackageSet:
+    def resolve(self, extra: Sequence[str] = ()) -> PackageSet:
         """The guest's packages as the package lists name them now.
 
+        Args:
+            extra: names of a recipe's packages.
+
         Raises:
-            FailedPrecondition: the lists are missing or do not have a package.
+            FailedPrecondition: the lists are missing or do not have a package of the agent's.
+            NotFound: they do not have one of `extra`.
         """
         try:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
             host = self.named(*HOST)
+            self._check_known(extra)
+            more = self.closure(extra, leave_out=_SCRIPTS_NEED) if extra else []
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
@@ -132,7 +149,22 @@ class PackageCache:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         (kernel_package,) = self.named(kernel[1])
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
-        return PackageSet(kernel_package, tuple(userland), (*host, *licenses))
+        return PackageSet(kernel_package, tuple(userland), (*host, *licenses), tuple(more))
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        """See that the suite has packages.
+
+        Raises:
+            NotFound: it does not have one of them.
+        """
+        known = set(self._run("apt-cache", "pkgnames").split()) if names else set()
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise NotFound(
+                    f"Debian has no package {name} in {self._suite}",
+                    hint=f"did you mean {near[0]}?" if near else "run: kata image build --update",
+                )
 
     def closure(self, names: Sequence[str], *, leave_out: Sequence[str] = ()) -> list[Package]:
         """These packages and all they depend on, sorted by name.
@@ -206,9 +238,9 @@ class PackageCache:
         for package in self.missing(packages):
             raise Unavailable(f"package {package.filename} has not the promised content", hint="build again")
 
-    def forget_others(self, packages: Iterable[Package]) -> None:
-        """Delete the files of packages that are not among these."""
-        kept = {package.filename for package in packages}
+    def forget_others(self, kept: Iterable[str]) -> None:
+        """Delete the files of all packages but those with these file names."""
+        kept = set(kept)
         for path in self._debs.iterdir():
             if path.name not in kept:
                 path.unlink()

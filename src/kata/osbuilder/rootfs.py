@@ -10,13 +10,15 @@ import lzma
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kata.agent.config import OF_IMAGE
 from kata.command import run
-from kata.errors import Internal
+from kata.errors import Internal, InvalidArgument
 from kata.osbuilder.commands import pipe
-from kata.osbuilder.modules import ModuleTree, root_modules
+from kata.osbuilder.modules import ModuleTree
+from kata.osbuilder.recipe import Recipe, agent_parameters
 
 #: For one tool; all of them take a few seconds on an idle host.
 _TOOL_TIMEOUT_S = 300.0
@@ -31,6 +33,12 @@ _EXCLUDED = (
     *("./usr/lib/x86_64-linux-gnu/libssl.so*", "./usr/lib/x86_64-linux-gnu/libmvec.so*"),
     *("./usr/lib/x86_64-linux-gnu/ossl-modules*", "./usr/lib/x86_64-linux-gnu/engines-*"),
     "./usr/lib/python3/dist-packages/*.egg-info*",
+)
+
+# Of a recipe's packages: only what people read, and what the state of a machine is.
+_UNREAD = (
+    *(f"./usr/share/{name}" for name in ("doc", "doc-base", "info", "lintian", "locale", "man")),
+    *("./usr/share/bash-completion", "./var/*", "./etc/init.d*", "./etc/cron*"),
 )
 
 # Parts of Python's standard library that no agent needs: tests, tools for developers, other encodings than Unicode's,
@@ -94,22 +102,36 @@ MODULES = Path("usr/lib/modules")
 _UNCHECKED = (0b01).to_bytes(4, "little")
 
 
-def unpack(debs: Sequence[Path], root: Path) -> None:
-    """Unpack packages into a new root directory, without what the guest does not need."""
+def unpack(trimmed: Sequence[Path], whole: Sequence[Path], root: Path) -> None:
+    """Unpack packages into a new root directory.
+
+    Args:
+        trimmed: packages of which only what the agent needs is kept.
+        whole: those of a recipe, of which all that a program may need is.
+        root: the directory, which exists and is empty.
+
+    Raises:
+        ResourceExhausted, DeadlineExceeded, Internal: as `commands.pipe`.
+    """
     for name in _MERGED:
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
-    excludes = [f"--exclude={pattern}" for pattern in _EXCLUDED]
+    _unpack(trimmed, root, _EXCLUDED)
+    for library in root.glob("usr/lib/python3.*"):
+        for pattern in _STDLIB_UNNEEDED:
+            for path in library.glob(pattern):
+                _delete(path)
+    _unpack(whole, root, _UNREAD)
+
+
+def _unpack(debs: Sequence[Path], root: Path, excluded: Iterable[str]) -> None:
+    excludes = [f"--exclude={pattern}" for pattern in excluded]
     for deb in debs:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(deb)],
             ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}", *excludes],
             timeout=_TOOL_TIMEOUT_S,
         )
-    for library in root.glob("usr/lib/python3.*"):
-        for pattern in _STDLIB_UNNEEDED:
-            for path in library.glob(pattern):
-                _delete(path)
 
 
 def unpack_part(deb: Path, target: Path, part: str) -> None:
@@ -147,13 +169,14 @@ def index_modules(root: Path, release: str) -> ModuleTree:
     return ModuleTree.parse((modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text())
 
 
-def trim_modules(tree: ModuleTree, root: Path, release: str) -> ModuleTree:
+def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str]) -> ModuleTree:
     """Leave the modules that the guest needs, not compressed: an emulated vCPU would decompress them each time.
 
     Args:
         tree: what there is.
         root: the guest's root.
         release: e.g. "6.12.118+deb13-amd64".
+        names: of modules, or patterns.
 
     Returns:
         What is left.
@@ -162,7 +185,7 @@ def trim_modules(tree: ModuleTree, root: Path, release: str) -> ModuleTree:
         NotFound: the kernel lacks one.
     """
     modules = root / MODULES / release
-    wanted = set(tree.load_order(root_modules()))
+    wanted = set(tree.load_order(names))
     for path in tree.dependencies:
         module = modules / path
         if path in wanted and module.suffix == ".xz":
@@ -175,8 +198,13 @@ def trim_modules(tree: ModuleTree, root: Path, release: str) -> ModuleTree:
     return index_modules(root, release)
 
 
-def configure(root: Path) -> None:
-    """What the packages' scripts would have done, and what a read-only root needs."""
+def configure(root: Path, recipe: Recipe) -> None:
+    """What the packages' scripts would have done, what a read-only root needs, and what a recipe puts there.
+
+    Raises:
+        InvalidArgument: a file of the recipe cannot be put there, or a user's number is another one's.
+        OSError: the disk is full.
+    """
     for name in _DIRECTORIES:
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "root").chmod(0o700)
@@ -187,8 +215,44 @@ def configure(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(target)
     _install_applets(root)
+    add(root, recipe)
     run(["ldconfig", "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
     _delete(root / "var/cache/ldconfig")
+
+
+def add(root: Path, recipe: Recipe) -> None:
+    """Put a recipe's users, files and settings of the agent into a root.
+
+    Raises:
+        InvalidArgument: as `configure`.
+        OSError: the disk is full.
+    """
+    for user in recipe.users:
+        _append(root / "etc/passwd", f"{user.name}:x:{user.id}:{user.id}::{user.home}:{user.shell}\n", user.id)
+        _append(root / "etc/group", f"{user.name}:x:{user.id}:\n", user.id)
+    for file in recipe.files:
+        path = root / file.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Through no link: a package may have one here that leads out of the root.
+            if path.parent.resolve() != root.resolve() / path.parent.relative_to(root):
+                raise InvalidArgument(f"recipe {recipe.name}: a directory of /{file.path} is a symbolic link")
+            path.unlink(missing_ok=True)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            raise InvalidArgument(f"recipe {recipe.name}: /{file.path}: {(error.strerror or '').lower()}") from None
+        path.write_bytes(file.content)
+        path.chmod(file.mode)
+    if recipe.agent:
+        (root / OF_IMAGE.lstrip("/")).write_text(f"{agent_parameters(dict(recipe.agent))}\n")
+
+
+def _append(table: Path, line: str, number: int) -> None:
+    text = table.read_text()
+    name = line.partition(":")[0]
+    for other, _, found, *_ in (row.split(":") for row in text.splitlines()):
+        if other == name or found == str(number):
+            raise InvalidArgument(f"user {name} with number {number}: /etc/{table.name} has {other} with {found}")
+    table.write_text(text + line)
 
 
 def compile_python(root: Path, *directories: str) -> None:

@@ -25,6 +25,7 @@ def make_image() -> Callable[[Path, str, int], Path]:
             files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {
             "version": version,
+            "recipe": "default",
             "date": "2026-11-16T01:02:03Z",
             "kernel_release": "6.12.118+deb13-amd64",
             "files": files,

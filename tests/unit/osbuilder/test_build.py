@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,10 @@ from kata.osbuilder import agent_files, build, commands, store
 from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
+from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
-INPUTS = Inputs(PackageSet(KERNEL, (), ()), agent="a", builder="b", tools={})
+INPUTS = Inputs(PackageSet(KERNEL, (), ()), Recipe("default"), agent="a", builder="b", tools={})
 
 
 @pytest.fixture
@@ -112,7 +116,8 @@ def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:
 def test_nothing_is_done_for_an_image_that_exists(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     published = build._publish(options.images, staged(options.images), INPUTS.version, lambda _: None)
     (options.images / store.CURRENT).unlink()
-    monkeypatch.setattr(build, "_resolve", lambda *_: INPUTS)
+    monkeypatch.setattr(build, "_resolve", lambda *_: INPUTS.packages)
+    monkeypatch.setattr(build, "Inputs", lambda *_: INPUTS)
     steps: list[str] = []
     assert build._build(options, steps.append) == published
     assert steps == [f"image {INPUTS.version} is up to date"]
@@ -124,3 +129,50 @@ def test_the_cache_and_the_agent_have_defaults() -> None:
     assert options.cache == Path("/var/cache/kata")
     assert options.agent == agent_files.source_directory()
     assert PackageCache(options.cache).path(KERNEL) == Path("/var/cache/kata/debs/k.deb")
+
+
+def base_of(options: BuildOptions, name: str, debs: list[str]) -> Path:
+    base = options.cache / "base" / name
+    (base / "host").mkdir(parents=True)
+    for file in ("root.tar", "host/virtiofsd"):
+        (base / file).write_text(f"{name} {file}")
+    digests = {file: store.file_digest(base / file) for file in ("root.tar", "host/virtiofsd")}
+    (base / "base.json").write_text(json.dumps({"date": 1, "debs": debs, "files": digests}))
+    return base
+
+
+def damage(base: Path) -> None:
+    (base / "host/virtiofsd").write_text("X")
+
+
+def remove(base: Path) -> None:
+    (base / "root.tar").unlink()
+
+
+def cut(base: Path) -> None:
+    (base / "base.json").write_text('{"date"')
+
+
+@pytest.mark.parametrize("change", [damage, remove, cut, shutil.rmtree])
+def test_an_intermediate_that_was_tampered_with_is_not_used(
+    options: BuildOptions, change: Callable[[Path], None]
+) -> None:
+    base = base_of(options, "a", [])
+    assert build._is_whole(base)
+    change(base)
+    assert not build._is_whole(base)
+
+
+def test_the_packages_of_the_last_recipes_stay(options: BuildOptions) -> None:
+    cache = PackageCache(options.cache)
+    cache.path(KERNEL).parent.mkdir(parents=True)
+    for age in range(5):
+        base = base_of(options, f"base{age}", ["k.deb", f"{age}.deb"])
+        os.utime(base, (1000 - age, 1000 - age))
+        (cache.path(KERNEL).parent / f"{age}.deb").touch()
+    cache.path(KERNEL).touch()
+    cut(options.cache / "base/base3")
+    build._forget_unused(options.cache / "base", cache)
+    assert sorted(path.name for path in (options.cache / "base").iterdir()) == [f"base{age}" for age in range(4)]
+    left = sorted(path.name for path in cache.path(KERNEL).parent.iterdir())
+    assert left == ["0.deb", "1.deb", "2.deb", "k.deb"]

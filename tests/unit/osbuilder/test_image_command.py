@@ -88,3 +88,23 @@ def test_no_command_is_help() -> None:
     result = CliRunner().invoke(app, [])
     for command in ("build", "list", "check", "prune"):
         assert command in result.output
+
+
+def test_switch_makes_another_image_the_current_one(root: Path) -> None:
+    assert run(root, "switch", A) == f"{root / A}\n"
+    assert store.find(root).version == A
+    with pytest.raises(NotFound):
+        run(root, "switch", "nonesuch")
+    assert store.find(root).version == A
+
+
+def test_recipes_are_listed_with_what_they_are() -> None:
+    lines = CliRunner().invoke(app, ["recipes"]).output.splitlines()
+    assert [line.split()[0] for line in lines] == ["debug", "default", "gpu-ready", "minimal"]
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_a_recipe_that_is_not_there_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no recipe 'debgu'"):
+        CliRunner().invoke(app, ["build", "--root", str(tmp_path / "x"), "--recipe", "debgu"], catch_exceptions=False)
+    assert not (tmp_path / "x").exists()

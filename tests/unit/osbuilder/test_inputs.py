@@ -5,10 +5,11 @@ import re
 
 from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.packages import Package, PackageSet
+from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
-INPUTS = Inputs(PackageSet(KERNEL, (CRUN,), ()), agent="a", builder="b", tools={"mkfs.erofs": "c"})
+INPUTS = Inputs(PackageSet(KERNEL, (CRUN,), ()), Recipe("default"), agent="a", builder="b", tools={"mkfs.erofs": "c"})
 
 
 def test_the_version_is_fit_for_a_directory() -> None:
@@ -21,12 +22,19 @@ def test_every_input_makes_another_version() -> None:
     others = [
         dataclasses.replace(INPUTS, packages=PackageSet(KERNEL, (newer,), ())),
         dataclasses.replace(INPUTS, packages=PackageSet(KERNEL, (), ())),
+        dataclasses.replace(INPUTS, recipe=Recipe("default", modules=("loop",))),
         dataclasses.replace(INPUTS, agent="x"),
         dataclasses.replace(INPUTS, builder="x"),
         dataclasses.replace(INPUTS, tools={"mkfs.erofs": "x"}),
     ]
     assert len({inputs.version for inputs in (INPUTS, *others)}) == len(others) + 1
     assert len({inputs.uuid for inputs in (INPUTS, *others)}) == len(others) + 1
+
+
+def test_another_recipe_is_part_of_the_version() -> None:
+    debug = dataclasses.replace(INPUTS, recipe=Recipe("debug"))
+    assert debug.key == INPUTS.key
+    assert re.fullmatch(r"[0-9.]+-debug-[0-9a-f]{12}", debug.version)
 
 
 def test_the_same_inputs_make_the_same_version() -> None:

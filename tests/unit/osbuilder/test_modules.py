@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from kata.errors import NotFound
-from kata.osbuilder.modules import INITRD, ModuleTree, root_modules
+from kata.osbuilder import recipe
+from kata.osbuilder.modules import INITRD, ModuleTree
 
 DEP = """\
 kernel/drivers/virtio/virtio_ring.ko: kernel/drivers/virtio/virtio.ko
@@ -54,11 +55,23 @@ def test_a_module_that_is_nowhere_stops_the_build() -> None:
         names(["virtio_pci", "virtio-blk"])
 
 
+def test_a_module_that_is_misspelled_has_a_suggestion() -> None:
+    with pytest.raises(NotFound, match="xt_marc") as caught:
+        names(["xt_marc"])
+    assert caught.value.hint == "did you mean xt_mark?"
+
+
+def test_a_pattern_that_matches_nothing_stops_the_build() -> None:
+    with pytest.raises(NotFound, match=r"matches nvidia\*"):
+        names(["nvidia*"])
+    assert names(["pci_*"]) == []
+
+
 def test_a_privileged_container_can_mount_what_a_host_can() -> None:
-    assert {"btrfs", "autofs4", "binfmt_misc", "nfs", "nfsv4", "cifs"} <= set(root_modules())
+    assert {"btrfs", "autofs4", "binfmt_misc", "nfs", "nfsv4", "cifs"} <= set(recipe.load("default").modules)
 
 
 def test_the_lists_name_nothing_twice() -> None:
-    for wanted in (list(INITRD), list(root_modules())):
+    for wanted in (INITRD, *(recipe.load(name).modules for name in recipe.names())):
         normal = [name.replace("-", "_") for name in wanted]
         assert sorted(normal) == sorted(set(normal))

@@ -61,7 +61,7 @@ def test_superseded_packages_leave_the_cache(tmp_path: Path) -> None:
     cache.path(kept).parent.mkdir()
     for name in ("crun_1_amd64.deb", "crun_2_amd64.deb"):
         (cache.path(kept).parent / name).touch()
-    cache.forget_others([kept])
+    cache.forget_others([kept.filename])
     assert [path.name for path in cache.path(kept).parent.iterdir()] == ["crun_2_amd64.deb"]
 
 
