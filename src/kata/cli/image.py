@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kata.cli.options import AsJson
+from kata.cli.render import ExitCode
 from kata.errors import KataError
 from kata.osbuilder import store
 
@@ -98,9 +101,13 @@ def switch(
     """Make an image the current one; what runs keeps the one that it has."""
     image = store.find(root, version)
     directory = root or store.images_root()
-    with store.lock(directory, timeout=30):
-        store.switch_current(directory, image.version)
+    _switch(directory, image.version)
     print(image.directory)
+
+
+def _switch(root: Path, version: str) -> None:
+    with store.lock(root, timeout=30):
+        store.switch_current(root, version)
 
 
 @app.command()
@@ -111,6 +118,70 @@ def check(
     image = store.find(root, version)
     store.check(image)
     print(f"image {image.version} is complete and unchanged")
+
+
+@app.command()
+def inspect(
+    version: Annotated[str, typer.Argument(help="Version, or 'current'.")] = store.CURRENT,
+    root: Root = None,
+    largest: Annotated[int, typer.Option("--files", min=0, help="How many of the largest files to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an image is made of: packages with versions and licenses, and its largest files."""
+    from kata.cli import image_show
+
+    image = store.find(root, version)
+    items = image_show.files_of(image)
+    if as_json:
+        print(json.dumps(image_show.document(image, items), indent=2))
+    else:
+        image_show.show(image, items, largest)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="Version, or 'current'.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    root: Root = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show what differs between two images; exits with 1 if something does."""
+    from kata.cli import image_show
+
+    found = image_show.compare(store.find(root, before), store.find(root, after))
+    if as_json:
+        print(json.dumps(image_show.as_document(found), indent=2))
+    else:
+        print("\n".join(image_show.as_lines(found)), end="\n" if found else "")
+    return ExitCode.FAILED if found else ExitCode.OK
+
+
+@app.command()
+def export(
+    version: Annotated[str, typer.Argument(help="Version, or 'current'.")],
+    file: Annotated[Path, typer.Argument(help="The archive to write, .tar.zst by its format.")],
+    root: Root = None,
+) -> None:
+    """Write an image to one file, to be carried to another host."""
+    from kata.osbuilder import transfer
+
+    transfer.export(store.find(root, version), file)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `kata image export` has written.")],
+    root: Root = None,
+    use: Annotated[bool, typer.Option("--switch", help="Make it the current image.")] = False,
+) -> None:
+    """Read an image that `kata image export` has written; its files are compared with its manifest."""
+    from kata.osbuilder import transfer
+
+    directory = root or store.images_root()
+    image = transfer.import_(file, directory)
+    if use:
+        _switch(directory, image.version)
+    print(image.directory)
 
 
 @app.command()

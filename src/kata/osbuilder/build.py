@@ -12,13 +12,24 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
-from kata.linux.atomic_file import sync_directory
-from kata.osbuilder import agent_files, commands, host_programs, initrd, kernel, modules, rootfs, store, suite
+from kata.osbuilder import (
+    agent_files,
+    commands,
+    contents,
+    host_programs,
+    initrd,
+    kernel,
+    licenses,
+    modules,
+    rootfs,
+    store,
+    suite,
+)
 from kata.osbuilder import recipe as recipes
 from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
@@ -37,6 +48,9 @@ _LOCK_TIMEOUT_S = 900.0
 _BASES_KEPT = 4
 #: What is known of an intermediate: date, packages, digests of its files.
 _BASE = "base.json"
+#: The licenses of all packages, one after the other.
+_COPYRIGHT = "copyright"
+_DOC = "./usr/share/doc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +154,15 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     rootfs.compile_python(root, "/usr/lib/kata")
     progress("checking the agent")
     rootfs.check(root)
+    (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
     information = json.loads((base / _BASE).read_text())
     rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=inputs.uuid)
     shutil.rmtree(root)
-    for name in ("vmlinux", "initrd"):
+    for name in ("vmlinux", "initrd", _COPYRIGHT):
         shutil.copyfile(base / name, staging / name)
     shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
-    _write_manifest(staging, inputs, information["date"])
+    _write_manifest(staging, inputs, information["date"], information["licenses"])
     return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
 
 
@@ -203,7 +218,7 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     progress("unpacking the kernel")
     release = inputs.packages.release
     deb = cache.path(inputs.packages.kernel)
-    rootfs.unpack_part(deb, unpacked_kernel, "./boot")
+    rootfs.unpack_part(deb, unpacked_kernel, "./boot", _DOC)
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
     progress("choosing kernel modules")
     tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
@@ -213,6 +228,12 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     progress("extracting the kernel")
     vmlinux = kernel.extract_vmlinux((unpacked_kernel / f"boot/vmlinuz-{release}").read_bytes())
     (staging / "vmlinux").write_bytes(vmlinux)
+    progress("collecting licenses")
+    for package in inputs.packages:
+        if package != inputs.packages.kernel:
+            rootfs.unpack_part(cache.path(package), unpacked_kernel, _DOC)
+    texts = _copyrights(unpacked_kernel / _DOC, [package.name for package in inputs.packages])
+    (staging / _COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
     shutil.rmtree(unpacked_kernel)
     progress("compiling the Python library")
     rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
@@ -223,15 +244,30 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     date = max(build_date(cache.path(package)) for package in inputs.packages)
     debs = [package.filename for package in inputs.packages]
     digests = {name: store.file_digest(staging / name) for name in _files(staging)}
-    (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests}))
+    names = {name: licenses.names(text) for name, text in texts.items()}
+    (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests, "licenses": names}))
 
     bases.mkdir(exist_ok=True)
-    _sync_tree(staging)
+    store.sync_tree(staging)
     if base.exists():
         shutil.rmtree(base)
     staging.rename(base)
     _forget_unused(bases, cache)
     return base
+
+
+def _copyrights(documentation: Path, packages: Iterable[str]) -> dict[str, str]:
+    """The copyright file of each package that has one; some share that of another package by a symbolic link."""
+    found = {}
+    for name in packages:
+        directory = documentation / name
+        # No further than to the next directory: a package does not get to name a file of the host.
+        if directory.is_symlink():
+            directory = documentation / Path(os.readlink(directory)).name
+        path = directory / "copyright"
+        if path.is_file() and not path.is_symlink():
+            found[name] = path.read_text(errors="replace")
+    return found
 
 
 def _is_whole(base: Path) -> bool:
@@ -256,11 +292,18 @@ def _forget_unused(bases: Path, cache: PackageCache) -> None:
     cache.forget_others(kept)
 
 
-def _write_manifest(staging: Path, inputs: Inputs, date: int) -> None:
+def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[str, Sequence[str]]) -> None:
     packages = [
-        {"name": package.name, "version": package.version, "sha256": package.sha256} for package in inputs.packages
+        {
+            "name": package.name,
+            "version": package.version,
+            "sha256": package.sha256,
+            "licenses": list(licenses.get(package.name, ())),
+        }
+        for package in inputs.packages
     ]
     manifest = {
+        "format": store.FORMAT,
         "version": inputs.version,
         "recipe": inputs.recipe.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
@@ -285,30 +328,20 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress, *, s
     for name in names:
         (staging / name).chmod(0o555 if os.access(staging / name, os.X_OK) else 0o444)
     staging.chmod(0o755)
-    _sync_tree(staging)
+    store.sync_tree(staging)
     target = images / version
     if target.exists():
         # The same version has the same bytes: this replaces damaged files only, and readers keep what they opened.
         for name in names:
             (target / name).parent.mkdir(exist_ok=True)
             (staging / name).replace(target / name)
-        _sync_tree(target)
+        store.sync_tree(target)
     else:
         staging.rename(target)
     if switch:
         store.switch_current(images, version)
     progress(f"image {version} is ready")
     return store.find(images, version)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_dir():
-            _sync_tree(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_directory(directory)
 
 
 def _remove_leftovers(directory: Path) -> None:

@@ -134,20 +134,20 @@ def _unpack(debs: Sequence[Path], root: Path, excluded: Iterable[str]) -> None:
         )
 
 
-def unpack_part(deb: Path, target: Path, part: str) -> None:
-    """Unpack one directory of a package.
+def unpack_part(deb: Path, target: Path, *parts: str) -> None:
+    """Unpack some directories of a package.
 
     Args:
         deb: the package.
         target: directory to unpack into.
-        part: the directory's name in the archive, such as "./boot".
+        *parts: the directories' names in the archive, such as "./boot".
 
     Raises:
         ResourceExhausted, DeadlineExceeded, Internal: as `commands.pipe`.
     """
     pipe(
         ["dpkg-deb", "--fsys-tarfile", str(deb)],
-        ["tar", "--extract", "--keep-directory-symlink", f"--directory={target}", part],
+        ["tar", "--extract", "--keep-directory-symlink", f"--directory={target}", *parts],
         timeout=_TOOL_TIMEOUT_S,
     )
 

@@ -30,10 +30,14 @@ MANIFEST = "manifest.json"
 CURRENT = "current"
 #: Prefix of a build in progress, or of what a killed one left behind.
 BUILDING = ".build-"
+#: Of manifests: another number means that an older reader would misunderstand it.
+FORMAT = 1
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 #: Of a file below the image's directory.
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: What a manifest says of an image and a person reads: it may be an imported one.
+_WORD = re.compile(r"[A-Za-z0-9._+:~-]{1,128}")
 _MAX_MANIFEST = 1 << 20
 _HINT = "run: kata image build"
 
@@ -202,6 +206,17 @@ def lock(directory: Path, *, timeout: float) -> Iterator[None]:
         os.close(fd)
 
 
+def sync_tree(directory: Path) -> None:
+    """Have all files below a directory survive a power failure. Raises OSError."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            sync_tree(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(directory)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     import hashlib  # loads OpenSSL
@@ -215,12 +230,25 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             manifest = json.loads(file.read(_MAX_MANIFEST))
+        # Those of the first images had no number.
+        number = int(manifest.setdefault("format", 0))
+        if number > FORMAT:
+            raise FailedPrecondition(
+                f"guest image {directory.name} was made by a newer kata (manifest of format {number}; "
+                f"this one reads up to {FORMAT})",
+                hint="install that version, or run: kata image build",
+            )
+        if number == 0:
+            manifest["recipe"] = "default"
+        for key in ("recipe", "kernel_release", "date"):
+            if not _WORD.fullmatch(manifest[key]):
+                raise ValueError(f"invalid {key} {manifest[key]!r:.80}")
         for name in {*FILES, *manifest["files"]}:
             int(manifest["files"][name]["size"])
             str(manifest["files"][name]["sha256"])
             if not _NAME.fullmatch(name):
                 raise ValueError(f"invalid name {name!r}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FailedPrecondition(
             f"guest image {directory.name} is damaged: {path}: {error}", hint=f"{_HINT} --force"
         ) from None

@@ -24,6 +24,7 @@ def make_image() -> Callable[[Path, str, int], Path]:
             (directory / name).write_bytes(content)
             files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {
+            "format": store.FORMAT,
             "version": version,
             "recipe": "default",
             "date": "2026-11-16T01:02:03Z",

@@ -41,7 +41,7 @@ def staged(images: Path, content: str = "x") -> Path:
     for name in (*store.FILES, "host/virtiofsd"):
         (staging / name).write_text(f"{name} {content}")
     (staging / "host/virtiofsd").chmod(0o755)
-    build._write_manifest(staging, INPUTS, 1_700_000_000)
+    build._write_manifest(staging, INPUTS, 1_700_000_000, {KERNEL.name: ["GPL-2"]})
     return staging
 
 
@@ -101,7 +101,7 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
     assert (image.directory / "host/virtiofsd").stat().st_mode & 0o777 == 0o555
     assert image.manifest["kernel_release"] == "6.12.118+deb13-amd64"
     assert image.manifest["date"] == "2023-11-14T22:13:20Z"
-    assert [package["name"] for package in image.manifest["packages"]] == [KERNEL.name]
+    assert [(one["name"], one["licenses"]) for one in image.manifest["packages"]] == [(KERNEL.name, ["GPL-2"])]
 
 
 def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from typer.testing import CliRunner
 
 from kata.cli.image import app
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
-from kata.osbuilder import build, store
+from kata.osbuilder import build, contents, store
+from kata.osbuilder.contents import Item
 
 A, B, C = (f"0.1.0-{letter * 12}" for letter in "abc")
 
@@ -108,3 +112,60 @@ def test_a_recipe_that_is_not_there_is_told_before_anything_is_done(tmp_path: Pa
     with pytest.raises(NotFound, match="there is no recipe 'debgu'"):
         CliRunner().invoke(app, ["build", "--root", str(tmp_path / "x"), "--recipe", "debgu"], catch_exceptions=False)
     assert not (tmp_path / "x").exists()
+
+
+def with_contents(directory: Path, packages: dict[str, str], items: list[Item]) -> None:
+    """Give an image packages and a list of files."""
+    (directory / contents.NAME).write_text(contents.dump(items))
+    manifest = json.loads((directory / store.MANIFEST).read_text())
+    listed = (directory / contents.NAME).read_bytes()
+    manifest["files"][contents.NAME] = {"size": len(listed), "sha256": hashlib.sha256(listed).hexdigest()}
+    manifest["packages"] = [
+        {"name": name, "version": version, "sha256": "", "licenses": ["MIT", "[red]\x1b"]}
+        for name, version in packages.items()
+    ]
+    (directory / store.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def two(root: Path) -> Path:
+    sh = Item("usr/bin/sh", "link", 0o777, link="busybox")
+    with_contents(root / A, {"crun": "1", "old": "1"}, [sh, Item("usr/big", "file", 0o644, 5_000_000, "aa" * 32)])
+    with_contents(root / B, {"crun": "2", "new": "1"}, [sh, Item("usr/big", "file", 0o644, 9_000_000, "bb" * 32)])
+    return root
+
+
+def test_inspect_shows_packages_with_licenses_and_the_largest_files(two: Path) -> None:
+    text = run(two, "inspect")
+    assert re.search(r"crun +2 +MIT, \[red\]", text)
+    assert "9.00 MB  /usr/big" in text
+    assert "\x1b" not in text
+    assert "/usr/big" not in run(two, "inspect", "--files", "0")
+    found = json.loads(run(two, "inspect", A, "--json"))
+    assert found["version"] == A
+    assert [one["path"] for one in found["contents"]] == ["usr/bin/sh", "usr/big"]
+
+
+def test_diff_names_packages_files_and_parts(two: Path) -> None:
+    result = CliRunner().invoke(app, ["diff", A, B, "--root", str(two)], standalone_mode=False)
+    assert result.return_value == 1
+    lines = [" ".join(line.split()[:3]) for line in result.stdout.splitlines()]
+    assert lines[:4] == ["~ package crun", "+ package new", "- package old", "~ file /usr/big"]
+    assert set(lines[4:]) == {"~ part initrd", "~ part root.erofs", "~ part vmlinux"}
+    same = CliRunner().invoke(app, ["diff", A, A, "--root", str(two), "--json"], standalone_mode=False)
+    assert (same.return_value, json.loads(same.stdout)) == (0, [])
+
+
+def test_an_image_without_a_list_of_files_is_told(root: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="no list of its files"):
+        run(root, "inspect")
+
+
+def test_an_image_is_exported_and_imported(two: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "image.tar.zst", tmp_path / "other"
+    run(two, "export", A, str(file))
+    assert run(other, "import", str(file)) == f"{other / A}\n"
+    with pytest.raises(NotFound):
+        store.find(other)
+    run(other, "import", str(file), "--switch")
+    assert store.find(other).version == A
