@@ -23,7 +23,7 @@ def _missing(marker: str) -> str | None:
     if marker in ("vm", "containerd"):
         hypervisor = load().config.hypervisor
         for path in (hypervisor.path, hypervisor.kernel, hypervisor.initrd, hypervisor.image):
-            if not path.exists():
+            if path is not None and not path.exists():
                 return f"{path}"
     if marker == "containerd":
         return next((name for name in ("containerd", "ctr", "runc") if shutil.which(name) is None), None)

@@ -164,6 +164,7 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path,
 def test_force_repairs_an_image_and_its_intermediate(tmp_path: Path, source: Path) -> None:
     options = BuildOptions(images=tmp_path / "images", cache=seeded_cache(tmp_path / "cache", base=True), agent=source)
     image = build(options)
+    assert image.rootfs
     for damaged in (*options.cache.glob("base/*/vmlinux"), image.rootfs):
         with damaged.open("r+b") as file:
             file.seek(5000)

@@ -213,12 +213,12 @@ def qemu(config: Config) -> Row:
 
 def guest_image(config: Config) -> Row:
     """Check that the configured files can be read; verify the digests if they are an image of `kata image`."""
-    files = (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image)
+    wanted = (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image)
+    files = [path for path in wanted if path is not None]
     try:
         image = store.find()
-        ours = [path.resolve() for path in files] == [
-            path.resolve() for path in (image.kernel, image.initrd, image.rootfs)
-        ]
+        theirs = (image.kernel, image.initrd, image.rootfs)
+        ours = [path.resolve() for path in files] == [path.resolve() for path in theirs if path is not None]
         if ours:
             store.check(image)
             return Row("guest image", Status.OK, f"{image.version}, complete and unchanged")
@@ -228,7 +228,7 @@ def guest_image(config: Config) -> Row:
     missing = [str(path) for path in files if not os.access(path, os.R_OK)]
     if missing:
         return Row("guest image", Status.FAILED, f"not readable: {', '.join(missing)}", "run: kata image build")
-    return Row("guest image", Status.OK, f"{files[2]}, as configured")
+    return Row("guest image", Status.OK, f"{files[-1]}, as configured")
 
 
 def accelerator(config: Config) -> Row:

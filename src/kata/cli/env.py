@@ -93,7 +93,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
             "Accelerator": {"Name": name, "Reason": reason},
         },
         "Kernel": {"Path": _real(hypervisor.kernel), "Parameters": hypervisor.kernel_params},
-        "Image": {"Path": _real(hypervisor.image), "Version": _image_version()},
+        "Image": {"Path": _real(hypervisor.image) if hypervisor.image else "", "Version": _image_version()},
         "Initrd": {"Path": _real(hypervisor.initrd)},
         "Host": {
             "Kernel": host.kernel_release(),

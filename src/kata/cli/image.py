@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +16,9 @@ from kata.cli.options import AsJson
 from kata.cli.render import ExitCode
 from kata.errors import KataError
 from kata.osbuilder import store
+
+if TYPE_CHECKING:
+    from kata.osbuilder.recipe import Recipe
 
 app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
 
@@ -35,6 +39,13 @@ def build(
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="What the guest is made of; `kata image recipes` lists the names.")
     ] = "default",
+    image_format: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help="erofs, ext4, xfs, or initrd: no disk. Default: the recipe's."),
+    ] = "",
+    verity: Annotated[
+        bool, typer.Option("--verity", help="Have the guest's kernel check the root (dm-verity).")
+    ] = False,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Do not make it the current image.")] = False,
 ) -> None:
     """Build a guest image and make it the current one; does nothing if it is up to date."""
@@ -49,7 +60,7 @@ def build(
         mirror=mirror or MIRROR,
         force=force,
         update=update,
-        recipe=recipes.load(recipe),
+        recipe=_formed(recipes.load(recipe), image_format, verity),
         switch=not no_switch,
     )
     console = Console(stderr=True)
@@ -60,6 +71,11 @@ def build(
     else:
         image = build_image(options, lambda step: console.print(f"{time.monotonic() - started:6.1f} s  {step}"))
     print(image.directory)
+
+
+def _formed(recipe: Recipe, image_format: str, verity: bool) -> Recipe:
+    form = replace(recipe.form, format=image_format or recipe.form.format, verity=verity or recipe.form.verity)
+    return replace(recipe, form=form)
 
 
 @app.command("list")

@@ -99,7 +99,7 @@ def _check_before(request: RunRequest, config: Config) -> None:
         InvalidArgument: -it without a terminal.
     """
     for path in (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image):
-        if not os.access(path, os.R_OK):
+        if path is not None and not os.access(path, os.R_OK):
             raise NotFound(f"guest image: cannot read {path}", hint="run: kata image build")
     if request.interactive and request.tty and not os.isatty(0):
         raise InvalidArgument("standard input is not a terminal", hint="omit -t or -i")

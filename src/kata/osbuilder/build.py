@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.osbuilder import (
     agent_files,
     commands,
     contents,
+    formats,
     host_programs,
     initrd,
     kernel,
@@ -29,11 +31,12 @@ from kata.osbuilder import (
     rootfs,
     store,
     suite,
+    verity,
 )
 from kata.osbuilder import recipe as recipes
 from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
-from kata.osbuilder.recipe import Recipe
+from kata.osbuilder.recipe import INITRD, Form, Recipe
 from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
@@ -41,7 +44,7 @@ DEFAULT_CACHE = Path("/var/cache/kata")
 #: Called with the next step, a short phrase.
 Progress = Callable[[str], None]
 
-_TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "mkfs.erofs", "setpriv", "tar")
+_TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "setpriv", "tar")
 #: A whole build takes a minute; another one may be waiting for the network.
 _LOCK_TIMEOUT_S = 900.0
 #: Intermediates to keep, with their packages: of a few recipes.
@@ -95,7 +98,7 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
         DeadlineExceeded: another build, or a tool, takes too long.
         Internal: a tool failed.
     """
-    _check_host()
+    _check_host(options.recipe.form)
     try:
         options.images.mkdir(parents=True, exist_ok=True)
         options.cache.mkdir(parents=True, exist_ok=True)
@@ -116,22 +119,29 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
         raise FailedPrecondition(f"cannot build a guest image: {error}") from error
 
 
-def _check_host() -> None:
+def _check_host(form: Form) -> None:
     if os.geteuid() != 0:
         raise PermissionDenied("only root can build a guest image", hint="run it with sudo")
     if os.uname().machine != "x86_64":
         raise FailedPrecondition(f"guest images are built for x86_64 only, not for {os.uname().machine}")
-    commands.require(_TOOLS)
+    commands.require((*_TOOLS, *_shaping_tools(form)))
     if not suite.KEYRING.exists():
         raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
+
+
+def _shaping_tools(form: Form) -> list[str]:
+    """The host's tools whose version shapes the bytes of an image."""
+    file_system = formats.FILE_SYSTEMS.get(form.format)
+    return [*([file_system.tool] if file_system else []), *([verity.TOOL] if form.verity else [])]
 
 
 def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     cache = PackageCache(options.cache, options.mirror)
     files = agent_files.collect(options.agent)
+    form = options.recipe.form
     packages = _resolve(cache, options, progress)
     agent = agent_files.digest(files)
-    inputs = Inputs(packages, options.recipe, agent, builder_digest(), commands.digests("mkfs.erofs"))
+    inputs = Inputs(packages, options.recipe, agent, builder_digest(), commands.digests(*_shaping_tools(form)))
 
     if not options.force:
         try:
@@ -157,13 +167,24 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
     information = json.loads((base / _BASE).read_text())
-    rootfs.make_image(root, staging / "root.erofs", date=information["date"], uuid=inputs.uuid)
+    _write_root(root, staging, form, information["date"], inputs.uuid)
     shutil.rmtree(root)
-    for name in ("vmlinux", "initrd", _COPYRIGHT):
+    for name in ("vmlinux", _COPYRIGHT, *(() if form.format == INITRD else ("initrd",))):
         shutil.copyfile(base / name, staging / name)
     shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
     _write_manifest(staging, inputs, information["date"], information["licenses"])
     return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
+
+
+def _write_root(root: Path, staging: Path, form: Form, date: int, uuid: str) -> None:
+    if form.format == INITRD:
+        (staging / "initrd").write_bytes(initrd.build_alone(root))
+        return
+    image = staging / f"root.{form.format}"
+    formats.FILE_SYSTEMS[form.format].write(root, image, form, date, uuid)
+    if form.verity:
+        sealed = verity.seal(image, salt=UUID(uuid).hex)
+        (staging / f"{image.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")
 
 
 def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> PackageSet:
@@ -189,7 +210,7 @@ def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> 
 
 def _fetch(cache: PackageCache, recipe: Recipe, progress: Progress) -> PackageSet:
     progress("choosing packages")
-    packages = cache.resolve(recipe.packages)
+    packages = cache.resolve(recipe.packages, (verity.PACKAGE,) if recipe.form.verity else ())
     if missing := cache.missing(packages):
         progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
         cache.download(missing)
@@ -223,8 +244,8 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     progress("choosing kernel modules")
     tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
     directory = root / rootfs.MODULES / release
-    first = [(path, (directory / path).read_bytes()) for path in tree.load_order(modules.INITRD)]
-    (staging / "initrd").write_bytes(initrd.build((root / "usr/bin/busybox").read_bytes(), first))
+    if inputs.recipe.form.format != INITRD:
+        (staging / "initrd").write_bytes(_initrd(root, tree, directory, staging, inputs, cache))
     progress("extracting the kernel")
     vmlinux = kernel.extract_vmlinux((unpacked_kernel / f"boot/vmlinuz-{release}").read_bytes())
     (staging / "vmlinux").write_bytes(vmlinux)
@@ -254,6 +275,22 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     staging.rename(base)
     _forget_unused(bases, cache)
     return base
+
+
+def _initrd(
+    root: Path, tree: modules.ModuleTree, directory: Path, staging: Path, inputs: Inputs, cache: PackageCache
+) -> bytes:
+    """The initrd that mounts the root disk."""
+    form = inputs.recipe.form
+    mounting = [*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())]
+    paths = tree.load_order(modules.of_initrd(mounting))
+    programs = {}
+    if form.verity:
+        programs = verity.programs([cache.path(package) for package in inputs.packages.early], staging / "early")
+        shutil.rmtree(staging / "early")
+    busybox = (root / "usr/bin/busybox").read_bytes()
+    loaded = [(path, (directory / path).read_bytes()) for path in paths]
+    return initrd.build(busybox, loaded, root_type=form.format, programs=programs)
 
 
 def _copyrights(documentation: Path, packages: Iterable[str]) -> dict[str, str]:

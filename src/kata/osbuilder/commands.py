@@ -19,8 +19,11 @@ _PACKAGE_OF = {
     "dpkg-deb": "dpkg",
     "ldconfig": "libc-bin",
     "mkfs.erofs": "erofs-utils",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
     "setpriv": "util-linux",
     "tar": "tar",
+    "veritysetup": "cryptsetup-bin",
 }
 
 

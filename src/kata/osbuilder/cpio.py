@@ -1,14 +1,17 @@
 """A writer for cpio archives in the newc format, as the Linux kernel reads it for an initramfs.
 
-Pure: the same entries give the same bytes (inode numbers count up, times are zero, root owns everything).
+Pure but for reading a directory: the same entries give the same bytes (inode numbers count up, times are zero, root
+owns everything).
 Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux kernel.
 """
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from kata.errors import NotFound
 
@@ -67,6 +70,32 @@ def character_device(path: str, major: int, minor: int) -> Entry:
     return Entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
 
 
+def tree(root: Path, left_out: Iterable[str] = ()) -> Iterator[Entry]:
+    """What is in a directory, sorted, parents first; only directories, files and symbolic links.
+
+    Args:
+        root: the directory.
+        left_out: paths in it.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for directory, subdirectories, names in os.walk(root):
+        subdirectories.sort()
+        for name in sorted((*subdirectories, *names)):
+            path = os.path.join(directory, name)
+            below, mode = os.path.relpath(path, root), os.lstat(path).st_mode
+            if below in left_out:
+                continue
+            if stat.S_ISREG(mode):
+                with open(path, "rb") as content:
+                    yield Entry(below, mode, content.read())
+            elif stat.S_ISLNK(mode):
+                yield Entry(below, stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)))
+            elif stat.S_ISDIR(mode):
+                yield Entry(below, mode)
+
+
 def archive(entries: Iterable[Entry]) -> bytes:
     """The entries, in their order, as one archive."""
     parts = [_record(entry, inode) for inode, entry in enumerate(entries, start=1)]
@@ -94,7 +123,7 @@ def content(data: bytes, path: str) -> bytes:
 
 
 def _record(entry: Entry, inode: int) -> bytes:
-    name = entry.path.encode() + b"\0"
+    name = os.fsencode(entry.path) + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
     header = _MAGIC + b"".join(b"%08X" % field for field in fields)

@@ -26,7 +26,7 @@ PROGRAMS = {"virtiofsd": "usr/libexec/virtiofsd", "setpriv": "usr/bin/setpriv"}
 #: The licenses of everything in the directory, one after the other.
 LICENSES = "copyright"
 
-_LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
+LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 #: A library by its name; the loader itself is listed by its path.
 _LISTED = re.compile(r"^\s+([^/\s]+) => (\S+|not found)", re.MULTILINE)
 #: For one tool; all of them take a second on an idle host.
@@ -53,11 +53,13 @@ def install(debs: Sequence[Path], target: Path) -> None:
             ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"],
             timeout=_TOOL_TIMEOUT_S,
         )
-    libraries = root / _LIBRARIES
+    libraries = root / LIBRARIES
     files = {LOADER: libraries / LOADER}
     for name, program in PROGRAMS.items():
         files[name] = root / program
-        files |= {library: libraries / library for library in _loaded(libraries / LOADER, libraries, root / program)}
+        files |= {
+            library: libraries / library for library in libraries_of(libraries / LOADER, libraries, root / program)
+        }
     for name, path in files.items():
         shutil.copyfile(path, target / name)
         (target / name).chmod(0o555)
@@ -79,8 +81,13 @@ def check(directory: Path) -> None:
         run([*loader, str(directory / name), "--version"], timeout=_TOOL_TIMEOUT_S)
 
 
-def _loaded(loader: Path, libraries: Path, program: Path) -> list[str]:
+def libraries_of(loader: Path, libraries: Path, program: Path) -> list[str]:
     """The names of the libraries that a program loads.
+
+    Args:
+        loader: the dynamic loader.
+        libraries: the directory of all libraries.
+        program: the program.
 
     Raises:
         Internal: one is not among `libraries`.

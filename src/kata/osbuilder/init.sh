@@ -22,6 +22,20 @@ case " $command_line " in
 esac
 
 mount -t sysfs sysfs /sys || fail "cannot mount /sys"
+
+if [ -x /usr/bin/kata-agent ]; then
+    # The initrd is the whole root. It is mounted over itself: no container could pivot_root out of the first root.
+    mount --bind / /mnt || fail "cannot mount the root over itself"
+    for directory in dev proc sys; do
+        mount --move "/$directory" "/mnt/$directory" || fail "cannot move /$directory to the root"
+    done
+    mount -o remount,bind,ro /mnt || fail "cannot make the root read-only"
+    cd /mnt || fail "cannot enter the root"
+    mount --move . / || fail "cannot move the root to /"
+    export PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
+    exec chroot . /usr/bin/kata-agent
+fi
+
 while read -r module; do
     insmod "/modules/$module" || fail "cannot load $module"
 done </modules/order
@@ -32,7 +46,18 @@ until [ -b /dev/vda ]; do
     [ "$tries" -le 50 ] || fail "no root disk: /dev/vda did not appear within 5 s"
     sleep 0.1
 done
-mount -t erofs -o ro /dev/vda /sysroot || fail "cannot mount the root disk /dev/vda as erofs"
+disk=/dev/vda
+case "$command_line" in
+*'dm-mod.create="'*)
+    # The kernel's own parameter, for a device mapper that is part of it (admin-guide/device-mapper/dm-init.rst). Here it
+    # is a module, and dmsetup takes the same words. No udev: nobody would answer.
+    table=${command_line#*'dm-mod.create="'}
+    dmsetup create --noudevrules --noudevsync --concise "${table%%'"'*}" || fail "cannot check the root disk by dm-verity"
+    disk=/dev/dm-0
+    ;;
+esac
+read -r type </modules/root-type
+mount -t "$type" -o ro "$disk" /sysroot || fail "cannot mount the root disk $disk as $type"
 [ -x /sysroot/usr/bin/kata-agent ] || fail "the root disk has no /usr/bin/kata-agent"
 
 for directory in dev proc sys; do

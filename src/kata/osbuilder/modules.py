@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 from kata.errors import NotFound
 
-# What the initrd needs to reach the root disk, and the agent's channel because everything needs that one.
-# crc32c_generic: libcrc32c asks the crypto layer for "crc32c" when it starts; modprobe would know, insmod does not.
-INITRD = ("virtio_pci", "virtio_blk", "crc32c_generic", "erofs", "virtio_console")
+# What the initrd needs to reach the root disk, and the agent's channel because everything needs that one. Between them
+# is what mounts the disk.
+_DISK, _CHANNEL = ("virtio_pci", "virtio_blk"), ("virtio_console",)
 
 # Pulled in by nothing here, however the patterns above grow: IPVS is half a megabyte that only a node uses.
 _UNWANTED = ("xt_ipvs", "xt_nfacct")
@@ -70,6 +70,15 @@ class ModuleTree:
                         f"the kernel has no module {name}", hint=f"did you mean {near[0]}?" if near else None
                     )
         return list(order)
+
+
+def of_initrd(file_system: Iterable[str]) -> tuple[str, ...]:
+    """The modules of an initrd, in order.
+
+    Args:
+        file_system: those that mount the root disk.
+    """
+    return (*_DISK, *file_system, *_CHANNEL)
 
 
 def _name(path: str) -> str:

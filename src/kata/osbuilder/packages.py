@@ -85,15 +85,17 @@ class PackageSet:
         host: what the host runs.
         extra: those of the recipe with all that they depend on, unpacked into the root as a whole. A library may be in
             more than one of the three.
+        early: what the initrd runs, besides busybox.
     """
 
     kernel: Package
     userland: tuple[Package, ...]
     host: tuple[Package, ...]
     extra: tuple[Package, ...] = ()
+    early: tuple[Package, ...] = ()
 
     def __iter__(self) -> Iterator[Package]:
-        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host, *self.extra)))
+        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host, *self.extra, *self.early)))
 
     @property
     def release(self) -> str:
@@ -125,11 +127,12 @@ class PackageCache:
         """Where a package is, or will be, in the cache."""
         return self._debs / package.filename
 
-    def resolve(self, extra: Sequence[str] = ()) -> PackageSet:
+    def resolve(self, extra: Sequence[str] = (), early: Sequence[str] = ()) -> PackageSet:
         """The guest's packages as the package lists name them now.
 
         Args:
             extra: names of a recipe's packages.
+            early: names of packages for the initrd.
 
         Raises:
             FailedPrecondition: the lists are missing or do not have a package of the agent's.
@@ -140,7 +143,7 @@ class PackageCache:
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
             host = self.named(*HOST)
             self._check_known(extra)
-            more = self.closure(extra, leave_out=_SCRIPTS_NEED) if extra else []
+            more, first = (self.closure(names, leave_out=_SCRIPTS_NEED) if names else [] for names in (extra, early))
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
@@ -149,7 +152,7 @@ class PackageCache:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         (kernel_package,) = self.named(kernel[1])
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
-        return PackageSet(kernel_package, tuple(userland), (*host, *licenses), tuple(more))
+        return PackageSet(kernel_package, tuple(userland), (*host, *licenses), tuple(more), tuple(first))
 
     def _check_known(self, names: Sequence[str]) -> None:
         """See that the suite has packages.

@@ -16,7 +16,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,14 @@ DEFAULT = "default"
 #: Below the guest's root.
 HOOKS = "usr/share/oci/hooks"
 
+#: A format: no disk, the initrd is the whole root.
+INITRD = "initrd"
+FORMATS = ("erofs", "ext4", "xfs", INITRD)
+
 _SUFFIX = ".toml"
+_MAX_FREE_MIB = 1 << 20
+#: What ext4 and xfs take.
+_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,12}")
 _MAX_CHAIN = 8
 _MAX_RECIPE = 1 << 20
 _MAX_FILE = 256 << 20
@@ -77,6 +84,34 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How the root is stored.
+
+    Attributes:
+        format: a file system, "erofs", "ext4" or "xfs", on a disk; or INITRD, for an initrd that is the whole root.
+        free_mib: MiB to leave free in ext4 and xfs.
+        label: of ext4 and xfs.
+        verity: whether the kernel checks each block that it reads (dm-verity).
+    """
+
+    format: str = "erofs"
+    free_mib: int = 0
+    label: str = "kata-root"
+    verity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InvalidArgument(
+                f"unknown format '{self.format[:64]}' of an image ({', '.join(FORMATS)})",
+                hint=suggestion(self.format, FORMATS),
+            )
+        if self.verity and self.format == INITRD:
+            raise InvalidArgument("an initrd has no disk that dm-verity could check", hint="use erofs or ext4")
+        if self.verity and self.format == "xfs":
+            raise InvalidArgument("dm-verity is for erofs and ext4: xfs images are not the same twice")
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A recipe with all that it extends.
 
@@ -88,6 +123,7 @@ class Recipe:
         files: for the root, hooks among them.
         users: besides root and nobody.
         agent: settings of the agent, as on the kernel command line: name without "agent." to value.
+        form: how it is stored.
     """
 
     name: str
@@ -97,16 +133,18 @@ class Recipe:
     files: tuple[File, ...] = ()
     users: tuple[User, ...] = ()
     agent: tuple[tuple[str, str], ...] = ()
+    form: Form = Form()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that shapes the root; name and description do not."""
+        """SHA-256 of all that shapes the image; name and description do not."""
         value = {
             "packages": sorted(self.packages),
             "modules": sorted(self.modules),
             "files": [(one.path, hashlib.sha256(one.content).hexdigest(), one.mode) for one in self.files],
             "users": [(one.name, one.id, one.home, one.shell) for one in self.users],
             "agent": self.agent,
+            "form": asdict(self.form),
         }
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -191,11 +229,14 @@ class _Reader:
             "files": lambda value: self._files(value),
             "hooks": lambda value: self._hooks(value),
             "users": lambda value: _by(base.users, [self._user(one) for one in self._tables("users", value)], "name"),
+            "image": lambda value: self._form(base.form, value),
             "agent": lambda value: tuple({**dict(base.agent), **self._agent(value)}.items()),
         }
         self._check_keys("", table, readers)
         found = {key: readers[key](value) for key, value in table.items()}
         files = [*found.pop("files", ()), *found.pop("hooks", ())]
+        if "image" in found:
+            found["form"] = found.pop("image")
         for key in ("packages", "modules"):
             if key in found:
                 found[key] = tuple(dict.fromkeys(found[key]))
@@ -301,6 +342,23 @@ class _Reader:
             if not self._text(f"users.{key}", path).startswith("/") or ":" in path:
                 raise self._wrong(f"users.{key}", f"'{path[:64]}' is not an absolute path")
         return User(name, number, **paths)
+
+    def _form(self, base: Form, value: object) -> Form:
+        if not isinstance(value, dict):
+            raise self._wrong("image", "not a table ([image])")
+        self._check_keys("image", value, ("format", "free_mib", "label", "verity"))
+        free = value.get("free_mib", 0)
+        if not isinstance(free, int) or isinstance(free, bool) or not 0 <= free <= _MAX_FREE_MIB:
+            raise self._wrong("image.free_mib", f"not a number of 0 to {_MAX_FREE_MIB}")
+        if not isinstance(value.get("verity", False), bool):
+            raise self._wrong("image.verity", "neither true nor false")
+        if not _LABEL.fullmatch(self._text("image.label", value.get("label", "x"))):
+            raise self._wrong("image.label", "not 1 to 12 letters, digits, '_', '.' and '-'")
+        self._text("image.format", value.get("format", ""))
+        try:
+            return replace(base, **value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"recipe {self._where}: {error.message}", hint=error.hint) from None
 
     def _agent(self, value: object) -> dict[str, str]:
         if not isinstance(value, dict):

@@ -296,23 +296,6 @@ def unpack_archive(archive: Path, root: Path) -> None:
     )
 
 
-def make_image(root: Path, image: Path, *, date: int, uuid: str) -> None:
-    """Write a directory as an erofs image (mkfs.erofs(1)).
-
-    Args:
-        root: the directory.
-        image: the file to write; its bytes depend on content, `date` and `uuid` only.
-        date: of all files, in seconds since 1970.
-        uuid: of the file system.
-
-    Raises:
-        ResourceExhausted, DeadlineExceeded, Internal: as `kata.command.run`.
-    """
-    # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
-    options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
-    run(["mkfs.erofs", *options, str(image), str(root)], timeout=_TOOL_TIMEOUT_S)
-
-
 def _install_applets(root: Path) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"

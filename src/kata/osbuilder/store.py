@@ -1,6 +1,8 @@
 """The guest images of this host: find, check, list, remove.
 
-    <root>/<version>/{vmlinux,initrd,root.erofs,manifest.json}
+    <root>/<version>/{vmlinux,initrd,manifest.json}
+    <root>/<version>/root.erofs            or root.ext4, root.xfs; none if the initrd is the whole root
+    <root>/<version>/root.erofs.verity     parameters of dm-verity, if it has a tree of hashes
     <root>/<version>/host/                 programs that the host runs, see `kata.osbuilder.host_programs`
     <root>/current -> <version>
 
@@ -25,7 +27,9 @@ from kata.linux.atomic_file import sync_directory
 
 DEFAULT_ROOT = Path("/var/lib/kata/images")
 #: What every image has; its manifest names the others.
-FILES = ("vmlinux", "initrd", "root.erofs")
+FILES = ("vmlinux", "initrd")
+#: One of these is the root, unless the initrd is.
+ROOTS = ("root.erofs", "root.ext4", "root.xfs")
 MANIFEST = "manifest.json"
 CURRENT = "current"
 #: Prefix of a build in progress, or of what a killed one left behind.
@@ -51,7 +55,7 @@ class GuestImage:
         directory: of the files.
         kernel: uncompressed ELF kernel with a PVH entry.
         initrd: cpio archive.
-        rootfs: erofs image.
+        rootfs: image of the root; None if the initrd is the whole root.
         manifest: its inputs and digests; see docs/guest-image.md.
     """
 
@@ -59,7 +63,7 @@ class GuestImage:
     directory: Path
     kernel: Path
     initrd: Path
-    rootfs: Path
+    rootfs: Path | None
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -108,7 +112,8 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
         if size != expected:
             found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
             raise FailedPrecondition(f"guest image {version} is damaged: {path} {found}", hint=f"{_HINT} --force")
-    kernel, initrd, rootfs = (directory / name for name in FILES)
+    kernel, initrd = (directory / name for name in FILES)
+    rootfs = next((directory / name for name in ROOTS if name in manifest["files"]), None)
     return GuestImage(version, directory, kernel, initrd, rootfs, manifest)
 
 

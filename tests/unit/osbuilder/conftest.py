@@ -19,7 +19,7 @@ def make_image() -> Callable[[Path, str, int], Path]:
         directory = root / version
         directory.mkdir(parents=True)
         files = {}
-        for name in store.FILES:
+        for name in (*store.FILES, "root.erofs"):
             content = f"{version} {name}".encode()
             (directory / name).write_bytes(content)
             files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

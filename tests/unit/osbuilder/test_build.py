@@ -38,7 +38,7 @@ def staged(images: Path, content: str = "x") -> Path:
     staging = images / f"{store.BUILDING}{INPUTS.version}"
     staging.mkdir(parents=True)
     (staging / "host").mkdir()
-    for name in (*store.FILES, "host/virtiofsd"):
+    for name in (*store.FILES, "root.erofs", "host/virtiofsd"):
         (staging / name).write_text(f"{name} {content}")
     (staging / "host/virtiofsd").chmod(0o755)
     build._write_manifest(staging, INPUTS, 1_700_000_000, {KERNEL.name: ["GPL-2"]})
@@ -97,7 +97,7 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
     store.check(image)
     assert steps[-1] == f"image {INPUTS.version} is ready"
     assert not list(tmp_path.glob(f"{store.BUILDING}*"))
-    assert set(image.manifest["files"]) == {*store.FILES, "host/virtiofsd"}
+    assert set(image.manifest["files"]) == {*store.FILES, "root.erofs", "host/virtiofsd"}
     assert (image.directory / "host/virtiofsd").stat().st_mode & 0o777 == 0o555
     assert image.manifest["kernel_release"] == "6.12.118+deb13-amd64"
     assert image.manifest["date"] == "2023-11-14T22:13:20Z"
@@ -106,6 +106,7 @@ def test_a_published_image_is_complete_and_current(tmp_path: Path) -> None:
 
 def test_publishing_again_repairs_what_was_damaged(tmp_path: Path) -> None:
     image = build._publish(tmp_path, staged(tmp_path), INPUTS.version, lambda _: None)
+    assert image.rootfs
     image.rootfs.chmod(0o644)
     image.rootfs.write_text("damaged")
     (image.directory / "host/virtiofsd").unlink()

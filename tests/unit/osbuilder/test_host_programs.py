@@ -27,11 +27,11 @@ def test_builder_and_runtime_agree_where_they_are() -> None:
 def test_the_libraries_that_a_program_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = Path("/packages/lib")
     monkeypatch.setattr(host_programs, "run", lambda *_, **__: LISTED.format(libraries=libraries))
-    assert host_programs._loaded(libraries / "ld", libraries, Path("setpriv")) == ["libcap-ng.so.0"]
+    assert host_programs.libraries_of(libraries / "ld", libraries, Path("setpriv")) == ["libcap-ng.so.0"]
 
 
 @pytest.mark.parametrize("where", ["not found", "/lib/x86_64-linux-gnu/libcap-ng.so.0 (0x00007f6174b9f000)"])
 def test_a_library_of_the_host_does_not_count(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(host_programs, "run", lambda *_, **__: f"\tlibcap-ng.so.0 => {where}\n")
     with pytest.raises(Internal, match=r"setpriv needs libcap-ng\.so\.0, which is in none of its packages"):
-        host_programs._loaded(Path("/packages/lib/ld"), Path("/packages/lib"), Path("setpriv"))
+        host_programs.libraries_of(Path("/packages/lib/ld"), Path("/packages/lib"), Path("setpriv"))

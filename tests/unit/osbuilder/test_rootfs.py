@@ -59,23 +59,3 @@ def test_an_archive_is_unpacked_as_it_was(twins: list[Path], tmp_path: Path) -> 
     assert (tmp_path / "copy/b/3").read_text() == "b/3" * 100
     assert (tmp_path / "copy/a/0").stat().st_mode & 0o777 == 0o755
     assert os.readlink(tmp_path / "copy/link") == os.readlink(twins[0] / "link")
-
-
-@needs_erofs
-def test_the_same_content_gives_the_same_image(twins: list[Path]) -> None:
-    digests = set()
-    for twin in twins:
-        link_to_same(twin)
-        rootfs.make_image(twin, twin.parent / "root.erofs", date=1_700_000_000, uuid=UUID)
-        digests.add(digest(twin.parent / "root.erofs"))
-    assert len(digests) == 1
-
-
-@needs_erofs
-def test_another_content_gives_another_image(twins: list[Path]) -> None:
-    for twin in twins:
-        link_to_same(twin)
-        rootfs.make_image(twin, twin.parent / "root.erofs", date=1_700_000_000, uuid=UUID)
-    (twins[1] / "a/0").write_text("changed")
-    rootfs.make_image(twins[1], twins[1].parent / "root.erofs", date=1_700_000_000, uuid=UUID)
-    assert digest(twins[0].parent / "root.erofs") != digest(twins[1].parent / "root.erofs")

@@ -170,9 +170,10 @@ class Text:
 
 @dataclass(eq=False, repr=False)
 class FilePath:
-    """An absolute path without `..`; with `glob`, it may have wildcards."""
+    """An absolute path without `..`; with `glob`, it may have wildcards, with `optional`, be empty, which is None."""
 
     glob: bool = False
+    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -182,14 +183,16 @@ class FilePath:
     @property
     def expected(self) -> str:
         """Implements `Kind.expected`."""
-        return f'an absolute {self.name} without ".."'
+        return f'an absolute {self.name} without ".."' + (', or ""' if self.optional else "")
 
-    def check(self, value: object) -> Path:
+    def check(self, value: object) -> Path | None:
         """Implements `Kind.check`.
 
         Raises:
             ValueError: its form is wrong, or it is longer than 4096 characters; whether it exists does not matter.
         """
+        if self.optional and value == "":
+            return None
         if not isinstance(value, str) or not value.startswith("/") or len(value) > _MAX_PATH or _CONTROL.search(value):
             raise ValueError
         path = Path(value)
@@ -197,13 +200,13 @@ class FilePath:
             raise ValueError
         return path
 
-    def parse(self, text: str) -> Path:
+    def parse(self, text: str) -> Path | None:
         """Implements `Kind.parse`: the text is checked like a TOML string."""
         return self.check(text)
 
     def toml(self, value: object) -> str:
         """Implements `Kind.toml`: a basic string."""
-        return quoted(str(value))
+        return quoted("" if value is None else str(value))
 
 
 class Regex:

@@ -18,7 +18,7 @@ KEYS: dict[str, frozenset[str]] = {
         enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
         firmware firmware_volume guest_memory_dump_paging guest_memory_dump_path
-        guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads kernel_verity_params
+        guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads
         machine_accelerators memory_offset network_queues num_queues numa_mapping overhead_memory
         overhead_vcpus pcie_switch_port pflashes queue_size reclaim_guest_freed_memory rootfs_type
         rootless seccomp_sandbox use_legacy_serial

@@ -70,6 +70,10 @@ def load(
         sources = _find(path, environ, system_paths)
         for source in sources:
             config = _overlay(config, _read(source), str(source), warnings)
+    default = _defaults(environ).hypervisor
+    if config.hypervisor.initrd != default.initrd and config.hypervisor.image == default.image:
+        # As in Kata: an initrd that is set without an image is the whole root.
+        config = replace(config, hypervisor=replace(config.hypervisor, image=None))
     if config.hypervisor.require_kvm and config.hypervisor.accelerator == "tcg":
         raise InvalidArgument(
             f'{sources[-1] if sources else "config body"}: [hypervisor.qemu] accelerator = "tcg" contradicts '
@@ -83,18 +87,35 @@ def _defaults(environ: Mapping[str, str]) -> Config:
     """The built-in defaults, with the guest image beneath KATA_IMAGES if that is set."""
     config = Config()
     root = environ.get("KATA_IMAGES")
+    assert config.hypervisor.image
     if not root:
-        return config
+        image = _root_of(config.hypervisor.image)
+        if image == config.hypervisor.image:
+            return config
+        return replace(config, hypervisor=replace(config.hypervisor, image=image))
     images = Path(os.path.realpath(root))
     moved = replace(
         config.hypervisor,
         kernel=images / "current" / config.hypervisor.kernel.name,
         initrd=images / "current" / config.hypervisor.initrd.name,
-        image=images / "current" / config.hypervisor.image.name,
+        image=_root_of(images / "current" / config.hypervisor.image.name),
         host_programs=images / "current" / config.hypervisor.host_programs.name,
         valid_guest_paths=(images / "*/*",),
     )
     return replace(config, hypervisor=moved)
+
+
+def _root_of(image: Path) -> Path | None:
+    """The root of an image of `kata image build`, whose name says its file system; None if its initrd is all there is.
+
+    Args:
+        image: of the usual file system, which is the one if there is no image at all: whoever opens it tells.
+    """
+    for suffix in (image.suffix, ".ext4", ".xfs"):
+        path = image.with_suffix(suffix)
+        if os.path.exists(path):
+            return path
+    return None if os.path.exists(image.with_name("initrd")) else image
 
 
 def _find(path: Path | None, environ: Mapping[str, str], system_paths: tuple[Path, ...]) -> tuple[Path, ...]:

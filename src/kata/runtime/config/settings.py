@@ -88,19 +88,31 @@ class HypervisorConfig:
         default=IMAGES / "current/initrd",
         metadata=_row(
             FilePath(),
-            "The initial RAM file system that loads modules and switches to `image`. Unlike in Kata, it is used "
-            "together with an image, not instead of one.",
+            "The initial RAM file system, which loads modules and switches to `image`. If only `initrd` is set, it is "
+            "the guest's whole root, as in Kata; unlike there, both may be set.",
             annotation="initrd",
             valid="valid_guest_paths",
         ),
     )
-    image: Path = field(
+    image: Path | None = field(
         default=IMAGES / "current/root.erofs",
         metadata=_row(
-            FilePath(),
-            "The guest's root file system, attached read-only.",
+            FilePath(optional=True),
+            "The guest's root file system, attached read-only; empty if `initrd` is the whole root. By default that of "
+            "the current image of `kata image build`, whatever file system it has.",
             annotation="image",
             valid="valid_guest_paths",
+        ),
+    )
+    kernel_verity_params: str = field(
+        default="",
+        metadata=_row(
+            Text(
+                pattern=r"(root_hash=[0-9a-f]{64},.*)?",
+                description='"root_hash=…,salt=…,data_blocks=…,data_block_size=…,hash_block_size=…" or ""',
+            ),
+            "What the guest's kernel checks each block of `image` with (dm-verity). Empty means those in the file "
+            "beside the image, whose name ends in `.verity`; without one, nothing is checked.",
         ),
     )
     valid_guest_paths: tuple[Path, ...] = field(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.runtime.config.settings import HypervisorConfig
+from kata.runtime.launch import verity
 from kata.runtime.resources.sizing import Size
 
 _MIB = 1 << 20
@@ -27,7 +28,8 @@ class Host:
         accelerator: "kvm" or "tcg", as `kata.runtime.hypervisor.accel` chooses.
         tsc_mhz: frequency of the CPUs' time-stamp counter; 0 if it is not known.
         kernel, initrd, image: the guest image, links resolved: the one that is current now stays this VM's, whatever is
-            built meanwhile.
+            built meanwhile; no image if the initrd is the whole root.
+        verity: what the guest's kernel checks the image with, as `kata.runtime.launch.verity` reads it; "": nothing.
         programs: the directory of the programs that serve files, links resolved.
     """
 
@@ -36,8 +38,9 @@ class Host:
     tsc_mhz: int
     kernel: Path
     initrd: Path
-    image: Path
+    image: Path | None
     programs: Path
+    verity: str = ""
 
 
 def tsc_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
@@ -56,7 +59,12 @@ def tsc_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
 
 
 def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
-    """This host. What is missing on it is found out, and reported, by whoever uses it."""
+    """This host. What is missing on it is found out, and reported, by whoever uses it.
+
+    Raises:
+        FailedPrecondition: the file with the image's parameters of dm-verity cannot be read.
+    """
+    image = hypervisor.image and hypervisor.image.resolve()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(
         size=Size(os.cpu_count() or 1, memory // _MIB),
@@ -64,6 +72,7 @@ def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
         tsc_mhz=tsc_mhz(),
         kernel=hypervisor.kernel.resolve(),
         initrd=hypervisor.initrd.resolve(),
-        image=hypervisor.image.resolve(),
+        image=image,
         programs=hypervisor.host_programs.resolve(),
+        verity=(hypervisor.kernel_verity_params or verity.beside(image)) if image else "",
     )

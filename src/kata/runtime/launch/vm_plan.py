@@ -12,6 +12,7 @@ from kata.oci.spec import Spec, namespace_path
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
 from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
+from kata.runtime.launch import verity
 from kata.runtime.launch.host import Host
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.limits import sandbox_budget
@@ -51,6 +52,7 @@ def plan_vm(
 
     Raises:
         InvalidArgument: a limit that no kernel would take, or a setting that no VM can have.
+        FailedPrecondition: the image's parameters of dm-verity are not understood.
     """
     size = sandbox_budget(sandbox_id, spec, config, host.size).size()
     hypervisor = config.hypervisor
@@ -74,6 +76,7 @@ def plan_vm(
         image=host.image,
         kernel_params=(
             *clock_params(host),
+            *((verity.kernel_param(host.verity),) if host.verity else ()),
             *agent_params(config, host.accelerator),
             *hypervisor.kernel_params.split(),
         ),
