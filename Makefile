@@ -9,7 +9,7 @@ SHARE ?= /usr/local/share
 MANUAL := man bash-completion zsh fish
 # What is linked in BIN.
 COMMANDS := kata kata-runtime containerd-shim-kata-v2 kata-agent-ctl kata-log-parser \
-  kata-collect-data kata-monitor kata-trace-forwarder
+  kata-collect-data kata-monitor kata-trace-forwarder kata-osbuilder
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 # Options of `make bench`, e.g. BENCH='--only start'.
@@ -32,7 +32,7 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
 # gcc makes the program that drives a device in tests/nested.
 # Chromium, in which kata-monitor's page is tested, is 125 MB to download and 410 MB installed: about a minute.
 APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
-  btrfs-progs chromium groff-base
+  btrfs-progs chromium cryptsetup-bin groff-base
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long test-nested test-hosts check bench image install uninstall protos docs supported packages \

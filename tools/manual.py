@@ -23,6 +23,7 @@ from typer.completion import get_completion_script  # type: ignore[attr-defined]
 from kata.agent_ctl.main import app as agent_ctl
 from kata.cli.kata_runtime import kata_runtime
 from kata.cli.main import app as kata
+from kata.cli.osbuilder import app as osbuilder
 from kata.monitor.main import app as monitor
 from kata.trace_forwarder.main import app as forwarder
 from kata.version import VERSION
@@ -272,7 +273,8 @@ def programs() -> dict[str, Command]:
     tree = read(kata, "kata")
     found = {"kata": tree, "kata-runtime": read(kata_runtime, "kata-runtime")}
     found |= {_PROGRAMS_OF[leaf.path]: leaf for leaf in tree.leaves() if leaf.path in _PROGRAMS_OF}
-    for name, app in (("kata-agent-ctl", agent_ctl), ("kata-monitor", monitor), ("kata-trace-forwarder", forwarder)):
+    others = {"kata-agent-ctl": agent_ctl, "kata-monitor": monitor, "kata-trace-forwarder": forwarder}
+    for name, app in {**others, "kata-osbuilder": osbuilder}.items():
         found[name] = read(app, name)
     return found
 
@@ -292,7 +294,7 @@ def files() -> dict[str, str]:
 
 def sections() -> list[Command]:
     """What has a section in the reference, in its order."""
-    return [*read(kata, "kata").commands, read(kata_runtime, "kata-runtime")]
+    return [*read(kata, "kata").commands, read(kata_runtime, "kata-runtime"), read(osbuilder, "kata-osbuilder")]
 
 
 def _write(share: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kata.cli.build_options import Cache, Mirror, Other, RecipeName, Update, Verity
+from kata.cli.build_options import options as build_options
 from kata.cli.options import AsJson
 from kata.cli.render import ExitCode
+from kata.cli.steps import steps
 from kata.errors import KataError
 from kata.osbuilder import store
 
@@ -30,46 +32,40 @@ Root = Annotated[
 @app.command()
 def build(
     root: Root = None,
-    cache: Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")] = None,
-    mirror: Annotated[
-        str, typer.Option(help="URL of the Debian archive.", envvar="KATA_MIRROR", show_envvar=True)
-    ] = "",
+    cache: Cache = None,
+    mirror: Mirror = "",
     force: Annotated[bool, typer.Option("--force", help="Build everything, even if the image exists.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Download the package lists again first.")] = False,
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="What the guest is made of; `kata image recipes` lists the names.")
-    ] = "default",
+    update: Update = False,
+    recipe: RecipeName = "default",
     image_format: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help="erofs, ext4, xfs, or initrd: no disk. Default: the recipe's."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="erofs, ext4, xfs, or initrd: no disk.",
+            show_default="the recipe's",
+        ),
     ] = "",
-    verity: Annotated[
-        bool, typer.Option("--verity", help="Have the guest's kernel check the root (dm-verity).")
-    ] = False,
+    verity: Verity = False,
+    other: Other = None,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Do not make it the current image.")] = False,
 ) -> None:
     """Build a guest image and make it the current one; does nothing if it is up to date."""
+    from kata.cli import image_from
     from kata.osbuilder import recipe as recipes
-    from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
     from kata.osbuilder.build import build as build_image
-    from kata.osbuilder.suite import MIRROR
 
-    options = BuildOptions(
-        images=root or store.images_root(),
-        cache=cache or DEFAULT_CACHE,
-        mirror=mirror or MIRROR,
-        force=force,
-        update=update,
-        recipe=_formed(recipes.load(recipe), image_format, verity),
-        switch=not no_switch,
-    )
-    console = Console(stderr=True)
-    started = time.monotonic()
-    if console.is_terminal:
-        with console.status("starting") as status:
-            image = build_image(options, lambda step: status.update(f"{step} …"))
-    else:
-        image = build_image(options, lambda step: console.print(f"{time.monotonic() - started:6.1f} s  {step}"))
+    made_of = _formed(recipes.load(recipe), image_format, verity)
+    with image_from.root_file_system(other) as directory, steps() as progress:
+        options = replace(
+            build_options(cache, mirror, update),
+            images=root or store.images_root(),
+            force=force,
+            recipe=made_of,
+            switch=not no_switch,
+            other=directory,
+        )
+        image = build_image(options, progress)
     print(image.directory)
 
 
@@ -87,12 +83,13 @@ def list_(root: Root = None) -> None:
     except KataError:
         current = None
     table = Table(box=None, pad_edge=False)
-    for heading in ("VERSION", "RECIPE", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
+    for heading in ("VERSION", "RECIPE", "ROOT", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
         table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
     for image in images:
         table.add_row(
             image.version,
             str(image.manifest["recipe"]),
+            image.form,
             str(image.manifest["kernel_release"]),
             str(image.manifest["date"])[:10],
             f"{image.size / 1e6:.0f} MB",

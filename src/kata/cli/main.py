@@ -375,6 +375,14 @@ def kata_runtime() -> None:
     sys.exit(invoke(sys.argv[1:], under_that_name.kata_runtime, under_that_name.PROGRAM))
 
 
+def osbuilder() -> None:
+    """Run the console script `kata-osbuilder`."""
+    from kata.cli import osbuilder as builder
+
+    occupy_standard_streams()
+    sys.exit(invoke(sys.argv[1:], builder.app, builder.PROGRAM))
+
+
 def log_parser() -> None:
     """Run the console script `kata-log-parser`, Kata's name for `kata logs parse`."""
     _run("logs", "parse")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -69,6 +70,7 @@ class BuildOptions:
         update: update the package lists first.
         recipe: what the guest is made of.
         switch: make the image the current one.
+        other: directory of a root file system, whose files the guest has as well, where it has none itself.
     """
 
     images: Path = field(default_factory=store.images_root)
@@ -79,6 +81,7 @@ class BuildOptions:
     update: bool = False
     recipe: Recipe = field(default_factory=lambda: recipes.load(recipes.DEFAULT))
     switch: bool = True
+    other: Path | None = None
 
 
 def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestImage:
@@ -98,50 +101,143 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
         DeadlineExceeded: another build, or a tool, takes too long.
         Internal: a tool failed.
     """
-    _check_host(options.recipe.form)
+    check_host(shaping_tools(options.recipe.form))
+    with changing(options.images, options.cache):
+        return _build(options, progress)
+
+
+def build_root(options: BuildOptions, target: Path, progress: Progress = lambda _: None) -> None:
+    """Make the root of an image as a directory, with the agent in it; the image store is left alone.
+
+    Args:
+        options: the inputs.
+        target: the directory, which must not exist or be empty. It appears complete or not at all.
+        progress: called with each step.
+
+    Raises:
+        FailedPrecondition: the directory is not empty.
+        KataError: as `build`.
+    """
+    check_host([])
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FailedPrecondition(f"{target} is not an empty directory", hint="name another one, or remove it")
+    with changing(options.cache):
+        staging = target.with_name(f"{store.BUILDING}{target.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            cache = PackageCache(options.cache, options.mirror)
+            files, inputs = _inputs(cache, options, progress)
+            staging.parent.mkdir(parents=True, exist_ok=True)
+            _add_agent(_base(options, cache, inputs, progress), files, staging, progress)
+            staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def changing(*directories: Path) -> Iterator[None]:
+    """Hold directories in which things are made; what a killed build has left there goes first, and what is left after.
+
+    Raises:
+        DeadlineExceeded: another build takes too long.
+        KataError: as `told`.
+    """
+    with told(directories[0]), contextlib.ExitStack() as held:
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(store.lock(directory, timeout=_LOCK_TIMEOUT_S))
+            _remove_leftovers(directory)
+            held.callback(_remove_leftovers, directory)
+        yield
+
+
+@contextlib.contextmanager
+def told(directory: Path) -> Iterator[None]:
+    """Have errors of the file system said as a build's.
+
+    Args:
+        directory: that an error is about if it names none.
+
+    Raises:
+        ResourceExhausted: the disk is full.
+        FailedPrecondition: a directory cannot be used.
+    """
     try:
-        options.images.mkdir(parents=True, exist_ok=True)
-        options.cache.mkdir(parents=True, exist_ok=True)
-        with store.lock(options.images, timeout=_LOCK_TIMEOUT_S), store.lock(options.cache, timeout=_LOCK_TIMEOUT_S):
-            for directory in (options.images, options.cache):
-                _remove_leftovers(directory)
-            try:
-                return _build(options, progress)
-            finally:
-                for directory in (options.images, options.cache):
-                    _remove_leftovers(directory)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceExhausted(
-                f"no space left on the file system of {error.filename or options.images}",
+                f"no space left on the file system of {error.filename or directory}",
                 hint="free 1 GB there and build again",
             ) from None
         raise FailedPrecondition(f"cannot build a guest image: {error}") from error
 
 
-def _check_host(form: Form) -> None:
+def check_host(tools: Sequence[str]) -> None:
+    """See that this host can build.
+
+    Args:
+        tools: needed besides those for the root.
+
+    Raises:
+        PermissionDenied: not root.
+        FailedPrecondition: another architecture.
+        NotFound: a tool is not installed.
+    """
     if os.geteuid() != 0:
         raise PermissionDenied("only root can build a guest image", hint="run it with sudo")
     if os.uname().machine != "x86_64":
         raise FailedPrecondition(f"guest images are built for x86_64 only, not for {os.uname().machine}")
-    commands.require((*_TOOLS, *_shaping_tools(form)))
+    commands.require((*_TOOLS, *tools))
     if not suite.KEYRING.exists():
         raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
 
 
-def _shaping_tools(form: Form) -> list[str]:
+def _digest_of(other: Path | None, progress: Progress) -> str:
+    """A digest of all files of another root file system, by their contents.
+
+    Raises:
+        NotFound: there is no such directory.
+    """
+    if other is None:
+        return ""
+    if not other.is_dir():
+        raise NotFound(f"{other} is not a directory")
+    progress("reading the other root file system")
+    return hashlib.sha256(contents.dump(contents.collect(other)).encode()).hexdigest()
+
+
+def shaping_tools(form: Form) -> list[str]:
     """The host's tools whose version shapes the bytes of an image."""
     file_system = formats.FILE_SYSTEMS.get(form.format)
     return [*([file_system.tool] if file_system else []), *([verity.TOOL] if form.verity else [])]
 
 
-def _build(options: BuildOptions, progress: Progress) -> GuestImage:
-    cache = PackageCache(options.cache, options.mirror)
+def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> tuple[Mapping[str, bytes], Inputs]:
+    """The agent's files, and all inputs with the packages in the cache."""
     files = agent_files.collect(options.agent)
-    form = options.recipe.form
     packages = _resolve(cache, options, progress)
     agent = agent_files.digest(files)
-    inputs = Inputs(packages, options.recipe, agent, builder_digest(), commands.digests(*_shaping_tools(form)))
+    tools = commands.digests(*shaping_tools(options.recipe.form))
+    other = _digest_of(options.other, progress)
+    return files, Inputs(packages, options.recipe, agent, builder_digest(), tools, other)
+
+
+def _add_agent(base: Path, files: Mapping[str, bytes], root: Path, progress: Progress) -> None:
+    """Make a root of an intermediate and the agent."""
+    progress("installing the agent")
+    rootfs.unpack_archive(base / "root.tar", root)
+    agent_files.install(files, root)
+    rootfs.compile_python(root, "/usr/lib/kata")
+    progress("checking the agent")
+    rootfs.check(root)
+
+
+def _build(options: BuildOptions, progress: Progress) -> GuestImage:
+    cache = PackageCache(options.cache, options.mirror)
+    form = options.recipe.form
+    files, inputs = _inputs(cache, options, progress)
 
     if not options.force:
         try:
@@ -158,16 +254,11 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     staging = options.images / f"{store.BUILDING}{inputs.version}"
     staging.mkdir()
     root = staging / "root"
-    progress("installing the agent")
-    rootfs.unpack_archive(base / "root.tar", root)
-    agent_files.install(files, root)
-    rootfs.compile_python(root, "/usr/lib/kata")
-    progress("checking the agent")
-    rootfs.check(root)
+    _add_agent(base, files, root, progress)
     (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
     information = json.loads((base / _BASE).read_text())
-    _write_root(root, staging, form, information["date"], inputs.uuid)
+    write_root(root, staging / _root_name(form), form, information["date"], inputs.uuid)
     shutil.rmtree(root)
     for name in ("vmlinux", _COPYRIGHT, *(() if form.format == INITRD else ("initrd",))):
         shutil.copyfile(base / name, staging / name)
@@ -176,15 +267,30 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
 
 
-def _write_root(root: Path, staging: Path, form: Form, date: int, uuid: str) -> None:
+def write_root(root: Path, target: Path, form: Form, date: int, uuid: str) -> None:
+    """Write a root as an image, with what dm-verity needs beside it, or as an initrd.
+
+    Args:
+        root: the directory.
+        target: the file.
+        form: which of them.
+        date: of all files, in seconds since 1970.
+        uuid: of the file system.
+
+    Raises:
+        Internal, DeadlineExceeded, OSError: as `kata.command.run`.
+    """
     if form.format == INITRD:
-        (staging / "initrd").write_bytes(initrd.build_alone(root))
+        target.write_bytes(initrd.build_alone(root))
         return
-    image = staging / f"root.{form.format}"
-    formats.FILE_SYSTEMS[form.format].write(root, image, form, date, uuid)
+    formats.FILE_SYSTEMS[form.format].write(root, target, form, date, uuid)
     if form.verity:
-        sealed = verity.seal(image, salt=UUID(uuid).hex)
-        (staging / f"{image.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")
+        sealed = verity.seal(target, salt=UUID(uuid).hex)
+        target.with_name(f"{target.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")
+
+
+def _root_name(form: Form) -> str:
+    return "initrd" if form.format == INITRD else f"root.{form.format}"
 
 
 def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> PackageSet:
@@ -235,7 +341,7 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     extra = inputs.packages.extra
     trimmed = [package for package in inputs.packages.userland if package not in extra]
     rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
-    rootfs.configure(root, inputs.recipe)
+    rootfs.configure(root, inputs.recipe, options.other)
     progress("unpacking the kernel")
     release = inputs.packages.release
     deb = cache.path(inputs.packages.kernel)
@@ -343,9 +449,16 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         "format": store.FORMAT,
         "version": inputs.version,
         "recipe": inputs.recipe.name,
+        "root": {"format": inputs.recipe.form.format, "verity": inputs.recipe.form.verity},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "kernel_release": inputs.packages.release,
-        "inputs": {"agent": inputs.agent, "builder": inputs.builder, "tools": dict(inputs.tools)},
+        "inputs": {
+            "agent": inputs.agent,
+            "builder": inputs.builder,
+            "other": inputs.other,
+            "recipe": inputs.recipe.digest,
+            "tools": dict(inputs.tools),
+        },
         "files": {
             name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}
             for name in _files(staging)

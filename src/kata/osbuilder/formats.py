@@ -24,6 +24,9 @@ _MIB = 1 << 20
 _BLOCK = 4096
 #: ext4: bytes of a file system for each inode; the root has many small files.
 _BYTES_PER_INODE = 8192
+#: ext4: numbers of the root's inode, and of the first that is not reserved, which is lost+found's.
+_EXT4_ROOT, _EXT4_FIRST = 2, 11
+_TIMES = ("atime", "ctime", "mtime")
 #: mkfs.xfs makes none that is smaller.
 _MIN_XFS_MIB = 320
 
@@ -52,7 +55,6 @@ def _erofs(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
 
 
 def _ext4(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
-    _fix_times(root, date)
     # No journal: nobody writes to it. mke2fs sorts what it copies and takes the time from the environment.
     extended = f"hash_seed={uuid},root_owner=0:0,nodiscard,lazy_itable_init=0"
     options = ["-q", "-F", "-b", str(_BLOCK), "-m", "0", "-i", str(_BYTES_PER_INODE), "-O", "^has_journal"]
@@ -60,6 +62,12 @@ def _ext4(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
     size = f"{ext4_mib(_used(root), form.free_mib)}M"
     environment = {"E2FSPROGS_FAKE_TIME": str(date), "MKE2FS_CONFIG": "/dev/null"}
     run(["mkfs.ext4", *options, str(image), size], timeout=_TOOL_TIMEOUT_S, env=environment)
+    # What mke2fs copies has the times of this host, of which nobody can set that of an inode's last change.
+    commands = image.with_name(f"{image.name}.debugfs")
+    lines = [f"set_inode_field <{number}> {time} @{date}" for number in _inodes(root) for time in _TIMES]
+    commands.write_text("\n".join(lines) + "\n")
+    run(["debugfs", "-w", "-f", str(commands), str(image)], timeout=_TOOL_TIMEOUT_S, env=environment)
+    commands.unlink()
 
 
 def _xfs(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
@@ -133,7 +141,9 @@ def _used(root: Path) -> int:
     return total
 
 
-def _fix_times(root: Path, date: int) -> None:
-    for directory, subdirectories, names in os.walk(root, topdown=False):
-        for name in (*subdirectories, *names, "."):
-            os.utime(os.path.join(directory, name), (date, date), follow_symlinks=False)
+def _inodes(root: Path) -> list[int]:
+    """The numbers of all inodes that mke2fs makes for a directory: the root, lost+found, and one after the other."""
+    found = set()
+    for directory, subdirectories, names in os.walk(root):
+        found.update(os.lstat(os.path.join(directory, name)).st_ino for name in (*subdirectories, *names))
+    return [_EXT4_ROOT, *range(_EXT4_FIRST, _EXT4_FIRST + 1 + len(found))]

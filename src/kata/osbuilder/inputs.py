@@ -27,6 +27,7 @@ class Inputs:
         recipe: what a person has asked for.
         agent: digest of the agent's files.
         builder: digest of the builder's own files.
+        other: digest of another root file system's files, which the root has as well; "" without one.
         tools: name to version of the host's programs that shape the result.
     """
 
@@ -35,12 +36,15 @@ class Inputs:
     agent: str
     builder: str
     tools: Mapping[str, str]
+    other: str = ""
 
     @property
     def base_key(self) -> str:
         """Key of the intermediate, which does not depend on the agent: kernel, initrd and the root's packages."""
         packages = [package.sha256 for package in self.packages]
-        return _digest({"builder": self.builder, "packages": packages, "recipe": self.recipe.digest})
+        return _digest(
+            {"builder": self.builder, "packages": packages, "recipe": self.recipe.digest, "other": self.other}
+        )
 
     @property
     def key(self) -> str:

@@ -92,6 +92,9 @@ class Form:
         free_mib: MiB to leave free in ext4 and xfs.
         label: of ext4 and xfs.
         verity: whether the kernel checks each block that it reads (dm-verity).
+
+    Raises:
+        InvalidArgument: one of them cannot be, or not with another.
     """
 
     format: str = "erofs"
@@ -100,6 +103,10 @@ class Form:
     verity: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.free_mib <= _MAX_FREE_MIB:
+            raise InvalidArgument(f"{self.free_mib} MiB cannot be left free (0 to {_MAX_FREE_MIB})")
+        if not _LABEL.fullmatch(self.label):
+            raise InvalidArgument(f"invalid label {self.label[:64]!r} (1 to 12 letters, digits, '_', '.' and '-')")
         if self.format not in FORMATS:
             raise InvalidArgument(
                 f"unknown format '{self.format[:64]}' of an image ({', '.join(FORMATS)})",
@@ -347,18 +354,10 @@ class _Reader:
         if not isinstance(value, dict):
             raise self._wrong("image", "not a table ([image])")
         self._check_keys("image", value, ("format", "free_mib", "label", "verity"))
-        free = value.get("free_mib", 0)
-        if not isinstance(free, int) or isinstance(free, bool) or not 0 <= free <= _MAX_FREE_MIB:
-            raise self._wrong("image.free_mib", f"not a number of 0 to {_MAX_FREE_MIB}")
-        if not isinstance(value.get("verity", False), bool):
-            raise self._wrong("image.verity", "neither true nor false")
-        if not _LABEL.fullmatch(self._text("image.label", value.get("label", "x"))):
-            raise self._wrong("image.label", "not 1 to 12 letters, digits, '_', '.' and '-'")
-        self._text("image.format", value.get("format", ""))
         try:
-            return replace(base, **value)
+            return form(value, base)
         except InvalidArgument as error:
-            raise InvalidArgument(f"recipe {self._where}: {error.message}", hint=error.hint) from None
+            raise InvalidArgument(f"recipe {self._where}: image: {error.message}", hint=error.hint) from None
 
     def _agent(self, value: object) -> dict[str, str]:
         if not isinstance(value, dict):
@@ -376,6 +375,23 @@ class _Reader:
         except InvalidArgument as error:
             raise self._wrong("agent", error.message) from None
         return found
+
+
+def form(values: Mapping[str, Any], base: Form | None = None) -> Form:
+    """A form of values that may be of any kind.
+
+    Args:
+        values: of the attributes that differ from those of `base`.
+        base: None for the usual one.
+
+    Raises:
+        InvalidArgument: a value is not what it has to be.
+    """
+    for key, value in values.items():
+        expected = type(getattr(Form(), key))
+        if type(value) is not expected:
+            raise InvalidArgument(f"{key} is not of the kind {expected.__name__}")
+    return replace(base or Form(), **values)
 
 
 def agent_parameters(settings: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kata.agent.config import OF_IMAGE
 from kata.command import run
-from kata.errors import Internal, InvalidArgument
+from kata.errors import FailedPrecondition, Internal, InvalidArgument
 from kata.osbuilder.commands import pipe
 from kata.osbuilder.modules import ModuleTree
 from kata.osbuilder.recipe import Recipe, agent_parameters
@@ -94,6 +94,21 @@ for module in pkgutil.walk_packages(kata.__path__, "kata."):
     if not module.name.endswith(".__main__"):
         importlib.import_module(module.name)
 """
+
+# Of another root: what the guest mounts something over, and another kernel; and what would be loaded into the agent's
+# programs, which the build runs as root to check them: none of the other's code is.
+_NOT_TAKEN = (
+    *("boot", "dev", "proc", "run", "sys", "tmp", "lib/modules", "usr/lib/modules"),
+    *(
+        "etc/ld.so.*",
+        "*/glibc-hwcaps",
+        "usr/lib/python3",
+        "lib/x86_64-linux-gnu/gconv",
+        "usr/lib/x86_64-linux-gnu/gconv",
+    ),
+)
+#: e_machine of an ELF file.
+_X86_64 = b"\x3e\x00"
 
 # The kernel's modules, below the root.
 MODULES = Path("usr/lib/modules")
@@ -198,10 +213,16 @@ def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str
     return index_modules(root, release)
 
 
-def configure(root: Path, recipe: Recipe) -> None:
+def configure(root: Path, recipe: Recipe, other: Path | None = None) -> None:
     """What the packages' scripts would have done, what a read-only root needs, and what a recipe puts there.
 
+    Args:
+        root: the guest's root, with its packages.
+        recipe: whose files and users it gets.
+        other: another root file system, see `fill`.
+
     Raises:
+        FailedPrecondition: the other root is for another architecture.
         InvalidArgument: a file of the recipe cannot be put there, or a user's number is another one's.
         OSError: the disk is full.
     """
@@ -214,10 +235,50 @@ def configure(root: Path, recipe: Recipe) -> None:
     for name, target in _SYMLINKS.items():
         (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(target)
+    # Only now: nothing above was written through a link of the other's. Its programs go before busybox's.
+    if other:
+        fill(root, other)
     _install_applets(root)
     add(root, recipe)
     run(["ldconfig", "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
     _delete(root / "var/cache/ldconfig")
+
+
+def fill(root: Path, other: Path) -> None:
+    """Put another root file system's files where the root has none: what the agent needs stays as it is.
+
+    Programs, libraries and interpreters keep their paths, since /bin, /lib, /lib64 and /sbin are links into /usr here.
+
+    Args:
+        root: the guest's.
+        other: a directory, e.g. of an unpacked image.
+
+    Raises:
+        FailedPrecondition: its programs are for another architecture.
+        ResourceExhausted, DeadlineExceeded, Internal: as `commands.pipe`.
+    """
+    _check_architecture(other)
+    python = python_library(root).lstrip("/")
+    excludes = [f"--exclude=./{name}" for name in (*_NOT_TAKEN, python)]
+    read = ["tar", "--create", f"--directory={other}", "--sort=name", *excludes]
+    # --keep-directory-symlink: what is in the other's /bin comes into /usr/bin. No link of the other is followed: tar
+    # finds none where a directory is, and those of the root are relative and stay in it.
+    write = ["tar", "--extract", f"--directory={root}", "--skip-old-files", "--keep-directory-symlink"]
+    pipe([*read, "."], [*write, "--no-same-owner", "--preserve-permissions"], timeout=_TOOL_TIMEOUT_S)
+
+
+def _check_architecture(other: Path) -> None:
+    for directory in ("bin", "usr/bin", "sbin", "usr/sbin"):
+        for path in sorted((other / directory).iterdir()) if (other / directory).is_dir() else ():
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                header = file.read(20)
+            if header[:4] == b"\x7fELF" and header[18:20] != _X86_64:
+                raise FailedPrecondition(
+                    f"{path.relative_to(other)} of {other} is not a program for x86_64",
+                    hint="take the image for linux/amd64",
+                )
 
 
 def add(root: Path, recipe: Recipe) -> None:
@@ -300,7 +361,7 @@ def _install_applets(root: Path) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"
     for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TOOL_TIMEOUT_S).split():
-        if not any((root / "usr" / where / applet).exists() for where in ("bin", "sbin")):
+        if not any(os.path.lexists(root / "usr" / where / applet) for where in ("bin", "sbin")):
             (binaries / applet).symlink_to("busybox")
 
 

@@ -67,6 +67,12 @@ class GuestImage:
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
+    def form(self) -> str:
+        """How its root is stored, in words."""
+        root = self.manifest["root"]
+        return f"{root['format']}, verity" if root.get("verity") else str(root["format"])
+
+    @property
     def size(self) -> int:
         """Size of its files, in bytes."""
         return sum(int(file["size"]) for file in self.manifest["files"].values())
@@ -245,6 +251,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             )
         if number == 0:
             manifest["recipe"] = "default"
+            manifest["root"] = {"format": "erofs", "verity": False}
+        if not _WORD.fullmatch(manifest["root"]["format"]):
+            raise ValueError("invalid format of the root")
         for key in ("recipe", "kernel_release", "date"):
             if not _WORD.fullmatch(manifest[key]):
                 raise ValueError(f"invalid {key} {manifest[key]!r:.80}")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from kata.errors import FailedPrecondition
 from kata.osbuilder import rootfs
-
-UUID = "00000000-0000-0000-0000-000000000001"
-
-needs_erofs = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
 
 
 def tree(root: Path, names: list[str], timestamp: int) -> Path:
@@ -59,3 +55,52 @@ def test_an_archive_is_unpacked_as_it_was(twins: list[Path], tmp_path: Path) -> 
     assert (tmp_path / "copy/b/3").read_text() == "b/3" * 100
     assert (tmp_path / "copy/a/0").stat().st_mode & 0o777 == 0o755
     assert os.readlink(tmp_path / "copy/link") == os.readlink(twins[0] / "link")
+
+
+def other_root(where: Path) -> Path:
+    """A root that is not merged, with links that lead out of it, and things that must not be taken."""
+    for name in ("bin/tool", "lib/ld-musl.so", "usr/bin/busybox", "etc/passwd", "etc/os-release", "dev/x", "tmp/x"):
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text(f"other {name}")
+    for name in ("etc/ld.so.preload", "usr/lib/x/glibc-hwcaps/libc.so.6", "usr/lib/python3.13/evil.py"):
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text("evil")
+    (where / "etc/resolv.conf").symlink_to("/etc/of-the-host")
+    (where / "opt").symlink_to("/etc")
+    (where / "bin/sh").symlink_to("/bin/busybox")
+    return where
+
+
+def own_root(root: Path) -> Path:
+    for name in ("usr/bin", "usr/lib/python3.13", "usr/lib/x", "etc"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "usr/bin/python3").symlink_to("python3.13")
+    for name in ("usr/bin/busybox", "etc/passwd", "etc/resolv.conf"):
+        (root / name).write_text("own")
+    return root
+
+
+def test_another_root_fills_what_is_not_there(tmp_path: Path) -> None:
+    root = own_root(tmp_path / "root")
+    rootfs.fill(root, other_root(tmp_path / "other"))
+    assert (root / "usr/bin/tool").read_text() == "other bin/tool"
+    assert (root / "usr/lib/ld-musl.so").read_text() == "other lib/ld-musl.so"
+    assert (root / "etc/os-release").read_text() == "other etc/os-release"
+    assert os.readlink(root / "usr/bin/sh") == "/bin/busybox"
+    for name in ("usr/bin/busybox", "etc/passwd", "etc/resolv.conf"):
+        assert (root / name).read_text() == "own"
+    assert os.readlink(root / "bin") == "usr/bin"
+    for name in ("dev", "tmp", "etc/ld.so.preload", "usr/lib/x/glibc-hwcaps", "usr/lib/python3.13/evil.py"):
+        assert not os.path.lexists(root / name), name
+
+
+def test_another_root_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    root, other = own_root(tmp_path / "root"), other_root(tmp_path / "other")
+    arm64 = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00"
+    (other / "bin/tool").write_bytes(arm64)
+    with pytest.raises(FailedPrecondition, match=r"bin/tool of .* is not a program for x86_64") as caught:
+        rootfs.fill(root, other)
+    assert caught.value.hint
+    assert not (root / "usr/bin/tool").exists()

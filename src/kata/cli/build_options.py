@@ -1,0 +1,36 @@
+"""Options that the commands which build guest images have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kata.osbuilder.build import BuildOptions
+
+Cache = Annotated[Path | None, typer.Option(help="Directory for packages and intermediates.")]
+Mirror = Annotated[str, typer.Option(help="URL of the Debian archive.", envvar="KATA_MIRROR", show_envvar=True)]
+Update = Annotated[bool, typer.Option("--update", help="Download the package lists again first.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|FILE", help="What the guest is made of: see `kata image recipes`.")
+]
+Other = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="IMAGE|DIR",
+        help="A container image's archive or layout, or a directory: the guest has its files as well.",
+        show_default=False,
+    ),
+]
+Verity = Annotated[bool, typer.Option("--verity", help="Have the guest's kernel check the root (dm-verity).")]
+
+
+def options(cache: Path | None, mirror: str, update: bool) -> BuildOptions:
+    """What is to be built, as far as these options say it."""
+    from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions
+    from kata.osbuilder.suite import MIRROR
+
+    return BuildOptions(cache=cache or DEFAULT_CACHE, mirror=mirror or MIRROR, update=update)
