@@ -24,6 +24,7 @@ from kata.runtime.hypervisor.qemu.command import (
     STATE_FD,
     command_line,
 )
+from kata.runtime.hypervisor.qemu.process import restore_commands
 from kata.runtime.hypervisor.qemu.slots import Slots, root_port
 
 FDS = {QMP_FD: 11, CONSOLE_FD: 12, "kata.rpc": 13, "log": 14}
@@ -220,6 +221,14 @@ def test_a_saved_memory_is_opened_for_reading_only_where_qemu_can(full: VmPlan) 
     argv = command_line(full, fds, read_only_memory=True)
     [memory] = [value for value in values(argv, "-object") if value.startswith("memory-backend")]
     assert memory.endswith(",share=off,readonly=on,rom=off")
+
+
+def test_a_state_is_read_from_a_file_where_qemu_can(full: VmPlan) -> None:
+    fds = FDS | {MEMORY_FD: 20, STATE_FD: 21, RESTORE_FD: 22}
+    assert values(command_line(full, fds, read_only_memory=True), "-add-fd") == ["fd=21,set=0"]
+    assert restore_commands(21, from_file=True)[-1]["arguments"] == {"uri": "file:/dev/fdset/0"}
+    assert "-add-fd" not in command_line(full, fds)
+    assert restore_commands(21)[-1]["arguments"] == {"uri": "fd:21"}
 
 
 def test_a_restored_vm_has_the_devices_of_the_saved_one(full: VmPlan) -> None:

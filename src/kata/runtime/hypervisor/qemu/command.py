@@ -27,8 +27,11 @@ CONSOLE_FD = ":console"
 MEMORY_FD = ":memory"
 #: The state of a saved VM, to be restored; MEMORY_FD is then that VM's memory, which this one maps privately.
 STATE_FD = ":state"
-#: The first version of QEMU (major, minor) that maps memory privately from a file that it has open for reading only.
+#: The first version of QEMU (major, minor) that maps memory privately from a file that it has open for reading only. It
+#: also saves to and restores from a file ("file:"), for which a descriptor ("fd:") is deprecated since 9.1.
 MAPS_READ_ONLY_SINCE = (8, 2)
+#: The set of descriptors that holds the state's file; hot-plug numbers its own from 1 on.
+STATE_FDSET = 0
 #: A second QMP monitor, on which the restore is requested before a client has connected to the first.
 RESTORE_FD = ":restore"
 #: The connection to the program that serves the shared tree; without it, QEMU serves 9p by itself.
@@ -58,7 +61,8 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         fds: numbers of the descriptors that QEMU inherits: connected stream sockets for QMP_FD, CONSOLE_FD and each
             channel, and for SHARE_FD if another program serves the shared tree; files for MEMORY_FD (to save the VM
             later, or to share its memory) and STATE_FD (to restore a saved one, with a socket for RESTORE_FD).
-        read_only_memory: open the file of a saved VM's memory for reading only: for QEMU since MAPS_READ_ONLY_SINCE.
+        read_only_memory: open the file of a saved VM's memory for reading only, and have the state's file in
+            STATE_FDSET: for QEMU since MAPS_READ_ONLY_SINCE.
 
     Raises:
         InvalidArgument: the kernel command line is too long.
@@ -77,7 +81,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         ("-m", _memory_size(plan)),
         *_memory(plan, fds, read_only_memory),
         ("-rtc", "base=utc,clock=host"),
-        *_origin(plan, fds),
+        *_origin(plan, fds, read_only_memory),
         ("-chardev", f"socket,id=qmp,fd={fds[QMP_FD]}"),
         ("-mon", "chardev=qmp,mode=control"),
         ("-chardev", f"socket,id=console,fd={fds[CONSOLE_FD]}"),
@@ -116,11 +120,12 @@ def _memory(plan: VmPlan, fds: Mapping[str, int], read_only: bool) -> list[tuple
     return [("-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},{share}")]
 
 
-def _origin(plan: VmPlan, fds: Mapping[str, int]) -> list[tuple[str, ...]]:
+def _origin(plan: VmPlan, fds: Mapping[str, int], from_file: bool) -> list[tuple[str, ...]]:
     """What the VM starts from: a kernel, or the state of a saved VM."""
     if STATE_FD in fds:
         # Deferred, because the capability x-ignore-shared has to be set first, by QMP.
         return [
+            *([("-add-fd", f"fd={fds[STATE_FD]},set={STATE_FDSET}")] if from_file else []),
             ("-incoming", "defer"),
             ("-chardev", f"socket,id=restore,fd={fds[RESTORE_FD]}"),
             ("-mon", "chardev=restore,mode=control"),

@@ -31,6 +31,7 @@ from kata.runtime.hypervisor.qemu.command import (
     ROOT_FD,
     SHARE_FD,
     STATE_FD,
+    STATE_FDSET,
     command_line,
 )
 from kata.runtime.hypervisor.qemu.share import ShareHelper, server_of
@@ -40,16 +41,21 @@ from kata.runtime.hypervisor.qemu.share import connection as share_connection
 _HELPER_FD, _ROOT_HELPER_FD = ":helper", ":root-helper"
 
 
-def restore_commands(state: int) -> list[dict[str, object]]:
-    """The QMP commands by which QEMU restores the state in its descriptor `state`, and resumes.
+def restore_commands(state: int, *, from_file: bool = False) -> list[dict[str, object]]:
+    """The QMP commands by which QEMU restores a state, and resumes.
 
     The memory is not part of the state: it is in the template's memory file.
+
+    Args:
+        state: QEMU's descriptor of it.
+        from_file: the command line has put it into STATE_FDSET, for QEMU since MAPS_READ_ONLY_SINCE.
     """
     capability = {"capability": "x-ignore-shared", "state": True}
+    uri = f"file:/dev/fdset/{STATE_FDSET}" if from_file else f"fd:{state}"
     return [
         {"execute": "qmp_capabilities"},
         {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [capability]}},
-        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
+        {"execute": "migrate-incoming", "arguments": {"uri": uri}},
     ]
 
 
@@ -170,7 +176,7 @@ class QemuProcess:
                 if saved is not None and copy >= 0:
                     # While QEMU makes the VM: it does not look at the memory before it restores the state.
                     copy_memory(saved, copy)
-                wanted = restore_commands(state)
+                wanted = restore_commands(state, from_file=read_only)
                 self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.pidfd = os.pidfd_open(popen.pid)
             self.console = self.channels.pop(CONSOLE_FD).detach()

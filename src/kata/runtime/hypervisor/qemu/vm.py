@@ -41,6 +41,7 @@ from kata.runtime.hypervisor.qemu.command import (
     QMP_FD,
     RESTORE_FD,
     SHARE_CHARDEV,
+    STATE_FDSET,
     empty_disk_name,
 )
 from kata.runtime.hypervisor.qemu.device_commands import Command, FileSystemDevice
@@ -495,8 +496,9 @@ class QemuVm:
             raise FailedPrecondition(f"{what}: its memory is not a file")
         capability = {"capability": "x-ignore-shared", "state": True}
         await self._execute("migrate-set-capabilities", _QMP_TIMEOUT_S, capabilities=[capability])
-        await self._execute("getfd", _QMP_TIMEOUT_S, state, fdname="state")
-        await self._execute("migrate", _QMP_TIMEOUT_S, uri="fd:state")
+        reads_files = await self._version() >= MAPS_READ_ONLY_SINCE
+        uri = await (self._file_for(state) if reads_files else self._descriptor_for(state))
+        await self._execute("migrate", _QMP_TIMEOUT_S, uri=uri)
         try:
             async with asyncio.timeout(timeout):
                 status = await self._status_after("query-migrate", "none", "setup", "active", "device")
@@ -504,7 +506,22 @@ class QemuVm:
             raise DeadlineExceeded(f"{what} did not end within {timeout:.0f} s") from None
         if status != "completed":
             raise FailedPrecondition(f"{what} ended as {status}")
-        return await self._version() >= MAPS_READ_ONLY_SINCE
+        return reads_files
+
+    async def _file_for(self, state: int) -> str:
+        """Hand over the file to save to, for QEMU since MAPS_READ_ONLY_SINCE; its URI. Raises as `_execute`."""
+        # Of a set QEMU takes a descriptor only if it is open for just what it wants.
+        writable = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            await self._execute("add-fd", _QMP_TIMEOUT_S, writable, **{"fdset-id": STATE_FDSET})
+        finally:
+            os.close(writable)
+        return f"file:/dev/fdset/{STATE_FDSET}"
+
+    async def _descriptor_for(self, state: int) -> str:
+        """As `_file_for`, for an older QEMU."""
+        await self._execute("getfd", _QMP_TIMEOUT_S, state, fdname="state")
+        return "fd:state"
 
     async def _version(self) -> tuple[int, int]:
         """Of QEMU; (0, 0) if it does not say. Raises as `_execute`."""
