@@ -20,6 +20,7 @@ from kata.osbuilder import cpio, rootfs, store
 from kata.osbuilder.build import DEFAULT_CACHE
 from kata.osbuilder.packages import PackageCache
 from kata.runtime.hypervisor.deadline import run_delay
+from kata.runtime.launch.host import tsc_mhz
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,7 @@ def command(work: Path, devices: Sequence[str]) -> list[str]:
         "-device", "intel-iommu,intremap=on,eim=off,caching-mode=on",
         "-kernel", str(image.kernel), "-initrd", str(work / "initrd"),
         "-append", "console=ttyS0 loglevel=4 panic=-1 intel_iommu=on iommu=nopt mitigations=off random.trust_cpu=on "
-        "nokaslr cryptomgr.notests no_timer_check tsc=reliable",
+        f"nokaslr cryptomgr.notests no_timer_check tsc=reliable tsc_early_khz={tsc_mhz() * 1000}",
         "-drive", f"if=none,id=root,file={image.rootfs},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root",
         "-fsdev", f"local,id=root9p,path=/,readonly=on,{nine_p}",
         "-device", "virtio-9p-pci,fsdev=root9p,mount_tag=hostroot",

@@ -1,7 +1,7 @@
 """A virtual machine with the agent in it, for tests of the agent: QEMU, guest image, one channel, one shared directory.
 
-It knows nothing of the host's side of this project, so that a failure here is the agent's. Not for tests of anything
-else.
+It knows nothing of the host's side of this project but how fast the guest's clock is, so that a failure here is the
+agent's. Not for tests of anything else.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2, processes, shared_tree
+from kata.runtime.launch.host import tsc_mhz
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
 from tests.support.images import busybox
@@ -107,7 +108,8 @@ class Guest:
             "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", "1",
             "-m", f"{self._memory}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(image.kernel), "-initrd", str(image.initrd),
-            "-append", " ".join((_PARAMETERS, *self._parameters)),
+            # Without it the guest's time runs up to eight times too fast beside other work, and its timeouts with it.
+            "-append", " ".join((_PARAMETERS, f"tsc_early_khz={tsc_mhz() * 1000}", *self._parameters)),
             "-serial", f"file:{self.directory}/console",
             "-drive", f"if=none,id=root,file={image.rootfs},format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=root",
