@@ -24,7 +24,9 @@ from kata.oci.default import default_spec
 from kata.oci.spec import Bundle
 from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2
+from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
+from kata.runtime.devices import vfio
 from kata.runtime.devices.binding import driver_of, override_of
 from kata.runtime.hypervisor import accel, trial_boot
 from kata.runtime.hypervisor.qemu import vm
@@ -32,6 +34,7 @@ from kata.runtime.hypervisor.template import build
 from kata.runtime.launch import bring_up, timings
 from kata.runtime.launch.mount_namespace import enter_mount_namespace
 from kata.runtime.ledger.journal import STATE_ROOT, claim
+from kata.runtime.sandbox import health
 from kata.runtime.sandbox.sandbox import ContainerRequest
 from kata.runtime.sandbox.start import start_sandbox
 from kata.runtime.sandbox.stdio import FdSink, Stdio
@@ -106,7 +109,10 @@ def load_modules() -> None:
 async def be_patient(config: Config) -> None:
     """Leave all waiting to level 0; see that the guest kernel boots under KVM, however long that takes here."""
     bring_up._RESTORE_TIMEOUT_S = bring_up._WARM_UP_TIMEOUT_S = build._SAVE_TIMEOUT_S = PATIENCE_S
-    vm.START_TIMEOUT_S = vm._QMP_TIMEOUT_S = vm.UNPLUG_TIMEOUT_S = PATIENCE_S
+    vm._QMP_TIMEOUT_S = vfio._UNPLUG_TIMEOUT_S = health._ANSWER_TIMEOUT_S = PATIENCE_S
+    vm.QemuVm.start.__defaults__ = vm.QemuVm.unplug.__defaults__ = (PATIENCE_S,)
+    for call in (AgentClient._call, AgentClient._about):
+        call.__kwdefaults__ = {**(call.__kwdefaults__ or {}), "timeout": PATIENCE_S}
     hypervisor = config.hypervisor
     files = {"vmm": hypervisor.path, "kernel": hypervisor.kernel, "initrd": hypervisor.initrd}
     begun = time.monotonic()
