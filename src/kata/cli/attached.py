@@ -13,9 +13,9 @@ from contextlib import nullcontext
 from typing import Any
 
 from kata.cli import terminal
-from kata.cli.streams import HostSink, HostSource, all_written
+from kata.cli.streams import HostSink, HostSource
 from kata.errors import KataError
-from kata.runtime.sandbox.process import Process
+from kata.runtime.sandbox.process import Process, first
 from kata.runtime.sandbox.stdio import Stdio
 
 #: After so many of these signals the process is killed.
@@ -45,12 +45,10 @@ class Attached:
         self._process: Process | None = None
         self._ended = False
         self._terminating = 0
-        self._drained = asyncio.Event()
+        self._given_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.output_error: OSError | None = None
-        stdout, stderr = self._sink(1), None if tty else self._sink(2)
-        self._sinks = [sink for sink in (stdout, stderr) if sink is not None]
-        self.stdio = Stdio(self._source(), stdout, stderr, terminal=tty)
+        self.stdio = Stdio(self._source(), self._sink(1), None if tty else self._sink(2), terminal=tty)
 
     def _source(self) -> HostSource | None:
         if not self._interactive:
@@ -77,12 +75,15 @@ class Attached:
             await self._resize(process)
 
     async def wait(self) -> int:
-        """Wait for the end of the process, and until its output has been written; returns its exit status."""
+        """Wait for the end of the process, and until its output has been written; returns its exit status.
+
+        A process that it has left in the background may hold its streams: that is not waited for.
+        """
         assert self._process is not None
         with terminal.raw(0) if self._tty and self._interactive else nullcontext():
             status = (await self._process.wait()).status
             self._ended = True
-            await all_written(self._sinks, self._drained)
+            await first(self._process.output_taken(), self._given_up.wait())
         return status
 
     def signalled(self, number: int) -> None:
@@ -94,7 +95,7 @@ class Attached:
             if self._tty:
                 self._spawn(self._resize(process))
         elif self._ended:
-            self._drained.set()
+            self._given_up.set()
         else:
             self._forward(process, number)
 

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from kata.runtime.sandbox.stdio import PIECE, readable, widen, writable
 
@@ -145,16 +145,3 @@ class HostSink:
         self.ended.set()
         if self._stream is not None:
             self._stream.close()
-
-
-async def all_written(sinks: Iterable[HostSink], given_up: asyncio.Event) -> None:
-    """Wait until all output has been written, or nobody waits for it any more."""
-    # Not gather(): when the caller is cancelled, nobody would ask for its outcome, which asyncio complains about.
-    waits = [asyncio.ensure_future(event.wait()) for event in (given_up, *(sink.ended for sink in sinks))]
-    try:
-        while not waits[0].done() and (pending := [wait for wait in waits[1:] if not wait.done()]):
-            await asyncio.wait([waits[0], *pending], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import gc
 import os
 import pty
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.cli.streams import HostSink, HostSource, all_written
+from kata.cli.streams import HostSink, HostSource
 
 DATA = os.urandom(1 << 20) * 3
 
@@ -219,40 +218,3 @@ async def test_closed_descriptor_is_an_error() -> None:
         HostSource(read_end)
     with pytest.raises(OSError, match="Bad file descriptor"):
         HostSink(write_end, unexpected)
-
-
-class TestWaitingForOutput:
-    async def test_ends_with_the_last_sink_or_when_it_is_given_up(self) -> None:
-        ends = [os.pipe() for _ in range(2)]
-        sinks = [HostSink(write, lambda error: None) for _, write in ends]
-        given_up = asyncio.Event()
-        waiting = asyncio.create_task(all_written(sinks, given_up))
-        sinks[0].close()
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        sinks[1].close()
-        await asyncio.wait_for(waiting, 60)
-        for fd in (fd for pair in ends for fd in pair):
-            os.close(fd)
-
-        stuck = asyncio.create_task(all_written([sinks[0]], given_up))
-        given_up.set()
-        await asyncio.wait_for(stuck, 60)
-
-    def test_nothing_is_logged_when_it_is_cancelled(self, caplog: pytest.LogCaptureFixture) -> None:
-        read, write = os.pipe()
-
-        async def cut() -> None:
-            sink = HostSink(write, lambda error: None)
-            waiting = asyncio.create_task(all_written([sink], asyncio.Event()))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            sink.close()
-
-        asyncio.run(cut())
-        gc.collect()
-        assert caplog.records == []
-        os.close(read)
-        os.close(write)

@@ -160,7 +160,7 @@ class Process(Lifecycle):
     async def _drained(self) -> None:
         """Wait until all that the process has written is here."""
         if not all(task.done() for task in self._relays):
-            await _first(self._ask_for_output(), asyncio.wait(self._relays))
+            await first(self._ask_for_output(), asyncio.wait(self._relays))
 
     async def _ask_for_output(self) -> None:
         try:
@@ -168,11 +168,22 @@ class Process(Lifecycle):
         except KataError as error:
             log.debug("output of %s: %s", self.what, error)
 
+    async def output_taken(self) -> None:
+        """Wait, after its end, until its consumers have taken what it has written, however long they take.
+
+        What others write to its streams, such as processes that it has left in the background, is not waited for.
+        """
+        await self._drained()
+        await self._taken()
+
     async def _all_taken(self, drained: asyncio.Task[None]) -> None:
         await drained
+        await self._taken()
+
+    async def _taken(self) -> None:
         for task, relay in self._relays.items():
             # One that has failed takes no more.
-            await _first(relay.all_taken(), asyncio.wait({task}))
+            await first(relay.all_taken(), asyncio.wait({task}))
 
     def _relay_output(self, stream: str) -> None:
         read = self._agent.read_stdout if stream == "stdout" else self._agent.read_stderr
@@ -269,7 +280,7 @@ class Process(Lifecycle):
         self._end(KILLED)
 
 
-async def _first(*works: Coroutine[Any, Any, object]) -> None:
+async def first(*works: Coroutine[Any, Any, object]) -> None:
     """Do these at the same time until one is done."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -178,6 +178,13 @@ def read_all(fd: int) -> bytes:
         return file.read()
 
 
+def read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return data
+
+
 async def within(awaitable: Any) -> Any:
     return await asyncio.wait_for(awaitable, LIMIT_S)
 
@@ -455,6 +462,27 @@ class TestExec:
         here.guest.output["e"].put_nowait(b"")
         assert (await within(deleting)).status == 0
         assert read_all(reading) == b"now\nlate\n"
+
+    async def test_whose_child_holds_the_streams(self, here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it has written itself is waited for, however long its reader takes, and nothing else."""
+        monkeypatch.setattr(process_module, "STUCK_CONSUMER_S", 0.02)
+        reading, writing = os.pipe()
+        container = await here.running()
+        process = container.add_exec("e", SPEC, Stdio(stdout=FdSink(writing)))
+        await container.start_exec("e")
+        here.guest.output["e"].put_nowait(b"x" * 100_000)  # more than the pipe takes
+        await eventually_async(here.guest.output["e"].empty, "it has left the guest")
+        here.guest.exit.set_result(0)
+        await within(process.wait())
+        taken = asyncio.create_task(process.output_taken())
+        await asyncio.sleep(0.1)
+        assert not taken.done()
+        assert len(await asyncio.to_thread(read_exactly, reading, 100_000)) == 100_000
+        await within(taken)
+        here.guest.output["e"].put_nowait(b"late\n")
+        here.guest.output["e"].put_nowait(b"")
+        await within(container.delete_exec("e"))
+        assert read_all(reading) == b"late\n"
 
     async def test_whose_child_never_ends(self, here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process_module, "STREAM_END_TIMEOUT_S", 0.05)
