@@ -1,7 +1,7 @@
 """The program that copies files between the host and a container (`kata.protocols.files`), a process of its own.
 
     stat ROOT PATH
-    get  ROOT PATH NAME follow|""      tar to standard output
+    get  ROOT PATH NAME follow|"" [attributes]      tar to standard output
     put  ROOT DIRECTORY UID:GID|-      tar from standard input
 
 ROOT is the container's root directory. No path leads out of it, whatever the container does meanwhile.
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads, or needs an explanation
     report = files.Report()
     try:
-        report = files.Report(skipped=tuple(_run(*arguments).skipped or ()))
+        totals = _run(*arguments)
+        report = files.Report(skipped=tuple(totals.skipped or ()), plain=tuple(totals.plain or ()))
     except KataError as error:
         report = files.Report(error)
     except OSError as error:
@@ -46,9 +47,9 @@ def _run(verb: str, root_path: str, path: str, *rest: str) -> Totals:
             os.write(1, files.Found(look(root, path), look(root, path, follow=True)).to_json())
             return Totals()
         if verb == files.GET:
-            name, follow = rest
+            name, follow, *more = rest
             with open(1, "wb", closefd=False) as out:
-                return pack(out, root, path, name, follow=bool(follow))
+                return pack(out, root, path, name, follow=bool(follow), attributes=bool(more))
         uid, _, gid = rest[0].partition(":")
         owner = None if rest[0] == files.KEEP_OWNERS else (int(uid), int(gid))
         into = _open_directory(root, path)

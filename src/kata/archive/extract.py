@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
-from kata.archive.pack import Totals
+from kata.archive.pack import Totals, is_portable
 from kata.archive.tar import Entry, EntryType, TarReader, shown
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, ResourceExhausted
 from kata.linux.openat2 import open_directory, relative_parts
@@ -40,7 +40,8 @@ def extract(
         stream: the archive.
         into: a directory.
         label: names the archive in errors.
-        owner: user and group of all files, which are never set-user-id or set-group-id then; None for the archive's.
+        owner: user and group of all files, which are never set-user-id or set-group-id then, and have no extended
+            attributes; None for the archive's, and for its attributes that `is_portable` names.
         only: the one name in the directory that the archive may have; "" for any.
         told: called with the totals so far, now and then.
 
@@ -220,6 +221,13 @@ class _Extraction:
 
     def _own(self, fd: int, entry: Entry) -> None:
         os.fchown(fd, *(self._owner or (entry.uid, entry.gid)))
+        # A new owner takes capabilities away, and an access control list changes the mode.
+        for attribute, value in entry.xattrs.items() if self._owner is None else ():
+            if is_portable(attribute):
+                try:
+                    os.setxattr(fd, attribute, value)
+                except OSError:
+                    self.totals.leave_plain(entry.name)
         os.fchmod(fd, self._mode(entry))
 
     def _own_name(self, directory: int, name: str, entry: Entry) -> None:

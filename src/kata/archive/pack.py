@@ -3,7 +3,7 @@
 The files may change meanwhile, and may be somebody's who wants to be harmful: paths are resolved beneath a root,
 nothing but regular files is opened, and no symbolic link is followed below the path that was asked for.
 
-Not here: extended attributes, device nodes and sockets, which are left out.
+Not here: device nodes and sockets, which are left out.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from kata.archive.tar import BLOCK, CHUNK, MAX_PATH
+from kata.archive.tar import BLOCK, CHUNK, MAX_HEADER, MAX_PATH, XATTR
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
@@ -29,6 +29,10 @@ _MIN_HOLES = 64 << 10
 _MAX_SIZE = 8**11 - 1
 _MAX_ID = 8**7 - 1
 _BLOCKS_END = bytes(2 * BLOCK)
+#: Paths of one kind in `Totals`.
+_MAX_TOLD = 20
+#: Bytes of a file's attributes: less than a header may have.
+_MAX_ATTRIBUTES = MAX_HEADER // 2
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
@@ -40,17 +44,25 @@ class Totals:
         entries: files, directories and links.
         size: bytes of the files, with holes.
         skipped: paths of devices and sockets that were left out, the first few.
+        plain: paths of files of which an extended attribute was left out, the first few.
     """
 
     entries: int = 0
     size: int = 0
     skipped: list[str] | None = None
+    plain: list[str] | None = None
 
     def skip(self, path: str) -> None:
         """Something was left out."""
         self.skipped = self.skipped or []
-        if len(self.skipped) < 20:
+        if len(self.skipped) < _MAX_TOLD:
             self.skipped.append(path)
+
+    def leave_plain(self, path: str) -> None:
+        """An extended attribute was left out."""
+        self.plain = self.plain or []
+        if len(self.plain) < _MAX_TOLD and path not in self.plain:
+            self.plain.append(path)
 
 
 def pack(
@@ -60,6 +72,7 @@ def pack(
     name: str,
     *,
     follow: bool = False,
+    attributes: bool = False,
     told: Callable[[Totals], object] = lambda _: None,
 ) -> Totals:
     """Write a file, or a directory with all that is in it.
@@ -70,6 +83,7 @@ def pack(
         path: in the root.
         name: of the file in the archive; "" for the content of a directory.
         follow: whether a symbolic link at `path` itself is followed.
+        attributes: whether files and directories have the extended attributes that `is_portable` names.
         told: called with the totals so far, now and then.
 
     Raises:
@@ -78,7 +92,7 @@ def pack(
         FailedPrecondition: a file cannot be read.
         OSError: it cannot be written.
     """
-    packer = _Packer(out, told)
+    packer = _Packer(out, told, attributes=attributes)
     above, base = open_parent(root, path) if not follow else (openat2(root, path, os.O_PATH), "")
     try:
         packer.add(above, base, name)
@@ -89,6 +103,15 @@ def pack(
     out.write(_BLOCKS_END)
     out.flush()
     return packer.totals
+
+
+def is_portable(attribute: str) -> bool:
+    """Whether an extended attribute means the same on another host: users' own, POSIX ACLs and capabilities."""
+    return attribute.startswith("user.") or attribute in (
+        "system.posix_acl_access",
+        "system.posix_acl_default",
+        "security.capability",
+    )
 
 
 def open_parent(root: int, path: str) -> tuple[int, str]:
@@ -117,10 +140,11 @@ class _Unreadable(Exception):
 
 
 class _Packer:
-    def __init__(self, out: BinaryIO, told: Callable[[Totals], object]) -> None:
+    def __init__(self, out: BinaryIO, told: Callable[[Totals], object], *, attributes: bool) -> None:
         self.totals = Totals()
         self._out = out
         self._told = told
+        self._attributes = attributes
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, directory: int, base: str, name: str, depth: int = 0) -> None:
@@ -161,7 +185,7 @@ class _Packer:
             raise _Unreadable(name, error) from error
         try:
             if name:
-                self._write_header(b"5", f"{name}/", status)
+                self._write_header(b"5", f"{name}/", status, xattrs=self._xattrs(fd, name))
             for child in sorted(os.listdir(fd)):
                 self.add(fd, child, f"{name}/{child}" if name else child, depth + 1)
         finally:
@@ -187,6 +211,7 @@ class _Packer:
             if not stat.S_ISREG(status.st_mode):
                 self.totals.skip(name)  # it has been replaced meanwhile
                 return
+            xattrs = self._xattrs(fd, name)
             pieces = _pieces(fd, status.st_size)
             stored = sum(size for _, size in pieces)
             if status.st_size - stored >= _MIN_HOLES:
@@ -194,14 +219,30 @@ class _Packer:
                 pieces.append((status.st_size, 0))
                 table = "".join(f"{number}\n" for number in (len(pieces), *(one for piece in pieces for one in piece)))
                 head = table.encode() + bytes(-len(table) % BLOCK)
-                self._write_header(b"0", name, status, size=len(head) + stored, sparse=True)
+                self._write_header(b"0", name, status, size=len(head) + stored, sparse=True, xattrs=xattrs)
                 self._out.write(head)
             else:
                 pieces, stored = [(0, status.st_size)], status.st_size
-                self._write_header(b"0", name, status, size=stored)
+                self._write_header(b"0", name, status, size=stored, xattrs=xattrs)
             for offset, size in pieces:
                 self._copy(file, offset, size)
             self._out.write(bytes(-stored % BLOCK))
+
+    def _xattrs(self, fd: int, name: str) -> dict[str, bytes]:
+        """The extended attributes of an open file that are packed."""
+        found: dict[str, bytes] = {}
+        size = 0
+        for attribute in _list_xattrs(fd) if self._attributes else ():
+            try:
+                value = os.getxattr(fd, attribute)
+            except OSError:
+                value = None
+            size += len(attribute) + len(value or b"")
+            if value is None or "=" in attribute or size > _MAX_ATTRIBUTES:
+                self.totals.leave_plain(name)
+                continue
+            found[attribute] = value
+        return found
 
     def _copy(self, file: BinaryIO, offset: int, size: int) -> None:
         """Copy a piece; what is missing of it, because the file has been cut meanwhile, is zeros."""
@@ -214,7 +255,15 @@ class _Packer:
             self._told(self.totals)
 
     def _write_header(
-        self, kind: bytes, name: str, status: os.stat_result, *, size: int = 0, link: str = "", sparse: bool = False
+        self,
+        kind: bytes,
+        name: str,
+        status: os.stat_result,
+        *,
+        size: int = 0,
+        link: str = "",
+        sparse: bool = False,
+        xattrs: Mapping[str, bytes] | None = None,
     ) -> None:
         if len(os.fsencode(name)) > MAX_PATH:
             raise InvalidArgument(f"path {name[:100]}… has more than {MAX_PATH} bytes")
@@ -241,6 +290,7 @@ class _Packer:
             raw = os.fsencode(text)
             if len(raw) > 100 or not raw.isascii():
                 records[key] = raw
+        records |= {f"{XATTR}{attribute}": value for attribute, value in (xattrs or {}).items()}
         if records:
             content = b"".join(_record(key, value) for key, value in records.items())
             self._out.write(_header(b"x", b"@PaxHeader", 0o644, 0, 0, len(content), 0, b""))
@@ -280,9 +330,16 @@ def _pieces(fd: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
+def _list_xattrs(fd: int) -> list[str]:
+    try:
+        return [attribute for attribute in os.listxattr(fd) if is_portable(attribute)]
+    except OSError:
+        return []  # the file system has none
+
+
 def _record(key: str, value: bytes) -> bytes:
     """A record of an extended header: its length, which counts its own digits, key and value."""
-    rest = b" " + key.encode() + b"=" + value + b"\n"
+    rest = b" " + os.fsencode(key) + b"=" + value + b"\n"
     length = len(rest)
     while len(str(length)) + len(rest) != length:
         length = len(str(length)) + len(rest)

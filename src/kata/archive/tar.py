@@ -31,7 +31,8 @@ _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 _PAX_NUMBER = re.compile(rb"[0-9]{1,18}")
 _PAX_TIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{0,18}))?")
-_XATTR = b"SCHILY.xattr."
+XATTR = "SCHILY.xattr."
+_XATTR = XATTR.encode()
 _SPARSE = b"GNU.sparse."
 _MAX_PIECES = 1 << 20
 

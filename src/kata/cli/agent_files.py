@@ -51,13 +51,16 @@ class AgentFiles:
         await self._soon(files.stat_arguments(container_id, path), said)
         return files.Found.from_json(bytes(said.content))
 
-    async def get(self, container_id: str, path: str, name: str, out: Sink, *, follow: bool = False) -> files.Report:
+    async def get(
+        self, container_id: str, path: str, name: str, out: Sink, *, follow: bool = False, attributes: bool = False
+    ) -> files.Report:
         """Send a tar stream of a path to a sink; see `kata.archive.pack.pack`.
 
         Raises:
             KataError: there is no such file, or it cannot be read.
         """
-        return await self._run(files.get_arguments(container_id, path, name, follow=follow), None, out)
+        arguments = files.get_arguments(container_id, path, name, follow=follow, attributes=attributes)
+        return await self._run(arguments, None, out)
 
     async def read(self, container_id: str, path: str, limit: int) -> bytes:
         """The content of a file, at most so many bytes.
@@ -77,7 +80,14 @@ class AgentFiles:
         raise ResourceExhausted(f"{path} of container {container_id} is no file, or larger than {limit} bytes")
 
     async def get_through(
-        self, container_id: str, path: str, name: str, take: Callable[[BinaryIO], _T], *, follow: bool = False
+        self,
+        container_id: str,
+        path: str,
+        name: str,
+        take: Callable[[BinaryIO], _T],
+        *,
+        follow: bool = False,
+        attributes: bool = False,
     ) -> tuple[files.Report, _T]:
         """As `get`, to a function that reads the stream in a thread.
 
@@ -86,7 +96,9 @@ class AgentFiles:
         """
         reading, writing = os.pipe()
         worker = asyncio.ensure_future(off_loop(_take, reading, take))
-        copying = asyncio.ensure_future(self.get(container_id, path, name, FdSink(writing), follow=follow))
+        copying = asyncio.ensure_future(
+            self.get(container_id, path, name, FdSink(writing), follow=follow, attributes=attributes)
+        )
         return await _both(copying, worker, sends=False)
 
     async def put(

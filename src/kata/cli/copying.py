@@ -39,8 +39,8 @@ class Place:
 
     Attributes:
         path: as it was written, or STREAM.
-        sandbox: "" for this host.
-        container: id or its beginning; None for the only one.
+        sandbox: its name, as `naming.resolve` takes it; "" for this host.
+        container: id, its beginning, or name; None for the only one.
     """
 
     path: str
@@ -124,7 +124,7 @@ class CopyRequest:
     Attributes:
         source: what is copied.
         target: where it goes.
-        archive: whether owners are kept.
+        archive: whether owners and extended attributes are kept.
         follow: whether a symbolic link is followed that is the source itself.
         quiet: whether there is no progress.
     """
@@ -152,16 +152,16 @@ def copy(wanted: CopyRequest) -> None:
         raise InvalidArgument(f"cannot copy between {which}", hint="copy to this host first, or use cp(1)")
     if target.path == STREAM and os.isatty(1):
         raise InvalidArgument("an archive is not written to a terminal", hint="redirect it, or name a path")
+    remote = source if source.sandbox else target
+    sandbox = RunningSandbox(remote.sandbox)
     try:
-        asyncio.run(_copy(wanted))
+        asyncio.run(_copy(wanted, sandbox, remote.container))
     except OSError as error:
         raise FailedPrecondition(f"{error.filename or 'the archive'}: {(error.strerror or '').lower()}") from error
 
 
-async def _copy(wanted: CopyRequest) -> None:
-    remote = wanted.source if wanted.source.sandbox else wanted.target
-    sandbox = RunningSandbox(remote.sandbox)
-    container = await sandbox.container(remote.container)
+async def _copy(wanted: CopyRequest, sandbox: RunningSandbox, named: str | None) -> None:
+    container = await sandbox.container(named)
     async with await sandbox.agent() as client:
         files = AgentFiles(client)
         with _progress(quiet=wanted.quiet or not os.isatty(2)) as progress:
@@ -169,6 +169,9 @@ async def _copy(wanted: CopyRequest) -> None:
             report, totals = await run(wanted, files, container, progress)
     for path in (*report.skipped, *(totals.skipped or ())):
         warn(f"left out, since it is a device or a socket: {printable(path)}")
+    plain = sorted({*report.plain, *(totals.plain or ())})
+    for path in plain:
+        warn(f"without its access control list or another attribute, which cannot be kept: {printable(path)}")
 
 
 async def _from_guest(
@@ -181,7 +184,9 @@ async def _from_guest(
         if not kind:
             raise NotFound(f"there is no {source.path}")
         name = "" if source.is_content else source.name
-        return await files.get(container, source.path, name, HostSink(1, _fail), follow=follow), Totals()
+        out = HostSink(1, _fail)
+        sent = files.get(container, source.path, name, out, follow=follow, attributes=wanted.archive)
+        return await sent, Totals()
     plan = plan_copy(source, kind, target, _kind_here(target.path))
     into = os.open(plan.into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     owner = None if wanted.archive else (os.geteuid(), os.getegid())
@@ -191,7 +196,9 @@ async def _from_guest(
         return extract(stream, into, label, owner=owner, only=plan.name, told=progress.told)
 
     try:
-        return await files.get_through(container, source.path, plan.name, take, follow=follow)
+        return await files.get_through(
+            container, source.path, plan.name, take, follow=follow, attributes=wanted.archive
+        )
     finally:
         os.close(into)
 
@@ -213,7 +220,7 @@ async def _to_guest(
 
     def give(stream: BinaryIO) -> Totals:
         path = os.path.join(os.getcwd(), source.path)
-        return pack(stream, root, path, plan.name, follow=follow, told=progress.told)
+        return pack(stream, root, path, plan.name, follow=follow, attributes=wanted.archive, told=progress.told)
 
     try:
         return await files.put_from(container, plan.into, give, owner=owner)

@@ -17,12 +17,18 @@ def register(app: typer.Typer) -> None:
 def cp(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="SANDBOX[:CONTAINER]:PATH, a path of this host, or - for standard input."),
+        typer.Argument(
+            metavar="SRC",
+            help="SANDBOX[:CONTAINER]:PATH, a path of this host, or - for standard input. "
+            "SANDBOX may be NAMESPACE/POD.",
+        ),
     ],
     target: Annotated[
         str, typer.Argument(metavar="DST", help="The same; - is standard output, to which a tar archive is written.")
     ],
-    archive: Annotated[bool, typer.Option("-a", "--archive", help="Keep owners, and set-user-id bits.")] = False,
+    archive: Annotated[
+        bool, typer.Option("-a", "--archive", help="Keep owners, set-user-id bits, and extended attributes with ACLs.")
+    ] = False,
     follow: Annotated[
         bool, typer.Option("-L", "--follow-link", help="If SRC is a symbolic link, copy what it leads to.")
     ] = False,

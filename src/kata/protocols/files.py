@@ -21,7 +21,8 @@ STAT = "stat"
 GET = "get"
 #: Extracts a tar stream into a directory.
 PUT = "put"
-_COUNTS = {STAT: 1, GET: 3, PUT: 2}
+#: How many arguments each may have, beside the container's id.
+_COUNTS = {STAT: (1,), GET: (3, 4), PUT: (2,)}
 #: Instead of user and group of PUT: the archive's own.
 KEEP_OWNERS = "-"
 
@@ -60,16 +61,18 @@ class Report:
     Attributes:
         error: why it failed; None if it did not.
         skipped: what was left out, in names of the guest.
+        plain: of what an extended attribute was left out.
     """
 
     error: KataError | None = None
     skipped: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """One line."""
         if self.error is not None:
             return json.dumps({"code": self.error.code, "error": self.error.message}).encode() + b"\n"
-        return json.dumps({"skipped": self.skipped}).encode() + b"\n"
+        return json.dumps({"skipped": self.skipped, "plain": self.plain}).encode() + b"\n"
 
     @classmethod
     def from_json(cls, text: bytes) -> Report:
@@ -82,8 +85,11 @@ class Report:
         if "error" in said:
             code = said.get("code")
             return cls(from_code(code if isinstance(code, int) else Code.INTERNAL, str(said["error"])[:1000]))
-        skipped = said.get("skipped")
-        return cls(None, tuple(str(name)[:200] for name in skipped[:20]) if isinstance(skipped, list) else ())
+        return cls(None, _names(said.get("skipped")), _names(said.get("plain")))
+
+
+def _names(said: object) -> tuple[str, ...]:
+    return tuple(str(name)[:200] for name in said[:20]) if isinstance(said, list) else ()
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -101,9 +107,11 @@ def stat_arguments(container_id: str, path: str) -> list[str]:
     return [PROGRAM, STAT, container_id, path]
 
 
-def get_arguments(container_id: str, path: str, name: str, *, follow: bool) -> list[str]:
+def get_arguments(container_id: str, path: str, name: str, *, follow: bool, attributes: bool = False) -> list[str]:
     """Ask for a tar stream of a path, as `kata.archive.pack.pack` makes it."""
-    return [PROGRAM, GET, container_id, path, name, "follow" if follow else ""]
+    # The last one only if it is asked for: the agent of a sandbox that runs may be of a version without it.
+    more = ["attributes"] if attributes else []
+    return [PROGRAM, GET, container_id, path, name, "follow" if follow else "", *more]
 
 
 def put_arguments(container_id: str, directory: str, owner: tuple[int, int] | None) -> list[str]:
@@ -118,6 +126,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, str, list[str]]:
         InvalidArgument: it is none.
     """
     program, verb, container_id, *rest = [*arguments, "", "", ""][: max(3, len(arguments))]
-    if program != PROGRAM or len(rest) != _COUNTS.get(verb, -1):
+    if program != PROGRAM or len(rest) not in _COUNTS.get(verb, ()):
         raise InvalidArgument(f"invalid arguments of {PROGRAM}: {' '.join(arguments)[:100]!a}")
     return verb, container_id, rest

@@ -90,6 +90,21 @@ async def test_files_out_of_a_container_and_into_it(guest: Guest, tmp_path: Path
     assert (guest.root / "etc/copy").read_text() == "hello"
 
 
+async def test_attributes_are_sent_if_they_are_asked_for(guest: Guest) -> None:
+    (guest.root / "file").touch()
+    (guest.root / "odd").touch()
+    try:
+        os.setxattr(guest.root / "file", "user.note", b"1")
+        os.setxattr(guest.root / "odd", "user.a=b", b"1")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    status, sent, said = await guest.run(files.get_arguments("box", "/", "", follow=False, attributes=True))
+    assert (status, files.Report.from_json(said)) == (0, files.Report(plain=("odd",)))
+    assert b"SCHILY.xattr.user.note=1" in sent
+    _, sent, said = await guest.run(files.get_arguments("box", "/", "", follow=False))
+    assert (b"SCHILY" in sent, files.Report.from_json(said)) == (False, files.Report())
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "target"),
     [

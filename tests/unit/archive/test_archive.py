@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -345,3 +347,77 @@ def test_zeros_become_a_hole(tmp_path: Path) -> None:
     extracted(archive_of(member("a", data=b"x" + bytes(4 << 20) + b"y")), tmp_path)
     assert (tmp_path / "a").read_bytes() == b"x" + bytes(4 << 20) + b"y"
     assert (tmp_path / "a").stat().st_blocks * 512 < 2 << 20
+
+
+def test_attributes(source: Path, tmp_path: Path) -> None:
+    data, into = source / "data", tmp_path / "into"
+    into.mkdir()
+    try:
+        os.setxattr(data / "file", "user.note", b"a=b\n\0\xff" + b"x" * 1000)
+        os.setxattr(data / "deep", "user.\udcff", b"")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    os.setxattr(data / "empty", "user.odd=name", b"1")
+    out = io.BytesIO()
+    fd = os.open(source, os.O_PATH)
+    sent = pack(out, fd, "/data", "copy", attributes=True)
+    os.close(fd)
+    assert sent.plain == ["copy/empty"]
+    extracted(out.getvalue(), into, ME)
+    assert os.listxattr(into / "copy/file") == []
+    kept = extracted(out.getvalue(), into)
+    assert kept.plain is None
+    assert os.getxattr(into / "copy/file", "user.note") == b"a=b\n\0\xff" + b"x" * 1000
+    assert os.getxattr(into / "copy/deep", "user.\udcff") == b""
+    assert tree(into / "copy") == tree(data)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        assert archive.getmember("copy/file").pax_headers["SCHILY.xattr.user.note"].startswith("a=b\n")
+    shutil.rmtree(into)
+    into.mkdir()
+    extracted(packed(source, "/data", "copy"), into)
+    assert os.listxattr(into / "copy/file") == [], "only if they are asked for"
+
+
+def test_attributes_that_are_not_kept(tmp_path: Path) -> None:
+    """Of an archive that somebody else has made: what means something to this host only, and what cannot be set."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("file")
+        info.uid, info.gid = ME
+        info.pax_headers = {
+            "SCHILY.xattr.trusted.overlay.opaque": "y",
+            "SCHILY.xattr.security.selinux": "x",
+            "SCHILY.xattr.system.posix_acl_access": "no list",
+        }
+        archive.addfile(info)
+    totals = extracted(out.getvalue(), tmp_path)
+    assert set(os.listxattr(tmp_path / "file")) <= {"security.selinux"}
+    assert totals.plain == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_lists_and_capabilities(tmp_path: Path) -> None:
+    # POSIX ACL, version 2: user::rw-, user:1234:r--, group::r--, mask::r--, other::---  (linux/posix_acl_xattr.h)
+    entries = [(1, 6, -1), (2, 4, 1234), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    # cap_net_raw=p, version 2 (linux/capability.h, vfs_cap_data)
+    capability = struct.pack("<5I", 0x02000000, 1 << 13, 0, 0, 0)
+    file, into = tmp_path / "file", tmp_path / "into"
+    file.write_bytes(b"x")
+    into.mkdir()
+    os.chown(file, 1234, 5678)
+    os.setxattr(file, "security.capability", capability)
+    try:
+        os.setxattr(file, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    mode = file.stat().st_mode
+    out = io.BytesIO()
+    fd = os.open(tmp_path, os.O_PATH)
+    pack(out, fd, "file", "copy", attributes=True)
+    os.close(fd)
+    extracted(out.getvalue(), into)
+    copy = into / "copy"
+    assert os.getxattr(copy, "system.posix_acl_access") == acl
+    assert os.getxattr(copy, "security.capability") == capability
+    assert (copy.stat().st_mode, copy.stat().st_uid) == (mode, 1234)
