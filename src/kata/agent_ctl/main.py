@@ -73,7 +73,11 @@ def connect(
     ] = None,
     sandbox: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="The agent of this running sandbox. Needs root.", show_default=False),
+        typer.Option(
+            metavar="SANDBOX",
+            help="The agent of this running sandbox: its id, or NAMESPACE/POD. Needs root.",
+            show_default=False,
+        ),
     ] = None,
     vm: Annotated[
         bool, typer.Option("--vm", help="Boot a guest, connect to its agent, and end it afterwards. Needs root.")

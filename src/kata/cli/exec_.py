@@ -32,8 +32,9 @@ def exec_(
         typer.Option(
             "-c",
             "--container",
-            metavar="ID",
-            help="Container, or the first letters of its id; by default the only one beside the pod's own.",
+            metavar="NAME",
+            help="Container: its name in the pod, its id, or the beginning of that; by default the only one beside "
+            "the pod's own. SANDBOX may have it as well: NAMESPACE/POD/CONTAINER.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kata.cli.options import complete_sandbox
+from kata.cli.options import SANDBOX_HELP, complete_sandbox
 from kata.cli.render import ExitCode
 from kata.errors import InvalidArgument
 from kata.management.protocol import MAX_BODY
@@ -20,7 +20,7 @@ SandboxId = Annotated[
     typer.Option(
         "--sandbox-id",
         metavar="ID",
-        help="Id of the sandbox: the pod's, or the container's own.",
+        help=SANDBOX_HELP,
         autocompletion=complete_sandbox,
     ),
 ]

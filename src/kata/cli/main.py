@@ -242,12 +242,15 @@ def timings(
     from rich.console import Console
 
     from kata.cli import timings as of_sandbox
+    from kata.cli.naming import resolve_sandbox
     from kata.cli.root import require_root
+    from kata.runtime.ledger.names import split
 
     require_root("kata timings")
-    start = of_sandbox.load(sandbox)
+    name = resolve_sandbox(sandbox).name
+    start = of_sandbox.load(name)
     if as_spans:
-        print(json.dumps(of_sandbox.as_spans(sandbox, start)))
+        print(json.dumps(of_sandbox.as_spans(split(name)[0], start)))
     elif as_json:
         print(json.dumps([asdict(phase) for phase in start.phases], indent=2))
     else:

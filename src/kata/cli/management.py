@@ -1,4 +1,4 @@
-"""Requests of commands to a running sandbox, by its id (docs/reference/management.md)."""
+"""Requests of commands to a running sandbox, by its name (docs/reference/management.md)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kata.cli.naming import resolve_sandbox
 from kata.cli.root import require_root
 from kata.errors import NotFound
 from kata.management.client import request
-from kata.runtime.ledger.journal import STATE_ROOT
-from kata.runtime.ledger.names import find
 from kata.runtime.storage import direct_volume
 
 _TIMEOUT_S = 90.0
 
 
 def directory_of(sandbox: str) -> Path:
-    """The state directory of a sandbox of this host, which need not exist.
-
-    Args:
-        sandbox: its id, or the name of the directory.
+    """The state directory of a sandbox of this host; see `naming.resolve_sandbox`, which this is for root.
 
     Raises:
         PermissionDenied: this is not root.
-        InvalidArgument: the id is invalid, or ambiguous.
+        InvalidArgument: the name is invalid, ambiguous, or a container's.
+        NotFound: no sandbox is that pod's.
     """
     require_root("what a sandbox is asked")
-    return Path(STATE_ROOT) / find(sandbox, STATE_ROOT)
+    return resolve_sandbox(sandbox)
 
 
 def call(
@@ -44,7 +41,7 @@ def call(
     """Make one request and return the answer's body.
 
     Args:
-        sandbox: the sandbox's id.
+        sandbox: its name, as `naming.resolve_sandbox` takes it.
         method: of HTTP.
         path: on its management socket.
         query: fields of the query.
@@ -52,7 +49,7 @@ def call(
         timeout: seconds.
 
     Raises:
-        InvalidArgument: the id is invalid, or ambiguous.
+        InvalidArgument: the name is invalid, or ambiguous.
         NotFound: the sandbox does not run, or answers with this error.
         KataError: any other error that the sandbox answers with.
     """

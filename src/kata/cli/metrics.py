@@ -16,7 +16,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="SANDBOX",
-            help="Id of a sandbox: print all that it measures of itself. Without: the start phases of all sandboxes.",
+            help="Print all that this sandbox measures of itself. Without: the start phases of all sandboxes.",
             autocompletion=complete_sandbox,
             show_default=False,
         ),

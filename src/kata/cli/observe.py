@@ -22,14 +22,14 @@ _AT_ONCE = 32
 
 
 class Observer:
-    """Remembers the last sample of each sandbox, which the next one makes a rate of.
+    """Remembers the last sample of each sandbox, which the next one makes a rate of. Not made in an event loop.
 
     Args:
-        wanted: ids of sandboxes; all if there is none.
+        wanted: names of sandboxes; all if there is none.
 
     Raises:
         NotFound: one that is named does not exist.
-        KataError: an id is invalid, or ambiguous.
+        KataError: a name is invalid, or ambiguous.
     """
 
     def __init__(self, wanted: Iterable[str] = ()) -> None:
@@ -43,6 +43,11 @@ class Observer:
             self._wanted.add(directory.name)
         self._views: dict[str, tuple[View, float]] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def watches_all(self) -> bool:
+        """Whether no sandbox was named."""
+        return not self._wanted
 
     async def look(self) -> list[View]:
         """All sandboxes that are there now, by name."""

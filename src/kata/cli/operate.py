@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kata.cli.options import SandboxName, complete_sandbox
+from kata.cli.options import SANDBOXES_HELP, SandboxName, complete_sandbox
 from kata.cli.render import ExitCode, report
 from kata.errors import InvalidArgument, KataError
 
@@ -21,7 +21,11 @@ _ANSWER_TIMEOUT_S = 30.0
 
 Container = Annotated[
     str | None,
-    typer.Argument(metavar="CONTAINER", help="Id of the container; without it, all of them.", show_default=False),
+    typer.Argument(
+        metavar="CONTAINER",
+        help="Id of the container, its beginning, or its name; without it, all of them.",
+        show_default=False,
+    ),
 ]
 
 
@@ -36,7 +40,7 @@ def stop(
         list[str],
         typer.Argument(
             metavar="SANDBOX...",
-            help="Ids of sandboxes: the pods', or the containers' own.",
+            help=SANDBOXES_HELP,
             autocompletion=complete_sandbox,
         ),
     ],
@@ -50,7 +54,7 @@ def stop(
     code = ExitCode.OK
     for sandbox in sandboxes:
         try:
-            _post("kata stop", sandbox, "/stop", body, timeout=2 * time + _ANSWER_TIMEOUT_S)
+            _stop(sandbox, body, timeout=2 * time + _ANSWER_TIMEOUT_S)
         except KataError as error:
             if len(sandboxes) == 1:
                 raise
@@ -67,19 +71,19 @@ def kill(
     ] = "KILL",
 ) -> int:
     """Send a signal to the init process of a container."""
-    _post("kata kill", sandbox, "/kill", {"container": container, "signal": signal_number(signal_)})
+    _act("kata kill", sandbox, container, "/kill", signal=signal_number(signal_))
     return ExitCode.OK
 
 
 def pause(sandbox: SandboxName, container: Container = None) -> int:
     """Freeze the processes of a container."""
-    _post("kata pause", sandbox, "/pause", {"container": container})
+    _act("kata pause", sandbox, container, "/pause")
     return ExitCode.OK
 
 
 def resume(sandbox: SandboxName, container: Container = None) -> int:
     """Thaw the processes of a container."""
-    _post("kata resume", sandbox, "/resume", {"container": container})
+    _act("kata resume", sandbox, container, "/resume")
     return ExitCode.OK
 
 
@@ -100,11 +104,20 @@ def signal_number(text: str) -> int:
     return found.value
 
 
-def _post(
-    command: str, sandbox: str, path: str, body: Mapping[str, Any], *, timeout: float = _ANSWER_TIMEOUT_S
-) -> None:
+def _stop(sandbox: str, body: Mapping[str, Any], *, timeout: float) -> None:
     from kata.cli.management import call
     from kata.cli.root import require_root
 
+    require_root("kata stop")
+    call(sandbox, "POST", "/stop", body=json.dumps(body).encode(), timeout=timeout)
+
+
+def _act(command: str, sandbox: str, container: str | None, path: str, **fields: int) -> None:
+    """Have a sandbox do something with a container, or with all."""
+    import asyncio
+
+    from kata.cli.root import require_root
+    from kata.cli.running import RunningSandbox
+
     require_root(command)
-    call(sandbox, "POST", path, body=json.dumps(body).encode(), timeout=timeout)
+    asyncio.run(RunningSandbox(sandbox).act(path, container, fields, timeout=_ANSWER_TIMEOUT_S))

@@ -27,11 +27,14 @@ def complete_sandbox(incomplete: str) -> Iterator[str]:
     yield from (name for name in names if name.startswith(incomplete))
 
 
+SANDBOX_HELP = "Id of the sandbox (the pod's, or the container's own), its first digits, or NAMESPACE/POD."
+SANDBOXES_HELP = "Sandboxes: ids, their first digits, or NAMESPACE/POD."
+
 SandboxName = Annotated[
     str,
     typer.Argument(
         metavar="SANDBOX",
-        help="Id of the sandbox: the pod's, or the container's own.",
+        help=SANDBOX_HELP,
         autocompletion=complete_sandbox,
         show_default=False,
     ),
@@ -41,7 +44,7 @@ SandboxNames = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SANDBOX",
-        help="Ids of sandboxes; all if none is named.",
+        help=f"{SANDBOXES_HELP} All if none is named.",
         autocompletion=complete_sandbox,
         show_default=False,
     ),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kata.cli.management import directory_of
-from kata.errors import InvalidArgument, NotFound, Unavailable
+from kata.cli.naming import choose_container, resolve
+from kata.cli.root import require_root
+from kata.errors import InvalidArgument, Unavailable
 from kata.management.client import request
 from kata.ttrpc import Client
 
@@ -20,14 +21,19 @@ class RunningSandbox:
     """One sandbox.
 
     Args:
-        sandbox: id, or name of a state directory.
+        sandbox: a name as `naming.resolve` takes it. Not in an event loop.
 
     Raises:
-        InvalidArgument: the id is invalid, or ambiguous.
+        PermissionDenied: this is not root.
+        InvalidArgument: the name is invalid, or ambiguous.
+        NotFound: no sandbox is that pod's.
     """
 
     def __init__(self, sandbox: str) -> None:
-        self._directory = directory_of(sandbox)
+        require_root("what a sandbox is asked")
+        named = resolve(sandbox)
+        self._directory = named.directory
+        self._container = named.container
 
     @property
     def name(self) -> str:
@@ -39,8 +45,31 @@ class RunningSandbox:
         return json.loads(await request(self._directory, "GET", path, query=query, timeout=_ANSWER_TIMEOUT_S))
 
     async def container(self, wanted: str | None) -> str:
-        """The id of the container that is meant; see `choose_container`. Raises KataError."""
-        return choose_container(await self.ask("/sandbox"), wanted)
+        """The id of the container that is meant, if not by the sandbox's name; see `choose_container`.
+
+        Raises:
+            InvalidArgument: both name one, or the name is ambiguous.
+            KataError: it cannot be found out.
+        """
+        if wanted is not None and self._container is not None:
+            raise InvalidArgument(f"a container is named twice: {self._container} and {wanted}")
+        return choose_container(await self.ask("/sandbox"), self._container if wanted is None else wanted)
+
+    async def act(self, path: str, container: str | None, fields: Mapping[str, int], *, timeout: float) -> None:
+        """Have it do something with the container that is meant, or with all if none is named.
+
+        Args:
+            path: on its management socket.
+            container: as for `container`.
+            fields: of the request, beside that one.
+            timeout: seconds.
+
+        Raises:
+            KataError: it cannot, or there is no such container.
+        """
+        named = self._container is not None or container is not None
+        body = {"container": await self.container(container) if named else None, **fields}
+        await request(self._directory, "POST", path, body=json.dumps(body).encode(), timeout=timeout)
 
     async def agent(self) -> Client:
         """Connect to its agent; the caller closes the connection.
@@ -56,35 +85,3 @@ class RunningSandbox:
             return await Client.connect_unix(str(self._directory / path.name))
         except OSError as error:
             raise Unavailable(f"sandbox {self.name} has just ended") from error
-
-
-def choose_container(sandbox: Mapping[str, Any], wanted: str | None) -> str:
-    """The container that is meant: the one with an id that begins so, or the one that is not the pod's own.
-
-    Args:
-        sandbox: what it tells of itself.
-        wanted: an id, or its beginning; None if none was named.
-
-    Raises:
-        NotFound: there is none.
-        InvalidArgument: there are several.
-    """
-    ids = [str(container["id"]) for container in sandbox["containers"]]
-    if wanted is not None:
-        if wanted in ids:
-            return wanted
-        found = [name for name in ids if wanted and name.startswith(wanted)]
-        if not found:
-            raise NotFound(f"sandbox {sandbox['id']} has no container {wanted}", hint=_those(ids))
-    else:
-        running = [str(one["id"]) for one in sandbox["containers"] if one["state"] in ("running", "paused")]
-        if not running:
-            raise NotFound(f"no container of sandbox {sandbox['id']} runs", hint="`kata inspect` says more")
-        found = [name for name in running if name != sandbox["id"]] or running
-    if len(found) > 1:
-        raise InvalidArgument(f"sandbox {sandbox['id']} has several containers", hint=_those(found))
-    return found[0]
-
-
-def _those(ids: Sequence[str]) -> str:
-    return f"name one of {', '.join(ids)}" if ids else "it has no container"

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kata.cli import gc
+from kata.cli.naming import resolve_sandbox
 from kata.errors import KataError, NotFound
 from kata.management.client import request
 from kata.runtime.hypervisor.console import tail
 from kata.runtime.launch import timings
 from kata.runtime.ledger.journal import STATE_ROOT
-from kata.runtime.ledger.names import find, split
+from kata.runtime.ledger.names import split
 from kata.runtime.sandbox.origin import origin_of
 from kata.shim.handover import PREFIX
 
@@ -32,14 +33,14 @@ def inspect(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> dict[str, Any]
     """What is known of one sandbox; docs/reference/cli.md has the fields.
 
     Args:
-        sandbox: its id, or the name of its state directory.
+        sandbox: its name, as `naming.resolve_sandbox` takes it.
         state_root: the directory of state directories.
 
     Raises:
-        InvalidArgument: the id is invalid, or ambiguous.
+        InvalidArgument: the name is invalid, or ambiguous.
         NotFound: it does not exist.
     """
-    directory = state_root / find(sandbox, str(state_root))
+    directory = resolve_sandbox(sandbox, state_root)
     if not directory.is_dir():
         raise NotFound(f"sandbox {sandbox} does not exist", hint="kata list shows all sandboxes")
     return asyncio.run(look(directory))

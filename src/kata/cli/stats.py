@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from kata.cli.render import ExitCode
 from kata.cli.root import require_root
 from kata.cli.template import Template, render
 from kata.cli.usage import Counters, Rates, View, percent, size
+
+if TYPE_CHECKING:
+    from kata.cli.observe import Observer
 
 COLUMNS = {
     "SANDBOX": "Sandbox",
@@ -103,21 +106,20 @@ def command(
     """Show CPU, memory, network and disk of sandboxes and their containers, again and again, until Ctrl-C."""
     import asyncio
 
+    from kata.cli.observe import Observer
+
     require_root("kata stats")
-    asyncio.run(_show(sandboxes or [], template, interval=interval, once=no_stream, in_json=json_))
+    asyncio.run(_show(Observer(sandboxes or ()), template, interval=interval, once=no_stream, in_json=json_))
     return ExitCode.OK
 
 
-async def _show(wanted: list[str], template: str | None, *, interval: float, once: bool, in_json: bool) -> None:
+async def _show(observer: Observer, template: str | None, *, interval: float, once: bool, in_json: bool) -> None:
     import asyncio
 
-    from kata.cli.observe import Observer
-
-    observer = Observer(wanted)
     views = await observer.look()
     clear = _CLEAR if sys.stdout.isatty() and template is None and not in_json and not once else ""
     pause = min(_SHORT_S, interval)
-    while views or not wanted:
+    while views or observer.watches_all:
         await asyncio.sleep(pause)
         pause = interval
         views = await observer.look()

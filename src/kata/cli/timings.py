@@ -14,23 +14,24 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from kata.cli.naming import resolve_sandbox
 from kata.errors import KataError
 from kata.runtime.launch.timings import Phase, Start, read
 from kata.runtime.ledger.journal import STATE_ROOT
-from kata.runtime.ledger.names import find, split
+from kata.runtime.ledger.names import split
 from kata.version import VERSION
 
 _BAR_WIDTH = 40
 
 
-def load(sandbox_id: str, state_root: Path = Path(STATE_ROOT)) -> Start:
+def load(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> Start:
     """Read the start of a running sandbox.
 
     Raises:
-        InvalidArgument: the id is invalid, or ambiguous.
+        InvalidArgument: the name is invalid, or ambiguous.
         NotFound: the sandbox does not exist.
     """
-    return read(state_root / find(sandbox_id, str(state_root)))
+    return read(resolve_sandbox(sandbox, state_root))
 
 
 def as_table(phases: Sequence[Phase]) -> Table:

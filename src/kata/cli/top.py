@@ -237,6 +237,7 @@ def command(
     require_root("kata top")
     import asyncio
 
+    from kata.cli.observe import Observer
     from kata.cli.top_live import run
 
-    return asyncio.run(run(sandboxes or [], interval))
+    return asyncio.run(run(Observer(sandboxes or ()), interval))

@@ -25,9 +25,8 @@ _FIRST_S = 1.0
 _MAX_KEYS = 64
 
 
-async def run(wanted: list[str], interval: float) -> int:
-    """Show sandboxes, of these ids or all, every so many seconds; returns the exit code."""
-    observer = Observer(wanted)
+async def run(observer: Observer, interval: float) -> int:
+    """Show what an observer sees, every so many seconds; returns the exit code."""
     # The terminal's size counts, which may change; these stay what they were.
     os.environ.pop("COLUMNS", None)
     os.environ.pop("LINES", None)

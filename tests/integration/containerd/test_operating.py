@@ -150,6 +150,15 @@ class TestExec:
             assert process.stdout.read() == b"hup\n"
             assert process.wait(_TIMEOUT_S) == 5
 
+    @pytest.mark.parametrize("options", [(), ("-t",)], ids=["pipes", "terminal"])
+    def test_what_it_leaves_in_the_background_does_not_hold_it_up(self, pod: Pod, options: tuple[str, ...]) -> None:
+        """Its child has its standard output, or its terminal, for longer than this test waits."""
+        script = "nohup sleep 4444 & echo started; exit 3"
+        done = kata("exec", *options, pod.id, "--", "sh", "-c", script)
+        assert (done.returncode, b"started" in done.stdout) == (3, True)
+        assert "sleep 4444" in pod.processes()
+        pod.said("pkill -f 'sleep 4444' || true")
+
     def test_the_command_dies_with_it(self, pod: Pod) -> None:
         with subprocess.Popen([KATA, "exec", pod.id, "--", "sleep", "4321"]) as process:
             eventually(pod.processes, "it runs", lambda seen: "sleep 4321" in seen)
@@ -205,6 +214,18 @@ class TestCopy:
         assert (back / "file").stat().st_mtime_ns // 10**9 == (tree / "file").stat().st_mtime_ns // 10**9
         assert os.readlink(back / "link") == "/etc/passwd"
         assert ((back / "sub/sparse").stat().st_size, (back / "sub/sparse").stat().st_blocks) == (50 << 20, 0)
+
+    def test_attributes_there_and_back(self, pod: Pod, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        try:
+            os.setxattr(tmp_path / "file", "user.note", b"kept")
+        except OSError:
+            pytest.skip("the host's file system has no extended attributes")
+        kata("cp", "-a", str(tmp_path / "file"), f"{pod.id}:/tmp/attributes", check=True)
+        kata("cp", "-a", f"{pod.id}:/tmp/attributes", str(tmp_path / "back"), check=True)
+        assert os.getxattr(tmp_path / "back", "user.note") == b"kept"
+        kata("cp", f"{pod.id}:/tmp/attributes", str(tmp_path / "plain"), check=True)
+        assert os.listxattr(tmp_path / "plain") == []
 
     def test_owners_are_not_kept_unless_asked_for(self, pod: Pod, tmp_path: Path) -> None:
         (tmp_path / "mine").write_text("x")

@@ -9,7 +9,7 @@ import pytest
 
 from kata.cli.execute import ExecRequest, look_up_user, plan_process
 from kata.cli.main import invoke
-from kata.cli.running import choose_container
+from kata.cli.naming import choose_container
 from kata.errors import InvalidArgument, NotFound
 from kata.oci.spec import Process
 from kata.runtime.images.user import User
@@ -113,7 +113,8 @@ def test_users_of_the_container() -> None:
         (["exec"], 125, "missing argument"),
         (["exec", "--nonsense", "x"], 125, "no such option"),
         (["exec", "no-such-sandbox", "true"], 125, "sandbox no-such-sandbox is not running"),
-        (["exec", "../x", "true"], 125, "sandbox id"),
+        (["exec", "../x", "true"], 125, "is not the name of a pod"),
+        (["exec", "@x", "true"], 125, "sandbox id"),
         (["exec", "-it", "x", "true"], 125, "standard input is not a terminal"),
         (["exec", "--guest", "-u", "web", "x"], 125, "--guest contradicts"),
         (["exec", "-w", "tmp", "x", "true"], 125, "not an absolute path"),

@@ -198,7 +198,7 @@ async def test_one_that_hangs_holds_up_no_other() -> None:
 async def test_stats_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     from kata.cli.stats import _show
 
-    await _show([], None, interval=0.2, once=True, in_json=True)
+    await _show(Observer(), None, interval=0.2, once=True, in_json=True)
     found = {one["sandbox"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["busy"]["containers"]["c"]["cpu_percent"] == pytest.approx(100, abs=0.1)
     assert found["dead"]["containers"] == found["hanging"]["containers"] == {}
