@@ -48,7 +48,7 @@ _HARMLESS = (
 )
 
 #: Runs each command of a JSON list in a child of its own, with a standard output as told; prints status and errors.
-_IN_CHILDREN = """
+IN_CHILDREN = """
 import json, os, sys, tempfile
 import kata.cli.main as main
 import kata.cli.check, kata.cli.env, kata.cli.observe, kata.cli.sandboxes, kata.cli.events_follow, kata.cli.top_live
@@ -76,7 +76,7 @@ print(json.dumps(found))
 
 
 def in_children(output: str, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    argv = [sys.executable, "-c", _IN_CHILDREN, output, json.dumps(commands)]
+    argv = [sys.executable, "-c", IN_CHILDREN, output, json.dumps(commands)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
     return [(status, errors) for status, errors in json.loads(done.stdout)]
 
@@ -239,7 +239,7 @@ def test_state_directories_of_other_versions() -> None:
             directory.mkdir()
             for file, content in files.items():
                 (directory / file).write_bytes(content.encode("latin-1"))
-        argv = [sys.executable, "-c", _IN_CHILDREN, "none", json.dumps(commands)]
+        argv = [sys.executable, "-c", IN_CHILDREN, "none", json.dumps(commands)]
         whole = ["unshare", "--mount", "sh", "-ec", _IN_A_RUN_OF_ITS_OWN, "sh", root, *argv]
         done = subprocess.run(whole, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
