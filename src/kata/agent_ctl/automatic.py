@@ -1,6 +1,7 @@
 """Values that a request gets by itself: what it needs to be sensible, unless -n is given.
 
-    ids          those that the commands before have used, else random ones
+    ids          those that the commands before have used, else random ones; of a process that of the last ExecProcess,
+                 until it has been waited for
     spec         the bundle's, edited as the guest has to have it
     the rest     length of a read, data for the random source, the time, the size of the terminal, SIGKILL
 
@@ -72,6 +73,7 @@ class Values:
         automatic: whether requests get values by themselves.
         bundle: of the containers; None without one.
         container_id, sandbox_id: those used last.
+        exec_id: of the last ExecProcess in that container, until it has been waited for; else "", the init process.
         terminal: rows and columns of the user's terminal, if there is one.
     """
 
@@ -79,11 +81,14 @@ class Values:
     bundle: Bundle | None = None
     container_id: str = field(default_factory=lambda: secrets.token_hex(_ID_BYTES))
     sandbox_id: str = field(default_factory=lambda: secrets.token_hex(_ID_BYTES))
+    exec_id: str = ""
     terminal: tuple[int, int] | None = None
 
     def using(self, name: str, value: str) -> Values:
         """The same with another container_id or sandbox_id."""
         changes: dict[str, Any] = {name: value}
+        if name == "container_id" and value != self.container_id:
+            changes["exec_id"] = ""
         return replace(self, **changes)
 
 
@@ -119,6 +124,10 @@ def build(
             values = values.using(name, used)
             # Once more: what is automatic may depend on it, such as paths in the guest.
             request = _applied(rpc, arguments, values, guest, read)
+    if rpc.name == "ExecProcess":
+        values = replace(values, exec_id=request.exec_id)
+    elif rpc.name == "WaitProcess" and request.exec_id == values.exec_id:
+        values = replace(values, exec_id="")
     return request, values
 
 
@@ -181,6 +190,8 @@ def _automatic(rpc: Rpc, values: Values, guest: Guest) -> Message:
     fields = request.DESCRIPTOR.fields_by_name
     if "container_id" in fields:
         request.container_id = values.container_id
+    if "exec_id" in fields and name != "CreateContainer":
+        request.exec_id = values.exec_id
     if name == "ExecProcess":
         request.exec_id = f"exec-{secrets.token_hex(4)}"
         request.process.CopyFrom(_process(values.bundle))

@@ -49,7 +49,7 @@ A spec of its own, and a process in a container whose input comes through a pipe
 
   $ kata-agent-ctl connect --server-address vsock://3:1024 -c 'CreateContainer spec=file:///tmp/config.json'
   $ date | kata-agent-ctl connect --server-address vsock://3:1024 \\
-      -c 'ExecProcess cid=hello exec_id=e1 process.Args=cat' -c 'attach exec_id=e1' -c 'WaitProcess exec_id=e1'
+      -c 'ExecProcess cid=hello process.Args=cat' -c attach -c WaitProcess
 
 Three times, with a pause; the answers as lines of JSON; going on after errors:
 

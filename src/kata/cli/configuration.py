@@ -14,7 +14,7 @@ from kata.cli.options import AsJson, ConfigFile
 from kata.cli.render import ExitCode, printable, warn
 from kata.errors import InvalidArgument, NotFound
 from kata.runtime.config.loader import SYSTEM_PATHS, load
-from kata.runtime.config.settings import ANNOTATION_PREFIX
+from kata.runtime.config.settings import ANNOTATION_PREFIX, SECTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,11 +111,27 @@ def _annotations(words: Sequence[str]) -> dict[str, str]:
         key, separator, value = word.partition("=")
         if separator and not os.path.exists(word):
             # The prefix of all of them may be left out.
-            short = key.startswith(("hypervisor.", "runtime.", "agent."))
-            found[ANNOTATION_PREFIX + key if short else key] = value
+            key = key if key.startswith(ANNOTATION_PREFIX) else ANNOTATION_PREFIX + key
+            found[key] = value
+            _require_section(key.removeprefix(ANNOTATION_PREFIX))
         else:
             found.update(_read_annotations(Path(word)))
     return found
+
+
+def _require_section(name: str) -> None:
+    """Check that an annotation is one that may change a setting: others, of which a pod may have any, do nothing.
+
+    Raises:
+        InvalidArgument: it is not.
+    """
+    if name.partition(".")[0] in {section.attribute for section in SECTIONS}:
+        return
+    meant = [f"{one.attribute}.{name}" for one in SECTIONS if name in {row.annotation for row in one.settings.values()}]
+    raise InvalidArgument(
+        f"annotation {name[:100]!a} changes no setting",
+        hint=f"write {' or '.join(meant)}" if meant else f"those that do begin with {ANNOTATION_PREFIX}",
+    )
 
 
 def _read_annotations(path: Path) -> dict[str, str]:

@@ -211,7 +211,8 @@ async def _to_guest(
     owner = None if wanted.archive else (0, 0)
     if source.path == STREAM:
         if there != "directory":
-            raise NotFound(f"{target.path} is not a directory of the container")
+            problem = "is not a directory" if there else "does not exist"
+            raise NotFound(f"{target.path} {problem} in the container", hint="the archive goes into a directory")
         return await files.put(container, target.path, HostSource(0), owner=owner), Totals()
     found = Found(_kind_here(source.path, follow=False), _kind_here(source.path))
     follow, kind = _followed(wanted, found)
@@ -274,7 +275,8 @@ class Progress:
             sys.stderr.write(f"\r{self._text()}\x1b[K\n")
 
     def _text(self) -> str:
-        return f"copied {self._totals.entries} files and directories, {self._totals.size / (1 << 20):.1f} MiB"
+        size = f"copied {self._totals.size / (1 << 20):.1f} MiB"
+        return size if self._totals.entries == 1 else f"{size}, {self._totals.entries} files and directories"
 
 
 @contextmanager

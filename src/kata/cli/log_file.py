@@ -39,6 +39,7 @@ def open_log(path: Path, *, as_json: bool) -> logging.Logger:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
+    logging.getLogger("asyncio").setLevel(logging.INFO)  # which selector it uses says nothing
     log = logging.getLogger("kata.cli")
     log.info("%s", shlex.join(sys.argv))
     return log

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from kata.cli.options import SandboxName
+from kata.cli.ps import short
 from kata.cli.render import ExitCode, printable
 from kata.cli.root import require_root
 from kata.errors import KataError, NotFound
@@ -155,7 +156,7 @@ def formatted(line: Line) -> str:
         for key, value in entry.data.items()
         if key not in ("subsystem", "version", "ts", "level")
     )
-    container = f" container={entry.container}" if entry.container else ""
+    container = f" container={short(entry.container)}" if entry.container else ""
     when = format_time(entry.time)[:23] + "Z" if entry.time is not None else ""
     head = visible(f"{when:24}  {line.component:9}  {entry.level:7}")
     return f"{head}  {printable(f'{entry.msg}{container}{data}')}"

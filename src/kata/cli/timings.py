@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from kata.cli.naming import resolve_sandbox
+from kata.cli.ps import short
 from kata.errors import KataError
 from kata.runtime.launch.timings import Phase, Start, read
 from kata.runtime.ledger.journal import STATE_ROOT
@@ -37,14 +37,16 @@ def load(sandbox: str, state_root: Path = Path(STATE_ROOT)) -> Start:
 def as_table(phases: Sequence[Phase]) -> Table:
     """Format the phases as a table, a row per phase, with a bar for its place in the start."""
     end = max((phase.begin_ms + phase.length_ms for phase in phases), default=0.0) or 1.0
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("PHASE", no_wrap=True)
     table.add_column("OF")
     table.add_column("AT ms", justify="right", no_wrap=True)
     table.add_column("TOOK ms", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for phase in phases:
-        table.add_row(phase.name, phase.subject, f"{phase.begin_ms:.1f}", f"{phase.length_ms:.1f}", _bar(phase, end))
+        table.add_row(
+            phase.name, short(phase.subject), f"{phase.begin_ms:.1f}", f"{phase.length_ms:.1f}", _bar(phase, end)
+        )
     return table
 
 

@@ -56,6 +56,25 @@ def test_ids_are_those_of_the_commands_before(with_bundle: Values) -> None:
     assert (again.container_id, stats.container_id) == ("one", "one")
 
 
+def test_a_process_is_the_last_that_was_executed_until_it_has_been_waited_for() -> None:
+    _, first, read, terminal, first_wait, init, second, other = requests(
+        Values(),
+        "SignalProcess cid=one",
+        "ExecProcess",
+        "ReadStdout",
+        "TtyWinResize row=1 column=2",
+        "WaitProcess",
+        "WaitProcess",
+        "ExecProcess exec_id=e",
+        "SignalProcess cid=two",
+    )
+    assert first.exec_id.startswith("exec-")
+    assert {one.exec_id for one in (read, terminal, first_wait)} == {first.exec_id}
+    assert (init.exec_id, second.exec_id, other.exec_id) == ("", "e", "")
+    (_, signal, whole) = requests(Values(), "ExecProcess cid=one", "SignalProcess exec_id=", "StatsContainer")
+    assert (signal.exec_id, whole.container_id) == ("", "one")
+
+
 def test_ids_that_nobody_has_named_are_random() -> None:
     assert len({random_id() for _ in range(10)}) == 10
     first, second = requests(Values(), "CreateSandbox", "StartContainer")

@@ -113,3 +113,18 @@ def test_a_link_is_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["config", "paths", "--config", str(link), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]
     assert first == {"path": str(link), "state": "used", "named_by": f"--config, to {file}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("default_vcpus", "write hypervisor.default_vcpus"),
+        ("io.katacontainers.config.enable_tracing", "write agent.enable_tracing"),
+        ("example.com/team", "those that do begin with io.katacontainers.config."),
+    ],
+)
+def test_an_annotation_that_changes_nothing(
+    file: Path, capsys: pytest.CaptureFixture[str], name: str, hint: str
+) -> None:
+    assert invoke(["config", "show", "--config", str(file), "-a", f"{name}=4"]) == 1
+    assert f"changes no setting\nhint: {hint}\n" in capsys.readouterr().err

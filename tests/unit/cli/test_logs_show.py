@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kata.cli import management
 from kata.cli.main import invoke
+from kata.cli.naming import resolve_sandbox
 from kata.loop.off import off_loop
 from kata.management.server import Request, Response
 from kata.runtime.hypervisor.console import RingFile
@@ -31,7 +33,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (directory / "console.log").write_text(f"\x1b[31mpanic\x1b[0m\x07\n{agent}\n")
     (directory / "shim.log").write_text(SHIM.format(1, "first") + SHIM.format(3, "third"))
     (directory / "qemu.log").write_text("[2026-11-30T10:00:04Z WARN  virtiofsd] slow\nqemu: warning\n")
-    monkeypatch.setattr(management, "STATE_ROOT", str(tmp_path))
+    monkeypatch.setattr(management, "resolve_sandbox", partial(resolve_sandbox, state_root=tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     return directory
 
@@ -88,8 +90,10 @@ def test_a_log_that_is_not_kept(box: Path, capsys: pytest.CaptureFixture[str]) -
 def test_following_through_a_rotation_until_the_sandbox_is_gone(box: Path) -> None:
     ring = RingFile(box / "shim.log", 400)
     program = (
-        "import sys; from kata.cli import management; from kata.cli.main import invoke;"
-        "management.STATE_ROOT = sys.argv[1]; sys.exit(invoke(['logs', '-f', '-c', 'shim', 'box']))"
+        "import sys; from functools import partial; from pathlib import Path;"
+        "from kata.cli import management; from kata.cli.main import invoke;"
+        "management.resolve_sandbox = partial(management.resolve_sandbox, state_root=Path(sys.argv[1]));"
+        "sys.exit(invoke(['logs', '-f', '-c', 'shim', 'box']))"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(box.parent)], stdout=subprocess.PIPE, text=True)
     assert child.stdout
