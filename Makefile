@@ -31,8 +31,9 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
   $(filter-out -,$(HOST_PACKAGES))
 # gcc makes the program that drives a device in tests/nested.
 # Chromium, in which kata-monitor's page is tested, is 125 MB to download and 410 MB installed: about a minute.
+# zsh and fish complete command lines in a test.
 APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
-  btrfs-progs chromium cryptsetup-bin groff-base
+  btrfs-progs chromium cryptsetup-bin groff-base zsh fish
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long test-nested test-hosts check bench image install uninstall protos docs supported packages \

@@ -286,10 +286,20 @@ def files() -> dict[str, str]:
     for name, command in pages.items():
         found[f"man/man1/{name}.1"] = man_page(command, [other for other in pages if other != name])
     for name in ("kata", "kata-runtime"):
-        variable = f"_{name}_COMPLETE".replace("-", "_").upper()
         for shell, place in _SHELLS.items():
-            found[place.format(name)] = get_completion_script(prog_name=name, complete_var=variable, shell=shell) + "\n"
+            found[place.format(name)] = completion(name, shell)
     return found
+
+
+def completion(name: str, shell: str) -> str:
+    """The script by which a shell completes a program's command lines."""
+    variable = f"_{name}_COMPLETE".replace("-", "_").upper()
+    script = get_completion_script(prog_name=name, complete_var=variable, shell=shell) + "\n"
+    if shell == "zsh":
+        # zsh runs the file for the first completion, and expects it to complete (zshcompsys(1), "Autoloaded files").
+        function = f"_{name}_completion".replace("-", "_")
+        script += f'[[ $zsh_eval_context[-1] != loadautofunc ]] || {function} "$@"\n'
+    return script
 
 
 def sections() -> list[Command]:

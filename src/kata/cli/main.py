@@ -317,14 +317,21 @@ def _invoke(arguments: list[str], program: typer.Typer, name: str, invocation: I
         return None if invocation.command in _RUNNING else ExitCode.USAGE
     except KeyboardInterrupt:
         return signalled(2)
-    except (BrokenPipeError, SystemExit):
-        # typer makes an exit of a pipe that nobody reads any more, and only of that.
+    except SystemExit as end:
+        # typer makes one of a completed command line, whose status shells go by, and of a pipe that nobody reads.
+        return int(end.code or 0) if _completion_variable(name) in os.environ else leave_broken_pipe()
+    except BrokenPipeError:
         return leave_broken_pipe()
     except Exception as error:
         report(_of_output(error), debug=invocation.debug)
         if invocation.log:
             invocation.log.error("%s", error, exc_info=None if isinstance(error, KataError) else error)
         return None
+
+
+def _completion_variable(name: str) -> str:
+    """By which typer's scripts ask a program for completions."""
+    return f"_{name}_COMPLETE".replace("-", "_").upper()
 
 
 def _of_output(error: Exception) -> Exception:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kata.cli.main import invoke
+from tests.support.terminal import on_a_terminal
 from tools import manual
 
 _TIMEOUT_S = 60.0
@@ -78,12 +81,51 @@ def complete(directory: Path, words: str, *extra: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import sys
-
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert "inspect" in complete(tmp_path, "kata in")
     assert "--json" in complete(tmp_path, "kata env --j")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `make install` links into share, with the programs on PATH."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, content in manual.files().items():
+        path = tmp_path / "share" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path / "share"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish(installed: Path) -> None:
+    """By its own way of finding the script; what a candidate is about follows a tab."""
+    done = subprocess.run(
+        ["fish", "--command", 'complete --do-complete "kata insp"'],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=True,
+        env={**os.environ, "XDG_DATA_DIRS": str(installed)},
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("inspect\tPrint what is known")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh(installed: Path) -> None:
+    """Typed at a prompt, the very first time as well, when zsh has just read the script."""
+    begin = f"fpath=({installed}/zsh/site-functions $fpath); autoload -U compinit; compinit -u -D; PROMPT='ready''> '"
+    status, said = on_a_terminal(
+        ["zsh", "-f", "-i"],
+        (b"begin> ", begin.encode() + b"\n"),
+        (b"ready> ", b"kata env --jso\t"),
+        (b"--json", b"\x15kata insp\t"),
+        (b"inspect", b"\x15exit\n"),
+        environment={**os.environ, "TERM": "dumb", "PS1": "begin> "},
+    )
+    assert status == 0, said
 
 
 def test_sandboxes_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
