@@ -10,6 +10,7 @@ from benchmarks.parts import (
     execs,
     files,
     memory,
+    monitor,
     network,
     parallel,
     pods,
@@ -18,6 +19,7 @@ from benchmarks.parts import (
     start,
     stdout,
     stop,
+    tracing,
     work,
 )
 from benchmarks.stage import Stage
@@ -41,6 +43,14 @@ PARTS: Mapping[str, Part] = {
     "memory": Part(memory.measure, "Proportional set size (PSS) of all processes of an idle sandbox."),
     "shim": Part(
         shim.measure, "The shim's start and delete, for which containerd waits, and a shim's resident memory."
+    ),
+    "tracing": Part(
+        tracing.measure,
+        "A container's run, and the memory of shim and agent, with tracing off and on; spans are taken.",
+    ),
+    "monitor": Part(
+        monitor.measure,
+        "A scrape of kata-monitor: small processes that only answer, one of them hangs and one is dead.",
     ),
     "files": Part(files.measure, "Files in the root file system of a running container."),
     "work": Part(work.measure, "Real work: apt, git, pip, tar, SQLite and Python, in each kind of file system."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 IMAGE = "busybox:test"
+KATA = str(Path(sys.executable).with_name("kata"))
 
 
 @pytest.fixture(scope="module", params=["", NEXT_RELEASE], ids=["docker-26", "docker-28"])
@@ -54,6 +56,11 @@ def test_bridge_published_port_and_networks(docker: PrivateDocker, container: st
     for where in (address, "127.0.0.1:8080"):
         fetch = f"import urllib.request as r; print(r.urlopen('http://{where}/page', timeout=20).read())"
         assert docker.inside(sys.executable, "-c", fetch) == "b'served\\n'\n"
+    # As this project's own commands see it: by the id that Docker shows.
+    first_digits = docker.docker("inspect", "--format", "{{.Id}}", container).stdout[:12]
+    listed = docker.inside(KATA, "list", "--format", "{{.ID}} {{.Engine}} {{.Namespace}} {{.State}} {{.Containers}}")
+    assert f"{first_digits} docker {NAMESPACE} running 1/1\n" in listed
+    assert docker.inside(KATA, "exec", first_digits, "cat", "/etc/page") == "served\n"
     docker.docker("network", "create", "other")
     try:
         docker.docker("network", "connect", "other", container)

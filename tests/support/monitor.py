@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kata.runtime.ledger.journal import STATE_ROOT
 from tests.support.waiting import eventually
 
 PROGRAM = str(Path(sys.executable).with_name("kata-monitor"))
@@ -44,10 +45,19 @@ class RunningMonitor:
 
 
 @contextmanager
-def kata_monitor(scratch: Path, *options: str) -> Iterator[RunningMonitor]:
-    """A kata-monitor on a free port, until the end of the block."""
+def kata_monitor(scratch: Path, *options: str, state_root: Path | None = None) -> Iterator[RunningMonitor]:
+    """A kata-monitor on a free port, until the end of the block.
+
+    Args:
+        scratch: for its log.
+        options: of its command line.
+        state_root: what it finds in the place of /run/kata; None for that itself.
+    """
     log = scratch / "kata-monitor.log"
     command = ["setpriv", "--pdeathsig=SIGKILL", "--", PROGRAM, "--listen-address", "127.0.0.1:0", *options]
+    if state_root is not None:
+        bind = f'mkdir -p {STATE_ROOT} && mount --bind "$0" {STATE_ROOT} && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", bind, str(state_root), *command]
     with log.open("wb") as output:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process:
             try:

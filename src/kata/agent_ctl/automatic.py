@@ -124,9 +124,10 @@ def build(
             values = values.using(name, used)
             # Once more: what is automatic may depend on it, such as paths in the guest.
             request = _applied(rpc, arguments, values, guest, read)
+    exec_id = getattr(request, "exec_id", "")
     if rpc.name == "ExecProcess":
-        values = replace(values, exec_id=request.exec_id)
-    elif rpc.name == "WaitProcess" and request.exec_id == values.exec_id:
+        values = replace(values, exec_id=exec_id)
+    elif rpc.name == "WaitProcess" and exec_id == values.exec_id:
         values = replace(values, exec_id="")
     return request, values
 

@@ -74,8 +74,9 @@ def run(output: Path | None, config: Path | None, *, dry_run: bool) -> None:
     require_root("kata bundle")
     parts = list(plan(look_at_host(config)))
     print("The report has, without secrets:")
+    width = max((len(printable(part.name)) for part in parts), default=0)
     for part in parts:
-        print(f"  {printable(part.name):<50} {part.what}")
+        print(f"  {printable(part.name):<{width}}  {part.what}")
     if dry_run:
         return
     print(flush=True)

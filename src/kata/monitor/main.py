@@ -18,6 +18,7 @@ import typer
 from kata.cli.main import USAGE_ERROR, occupy_standard_streams, report_usage
 from kata.cli.render import ExitCode, report, signalled
 from kata.cli.root import require_root
+from kata.linux.malloc import use_one_arena
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.version import VERSION
 
@@ -139,5 +140,6 @@ def invoke(arguments: list[str]) -> int:
 
 def main() -> None:
     """Run the console script `kata-monitor`."""
+    use_one_arena()
     occupy_standard_streams()
     sys.exit(invoke(sys.argv[1:]))
