@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from kata.runtime.hypervisor.qemu.share import find_helper
 from kata.runtime.ledger.processes import processes_of
+from kata.runtime.sandbox.container import KILL_TIMEOUT_S
 from tests.support.containerd import PrivateContainerd, unique_id
 from tests.support.fileways import RUNC, Files, missed
 from tests.support.images import BUSYBOX
@@ -108,6 +110,47 @@ def test_a_container_that_opens_very_many_files(files: Files, way: str, count: i
             assert running.returncode == 0
         finally:
             running.kill()
+
+
+@OVER_BOTH
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [300, 10_000])
+@pytest.mark.timeout(900)
+def test_rubbish_for_the_servers(files: Files, way: str, rounds: int, tmp_path: Path) -> None:
+    """Root in a guest feeds the devices by itself: a server stays small, and the sandbox ends, or can be ended.
+
+    Over virtio-fs QEMU may leave virtiofsd, which then ends. Over 9p the guest cannot end the container any more: its
+    kernel waits for a server to close the container's files.
+    """
+    container_id, output = unique_id(TEST_PREFIX), tmp_path / "output"
+    arguments = ("9p" if way == "virtio-9p" else "fs", str(rounds), str(secrets.randbits(32)))
+    command = files.command("virtqueue", arguments, "--privileged", container_id=container_id)
+    with output.open("w") as said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as running:
+        try:
+            state = files.containerd.state(container_id)
+            server = eventually(lambda: server_of(state, way), "the server runs", bool)
+            largest = 0
+
+            def look() -> bool:
+                nonlocal largest
+                with contextlib.suppress(OSError):  # it may end at any moment
+                    largest = max(largest, memory_of(server))
+                return running.poll() is not None or output.read_text().endswith("\n")
+
+            eventually(look, "the program has said what it did", within_s=60 + rounds / 10, poll_s=0.2)
+            files.containerd.ctr("task", "kill", "--signal", "KILL", container_id, check=False)
+            running.wait(KILL_TIMEOUT_S + 30)
+        finally:
+            running.kill()
+            files.containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+            files.containerd.ctr("containers", "delete", container_id, check=False)
+    print(way, arguments, output.read_text(), f"{largest >> 20} MiB")  # noqa: T201
+    assert largest < 200 << 20
+    if output.read_text():
+        assert json.loads(output.read_text())["rounds"] >= rounds
+    else:
+        assert f"the server of the shared tree of {container_id} has ended" in files.containerd.log_text()
+    eventually(lambda: list(processes_of(str(state))), "the sandbox's processes have ended", lambda seen: not seen)
 
 
 def memory_of(pid: int) -> int:

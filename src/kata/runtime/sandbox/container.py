@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for the guest to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
+#: Seconds for a container to end after SIGKILL: a process of it may wait for a slow disk.
+KILL_TIMEOUT_S = 30.0
 
 
 class Container(Lifecycle):
@@ -47,6 +50,7 @@ class Container(Lifecycle):
         process_spec: of its init process, as its spec has it.
         events: where it is told what happens.
         name: what its container engine calls it; "" if it does not say.
+        does_not_end: called with its name when the guest has not ended it KILL_TIMEOUT_S after SIGKILL.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Container(Lifecycle):
         process_spec: ProcessSpec | None = None,
         events: Events | None = None,
         name: str = "",
+        does_not_end: Callable[[str], None] = lambda container: None,
     ) -> None:
         super().__init__(f"container {container_id}")
         self.id = container_id
@@ -81,6 +86,8 @@ class Container(Lifecycle):
         self._files = files
         self._timings = timings
         self._disks = disks or ExitStack()
+        self._does_not_end = does_not_end
+        self._deadline: asyncio.TimerHandle | None = None
 
     async def create(self, request: agent_pb2.CreateContainerRequest, *, timeout: float) -> None:
         """Mount its files and have the agent create it; on failure nothing of it stays.
@@ -218,6 +225,8 @@ class Container(Lifecycle):
             KataError: the agent refused.
         """
         process = self.process(exec_id)
+        if not exec_id and number == signal.SIGKILL:
+            self._has_to_end()
         if not exec_id and self.state is State.CREATED and number in (signal.SIGKILL, signal.SIGTERM):
             # It waits to be started and takes no signals.
             await self._remove_from_guest()
@@ -225,6 +234,12 @@ class Container(Lifecycle):
             self.become(State.STOPPED)
             return
         await process.signal(number)
+
+    def _has_to_end(self) -> None:
+        """Engines wait for the exit without a deadline, and delete a pod only when all its containers have ended."""
+        if self._deadline is None and self.init.exit is None:
+            self._deadline = asyncio.get_running_loop().call_later(KILL_TIMEOUT_S, self._does_not_end, self.what)
+            self.init.when_ended(self._deadline.cancel)
 
     async def pause(self) -> None:
         """Freeze all processes. Raises FailedPrecondition unless it runs, KataError."""

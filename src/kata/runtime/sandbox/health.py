@@ -43,6 +43,19 @@ async def watch_guest(what: str, vm: VirtualMachine, agent: AgentClient) -> None
         settling.cancel()
 
 
+def end_guest_of(vm: VirtualMachine, container: str) -> None:
+    """A guest has not ended a container: its kernel hangs, or it is hostile. End its VM, which ends everything.
+
+    Args:
+        vm: the sandbox's VM.
+        container: names the container in the log.
+    """
+    console = vm.console_tail(_CONSOLE_LINES)
+    why = f"{container} has not ended after SIGKILL, so its VM is ended; its console ends with: {console}"
+    log.error("%s", why)
+    vm.kill(why)
+
+
 async def _settle(vm: VirtualMachine, agent: AgentClient) -> None:
     try:
         await settle_clock(vm, agent)

@@ -32,6 +32,7 @@ from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.events import Event, Events, Happening
+from kata.runtime.sandbox.health import end_guest_of
 from kata.runtime.sandbox.origin import container_name
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
@@ -256,6 +257,7 @@ class Sandbox(Lifecycle):
             process_spec=spec.get("process"),
             events=self.events,
             name=container_name(spec.get("annotations") or {}),
+            does_not_end=partial(end_guest_of, self._guest.vm),
         )
         self._creating.add(request.id)
         self._guest.slot.keep()

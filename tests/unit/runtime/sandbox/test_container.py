@@ -20,6 +20,7 @@ from kata.oci.spec import Process as ProcessSpec
 from kata.protocols import agent_pb2, oci_pb2, processes
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.launch.timings import Timings
+from kata.runtime.sandbox import container as container_module
 from kata.runtime.sandbox import process as process_module
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.states import State
@@ -115,16 +116,24 @@ class Setting:
         self.timings = Timings(directory, time.monotonic())
         self.containers: list[Container] = []
 
-    def container(self, stdio: Stdio | None = None) -> Container:
+    def container(self, stdio: Stdio | None = None, **options: Any) -> Container:
         # Nothing to mount: what is tested here needs no root.
         self.share.add = self.share.remove = lambda *_: None  # type: ignore[method-assign, assignment]
         self.containers.append(
-            Container("box", self.agent, self.share, ContainerPlan("box", "/rootfs"), stdio or Stdio(), self.timings)
+            Container(
+                "box",
+                self.agent,
+                self.share,
+                ContainerPlan("box", "/rootfs"),
+                stdio or Stdio(),
+                self.timings,
+                **options,
+            )
         )
         return self.containers[-1]
 
-    async def created(self, stdio: Stdio | None = None) -> Container:
-        container = self.container(stdio)
+    async def created(self, stdio: Stdio | None = None, **options: Any) -> Container:
+        container = self.container(stdio, **options)
         await container.create(agent_pb2.CreateContainerRequest(container_id="box"), timeout=LIMIT_S)
         return container
 
@@ -211,6 +220,39 @@ class TestLife:
         with pytest.raises(Internal):
             await container.create(agent_pb2.CreateContainerRequest(), timeout=LIMIT_S)
         assert (await within(container.init.wait())).status == 137
+
+    @pytest.mark.parametrize("started", [True, False])
+    async def test_the_guest_does_not_end_what_is_killed(
+        self, here: Setting, monkeypatch: pytest.MonkeyPatch, started: bool
+    ) -> None:
+        """Its kernel hangs, or it is hostile: it answers everything, and nothing ends."""
+        monkeypatch.setattr(container_module, "KILL_TIMEOUT_S", 0.2)
+        here.guest.fail["remove"] = ttrpc.StatusError(4, "container box did not end within 10 s")
+        told: asyncio.Queue[str] = asyncio.Queue()
+        container = await here.created(does_not_end=told.put_nowait)
+        if started:
+            await container.start()
+            await container.kill(15)
+            for _ in range(2):
+                await container.kill(9)
+        else:
+            with pytest.raises(FailedPrecondition, match="did not end"):
+                await container.kill(9)
+        assert await within(told.get()) == "container box"
+        assert told.empty()
+
+    async def test_what_ends_in_time_is_not_told(self, here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(container_module, "KILL_TIMEOUT_S", 0.5)
+        told: asyncio.Queue[str] = asyncio.Queue()
+        container = await here.created(does_not_end=told.put_nowait)
+        await container.start()
+        await container.kill(9)
+        here.end(137)
+        await within(container.wait())
+        with pytest.raises(NotFound):
+            await container.kill(9)
+        await asyncio.sleep(0.7)
+        assert told.empty()
 
     async def test_killed_before_its_start(self, here: Setting) -> None:
         container = await here.created()

@@ -78,3 +78,12 @@ async def test_one_that_hangs_is_ended_and_the_reason_kept(monkeypatch: pytest.M
     await health.watch_guest("sandbox box", vm, silent)
     assert vm.why_ended.startswith("sandbox box is unresponsive and is ended: ")
     assert vm.why_ended.endswith("its console ends with: Panic")
+
+
+async def test_what_does_not_end_a_killed_container_is_ended(caplog: pytest.LogCaptureFixture) -> None:
+    vm: Any = Vm()
+    health.end_guest_of(vm, "container box")
+    assert vm.why_ended == (
+        "container box has not ended after SIGKILL, so its VM is ended; its console ends with: Panic"
+    )
+    assert vm.why_ended in caplog.text
