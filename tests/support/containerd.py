@@ -9,6 +9,7 @@ Images are in `tests.support.images`, the check for leftovers is in `tests.suppo
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -248,6 +249,17 @@ class PrivateContainerd:
         return " | ".join(self.log_text().strip().splitlines()[-lines:])
 
     # ------------------------------------------------------------------------------------------------------------- ctr
+
+    def upper(self, container_id: str) -> Path:
+        """The directory of the host that a container's root is written to: its snapshot's upper directory.
+
+        Raises:
+            Internal: there is no such container.
+        """
+        mounts = self.ctr("snapshots", "mounts", "/nowhere", container_id).stdout
+        found = re.search(r"upperdir=([^,\s]+)", mounts)
+        assert found, mounts
+        return Path(found[1])
 
     def ctr_command(self, *arguments: str) -> list[str]:
         """Return the command line of a `ctr` for this containerd."""

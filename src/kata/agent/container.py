@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +55,15 @@ class State(Enum):
 class Container(ProcessTable):
     """A container; made by `create`. Calls that change it are serialised."""
 
-    def __init__(self, container_id: str, agent: AgentContext, addresses: Mapping[str, str]) -> None:
+    def __init__(
+        self, container_id: str, agent: AgentContext, addresses: Mapping[str, str], storages: Storages
+    ) -> None:
         super().__init__(container_id, f"container {container_id}")
         self.bundle = f"{agent.paths.base}/{container_id}"
         self.cgroup = f"{agent.paths.cgroup}/{container_id}"
         self._agent = agent
         self._addresses = addresses
+        self._storages = storages
         self._lock = asyncio.Lock()
         self._held = contextlib.AsyncExitStack()
         self._started = False
@@ -74,7 +77,7 @@ class Container(ProcessTable):
         cls,
         container_id: str,
         spec: Mapping[str, Any],
-        storages: tuple[Storages, list[agent_pb2.Storage]],
+        storages: tuple[Storages, Sequence[agent_pb2.Storage]],
         namespaces: guestspec.Namespaces,
         agent: AgentContext,
         addresses: Mapping[str, str],
@@ -95,9 +98,9 @@ class Container(ProcessTable):
             FailedPrecondition: a mount or crun failed.
             NotFound: the program does not exist in the container.
         """
-        self = cls(container_id, agent, addresses)
+        self = cls(container_id, agent, addresses, storages[0])
         try:
-            await self._create(spec, storages, namespaces)
+            await self._create(spec, storages[1], namespaces)
         except BaseException:
             await self._held.aclose()
             raise
@@ -106,7 +109,7 @@ class Container(ProcessTable):
     async def _create(
         self,
         spec: Mapping[str, Any],
-        storages: tuple[Storages, list[agent_pb2.Storage]],
+        storages: Sequence[agent_pb2.Storage],
         namespaces: guestspec.Namespaces,
     ) -> None:
         agent = self._agent
@@ -119,7 +122,7 @@ class Container(ProcessTable):
         # The host has unplugged what an earlier container needed.
         agent.reserve.refresh()
         with step("storages"):
-            self._held.push_async_callback(storages[0].release, await storages[0].acquire(storages[1], self.id))
+            self._held.push_async_callback(self._storages.release, await self._storages.acquire(storages, self.id))
         rootfs = self._mount_rootfs(str((spec.get("root") or {}).get("path") or ""))
         finished = guestspec.finish(
             spec,
@@ -353,8 +356,15 @@ class Container(ProcessTable):
         numbers = ((pid, status(pid, "NSpid").split()[-1:]) for pid in cgroup.processes(self.cgroup))
         return sorted(((int(own[0]), ours.get(pid)) for pid, own in numbers if own), key=lambda entry: entry[0])
 
+    async def wait(self, exec_id: str) -> int:
+        """As of any process; the end of the init process is told when what was written is on the host."""
+        code = await super().wait(exec_id)
+        if exec_id in ("", self.id):
+            await self._storages.flush(disks=False)
+        return code
+
     async def pause(self) -> None:
-        """Freeze every process.
+        """Freeze every process, and flush: whoever pauses a container may look at its files.
 
         Raises:
             FailedPrecondition: it is not running.
@@ -363,6 +373,7 @@ class Container(ProcessTable):
         async with self._lock:
             self._require(State.RUNNING)
             await self._freeze(True)
+            await self._storages.flush(disks=True)
 
     async def resume(self) -> None:
         """Thaw a paused container.

@@ -20,7 +20,6 @@ from kata.agent.storage import Storages
 from kata.agent.tracing import step
 from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
-from kata.loop.off import off_loop
 from kata.oci import cdi
 from kata.oci.ids import validate_id
 from kata.oci.spec import MAX_HOSTNAME
@@ -34,6 +33,8 @@ _MODPROBE = "/sbin/modprobe"
 _MODPROBE_TIMEOUT_S = 30.0
 #: Killed processes that are not gone by then hang in the kernel.
 _HALT_TIMEOUT_S = 2.0
+#: Seconds for what is on file systems that the host does not know: a container may have mounted some.
+_SYNC_TIMEOUT_S = 2.0
 
 
 class Sandbox:
@@ -146,7 +147,8 @@ class Sandbox:
         waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
         if waits:
             await asyncio.wait(waits, timeout=_HALT_TIMEOUT_S)
-        await off_loop(os.sync)
+        await self.storages.flush(disks=True)
+        await asyncio.wait({asyncio.get_running_loop().run_in_executor(None, os.sync)}, timeout=_SYNC_TIMEOUT_S)
         self.running = False
 
     async def _release(self) -> None:

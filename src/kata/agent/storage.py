@@ -12,15 +12,18 @@ import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kata.agent.devices.find import NAMED, PLACED
+from kata.agent.flush import flush
 from kata.agent.paths import Paths
 from kata.agent.reserve import Reserve
 from kata.agent.watchable import TMPFS_OPTIONS, Copy, TooLarge, Watcher
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount as mounts
 from kata.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, open_directory, openat2, relative_parts
+from kata.linux.syncfs import syncfs
 from kata.loop.off import off_loop
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ _OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory="
 _HUGEPAGES = "/sys/kernel/mm/hugepages"
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ON_ROOT_MISMATCH = 1
+#: overlayfs: what is written is not kept.
+_VOLATILE = "volatile"
 
 
 class Storages:
@@ -53,6 +58,9 @@ class Storages:
         #: Of mount points that are being mounted or unmounted: the lock, and how many have it or wait for it.
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._mounted: set[str] = set()
+        #: Of `_mounted` what the host has: its directories, and disks that are kept.
+        self._directories: set[str] = set()
+        self._disks: set[str] = set()
         self._drivers: dict[str, Callable[[agent_pb2.Storage, str, str], None]] = {
             "9p": self._filesystem,
             "virtio-fs": self._filesystem,
@@ -127,6 +135,30 @@ class Storages:
                 stack.push_async_callback(off_loop, self._unmount, point)
             self._users.clear()
 
+    async def flush(self, *, disks: bool) -> None:
+        """Have what was written to directories of the host there, for as long as that gets on.
+
+        Failures are logged: they are those of the programs that have written.
+
+        Args:
+            disks: also what was written to disks, which are flushed when they are unmounted.
+        """
+        points = sorted(self._directories | self._disks if disks else self._directories)
+        if points and not await flush(partial(self._flush, points)):
+            log.error("what was written last is not on the host: %s", ", ".join(points))
+
+    def _flush(self, points: Iterable[str]) -> None:
+        for point in points:
+            try:
+                with self._directory(point) as directory:
+                    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    syncfs(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                log.error("what was written to %s is not on the host: %s", point, error.strerror)
+
     @contextlib.asynccontextmanager
     async def _alone(self, point: str) -> AsyncIterator[None]:
         """Have a mount point for oneself: who comes meanwhile waits, and finds it mounted or not."""
@@ -169,7 +201,8 @@ class Storages:
         self._watcher.remove(point)
         self._reserve.give_back(self._promised.pop(point, 0))
         if point in self._mounted:
-            self._mounted.discard(point)
+            for points in (self._mounted, self._directories, self._disks):
+                points.discard(point)
             parent, name = os.path.split(point)
             with self._directory(parent) as directory:
                 mounts.umount(f"{directory}/{name}")
@@ -233,6 +266,7 @@ class Storages:
     def _filesystem(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """9p and virtio-fs: `source` is the device's tag."""
         self._mount_at(request.source, point, request.fstype, request.options)
+        self._directories.add(point)
 
     def _disk(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """A disk: `source` is its device node in the guest. It is never formatted.
@@ -243,6 +277,8 @@ class Storages:
         if not request.fstype:
             raise InvalidArgument(f"storage {point}: file system type is missing")
         self._mount_at(request.source, point, request.fstype, request.options)
+        if "ro" not in request.options:
+            self._disks.add(point)
 
     def _ephemeral(self, request: agent_pb2.Storage, point: str, owner: str) -> None:
         """Memory: a tmpfs, or huge pages, which have to be reserved first."""
@@ -294,6 +330,8 @@ class Storages:
         if request.driver_options:
             self._adopt_root(options)
         self._mount_at("overlay", point, "overlay", options)
+        if _VOLATILE in options:
+            self._disks -= {disk for disk in self._disks if f"upperdir={disk}/" in ",".join(options)}
 
     def _adopt_root(self, options: Iterable[str]) -> None:
         """Give a new upper directory the owner and mode of the uppermost layer's root: the overlay has those."""

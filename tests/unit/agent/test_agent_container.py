@@ -15,6 +15,7 @@ from kata.agent.container import Container
 from kata.agent.paths import Paths
 from kata.agent.process import Process
 from kata.agent.stdio import Output, Stdio
+from kata.agent.storage import Storages
 from kata.errors import NotFound
 from tests.support.waiting import eventually_async
 
@@ -23,7 +24,7 @@ async def test_an_exec_is_kept_while_somebody_reads_its_output(tmp_path: Path, m
     """A child of it may write for hours; a minute after its exit everything was closed."""
     monkeypatch.setattr(process_table, "_LINGER_S", 0.01)
     agent: Any = SimpleNamespace(paths=Paths.under(str(tmp_path)))
-    container = Container("box", agent, {})
+    container = Container("box", agent, {}, Storages(agent.paths))
     exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     ours, theirs = os.pipe()
     stdio = Stdio()

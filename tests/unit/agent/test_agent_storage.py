@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import threading
@@ -51,6 +52,54 @@ async def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> No
     assert mounted(paths) == ["/sandbox/x"]
     await storages.release_all()
     assert mounted(paths) == []
+
+
+async def test_what_the_host_has_is_flushed(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories of the host always, disks where it says so; none that an overlay keeps nothing on."""
+    flushed: list[str] = []
+    monkeypatch.setattr("kata.agent.storage.syncfs", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")))
+    storages = Storages(paths)
+    points = {name: f"{paths.sandbox}/{name}" for name in ("shared", "disk", "read-only", "scratch", "memory", "root")}
+    # tmpfs stands for any file system here.
+    tree = pb.Storage(driver="9p", source="x", fstype="tmpfs", mount_point=points["shared"])
+    disks = [
+        pb.Storage(driver="blk", source="x", fstype="tmpfs", mount_point=points[name], options=options)
+        for name, options in (("disk", []), ("read-only", ["ro"]), ("scratch", []))
+    ]
+    upper, work, lower = f"{points['scratch']}/upper", f"{points['scratch']}/work", points["read-only"]
+    overlay = pb.Storage(
+        driver="overlayfs",
+        source="overlay",
+        fstype="overlay",
+        mount_point=points["root"],
+        options=[f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", "volatile"],
+        driver_options=[f"io.katacontainers.volume.overlayfs.create_directory={path}" for path in (upper, work)],
+    )
+    held = await storages.acquire([tree, *disks, tmpfs(points["memory"]), overlay], "a")
+    try:
+        await storages.flush(disks=False)
+        assert flushed == [points["shared"]]
+        await storages.flush(disks=True)
+        assert flushed[1:] == [points["disk"], points["shared"]]
+    finally:
+        await storages.release(held)
+    await storages.flush(disks=True)
+    assert len(flushed) == 3
+
+
+async def test_a_flush_that_fails_is_logged(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("kata.agent.storage.syncfs", fail)
+    storages = Storages(paths)
+    tree = pb.Storage(driver="9p", source="x", fstype="tmpfs", mount_point=f"{paths.sandbox}/shared")
+    held = await storages.acquire([tree], "a")
+    await storages.flush(disks=False)
+    await storages.release(held)
+    assert f"what was written to {paths.sandbox}/shared is not on the host: Input/output error" in caplog.text
 
 
 @pytest.mark.parametrize(

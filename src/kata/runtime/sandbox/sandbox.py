@@ -32,6 +32,7 @@ from kata.runtime.resources.resize import SandboxResources
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.events import Event, Events, Happening
+from kata.runtime.sandbox.flush import flush_guest
 from kata.runtime.sandbox.health import end_guest_of
 from kata.runtime.sandbox.origin import container_name
 from kata.runtime.sandbox.states import Lifecycle, State
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the guest to flush its file systems, before its VM is stopped anyway.
-FLUSH_TIMEOUT_S = 3.0
 #: Seconds for a container to end after SIGKILL.
 _KILL_TIMEOUT_S = 3.0
 
@@ -460,10 +459,7 @@ class Sandbox(Lifecycle):
             ends = [_end(container, grace_s) for container in self.living() if (container.id == self.id) is own]
             await asyncio.gather(*ends)
         if grace_s:
-            try:
-                await self.agent.destroy_sandbox(FLUSH_TIMEOUT_S)
-            except KataError as error:
-                log.debug("%s: %s", self.what, error)
+            await flush_guest(self.what, self.agent)
         await self._guest.vm.stop()
 
     async def stop(self) -> list[str]:

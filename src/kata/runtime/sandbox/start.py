@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata.errors import KataError
 from kata.loop.off import off_loop
 from kata.metrics.durations import Durations
 from kata.oci.spec import Bundle, Spec, namespace_path
@@ -43,10 +42,11 @@ from kata.runtime.resources.sizing import Budget, Size
 from kata.runtime.sandbox import requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.event_log import EventLog
+from kata.runtime.sandbox.flush import flush_guest
 from kata.runtime.sandbox.health import watch_guest
 from kata.runtime.sandbox.management import Management
 from kata.runtime.sandbox.origin import origin_of
-from kata.runtime.sandbox.sandbox import FLUSH_TIMEOUT_S, Sandbox
+from kata.runtime.sandbox.sandbox import Sandbox
 from kata.runtime.sandbox.teardown import Teardown, cancel
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import shm_size
@@ -257,7 +257,7 @@ class _Start:
         self._steps.push_async_callback(guest.agent.close)
         self._steps.push_async_callback(_end_vm, guest, containers)
         traced = self._trace_guest(guest)
-        self._steps.push_async_callback(_flush_guest, self._what, guest)
+        self._steps.push_async_callback(flush_guest, self._what, guest.agent)
         # This process leaves the host cgroup while the VM ends.
         self._steps.callback(membership.begin_leaving)
         self._steps.callback(guest.slot.release)
@@ -311,13 +311,6 @@ class _Start:
 async def _confine(membership: Membership, resources: SandboxResources) -> None:
     await membership.entered()
     await resources.confine()
-
-
-async def _flush_guest(what: str, guest: SandboxVm) -> None:
-    try:
-        await guest.agent.destroy_sandbox(FLUSH_TIMEOUT_S)
-    except KataError as error:
-        log.debug("%s: %s", what, error)
 
 
 async def _end_vm(guest: SandboxVm, containers: dict[str, Container]) -> None:

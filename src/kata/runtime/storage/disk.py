@@ -211,7 +211,8 @@ class _Planner:
         else:
             self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
         options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
-        made = (upper, work) if create else ()
+        # volatile: nobody reads it afterwards, so nobody has to wait until it is written.
+        options, made = ((*options, "volatile"), (upper, work)) if create else (options, ())
         self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", options, base, create=made))
         self._root = base
 

@@ -1,0 +1,61 @@
+"""A flush waits for a slow disk as long as something is written, and not for one that hangs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kata.agent import flush
+
+
+@pytest.fixture
+def hangs() -> Iterator[threading.Event]:
+    """What a flush waits for until the test has ended."""
+    end = threading.Event()
+    yield end
+    end.set()
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flush, "_STEP_S", 0.05)
+
+
+def waits_for(event: threading.Event) -> Callable[[], None]:
+    def work() -> None:
+        event.wait(20)
+
+    return work
+
+
+def test_what_waits_is_dirty_or_being_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemFree:  7 kB\nDirty:    40 kB\nWriteback:   2 kB\nWritebackTmp:  9 kB\n")
+    monkeypatch.setattr(flush, "_MEMINFO", str(tmp_path / "meminfo"))
+    assert flush.waiting() == 42
+
+
+async def test_a_slow_disk(monkeypatch: pytest.MonkeyPatch, hangs: threading.Event) -> None:
+    left = iter([1000, 900, 10])
+
+    def waiting() -> int:
+        found = next(left)
+        if found == 10:
+            hangs.set()
+        return found
+
+    monkeypatch.setattr(flush, "waiting", waiting)
+    assert await flush.flush(waits_for(hangs))
+    assert next(left, None) is None
+
+
+async def test_a_disk_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, hangs: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = iter([1000, 900, 900])
+    monkeypatch.setattr(flush, "waiting", lambda: next(left))
+    assert not await flush.flush(waits_for(hangs))
+    assert "of 900 KiB that wait to be written nothing was written" in caplog.text
+    hangs.set()
