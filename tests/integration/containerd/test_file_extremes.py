@@ -31,6 +31,7 @@ FEW_OR_MANY = pytest.mark.parametrize("count", [600, pytest.param(MANY, marks=py
 
 
 @FEW_OR_MANY
+@pytest.mark.timeout(1900)
 @pytest.mark.parametrize(
     ("way", "directory"),
     [
@@ -41,7 +42,7 @@ FEW_OR_MANY = pytest.mark.parametrize("count", [600, pytest.param(MANY, marks=py
     ],
 )
 def test_many_and_large(files: Files, directory: str, count: int) -> None:
-    assert missed(files.run("fileextremes", (directory, str(count)), timeout=380)) == {}
+    assert missed(files.run("fileextremes", (directory, str(count)), timeout=60 + count / 60)) == {}
 
 
 @pytest.fixture(params=["full", pytest.param("quota", marks=pytest.mark.long)])
