@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.support.containerd import PrivateContainerd, unique_id
+from tests.support.containerd import unique_id
 from tests.support.fileways import Files, in_pod
 from tests.support.leaks import TEST_PREFIX
 
@@ -37,14 +35,6 @@ def says(files: Files, container_id: str, script: str) -> str:
     """What a shell in a container prints."""
     command = ("task", "exec", "--exec-id", unique_id("exec"), container_id, "/bin/sh", "-c", script)
     return files.containerd.ctr(*command, timeout=60).stdout
-
-
-def upper(containerd: PrivateContainerd, container_id: str) -> Path:
-    """The upper directory of a container's snapshot."""
-    mounts = containerd.ctr("snapshots", "mounts", "/nowhere", container_id).stdout
-    found = re.search(r"upperdir=([^,\s]+)", mounts)
-    assert found, mounts
-    return Path(found[1])
 
 
 def device(files: Files, container_id: str) -> str:
@@ -95,7 +85,7 @@ def test_the_host_reads_all_that_was_written_once_the_task_is_deleted(files: Fil
     )
     files.containerd.ctr("run", *files.options(), files.image, name, "/usr/bin/python3", "-c", script, timeout=100)
     try:
-        written = upper(files.containerd, name) / "srv"
+        written = files.containerd.upper(name) / "srv"
         assert (written / "closed").read_bytes() == b"closed" * 100000
         assert (written / "open").read_bytes() == b"opened" * 100000
         assert (written / "mapped").read_bytes() == bytes((1 << 20) - 6) + b"mapped"

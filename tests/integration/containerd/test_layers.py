@@ -64,14 +64,6 @@ SCRIPT = """
 SAID = ["overlay on /", "/root:", "a", "", "/var:", "755 0", "640 12", "above", "new", "1"]
 
 
-def written(containerd: PrivateContainerd, container: str) -> Path:
-    """The upper directory of a container's snapshot."""
-    mounts = containerd.ctr("snapshots", "mounts", "/nowhere", container).stdout
-    found = re.search(r"upperdir=([^,\s]+)", mounts)
-    assert found, mounts
-    return Path(found[1])
-
-
 def test_what_is_written_on_the_host(
     containerd: PrivateContainerd, image: str, configured: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
@@ -79,7 +71,7 @@ def test_what_is_written_on_the_host(
     said = containerd.ctr("run", *configured("host"), image, container, "sh", "-c", SCRIPT, timeout=120)
     try:
         assert said.stdout.splitlines() == SAID
-        upper = written(containerd, container)
+        upper = containerd.upper(container)
         assert (upper / "root/a").read_text() == "above\nmore\n"
         assert (upper / "root/a").stat().st_uid == 12
         gone = (upper / "etc/group").lstat()
@@ -112,7 +104,7 @@ def test_the_root_is_shared_where_it_is_written_over_virtio_fs(
     said = containerd.ctr("run", *configured("host"), *volume, image, container, "sh", "-c", SCRIPT, timeout=120)
     try:
         assert said.stdout.splitlines() == SAID[1:]
-        assert (written(containerd, container) / "root/a").read_text() == "above\nmore\n"
+        assert (containerd.upper(container) / "root/a").read_text() == "above\nmore\n"
         assert f"container {container}: its root is shared" in containerd.log_text()
     finally:
         containerd.ctr("containers", "rm", container)
@@ -126,7 +118,7 @@ def test_what_is_written_and_not_kept(
     said = containerd.ctr("run", *configured(upper), image, container, "sh", "-c", SCRIPT, timeout=120)
     try:
         assert said.stdout.splitlines() == SAID
-        assert os.listdir(written(containerd, container)) == []
+        assert os.listdir(containerd.upper(container)) == []
     finally:
         containerd.ctr("containers", "rm", container)
 
