@@ -210,10 +210,12 @@ class _Planner:
             self._disks.append(Disk(layers.upper, False, mount, scratch=True, layer=True))
         else:
             self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
-        options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
-        # volatile: nobody reads it afterwards, so nobody has to wait until it is written.
-        options, made = ((*options, "volatile"), (upper, work)) if create else (options, ())
-        self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", options, base, create=made))
+        options = [f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}"]
+        if create:
+            # Nobody reads it afterwards, so nobody has to wait until it is written.
+            options.append("volatile")
+        made = (upper, work) if create else ()
+        self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", tuple(options), base, create=made))
         self._root = base
 
     def add_root(self, rootfs: Sequence[RootfsMount]) -> None:
