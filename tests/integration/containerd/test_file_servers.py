@@ -120,7 +120,7 @@ def test_rubbish_for_the_servers(files: Files, way: str, rounds: int, tmp_path: 
     """Root in a guest feeds the devices by itself: a server stays small, and the sandbox ends, or can be ended.
 
     Over virtio-fs QEMU may leave virtiofsd, which then ends. Over 9p the guest cannot end the container any more: its
-    kernel waits for a server to close the container's files.
+    kernel waits for a server to close the container's files. Answers that go anywhere may bring the guest down, too.
     """
     container_id, output = unique_id(TEST_PREFIX), tmp_path / "output"
     arguments = ("9p" if way == "virtio-9p" else "fs", str(rounds), str(secrets.randbits(32)))
@@ -148,8 +148,7 @@ def test_rubbish_for_the_servers(files: Files, way: str, rounds: int, tmp_path: 
     assert largest < 200 << 20
     if output.read_text():
         assert json.loads(output.read_text())["rounds"] >= rounds
-    else:
-        assert f"the server of the shared tree of {container_id} has ended" in files.containerd.log_text()
+    assert running.returncode == 137
     eventually(lambda: list(processes_of(str(state))), "the sandbox's processes have ended", lambda seen: not seen)
 
 
