@@ -35,8 +35,11 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
 APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
   btrfs-progs chromium cryptsetup-bin groff-base zsh fish
 
+# What building a kernel needs.
+APT_KERNEL := bc binutils bison flex gcc libc6-dev libelf-dev make patch perl xz-utils
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-nested test-hosts check bench image install uninstall protos docs supported packages \
+.PHONY: help run test test-long test-nested test-hosts check bench image kernel install uninstall protos docs supported packages \
   test-packages
 
 help: ## Print this help
@@ -71,6 +74,10 @@ bench: $(VENV)/ready test-packages image ## Measure against runc and bare QEMU, 
 
 image: $(VENV)/ready ## Build the guest image if its inputs have changed
 	$(VENV)/bin/kata image build
+
+kernel: $(VENV)/ready ## Build the tailored kernel from Debian's sources, and the guest image with it (half an hour)
+	$(call install_packages,$(APT_KERNEL))
+	$(VENV)/bin/kata image build --kernel tailored
 
 install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/local/bin)
 	$(PYTHON) -m venv $(PREFIX)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from kata.cli.build_options import Cache, Mirror, Other, RecipeName, Update, Verity
 from kata.cli.build_options import options as build_options
+from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
 from kata.cli.render import ExitCode
 from kata.cli.steps import steps
@@ -20,6 +21,7 @@ from kata.errors import KataError
 from kata.osbuilder import store
 
 if TYPE_CHECKING:
+    from kata.osbuilder.kernel import CustomKernel
     from kata.osbuilder.recipe import Recipe
 
 app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
@@ -49,6 +51,13 @@ def build(
     verity: Verity = False,
     other: Other = None,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Do not make it the current image.")] = False,
+    kernel: Annotated[
+        str,
+        typer.Option(
+            metavar="debian|tailored|VERSION",
+            help="Debian's kernel; one built from its sources for guests; or a kernel of `kata kernel list`.",
+        ),
+    ] = "debian",
 ) -> None:
     """Build a guest image and make it the current one; does nothing if it is up to date."""
     from kata.cli import image_from
@@ -56,6 +65,7 @@ def build(
     from kata.osbuilder.build import build as build_image
 
     made_of = _formed(recipes.load(recipe), image_format, verity)
+    own = None if kernel == "debian" else _kernel(kernel, mirror, update)
     with image_from.root_file_system(other) as directory, steps() as progress:
         options = replace(
             build_options(cache, mirror, update),
@@ -64,6 +74,8 @@ def build(
             recipe=made_of,
             switch=not no_switch,
             other=directory,
+            kernel=own,
+            trial=trial_boot if own else None,
         )
         image = build_image(options, progress)
     print(image.directory)
@@ -72,6 +84,19 @@ def build(
 def _formed(recipe: Recipe, image_format: str, verity: bool) -> Recipe:
     form = replace(recipe.form, format=image_format or recipe.form.format, verity=verity or recipe.form.verity)
     return replace(recipe, form=form)
+
+
+def _kernel(name: str, mirror: str, update: bool) -> CustomKernel:
+    """A kernel of this host by its version, or the tailored one, which is built if it is not there."""
+    from kata.cli.kernel import build_options as kernel_options
+    from kata.kernel_build import store as kernels
+
+    if name != "tailored":
+        return kernels.find(kernels.kernels_root(), name)
+    from kata.kernel_build.build import install
+
+    with steps() as progress:
+        return install(kernel_options(mirror=mirror, update=update), progress)
 
 
 @app.command("list")

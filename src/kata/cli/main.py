@@ -27,6 +27,7 @@ from kata.cli import (
     factory,
     image,
     iptables,
+    kernel,
     layers,
     logs,
     metrics,
@@ -50,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(image.app, name="image")
+app.add_typer(kernel.app, name="kernel")
 app.add_typer(layers.app, name="layers")
 app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")

@@ -36,6 +36,7 @@ from kata.osbuilder import (
 )
 from kata.osbuilder import recipe as recipes
 from kata.osbuilder.inputs import Inputs, builder_digest
+from kata.osbuilder.kernel import MODULE_LISTS, CustomKernel
 from kata.osbuilder.packages import PackageCache, PackageSet, build_date
 from kata.osbuilder.recipe import INITRD, Form, Recipe
 from kata.osbuilder.store import GuestImage
@@ -71,6 +72,8 @@ class BuildOptions:
         recipe: what the guest is made of.
         switch: make the image the current one.
         other: directory of a root file system, whose files the guest has as well, where it has none itself.
+        kernel: instead of Debian's.
+        trial: called with the directory of the finished image before others see it; what it raises ends the build.
     """
 
     images: Path = field(default_factory=store.images_root)
@@ -82,6 +85,8 @@ class BuildOptions:
     recipe: Recipe = field(default_factory=lambda: recipes.load(recipes.DEFAULT))
     switch: bool = True
     other: Path | None = None
+    kernel: CustomKernel | None = None
+    trial: Callable[[Path], None] | None = None
 
 
 def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestImage:
@@ -93,7 +98,9 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
 
     Raises:
         PermissionDenied: not root.
-        FailedPrecondition: another architecture, or packages that apt cannot find.
+        FailedPrecondition: another architecture, packages that apt cannot find, or a kernel that lacks what the initrd
+            needs.
+        KataError: what the trial raises.
         NotFound: a tool, a part of the agent, or a package or module of the recipe is missing.
         InvalidArgument: a file or user of the recipe is in another one's way.
         Unavailable: no network.
@@ -221,7 +228,7 @@ def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> t
     agent = agent_files.digest(files)
     tools = commands.digests(*shaping_tools(options.recipe.form))
     other = _digest_of(options.other, progress)
-    return files, Inputs(packages, options.recipe, agent, builder_digest(), tools, other)
+    return files, Inputs(packages, options.recipe, agent, builder_digest(), tools, other, options.kernel)
 
 
 def _add_agent(base: Path, files: Mapping[str, bytes], root: Path, progress: Progress) -> None:
@@ -264,6 +271,9 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
         shutil.copyfile(base / name, staging / name)
     shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
     _write_manifest(staging, inputs, information["date"], information["licenses"])
+    if options.trial:
+        progress("booting it for a trial")
+        options.trial(staging)
     return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
 
 
@@ -333,35 +343,25 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
         return base
     staging = options.cache / f"{store.BUILDING}base"
     root = staging / "root"
-    unpacked_kernel = staging / "kernel"
+    documentation = staging / "documentation"
     root.mkdir(parents=True)
-    unpacked_kernel.mkdir()
+    documentation.mkdir()
 
     progress("unpacking packages")
     extra = inputs.packages.extra
     trimmed = [package for package in inputs.packages.userland if package not in extra]
     rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
     rootfs.configure(root, inputs.recipe, options.other)
-    progress("unpacking the kernel")
-    release = inputs.packages.release
-    deb = cache.path(inputs.packages.kernel)
-    rootfs.unpack_part(deb, unpacked_kernel, "./boot", _DOC)
-    rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
-    progress("choosing kernel modules")
-    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
-    directory = root / rootfs.MODULES / release
+    tree = _kernel(staging, root, cache, inputs, progress)
+    directory = root / rootfs.MODULES / inputs.release
     if inputs.recipe.form.format != INITRD:
         (staging / "initrd").write_bytes(_initrd(root, tree, directory, staging, inputs, cache))
-    progress("extracting the kernel")
-    vmlinux = kernel.extract_vmlinux((unpacked_kernel / f"boot/vmlinuz-{release}").read_bytes())
-    (staging / "vmlinux").write_bytes(vmlinux)
     progress("collecting licenses")
     for package in inputs.packages:
-        if package != inputs.packages.kernel:
-            rootfs.unpack_part(cache.path(package), unpacked_kernel, _DOC)
-    texts = _copyrights(unpacked_kernel / _DOC, [package.name for package in inputs.packages])
+        rootfs.unpack_part(cache.path(package), documentation, _DOC)
+    texts = _copyrights(documentation / _DOC, [package.name for package in inputs.packages])
     (staging / _COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
-    shutil.rmtree(unpacked_kernel)
+    shutil.rmtree(documentation)
     progress("compiling the Python library")
     rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
     rootfs.pack(root, staging / "root.tar")
@@ -369,6 +369,8 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     progress("unpacking the programs for the host")
     host_programs.install([cache.path(package) for package in inputs.packages.host], staging / host_programs.DIRECTORY)
     date = max(build_date(cache.path(package)) for package in inputs.packages)
+    if inputs.kernel:
+        date = max(date, inputs.kernel.date)
     debs = [package.filename for package in inputs.packages]
     digests = {name: store.file_digest(staging / name) for name in _files(staging)}
     names = {name: licenses.names(text) for name, text in texts.items()}
@@ -381,6 +383,32 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     staging.rename(base)
     _forget_unused(bases, cache)
     return base
+
+
+def _kernel(staging: Path, root: Path, cache: PackageCache, inputs: Inputs, progress: Progress) -> modules.ModuleTree:
+    """Write the kernel, and put its modules into the root; returns which there are."""
+    release = inputs.release
+    if inputs.kernel:
+        # All of it is built in: modprobe is told so.
+        shutil.copyfile(inputs.kernel.vmlinux, staging / "vmlinux")
+        directory = root / rootfs.MODULES / release
+        directory.mkdir(parents=True)
+        for name in MODULE_LISTS:
+            shutil.copyfile(inputs.kernel.directory / name, directory / name)
+        return rootfs.index_modules(root, release)
+    progress("unpacking the kernel")
+    unpacked = staging / "kernel"
+    unpacked.mkdir()
+    deb = cache.path(inputs.packages.kernel)
+    rootfs.unpack_part(deb, unpacked, "./boot")
+    rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
+    progress("choosing kernel modules")
+    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
+    progress("extracting the kernel")
+    vmlinux = kernel.extract_vmlinux((unpacked / f"boot/vmlinuz-{release}").read_bytes())
+    (staging / "vmlinux").write_bytes(vmlinux)
+    shutil.rmtree(unpacked)
+    return tree
 
 
 def _initrd(
@@ -451,7 +479,8 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         "recipe": inputs.recipe.name,
         "root": {"format": inputs.recipe.form.format, "verity": inputs.recipe.form.verity},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
-        "kernel_release": inputs.packages.release,
+        "kernel_release": inputs.release,
+        **({"kernel": inputs.kernel.version} if inputs.kernel else {}),
         "inputs": {
             "agent": inputs.agent,
             "builder": inputs.builder,

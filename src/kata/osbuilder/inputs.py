@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import PackageSet
 from kata.osbuilder.recipe import DEFAULT, Recipe
 from kata.version import VERSION
@@ -29,6 +30,7 @@ class Inputs:
         builder: digest of the builder's own files.
         other: digest of another root file system's files, which the root has as well; "" without one.
         tools: name to version of the host's programs that shape the result.
+        kernel: instead of the packages'.
     """
 
     packages: PackageSet
@@ -37,19 +39,30 @@ class Inputs:
     builder: str
     tools: Mapping[str, str]
     other: str = ""
+    kernel: CustomKernel | None = None
 
     @property
     def base_key(self) -> str:
         """Key of the intermediate, which does not depend on the agent: kernel, initrd and the root's packages."""
-        packages = [package.sha256 for package in self.packages]
-        return _digest(
-            {"builder": self.builder, "packages": packages, "recipe": self.recipe.digest, "other": self.other}
-        )
+        inputs: dict[str, object] = {
+            "builder": self.builder,
+            "packages": [package.sha256 for package in self.packages],
+            "recipe": self.recipe.digest,
+            "other": self.other,
+        }
+        if self.kernel:
+            inputs["kernel"] = self.kernel.version
+        return _digest(inputs)
 
     @property
     def key(self) -> str:
         """Key of the whole image."""
         return _digest({"base": self.base_key, "agent": self.agent, "tools": dict(self.tools)})
+
+    @property
+    def release(self) -> str:
+        """As `uname -r` says it in the guest."""
+        return self.kernel.release if self.kernel else self.packages.release
 
     @property
     def version(self) -> str:

@@ -1,16 +1,21 @@
-"""Get the uncompressed kernel out of a distribution's bzImage.
+"""The guest's kernel: the uncompressed one out of a distribution's bzImage, or one that was built here.
 
 An emulator decompresses a bzImage at a twentieth of the host's speed, which is seconds; an ELF kernel with a PVH note
 is entered directly. Sources: Documentation/arch/x86/boot.rst (setup header), Documentation of Xen's PVH entry point
-(XEN_ELFNOTE_PHYS32_ENTRY), both in the Linux kernel. Building a kernel from source is no goal.
+(XEN_ELFNOTE_PHYS32_ENTRY), both in the Linux kernel.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from pathlib import Path
 
 from kata import zstd
 from kata.errors import InvalidArgument
+
+#: What kbuild tells about what is built in, from which depmod makes modprobe's index.
+MODULE_LISTS = ("modules.builtin", "modules.builtin.modinfo")
 
 #: Bytes of the decompressed kernel; Debian's has 60 MB.
 _MAX_VMLINUX = 512 << 20
@@ -22,6 +27,28 @@ _PAYLOAD = 0x248
 
 _PT_NOTE = 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
+
+
+@dataclass(frozen=True, slots=True)
+class CustomKernel:
+    """A kernel that is not a distribution's: all of it built in (`kata.kernel_build.store` has them).
+
+    Attributes:
+        directory: has `vmlinux`, stripped and with a PVH entry, and MODULE_LISTS.
+        version: names its content.
+        release: as `uname -r` says it.
+        date: of its sources, in seconds since 1970.
+    """
+
+    directory: Path
+    version: str
+    release: str
+    date: int
+
+    @property
+    def vmlinux(self) -> Path:
+        """The kernel."""
+        return self.directory / "vmlinux"
 
 
 def extract_vmlinux(bzimage: bytes) -> bytes:

@@ -21,6 +21,8 @@ from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from kata.osbuilder import suite
 
 KERNEL = "linux-image-amd64"
+#: Depends on the package with the sources of that kernel, Debian's patches applied.
+KERNEL_SOURCE = "linux-source"
 
 # What the guest runs (iptables: for GetIPTables and SetIPTables); the rest follows from their dependencies.
 USERLAND = (
@@ -54,6 +56,8 @@ _DOWNLOAD_TIMEOUT_S = 900.0
 _INSTALLED = re.compile(r"^Inst (\S+) \((\S+) ", re.MULTILINE)
 _URI = re.compile(r"^'[^']+' (\S+) (\d+) SHA256:([0-9a-f]{64})$", re.MULTILINE)
 _KERNEL_PACKAGE = re.compile(r"^Depends: (?:.*, )?(linux-image-[0-9][^ ,]*)", re.MULTILINE)
+
+_SOURCE_PACKAGE = re.compile(r"^Depends: (?:.*, )?(linux-source-[0-9][^ ,]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,23 @@ class PackageCache:
                     f"Debian has no package {name} in {self._suite}",
                     hint=f"did you mean {near[0]}?" if near else "run: kata image build --update",
                 )
+
+    def kernel_source(self) -> Package:
+        """The package with the sources of the suite's kernel.
+
+        Raises:
+            FailedPrecondition: the lists are missing or do not have it.
+        """
+        try:
+            described = self._run("apt-cache", "show", "--no-all-versions", KERNEL_SOURCE)
+            if (name := _SOURCE_PACKAGE.search(described)) is None:
+                raise FailedPrecondition(f"package {KERNEL_SOURCE} does not depend on sources of a kernel")
+            (package,) = self.named(name[1])
+        except Internal as error:
+            raise FailedPrecondition(
+                f"apt cannot find the kernel's sources: {error}", hint="run: kata kernel setup --update"
+            ) from None
+        return package
 
     def closure(self, names: Sequence[str], *, leave_out: Sequence[str] = ()) -> list[Package]:
         """These packages and all they depend on, sorted by name.
