@@ -11,14 +11,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
-from kata.osbuilder import agent_files, store
+from kata.osbuilder import agent_files, initrd, store, verity
 from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
+from kata.osbuilder.formats import FILE_SYSTEMS
+from kata.osbuilder.host_programs import LOADER, libraries_of
+from kata.osbuilder.modules import ModuleTree, of_initrd
+from kata.osbuilder.recipe import Form
 from kata.osbuilder.store import GuestImage
+from kata.runtime.launch.verity import kernel_param
 from tests.support.waiting import eventually
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -78,6 +84,85 @@ def test_no_root_disk_is_one_clear_line_and_the_end(image: GuestImage) -> None:
     console, status = boot(image, "", disk=None)
     assert "kata-init: no root disk: /dev/vda did not appear" in console
     assert status == 0
+
+
+@dataclass(frozen=True)
+class Root:
+    """The image's root as a directory, in which there is time to make others of it.
+
+    Attributes:
+        directory: with all files.
+        modules: what its kernel has.
+    """
+
+    directory: Path
+    modules: ModuleTree
+
+    def initrd(self, form: Form) -> bytes:
+        """An initrd that mounts a root disk of this form; its dmsetup is the host's."""
+        programs = {}
+        if form.verity:
+            dmsetup, libraries = Path("/usr/sbin/dmsetup"), Path("/usr/lib/x86_64-linux-gnu")
+            for name in libraries_of(Path("/lib64") / LOADER, Path("/lib/x86_64-linux-gnu"), dmsetup):
+                programs[f"lib/{libraries.name}/{name}"] = Path("/lib/x86_64-linux-gnu", name).read_bytes()
+            programs["bin/dmsetup"] = dmsetup.read_bytes()
+            programs[f"lib64/{LOADER}"] = (Path("/lib64") / LOADER).read_bytes()
+        wanted = of_initrd([*FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
+        (release,) = (self.directory / "usr/lib/modules").iterdir()
+        loaded = [(path, (release / path).read_bytes()) for path in self.modules.load_order(wanted)]
+        busybox = (self.directory / "usr/bin/busybox").read_bytes()
+        return initrd.build(busybox, loaded, root_type=form.format, programs=programs)
+
+
+@pytest.fixture(scope="module")
+def root(image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Root:
+    directory = tmp_path_factory.mktemp("root") / "root"
+    subprocess.run(["fsck.erofs", f"--extract={directory}", str(image.rootfs)], check=True, capture_output=True)
+    (release,) = (directory / "usr/lib/modules").iterdir()
+    tree = ModuleTree.parse((release / "modules.dep").read_text(), (release / "modules.builtin").read_text())
+    return Root(directory, tree)
+
+
+LISTENS = "agent.server_addr=virtio-serial://kata.rpc"
+
+
+@builds
+def test_an_initrd_can_be_the_whole_root(image: GuestImage, root: Root, tmp_path: Path) -> None:
+    path = tmp_path / "initrd"
+    path.write_bytes(initrd.build_alone(root.directory))
+    console, _ = boot(replace(image, initrd=path), LISTENS, disk=None, until="listening on")
+    assert "kata-init" not in console
+
+
+@builds
+@pytest.mark.skipif(shutil.which("veritysetup") is None, reason="cryptsetup-bin is not installed")
+def test_a_root_that_is_checked_boots_and_a_flipped_bit_ends_the_guest(
+    image: GuestImage, root: Root, tmp_path: Path
+) -> None:
+    """With ext4, so that another file system than the usual one boots as well."""
+    form = Form("ext4", verity=True)
+    guest = replace(image, initrd=tmp_path / "initrd")
+    guest.initrd.write_bytes(root.initrd(form))
+    disk = tmp_path / "root.ext4"
+    FILE_SYSTEMS["ext4"].write(root.directory, disk, form, 1_700_000_000, "00000000-0000-0000-0000-000000000001")
+    sealed = verity.seal(disk, "00ff")
+    parameters = f"{LISTENS} {kernel_param(sealed.text)}"
+    console, _ = boot(guest, parameters, disk=disk, until="listening on")
+    assert "kata-init" not in console
+
+    content = disk.read_bytes()
+    of_a_program = content.index(b"Be the guest's PID 1")
+    for offset in (1024 + 56, of_a_program, sealed.blocks * 4096):
+        with disk.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes([content[offset] ^ 1]))
+            file.flush()
+            console, status = boot(guest, parameters, disk=disk)
+            assert "device-mapper: verity" in console, offset
+            assert "is corrupted" in console
+            assert status == 0
+            file.seek(offset)
+            file.write(content[offset : offset + 1])
 
 
 @pytest.fixture

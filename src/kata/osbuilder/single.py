@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
-from kata.osbuilder import agent_files, build, contents, store, verity
+from kata.osbuilder import agent_files, build, commands, contents, store, verity
 from kata.osbuilder.recipe import Form
 
 
@@ -42,7 +42,7 @@ def make(root: Path, target: Path, form: Form, environ: Mapping[str, str] = os.e
     date = environ.get("SOURCE_DATE_EPOCH") or "0"
     if not date.isascii() or not date.isdigit() or len(date) > 10:
         raise InvalidArgument(f"SOURCE_DATE_EPOCH is '{date[:32]}', not a number of seconds since 1970")
-    build.check_host(build.shaping_tools(form))
+    commands.require(build.shaping_tools(form))
     target = target.absolute()
     if not target.parent.is_dir():
         raise NotFound(f"{target.parent} is not a directory")

@@ -24,6 +24,7 @@ from kata.runtime.hypervisor.base import VirtualMachine, VmExit, VmPlan
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.template import template
 from kata.runtime.hypervisor.template.template import Template
+from kata.runtime.launch import verity
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template
@@ -46,7 +47,10 @@ _EXIT_KNOWN_S = 3.0
 _SETTLE_S = 0.3
 
 _KILLED = "something has killed it: see whether this host, or the cgroup that it was started in, is short of memory"
+_DAMAGED = "compare it with what was built: kata image check; build it again: kata image build --force"
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
+#: In which the kernel says what it found, before it panics with a trace.
+_CONSOLE_LINES = 200
 
 Progress = Callable[[str], None]
 
@@ -200,14 +204,16 @@ def _raise_ended(vm: VirtualMachine, phase: str, exit_: VmExit, elapsed: float) 
     Raises:
         VmLaunchError: always.
     """
+    damage = verity.damage(vm.console_tail(_CONSOLE_LINES))
+    hint = _KILLED if exit_.status == -signal.SIGKILL else _SLOW
     raise VmLaunchError(
         phase,
-        "the VM ended",
+        f"its root image is damaged, or has been changed: {damage}" if damage else "the VM ended",
         elapsed=elapsed,
         exit_status=exit_.status,
         output=exit_.output,
         console=vm.console_tail(),
-        hint=_KILLED if exit_.status == -signal.SIGKILL else _SLOW,
+        hint=_DAMAGED if damage else hint,
     )
 
 
