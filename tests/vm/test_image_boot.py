@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import selectors
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +20,10 @@ import pytest
 
 from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, initrd, store, verity
-from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build
+from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, modules_of_initrd
 from kata.osbuilder.formats import FILE_SYSTEMS
 from kata.osbuilder.host_programs import LOADER, libraries_of
-from kata.osbuilder.modules import ModuleTree, of_initrd
+from kata.osbuilder.modules import ModuleTree
 from kata.osbuilder.recipe import Form
 from kata.osbuilder.store import GuestImage
 from kata.runtime.launch.verity import kernel_param
@@ -47,8 +49,11 @@ def image() -> GuestImage:
         pytest.skip(f"{error}: {error.hint}")
 
 
-def boot(image: GuestImage, parameters: str, *, disk: Path | None) -> tuple[str, int]:
-    """Boot under emulation; return the console's text and QEMU's exit status. Fails after a minute."""
+def boot(image: GuestImage, parameters: str, *, disk: Path | None, until: str = "") -> tuple[str, int | None]:
+    """Boot under emulation; return the console's text and QEMU's exit status.
+
+    Ends when QEMU does or the console shows `until` (the status is None then); fails after a minute.
+    """
     assert QEMU
     command = [QEMU, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512M", "-nodefaults"]
     command += ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
@@ -59,18 +64,23 @@ def boot(image: GuestImage, parameters: str, *, disk: Path | None) -> tuple[str,
     if disk:
         command += ["-drive", f"if=none,id=root,file={disk},format=raw,readonly=on"]
         command += ["-device", "virtio-blk-pci,drive=root"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"the guest did not end within {TIMEOUT:.0f} s: {error.stdout!r}")
-    return done.stdout.decode(errors="replace"), done.returncode
+    deadline = time.monotonic() + TIMEOUT
+    console = b""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu:
+        try:
+            assert qemu.stdout
+            with selectors.DefaultSelector() as selector:
+                selector.register(qemu.stdout, selectors.EVENT_READ)
+                while selector.select(max(0, deadline - time.monotonic())):
+                    data = os.read(qemu.stdout.fileno(), 65536)
+                    console += data
+                    if not data:
+                        return console.decode(errors="replace"), qemu.wait(10)
+                    if until and until.encode() in console:
+                        return console.decode(errors="replace"), None
+            pytest.fail(f"the guest neither ended nor said '{until}' within {TIMEOUT:.0f} s: {console!r}")
+        finally:
+            qemu.kill()
 
 
 def test_a_wrong_root_disk_is_one_clear_line_and_the_end(image: GuestImage) -> None:
@@ -107,9 +117,8 @@ class Root:
                 programs[f"lib/{libraries.name}/{name}"] = Path("/lib/x86_64-linux-gnu", name).read_bytes()
             programs["bin/dmsetup"] = dmsetup.read_bytes()
             programs[f"lib64/{LOADER}"] = (Path("/lib64") / LOADER).read_bytes()
-        wanted = of_initrd([*FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
         (release,) = (self.directory / "usr/lib/modules").iterdir()
-        loaded = [(path, (release / path).read_bytes()) for path in self.modules.load_order(wanted)]
+        loaded = [(path, (release / path).read_bytes()) for path in self.modules.load_order(modules_of_initrd(form))]
         busybox = (self.directory / "usr/bin/busybox").read_bytes()
         return initrd.build(busybox, loaded, root_type=form.format, programs=programs)
 

@@ -227,7 +227,7 @@ def _fetched(build_options: BuildOptions, cache: PackageCache, source: Package, 
             # The archive has replaced it since the lists were fetched.
             source = _source(cache, True, progress)
             cache.download([source])
-    cache.forget_others([source])
+    cache.forget_others({source.filename})
     return cache.path(source)
 
 

@@ -343,25 +343,28 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
         return base
     staging = options.cache / f"{store.BUILDING}base"
     root = staging / "root"
-    documentation = staging / "documentation"
+    parts = staging / "parts"
     root.mkdir(parents=True)
-    documentation.mkdir()
+    parts.mkdir()
 
     progress("unpacking packages")
     extra = inputs.packages.extra
     trimmed = [package for package in inputs.packages.userland if package not in extra]
     rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
     rootfs.configure(root, inputs.recipe, options.other)
-    tree = _kernel(staging, root, cache, inputs, progress)
+    first = modules_of_initrd(inputs.recipe.form)
+    tree = _kernel(root, parts, cache, inputs, (*inputs.recipe.modules, *first), progress)
     directory = root / rootfs.MODULES / inputs.release
-    if inputs.recipe.form.format != INITRD:
-        (staging / "initrd").write_bytes(_initrd(root, tree, directory, staging, inputs, cache))
+    if first:
+        loaded = [(path, (directory / path).read_bytes()) for path in tree.load_order(first)]
+        (staging / "initrd").write_bytes(_initrd(root, loaded, staging, inputs, cache))
     progress("collecting licenses")
     for package in inputs.packages:
-        rootfs.unpack_part(cache.path(package), documentation, _DOC)
-    texts = _copyrights(documentation / _DOC, [package.name for package in inputs.packages])
+        if not (parts / _DOC / package.name).exists():
+            rootfs.unpack_part(cache.path(package), parts, _DOC)
+    texts = _copyrights(parts / _DOC, [package.name for package in inputs.packages])
     (staging / _COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
-    shutil.rmtree(documentation)
+    shutil.rmtree(parts)
     progress("compiling the Python library")
     rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
     rootfs.pack(root, staging / "root.tar")
@@ -385,46 +388,56 @@ def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: 
     return base
 
 
-def _kernel(staging: Path, root: Path, cache: PackageCache, inputs: Inputs, progress: Progress) -> modules.ModuleTree:
-    """Write the kernel, and put its modules into the root; returns which there are."""
-    release = inputs.release
+def _kernel(
+    root: Path, parts: Path, cache: PackageCache, inputs: Inputs, wanted: Sequence[str], progress: Progress
+) -> modules.ModuleTree:
+    """Write vmlinux beside the root, and put those modules into it that are wanted; returns which there are.
+
+    Args:
+        root: the root.
+        parts: a directory for parts of packages.
+        cache: has the packages.
+        inputs: of the image.
+        wanted: patterns of modules, as `rootfs.trim_modules` takes them.
+        progress: told of each step.
+    """
+    release, target = inputs.release, root.with_name("vmlinux")
     if inputs.kernel:
         # All of it is built in: modprobe is told so.
-        shutil.copyfile(inputs.kernel.vmlinux, staging / "vmlinux")
+        shutil.copyfile(inputs.kernel.vmlinux, target)
         directory = root / rootfs.MODULES / release
         directory.mkdir(parents=True)
         for name in MODULE_LISTS:
             shutil.copyfile(inputs.kernel.directory / name, directory / name)
         return rootfs.index_modules(root, release)
     progress("unpacking the kernel")
-    unpacked = staging / "kernel"
-    unpacked.mkdir()
     deb = cache.path(inputs.packages.kernel)
-    rootfs.unpack_part(deb, unpacked, "./boot")
+    rootfs.unpack_part(deb, parts, "./boot", _DOC)
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
     progress("choosing kernel modules")
-    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, inputs.recipe.modules)
+    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, wanted)
     progress("extracting the kernel")
-    vmlinux = kernel.extract_vmlinux((unpacked / f"boot/vmlinuz-{release}").read_bytes())
-    (staging / "vmlinux").write_bytes(vmlinux)
-    shutil.rmtree(unpacked)
+    target.write_bytes(kernel.extract_vmlinux((parts / f"boot/vmlinuz-{release}").read_bytes()))
     return tree
 
 
+def modules_of_initrd(form: Form) -> tuple[str, ...]:
+    """The kernel modules that mount a root of this form, in the order in which they are loaded; none without a disk."""
+    if form.format == INITRD:
+        return ()
+    return modules.of_initrd([*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
+
+
 def _initrd(
-    root: Path, tree: modules.ModuleTree, directory: Path, staging: Path, inputs: Inputs, cache: PackageCache
+    root: Path, loaded: Sequence[tuple[str, bytes]], staging: Path, inputs: Inputs, cache: PackageCache
 ) -> bytes:
     """The initrd that mounts the root disk."""
     form = inputs.recipe.form
-    mounting = [*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())]
-    paths = tree.load_order(modules.of_initrd(mounting))
     programs = {}
     if form.verity:
         programs = verity.programs([cache.path(package) for package in inputs.packages.early], staging / "early")
         shutil.rmtree(staging / "early")
-    busybox = (root / "usr/bin/busybox").read_bytes()
-    loaded = [(path, (directory / path).read_bytes()) for path in paths]
-    return initrd.build(busybox, loaded, root_type=form.format, programs=programs)
+    return initrd.build((root / "usr/bin/busybox").read_bytes(), loaded, root_type=form.format, programs=programs)
 
 
 def _copyrights(documentation: Path, packages: Iterable[str]) -> dict[str, str]:

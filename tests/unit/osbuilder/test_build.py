@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
-from kata.osbuilder import agent_files, build, commands, store
+from kata.osbuilder import agent_files, build, commands, recipe, store
 from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
-from kata.osbuilder.recipe import Recipe
+from kata.osbuilder.recipe import INITRD, Form, Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 INPUTS = Inputs(PackageSet(KERNEL, (), ()), Recipe("default"), agent="a", builder="b", tools={})
@@ -177,3 +177,12 @@ def test_the_packages_of_the_last_recipes_stay(options: BuildOptions) -> None:
     assert sorted(path.name for path in (options.cache / "base").iterdir()) == [f"base{age}" for age in range(4)]
     left = sorted(path.name for path in cache.path(KERNEL).parent.iterdir())
     assert left == ["0.deb", "1.deb", "2.deb", "k.deb"]
+
+
+def test_the_initrd_has_what_mounts_its_root_whatever_the_recipe_names() -> None:
+    assert build.modules_of_initrd(Form()) == ("virtio_pci", "virtio_blk", "crc32c_generic", "erofs", "virtio_console")
+    assert {"ext4", "dm-mod", "dm-verity"} <= set(build.modules_of_initrd(Form("ext4", verity=True)))
+    assert "xfs" in build.modules_of_initrd(Form("xfs"))
+    assert build.modules_of_initrd(Form(INITRD)) == ()
+    # So the usual image has the same modules as ever.
+    assert set(build.modules_of_initrd(Form())) <= set(recipe.load("minimal").modules)
