@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kata.osbuilder.kernel import CustomKernel
     from kata.osbuilder.recipe import Recipe
 
+#: Columns that a list of images needs.
+_LIST_WIDTH = 132
+
 app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
 
 Root = Annotated[
@@ -120,7 +123,9 @@ def list_(root: Root = None) -> None:
             f"{image.size / 1e6:.0f} MB",
             "yes" if image.version == current else "",
         )
-    Console().print(table)
+    # A version is there to be copied: a narrow terminal wraps the lines, and no column is cut.
+    console = Console()
+    Console(width=max(console.width, _LIST_WIDTH)).print(table)
 
 
 @app.command("recipes")

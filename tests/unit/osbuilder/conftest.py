@@ -27,6 +27,7 @@ def make_image() -> Callable[[Path, str, int], Path]:
             "format": store.FORMAT,
             "version": version,
             "recipe": "default",
+            "root": {"format": "erofs", "verity": False},
             "date": "2026-11-16T01:02:03Z",
             "kernel_release": "6.12.118+deb13-amd64",
             "files": files,

@@ -41,6 +41,15 @@ def test_list_shows_all_and_marks_the_current(root: Path) -> None:
     assert "2026-11-16" in lines[1]
 
 
+def test_list_cuts_no_version_off(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    make_image(tmp_path, "0.1.0-a-rather-long-name-of-a-recipe-aaaaaaaaaaaa", 0)
+    line = run(tmp_path, "list").splitlines()[1]
+    assert line.split() == [
+        *("0.1.0-a-rather-long-name-of-a-recipe-aaaaaaaaaaaa", "default", "erofs", "6.12.118+deb13-amd64"),
+        *("2026-11-16", "0", "MB"),
+    ]
+
+
 def test_list_of_nothing_is_a_heading(tmp_path: Path) -> None:
     assert run(tmp_path / "nowhere", "list").split()[0] == "VERSION"
 
