@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
+import shutil
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kata.errors import Internal
+from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from kata.osbuilder.packages import Package, PackageCache, PackageSet, build_date, parse_uris
 
 LISTED = f"""\
@@ -115,3 +120,75 @@ def test_what_is_no_package_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(Internal, match="not a Debian package"):
         build_date(path)
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """An archive that does not do what one should."""
+
+    daemon_threads = True
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes | None], str]]:
+    """Serves the same bytes for every path, or accepts and never answers (None); returns the address."""
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "host.conf"))
+    (tmp_path / "host.conf").write_text(
+        'Acquire::http::Timeout "1"; Acquire::Retries "0"; Acquire::http::Proxy "DIRECT";'
+    )
+    servers: list[Server] = []
+    gone = threading.Event()
+
+    def serve(content: bytes | None) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if content is None:
+                    gone.wait(60)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        servers.append(Server(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}/debian"
+
+    yield serve
+    gone.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"<html>please log in</html>", id="another page"),
+        pytest.param(b"Origin: Debian\nSuite: stable\nSHA256:\n", id="lists that nobody has signed"),
+        pytest.param(None, id="never an answer"),
+    ],
+)
+def test_a_server_that_lies_or_stalls_is_told(
+    tmp_path: Path, archive: Callable[[bytes | None], str], content: bytes | None
+) -> None:
+    cache = PackageCache(tmp_path / "cache", archive(content))
+    with pytest.raises(Unavailable, match="cannot update the package lists") as caught:
+        cache.update()
+    assert caught.value.hint == "check the network, or name a mirror with --mirror"
+    with pytest.raises(FailedPrecondition, match="apt cannot find"):
+        cache.resolve()
+
+
+def test_a_package_that_debian_does_not_have_has_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(argv: list[str], **_: object) -> str:
+        return "strace\ngdb\ntrace-cmd\n" if "pkgnames" in argv else "Depends: linux-image-6.12-amd64\n" + LISTED
+
+    monkeypatch.setattr("kata.osbuilder.packages.run", answer)
+    monkeypatch.setattr(PackageCache, "closure", lambda *_, **__: [])
+    with pytest.raises(NotFound, match="no package straec in forky") as caught:
+        PackageCache(tmp_path, name="forky").resolve(["gdb", "straec"])
+    assert caught.value.hint == "did you mean strace?"
