@@ -20,7 +20,7 @@ import pytest
 
 from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, initrd, store, verity
-from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, modules_of_initrd
+from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, changing, modules_of_initrd
 from kata.osbuilder.formats import FILE_SYSTEMS
 from kata.osbuilder.host_programs import LOADER, libraries_of
 from kata.osbuilder.modules import ModuleTree
@@ -251,6 +251,37 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path,
     steps: list[str] = []
     assert build(BuildOptions(images=images, cache=cache, agent=source), steps.append) == second
     assert steps[-1].endswith("is up to date")
+
+
+#: What a build says before each step that takes a while.
+STEPS = (
+    *("choosing packages", "unpacking packages", "unpacking the kernel", "choosing kernel modules"),
+    *("collecting licenses", "compiling the Python library", "unpacking the programs", "installing the agent"),
+    *("checking the agent", "writing the root image"),
+)
+
+
+@builds
+@pytest.mark.long
+@pytest.mark.parametrize("step", STEPS)
+def test_a_build_that_is_killed_in_a_step_leaves_nothing_that_is_used(tmp_path: Path, source: Path, step: str) -> None:
+    images, cache = tmp_path / "images", seeded_cache(tmp_path / "cache")
+    command = [sys.executable, "-m", "kata.cli.image", "build", "--root", str(images), "--cache", str(cache)]
+    with subprocess.Popen([*command, "--recipe", "minimal"], stderr=subprocess.PIPE, text=True) as builder:
+        try:
+            assert builder.stderr
+            assert any(step in line for line in builder.stderr), f"{step} never came"
+            time.sleep(0.2)
+        finally:
+            builder.kill()
+    assert store.list_images(images) == []
+    with pytest.raises(NotFound):
+        store.find(images)
+    eventually(lambda: processes_of(tmp_path), "the killed build's children end", lambda orphans: not orphans)
+    # As the next build begins.
+    with changing(images, cache):
+        assert not list(cache.glob(".build-*"))
+        assert [path.name for path in images.iterdir()] == [".lock"]
 
 
 @builds

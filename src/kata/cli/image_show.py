@@ -17,6 +17,8 @@ from kata.osbuilder.contents import Item
 from kata.osbuilder.store import GuestImage
 
 _MAX_LICENSES_SHOWN = 4
+#: Columns that the tables need.
+_WIDTH = 132
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def document(image: GuestImage, items: Sequence[Item]) -> dict[str, Any]:
 def show(image: GuestImage, items: Sequence[Item], largest: int) -> None:
     """Print an image for a person."""
     console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH)
     manifest = image.manifest
     for name in ("version", "recipe", "kernel_release", "date"):
         console.print(f"{name.replace('_', ' '):<16}{manifest[name]}")

@@ -122,7 +122,10 @@ def _checked(staging: Path, version: str) -> GuestImage:
             # Another file system entry than these would be followed from here on: a link among the directories, too.
             if not (stat.S_ISREG(mode) and below in named) and not stat.S_ISDIR(mode):
                 raise InvalidArgument(f"the archive has {below!r}, which is not one of the image's files")
-    store.check(image)
+    try:
+        store.check(image)
+    except FailedPrecondition as error:
+        raise FailedPrecondition(error.message, hint="export the image again, and carry it anew") from None
     return image
 
 
