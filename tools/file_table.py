@@ -1,14 +1,18 @@
-"""What programs meet on files, as one table: each way that files can come to a container, beside runc.
+"""What programs meet on files, as one table, and the speed of small ones: each way that files can come to a container.
 
-    python -m tools.file_table [WAY...]
+    python -m tools.file_table FILE [WAY...]
 
-needs root, containerd, runc and the guest image, and takes about a minute for each way. The tests hold what it prints:
-tests/integration/containerd/test_file_*.py.
+keeps what it finds in FILE, so that a run which was interrupted goes on. It needs root, containerd, runc and the guest
+image, and takes one to three minutes for each way. The tests hold what it prints: tests/integration/containerd/
+test_file_*.py.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +26,12 @@ from tests.support.packages import python_archive
 
 WAYS = (RUNC, "layers, disk", "virtio-fs", "virtio-9p")
 IMAGE = "docker.io/library/python:table"
+#: The program whose figures are seconds.
+_SPEED = "filespeed"
 #: What is tried in each place: the program, and whether a way that only concerns roots has it.
 _RUNS = {
-    "root": ("filecheck", "fileissues", "filecases"),
-    "volume": ("filecheck", "fileissues", "filecases"),
+    "root": (_SPEED, "filecheck", "fileissues", "filecases"),
+    "volume": (_SPEED, "filecheck", "fileissues", "filecases", "filestress"),
     "two mounts": ("filecheck",),
     "two containers": ("filecheck", "filecases"),
     "two sandboxes": ("filecheck",),
@@ -33,35 +39,51 @@ _RUNS = {
 }
 #: Rounds of what has ended servers.
 _ROUNDS = 100
+#: Small files whose speed is told, and what is done with them.
+_FILES, _STEPS = 1000, ("create", "stat", "read")
 
 
-def main(*ways: str) -> int:
-    """Try each way and print the table in Markdown."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def main(kept: str, *ways: str) -> int:
+    """Try each way, but what the file says was tried before, and print the tables in Markdown."""
+    ways = ways or WAYS
+    path = Path(kept)
+    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     console = Console(stderr=True, highlight=False)
     with TemporaryDirectory(prefix="kata-files-") as scratch, PrivateContainerd() as containerd:
         containerd.import_image(python_archive(Path(scratch) / "python.tar", IMAGE))
-        for number, way in enumerate(ways or WAYS):
-            for place, programs in _RUNS.items():
-                if way.startswith("layers") and place != "root":
-                    continue
-                for program in programs:
-                    directory = Path(scratch) / f"{number}-{place}-{program}"
-                    directory.mkdir()
-                    files = Files(containerd, IMAGE, way, directory)
-                    console.print(f"{way}: {program} in {place}")
-                    found.setdefault(way, {}).setdefault(place, {}).update(_tried(files, place, program))
-            if not way.startswith("layers"):
-                directory = Path(scratch) / f"{number}-stress"
+        for number, (way, place, program) in enumerate(_runs(ways)):
+            if (name := f"{way}: {program} in {place}") not in told:
+                console.print(f"{time.strftime('%X')} {name}")
+                directory = Path(scratch) / str(number)
                 directory.mkdir()
-                wrong = Files(containerd, IMAGE, way, directory).run("filestress", ("/a/files", str(_ROUNDS)))
-                found[way]["volume"][f"{_ROUNDS} rounds of what has ended servers"] = wrong or True
-    Console(width=200, highlight=False, soft_wrap=True).print(escape(_table(found)))
+                told[name] = _tried(Files(containerd, IMAGE, way, directory), place, program)
+                path.write_text(json.dumps(told))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    seconds: dict[str, dict[str, dict[str, float]]] = {}
+    for way, place, program in _runs(ways):
+        said = told[f"{way}: {program} in {place}"]
+        if program == _SPEED:
+            seconds.setdefault(place, {})[way] = said
+        else:
+            found.setdefault(way, {}).setdefault(place, {}).update(said)
+    Console(width=200, highlight=False, soft_wrap=True).print(escape(f"{_table(found)}\n\n{_speeds(seconds)}"))
     return 0
+
+
+def _runs(ways: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Way, place and program of each run. The speed of runc is what the others' is compared with."""
+    for way in dict.fromkeys((RUNC, *ways)):
+        for place, programs in _RUNS.items():
+            if place == "root" or not way.startswith("layers"):
+                yield from ((way, place, program) for program in programs if way in ways or program == _SPEED)
 
 
 def _tried(files: Files, place: str, program: str) -> dict[str, Any]:
     """Each check or case, and true or what happened instead."""
+    if program in (_SPEED, "filestress"):
+        directory = "/srv/files" if place == "root" else "/a/files"
+        said = files.run(program, (directory, str(_FILES if program == _SPEED else _ROUNDS)))
+        return said if program == _SPEED else {f"{_ROUNDS} rounds of what has ended servers": said or True}
     said = {
         "root": lambda: files.found(program),
         "volume": lambda: files.in_volume(program),
@@ -91,6 +113,20 @@ def _table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
             cells = [found[way].get(place, {}).get(name, "") for way in found]
             if any(cell not in (True, "") for cell in cells):
                 lines.append(f"| {place}: {name} | {' | '.join('yes' if c is True else str(c) for c in cells)} |")
+    return "\n".join(lines)
+
+
+def _speeds(seconds: dict[str, dict[str, dict[str, float]]]) -> str:
+    """How often runc's time each way takes, by place."""
+    ways = [way for way in seconds["root"] if way != RUNC]
+    header = f"{_FILES:,} files: {' / '.join(_STEPS)} ÷ runc"
+    lines = [f"| {header} | {' | '.join(ways)} |", f"|---{'|---' * len(ways)}|"]
+    for place, by_way in seconds.items():
+        cells = [
+            " / ".join(f"{by_way[way][step] / by_way[RUNC][step]:.1f}" for step in _STEPS) if way in by_way else ""
+            for way in ways
+        ]
+        lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
