@@ -1,7 +1,6 @@
 """Flushing: what containers have written goes to the host, for as long as that gets on.
 
-A disk that hangs, or a server of files that has ended, must hold nobody back for ever. One that is slow may take as
-long as it needs.
+A disk that hangs, or a server of files that has ended, must hold nobody back. One that is slow may take its time.
 
 Reference: proc(5), "/proc/meminfo".
 """
@@ -10,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-#: Seconds in which something has to be written.
+#: Seconds in which something has to be written, and seconds for all: the host waits a minute for an answer.
 _STEP_S = 5.0
+_LIMIT_S = 40.0
 _MEMINFO = "/proc/meminfo"
 _WAITING = ("Dirty:", "Writeback:")
 
 
 async def flush(work: Callable[[], None]) -> bool:
-    """Do what flushes, in a thread, and wait for it until nothing is written any more.
+    """Do what flushes, in a thread, and wait for it until nothing is written any more, or for _LIMIT_S.
 
     Args:
         work: blocks until all is written; raises nothing.
@@ -30,11 +31,11 @@ async def flush(work: Callable[[], None]) -> bool:
         Whether it has ended. If not, the thread is left to itself.
     """
     flushing = asyncio.get_running_loop().run_in_executor(None, work)
-    left = waiting()
+    left, deadline = waiting(), time.monotonic() + _LIMIT_S
     while not (await asyncio.wait({flushing}, timeout=_STEP_S))[0]:
         before, left = left, waiting()
-        if left >= before:
-            log.warning("of %d KiB that wait to be written nothing was written in %g s", left, _STEP_S)
+        if left >= before or time.monotonic() > deadline:
+            log.warning("%d KiB still wait to be written, %d KiB %g s ago", left, before, _STEP_S)
             return False
     return True
 

@@ -18,7 +18,7 @@ from kata.agent.guestspec import Namespaces, pids_of
 from kata.agent.log import name_sandbox
 from kata.agent.storage import Storages
 from kata.agent.tracing import step
-from kata.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from kata.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import mount, namespaces
 from kata.oci import cdi
 from kata.oci.ids import validate_id
@@ -141,15 +141,21 @@ class Sandbox:
         await self._release()
 
     async def halt(self) -> None:
-        """Kill every process and flush what was written to the host; the rest goes with the VM, which ends now."""
+        """Kill every process and flush what was written to the host; the rest goes with the VM, which ends now.
+
+        Raises:
+            DeadlineExceeded: not all that was written is on the host.
+        """
         for container in self._containers.values():
             container.kill_all()
         waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
         if waits:
             await asyncio.wait(waits, timeout=_HALT_TIMEOUT_S)
-        await self.storages.flush(disks=True)
+        flushed = await self.storages.flush(disks=True)
         await asyncio.wait({asyncio.get_running_loop().run_in_executor(None, os.sync)}, timeout=_SYNC_TIMEOUT_S)
         self.running = False
+        if not flushed:
+            raise DeadlineExceeded("not all that was written is on the host")
 
     async def _release(self) -> None:
         await self.storages.release_all()

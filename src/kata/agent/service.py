@@ -94,9 +94,11 @@ class AgentService:
         return Empty()
 
     async def destroy_sandbox(self, request: pb.DestroySandboxRequest, ctx: CallContext) -> Empty:
-        """DestroySandbox: kill all processes and flush; the agent ends afterwards."""
-        await (self._sandbox.halt() if self._owns_guest else self._sandbox.destroy())
-        self._stopped.set()
+        """DestroySandbox: kill all processes and flush; the agent ends then. DEADLINE_EXCEEDED: not all is flushed."""
+        try:
+            await (self._sandbox.halt() if self._owns_guest else self._sandbox.destroy())
+        finally:
+            self._stopped.set()
         return Empty()
 
     async def create_container(self, request: pb.CreateContainerRequest, ctx: CallContext) -> Empty:

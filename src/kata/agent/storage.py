@@ -135,19 +135,22 @@ class Storages:
                 stack.push_async_callback(off_loop, self._unmount, point)
             self._users.clear()
 
-    async def flush(self, *, disks: bool) -> None:
+    async def flush(self, *, disks: bool) -> bool:
         """Have what was written to directories of the host there, for as long as that gets on.
-
-        Failures are logged: they are those of the programs that have written.
 
         Args:
             disks: also what was written to disks, which are flushed when they are unmounted.
+
+        Returns:
+            Whether all of it is; what is not is logged.
         """
         points = sorted(self._directories | self._disks if disks else self._directories)
-        if points and not await flush(partial(self._flush, points)):
-            log.error("what was written last is not on the host: %s", ", ".join(points))
+        left = list(points)
+        if points and not await flush(partial(self._flush, points, left)):
+            log.error("what was written last is not on the host: %s", ", ".join(left))
+        return not left
 
-    def _flush(self, points: Iterable[str]) -> None:
+    def _flush(self, points: Iterable[str], left: list[str]) -> None:
         for point in points:
             try:
                 with self._directory(point) as directory:
@@ -156,6 +159,7 @@ class Storages:
                     syncfs(fd)
                 finally:
                     os.close(fd)
+                left.remove(point)
             except OSError as error:
                 log.error("what was written to %s is not on the host: %s", point, error.strerror)
 

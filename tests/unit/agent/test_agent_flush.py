@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,5 +58,12 @@ async def test_a_disk_that_hangs(
     left = iter([1000, 900, 900])
     monkeypatch.setattr(flush, "waiting", lambda: next(left))
     assert not await flush.flush(waits_for(hangs))
-    assert "of 900 KiB that wait to be written nothing was written" in caplog.text
-    hangs.set()
+    assert "900 KiB still wait to be written, 900 KiB" in caplog.text
+
+
+async def test_a_disk_that_is_too_slow(monkeypatch: pytest.MonkeyPatch, hangs: threading.Event) -> None:
+    left = itertools.count(1000, -1)
+    monkeypatch.setattr(flush, "waiting", lambda: next(left))
+    monkeypatch.setattr(flush, "_LIMIT_S", 0.12)
+    assert not await flush.flush(waits_for(hangs))
+    assert 996 <= next(left) <= 998
