@@ -11,6 +11,7 @@ import typer
 from kata.cli.options import SANDBOX_HELP, complete_sandbox
 from kata.cli.render import ExitCode
 from kata.errors import InvalidArgument
+from kata.logs.visible import visible
 from kata.management.protocol import MAX_BODY
 
 app = typer.Typer(help="Read and write the packet filter of a running sandbox's guest.", no_args_is_help=True)
@@ -32,7 +33,7 @@ def get(sandbox_id: SandboxId, v6: Version6 = False) -> int:
     """Print all tables, as iptables-save(8) does."""
     from kata.cli.management import call
 
-    sys.stdout.buffer.write(call(sandbox_id, "GET", _path(v6)))
+    _write(call(sandbox_id, "GET", _path(v6)))
     return ExitCode.OK
 
 
@@ -45,8 +46,17 @@ def set_(
     """Replace the tables that FILE contains, as iptables-restore(8) does."""
     from kata.cli.management import call
 
-    sys.stdout.buffer.write(call(sandbox_id, "PUT", _path(v6), body=_read(file)))
+    _write(call(sandbox_id, "PUT", _path(v6), body=_read(file)))
     return ExitCode.OK
+
+
+def _write(said: bytes) -> None:
+    """Print what the guest says: as it is for a file or a program, without control characters on a terminal."""
+    if not sys.stdout.isatty():
+        sys.stdout.buffer.write(said)
+        return
+    for line in said.decode(errors="backslashreplace").splitlines():
+        print(visible(line))
 
 
 def _path(v6: bool) -> str:

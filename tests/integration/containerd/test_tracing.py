@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.containerd.conftest import CONFIGURATION
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
-from tests.support.images import BUSYBOX, busybox_rootfs
+from tests.support.images import BUSYBOX, busybox_archive, busybox_rootfs
 from tests.support.leaks import TEST_PREFIX
 from tests.support.otlp import Collector, grpc_collector, tree
 from tests.support.waiting import eventually
@@ -204,3 +204,36 @@ def test_kata_run_is_one_tree(forwarder: Forwarder, tracing: Path, tmp_path: Pat
     assert "/no/such/program" in found["create"]["message"]
     assert found["kata run"]["parent"] == ""
     assert not found["kata run"]["failed"], "it has told what went wrong"
+
+
+def test_a_containerd_that_traces_is_the_parent(
+    forwarder: Forwarder, tracing: Path, containerd_2_programs: Path, tmp_path: Path
+) -> None:
+    """containerd 2 takes its settings from OpenTelemetry's variables, and exports to the same collector."""
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{forwarder.collector.port}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_SERVICE_NAME": "containerd",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
+    with PrivateContainerd(environment=environment, programs=containerd_2_programs) as containerd:
+        containerd.import_image(busybox_archive(tmp_path / "busybox.tar"))
+        name = unique_id(TEST_PREFIX)
+        chosen = ("--runtime", RUNTIME, "--runtime-config-path", str(tracing))
+        containerd.ctr("run", "--rm", *chosen, BUSYBOX, name, "true", timeout=180)
+
+        def handed_over() -> dict[str, tuple[str, str]]:
+            """Our spans of containerd's calls: whose span each is in, and that one's name."""
+            spans = {span["id"]: span for span in forwarder.collector.spans}
+            found = {}
+            for span in spans.values():
+                parent = spans.get(span["parent"])
+                if span["resource"].get("kata.sandbox.id") == name and parent and parent["trace"] == span["trace"]:
+                    found[span["name"].rpartition("/")[2]] = (parent["resource"]["service.name"], parent["name"])
+            return found
+
+        found = eventually(handed_over, "both sides' spans", lambda seen: {"Create", "Start", "Delete"} <= seen.keys())
+    assert {call: found[call][0] for call in ("Create", "Start", "Delete")} == dict.fromkeys(
+        ("Create", "Start", "Delete"), "containerd"
+    )
+    assert found["Create"][1].endswith("Task/Create")

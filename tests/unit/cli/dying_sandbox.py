@@ -1,6 +1,6 @@
 """A sandbox of this host, as far as a command sees it: it ends within each answer, or says what no sandbox should.
 
-python dying_sandbox.py refuses|closes|half|hostile TEXT
+python dying_sandbox.py refuses|half|hostile TEXT
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ IN_CHILDREN = """
 import json, os, sys, tempfile
 import kata.cli.main as main
 import kata.cli.check, kata.cli.env, kata.cli.observe, kata.cli.sandboxes, kata.cli.events_follow, kata.cli.top_live
+import kata.cli.copying, kata.cli.execute, kata.cli.timings, kata.cli.logs_show, h11
 found = []
 for arguments in json.loads(sys.argv[2]):
     with tempfile.TemporaryFile() as errors:
@@ -63,6 +64,8 @@ for arguments in json.loads(sys.argv[2]):
                 reader, writer = os.pipe()
                 os.close(reader)
                 os.dup2(writer, 1)
+            elif sys.argv[1] == "with-errors":
+                os.dup2(errors.fileno(), 1)
             else:
                 os.close(1)
             os.dup2(errors.fileno(), 2)
