@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from kata.archive.tar import EntryType, TarReader
+from kata.cli.streams import HostSink
 from kata.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable, Unimplemented
 from kata.loop.off import off_loop
 from kata.oci import convert
@@ -61,6 +62,28 @@ class AgentFiles:
         """
         arguments = files.get_arguments(container_id, path, name, follow=follow, attributes=attributes)
         return await self._run(arguments, None, out)
+
+    async def get_to(
+        self, fd: int, container_id: str, path: str, name: str, *, follow: bool = False, attributes: bool = False
+    ) -> files.Report:
+        """As `get`, to a descriptor of this process, which the caller keeps.
+
+        Raises:
+            OSError: it cannot be written; the rest is not asked for.
+            KataError: as `get`.
+        """
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sink = HostSink(fd, failed.set_exception)
+        copying = asyncio.ensure_future(self.get(container_id, path, name, sink, follow=follow, attributes=attributes))
+        ends: tuple[asyncio.Future[Any], ...] = (copying, failed)
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            return await copying
+        finally:
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
 
     async def read(self, container_id: str, path: str, limit: int) -> bytes:
         """The content of a file, at most so many bytes.

@@ -24,7 +24,7 @@ from kata.cli.agent_files import AgentFiles
 from kata.cli.render import printable, warn
 from kata.cli.root import require_root
 from kata.cli.running import RunningSandbox
-from kata.cli.streams import HostSink, HostSource
+from kata.cli.streams import HostSource
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.protocols.files import Found, Report
 
@@ -143,6 +143,7 @@ def copy(wanted: CopyRequest) -> None:
         PermissionDenied: this is not root.
         InvalidArgument: neither side, or both, is in a sandbox, or an archive would go to a terminal.
         FailedPrecondition: a file of this host cannot be read or written.
+        BrokenPipeError: nobody reads the archive any more.
         KataError: it failed; what was copied by then stays.
     """
     require_root("kata cp")
@@ -156,6 +157,8 @@ def copy(wanted: CopyRequest) -> None:
     sandbox = RunningSandbox(remote.sandbox)
     try:
         asyncio.run(_copy(wanted, sandbox, remote.container))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise FailedPrecondition(f"{error.filename or 'the archive'}: {(error.strerror or '').lower()}") from error
 
@@ -184,8 +187,7 @@ async def _from_guest(
         if not kind:
             raise NotFound(f"there is no {source.path}")
         name = "" if source.is_content else source.name
-        out = HostSink(1, _fail)
-        sent = files.get(container, source.path, name, out, follow=follow, attributes=wanted.archive)
+        sent = files.get_to(1, container, source.path, name, follow=follow, attributes=wanted.archive)
         return await sent, Totals()
     plan = plan_copy(source, kind, target, _kind_here(target.path))
     into = os.open(plan.into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -242,10 +244,6 @@ def _kind_here(path: str, *, follow: bool = True) -> str:
     if not follow and os.path.islink(path.rstrip("/") or "/"):
         return "link"
     return "directory" if os.path.isdir(path) else "file" if os.path.isfile(path) else "other"
-
-
-def _fail(error: OSError) -> None:
-    """The reader of the archive has gone."""
 
 
 class Progress:

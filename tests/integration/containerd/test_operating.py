@@ -264,6 +264,9 @@ class TestCopy:
             archive.addfile(info, io.BytesIO(b"abc"))
         kata("cp", "-", f"{pod.id}:/tmp", input=out.getvalue(), check=True)
         assert pod.said("cat /tmp/given/file") == "abc"
+        with open("/dev/full", "wb") as full:
+            done = kata("cp", f"{pod.id}:/etc", "-", stdout=full)
+        assert (done.returncode, done.stderr) == (1, b"kata: the archive: no space left on device\n")
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w") as archive:
             archive.addfile(tarfile.TarInfo("../escaped"))

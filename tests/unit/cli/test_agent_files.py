@@ -130,6 +130,19 @@ async def test_out_of_a_container(guest: Guest, agent_files: AgentFiles, tmp_pat
     assert guest.args == files.get_arguments("box", "/x", "a", follow=False)
 
 
+@pytest.mark.parametrize("to", ["/dev/full", "pipe"])
+async def test_an_archive_that_cannot_be_written(guest: Guest, agent_files: AgentFiles, to: str) -> None:
+    """The rest is not waited for: the guest would send for ever."""
+    guest.output, guest.endless = [archive("a", b"x" * 5000)], b"y" * 100_000
+    reading, fd = os.pipe() if to == "pipe" else (os.open("/dev/null", os.O_RDONLY), os.open(to, os.O_WRONLY))
+    os.close(reading)
+    try:
+        with pytest.raises(OSError, match="Broken pipe" if to == "pipe" else "No space left"):
+            await agent_files.get_to(fd, "box", "/x", "a")
+    finally:
+        os.close(fd)
+
+
 async def test_an_archive_of_something_else(guest: Guest, agent_files: AgentFiles, tmp_path: Path) -> None:
     guest.output, guest.endless = [archive("../.bashrc", b"x")], b"y" * 100_000
     begun = time.monotonic()

@@ -184,6 +184,13 @@ def test_a_pipe_that_nobody_reads() -> None:
         assert (status, errors) == (141, ""), words
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_pipe_that_nobody_reads_of_what_goes_on() -> None:
+    commands = [["list"], ["stats", "--interval", "0.1"], ["top", "--interval", "0.1"], ["metrics"]]
+    for words, (status, errors) in zip(commands, in_children("pipe", commands), strict=True):
+        assert (status, errors) == (141, ""), words
+
+
 def test_no_standard_output() -> None:
     for words, (status, errors) in zip(_HARMLESS, in_children("none", _HARMLESS), strict=True):
         assert (status, errors) == (0, ""), words
