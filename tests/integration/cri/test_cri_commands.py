@@ -172,23 +172,18 @@ def test_followed_logs(live: Live) -> None:
 def test_by_kubernetes_names(live: Live, tmp_path: Path) -> None:
     assert json.loads(kata("inspect", "test/commands"))["id"] == live.pod.id
     assert kata("exec", "test/commands/c2", "--", "cat", "/etc/hostname") == "commands\n"
-    assert kata("exec", "-c", "c2", "test/commands", "--", "echo", "here") == "here\n"
     assert kata("exec", "-c", live.idle.id[:20], live.pod.id[:12], "--", "echo", "there") == "there\n"
-    (tmp_path / "note").write_text("by name")
-    kata("cp", str(tmp_path / "note"), "test/commands:c2:/tmp/note")
-    kata("cp", "test/commands/c2:/tmp/note", str(tmp_path / "back"))
-    assert (tmp_path / "back").read_text() == "by name"
+    kata("cp", "test/commands:c2:/etc/hostname", str(tmp_path / "name"))
+    assert (tmp_path / "name").read_text() == "commands\n"
     assert live.pod.id in kata("logs", "--component", "shim", "test/commands")
-    assert live.busy.id in kata("metrics", "test/commands")
+    assert "kata_shim_threads" in kata("metrics", "test/commands")
     kata("pause", "test/commands/c2")
     try:
         assert re.search(r"\bc2 +container +paused\b", kata("ps", "--containers"))
     finally:
         kata("resume", "test/commands", "c2")
     for arguments, status, said in (
-        (("exec", "test/none", "true"), 125, "no sandbox of this host is pod test/none\nhint: there are "),
         (("exec", "test/commands", "true"), 125, "has several containers\nhint: name one of c1, c2"),
-        (("exec", "-c", "c1", "test/commands/c2", "true"), 125, "a container is named twice: c2 and c1"),
         (("stop", "test/commands/c2"), 1, "test/commands/c2 is a container\nhint: name its sandbox: test/commands"),
     ):
         done = subprocess.run([KATA, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S)
