@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{options.markdown}: {error}", markup=False)
             return 1
         return 0
-    parts = [name for name in PARTS if not options.only or name in options.only]
+    parts = [name for name, part in PARTS.items() if (name in options.only if options.only else not part.by_name_only)]
     sandboxes = options.sandboxes or (_PART_SANDBOXES if options.only else _FULL_SANDBOXES)
     try:
         report = measure(parts, options.runs, sandboxes, console)

@@ -35,11 +35,16 @@ _SCRIPT_TIMEOUT_S = 120.0
 _BARE = "bare"
 
 
-def default_plan(directory: Path) -> VmPlan:
-    """Return the plan of the VM of a sandbox without limits, its file server included."""
+def default_plan(directory: Path, configuration: Path | None = None) -> VmPlan:
+    """Return the plan of the VM of a sandbox without limits, its file server included.
+
+    Args:
+        directory: of the sandbox.
+        configuration: file to use instead of the host's.
+    """
     for name in ("shared", "root"):
         (directory / name).mkdir(exist_ok=True)
-    config = load().config
+    config = load(configuration).config
     accelerator = asyncio.run(accel.choose_for(config.hypervisor)).name
     return plan_vm(_BARE, directory, {}, config, look_at_host(config.hypervisor, accelerator))
 

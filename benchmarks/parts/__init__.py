@@ -9,6 +9,7 @@ from benchmarks.parts import (
     disks,
     execs,
     files,
+    kernels,
     memory,
     monitor,
     network,
@@ -27,10 +28,17 @@ from benchmarks.stage import Stage
 
 @dataclass(frozen=True)
 class Part:
-    """One part: the function that measures, and a sentence for the report."""
+    """One part.
+
+    Attributes:
+        run: measures.
+        sentence: for the report.
+        by_name_only: not part of a full run, as it needs something that a host may not have.
+    """
 
     run: Callable[[Stage], None]
     sentence: str
+    by_name_only: bool = False
 
 
 PARTS: Mapping[str, Part] = {
@@ -53,6 +61,7 @@ PARTS: Mapping[str, Part] = {
         "A scrape of kata-monitor: small processes that only answer, one of them hangs and one is dead.",
     ),
     "files": Part(files.measure, "Files in the root file system of a running container."),
+    "kernels": Part(kernels.measure, "Each kernel of which this host has an image, in turns.", by_name_only=True),
     "work": Part(work.measure, "Real work: apt, git, pip, tar, SQLite and Python, in each kind of file system."),
     "disks": Part(disks.measure, "A disk of the host in a container, in sequence, bypassing the guest's page cache."),
     "network": Part(network.measure, "One TCP connection between the host and a container on a bridge, each way."),

@@ -41,6 +41,11 @@ def measure(stage: Stage) -> None:
     stage = replace(stage, contenders=_ways(stage))
     starts = {name: partial(stage.run_true, options) for name, options in stage.contenders.items()}
     stage.record("ctr run --rm", "s", alternate(min(stage.runs, _MAX_RUNS), starts))
+    in_containers(stage)
+
+
+def in_containers(stage: Stage) -> None:
+    """Measure files in a running container of each contender."""
     with ExitStack() as stack:
         containers = {name: stack.enter_context(stage.running(name)) for name in stage.contenders}
         pids = processes(stage.containerd.shims())

@@ -22,11 +22,12 @@ _TOTAL = "idle sandbox"
 
 def measure(stage: Stage) -> None:
     for name in stage.contenders:
-        _sandboxes(stage, name)
+        sandboxes(stage, name)
     _bare(stage)
 
 
-def _sandboxes(stage: Stage, contender: str) -> None:
+def sandboxes(stage: Stage, contender: str) -> None:
+    """Measure more and more sandboxes of a contender."""
     containers: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a hundred starts take minutes
         try:

@@ -152,8 +152,9 @@ def list_(root: Kernels = None) -> None:
             package = store.read_manifest(kernel.directory)["package"]
             size = kernel.vmlinux.stat().st_size
             table.add_row(version, kernel.release, package["version"], f"{size / 1e6:.0f} MB", "complete")
-        except KataError as error:
-            table.add_row(version, "", "", "", error.message)
+        except KataError:
+            # Why is told by whoever uses it.
+            table.add_row(version, "", "", "", "unusable")
     Console().print(table)
 
 

@@ -57,7 +57,7 @@ def compile_(
     errors: list[str] = []
     last: deque[str] = deque(maxlen=_LINES_KEPT)
     with (
-        log.open("a") as out,
+        log.open("a", buffering=1) as out,
         subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
 from kata.osbuilder import agent_files, build, commands, recipe, store
 from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.inputs import Inputs
+from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
 from kata.osbuilder.recipe import INITRD, Form, Recipe
 
@@ -186,3 +188,50 @@ def test_the_initrd_has_what_mounts_its_root_whatever_the_recipe_names() -> None
     assert build.modules_of_initrd(Form(INITRD)) == ()
     # So the usual image has the same modules as ever.
     assert set(build.modules_of_initrd(Form())) <= set(recipe.load("minimal").modules)
+
+
+OWN = replace(INPUTS, kernel=CustomKernel(Path("k"), "6.1-kata1-x", "6.1-kata1", 7))
+
+
+@pytest.fixture
+def assembled(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    """Everything but the packages: a build comes to the image's trial."""
+    base = options.cache / "base/x"
+    (base / "host").mkdir(parents=True)
+    (base / "base.json").write_text('{"date": 7, "licenses": {}}')
+    for name in ("vmlinux", "initrd", build._COPYRIGHT):
+        (base / name).write_text(name)
+    options.images.mkdir()
+    monkeypatch.setattr(build, "_inputs", lambda *_: ({}, OWN))
+    monkeypatch.setattr(build, "_base", lambda *_: base)
+    monkeypatch.setattr(build.rootfs, "unpack_archive", lambda _, root: (root / "usr/bin").mkdir(parents=True))
+    monkeypatch.setattr(build.rootfs, "compile_python", lambda *_: None)
+    monkeypatch.setattr(build.rootfs, "check", lambda _: None)
+    monkeypatch.setattr(build, "write_root", lambda _, image, *__: image.write_text("root"))
+    return options
+
+
+def test_an_image_is_tried_before_others_see_it(assembled: BuildOptions) -> None:
+    seen: list[bool] = []
+
+    def trial(directory: Path) -> None:
+        assert all((directory / name).is_file() for name in store.FILES)
+        seen.append((assembled.images / OWN.version).exists() or (assembled.images / store.CURRENT).exists())
+
+    image = build._build(replace(assembled, trial=trial), lambda _: None)
+    assert seen == [False]
+    assert image == store.find(assembled.images)
+    assert image.manifest["kernel"] == "6.1-kata1-x"
+    assert image.manifest["kernel_release"] == "6.1-kata1"
+
+
+def test_an_image_that_does_not_boot_leaves_the_current_one(assembled: BuildOptions) -> None:
+    before = build._publish(assembled.images, staged(assembled.images), INPUTS.version, lambda _: None)
+
+    def trial(_: Path) -> None:
+        raise FailedPrecondition("the guest does not boot")
+
+    with pytest.raises(FailedPrecondition, match="does not boot"):
+        build._build(replace(assembled, trial=trial), lambda _: None)
+    assert store.find(assembled.images) == before
+    assert not (assembled.images / OWN.version).exists()

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 from kata.osbuilder.inputs import Inputs, builder_digest
+from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import Package, PackageSet
 from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
 INPUTS = Inputs(PackageSet(KERNEL, (CRUN,), ()), Recipe("default"), agent="a", builder="b", tools={"mkfs.erofs": "c"})
+OWN = CustomKernel(Path("/nonexistent"), "6.12.118-kata1-x", "6.12.118-kata1", 7)
 
 
 def test_the_version_is_fit_for_a_directory() -> None:
@@ -26,6 +29,8 @@ def test_every_input_makes_another_version() -> None:
         dataclasses.replace(INPUTS, agent="x"),
         dataclasses.replace(INPUTS, builder="x"),
         dataclasses.replace(INPUTS, tools={"mkfs.erofs": "x"}),
+        dataclasses.replace(INPUTS, kernel=OWN),
+        dataclasses.replace(INPUTS, kernel=dataclasses.replace(OWN, version="6.12.118-kata1-y")),
     ]
     assert len({inputs.version for inputs in (INPUTS, *others)}) == len(others) + 1
     assert len({inputs.uuid for inputs in (INPUTS, *others)}) == len(others) + 1
@@ -49,3 +54,8 @@ def test_the_intermediate_does_not_depend_on_the_agent() -> None:
 def test_the_builder_knows_its_own_files() -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", builder_digest())
     assert builder_digest() == builder_digest()
+
+
+def test_the_release_is_that_of_the_kernel_in_the_image() -> None:
+    assert INPUTS.release == "6.12.118+deb13-amd64"
+    assert dataclasses.replace(INPUTS, kernel=OWN).release == "6.12.118-kata1"

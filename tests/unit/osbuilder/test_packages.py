@@ -94,6 +94,22 @@ def test_apt_is_asked_with_state_and_sources_of_the_builders_own(
     assert "URIs: http://mirror/debian\n" in (tmp_path / "apt/guest.sources").read_text()
 
 
+def test_the_kernels_sources_are_what_the_suite_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = f"'http://x/l.deb' linux-source-6.12_6.12.118-1_all.deb 5 SHA256:{'ab' * 32}\n"
+    described = "Package: linux-source\nDepends: linux-source-6.12 (= 6.12.118-1)\n"
+
+    def answer(argv: list[str], **_: object) -> str:
+        return described if argv[0] == "apt-cache" else listed
+
+    monkeypatch.setattr("kata.osbuilder.packages.run", answer)
+    source = PackageCache(tmp_path).kernel_source()
+    assert (source.name, source.version) == ("linux-source-6.12", "6.12.118-1")
+
+    described = "Package: linux-source\n"
+    with pytest.raises(FailedPrecondition, match="does not depend on sources"):
+        PackageCache(tmp_path).kernel_source()
+
+
 def test_another_suite_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kata.osbuilder.packages.run", lambda *_, **__: "")
     PackageCache(tmp_path, name="forky").update()
