@@ -30,9 +30,9 @@ def _missing(marker: str) -> str | None:
     return None
 
 
-#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest three begin; the worker
-#: that is through with its own first takes the next, and the other tests are spread over all. A test is of the first
-#: group that its path begins with.
+#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest three begin; the
+#: worker that is through with its own first takes the next, and the other tests are spread over all. A test is of the
+#: first group that its path begins with.
 _GROUPS = ("integration/containerd/test_file", "integration/cri", "integration", "vm")
 
 

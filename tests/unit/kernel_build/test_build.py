@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import pytest
 
+from kata import command
 from kata.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 from kata.kernel_build import build as kernel_build
-from kata.kernel_build import options, plan, store
+from kata.kernel_build import fragments, options, store
 from kata.kernel_build.build import BuildOptions
+from kata.kernel_build.fragments import Patch
 from kata.osbuilder.packages import Package, PackageCache
 from kata.osbuilder.store import BUILDING
 
@@ -88,17 +90,17 @@ def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Linux:
 
     steps: list[str] = []
     monkeypatch.setattr(kernel_build, "_check_host", lambda: None)
-    monkeypatch.setattr(kernel_build.fragments, "patches", lambda own: ())
+    monkeypatch.setattr(fragments, "patches", lambda own: ())
     monkeypatch.setattr(PackageCache, "kernel_source", lambda _: packages[0])
     monkeypatch.setattr(PackageCache, "update", lambda _: steps.append("update"))
     # Nothing to strip in what is made here.
-    real = kernel_build.run
+    real = command.run
 
-    def run(command: list[str], **more: object) -> str:
-        if command[0] == "strip":
-            shutil.copyfile(command[-1], command[-2])
+    def run(argv: list[str], **more: object) -> str:
+        if argv[0] == "strip":
+            shutil.copyfile(argv[-1], argv[-2])
             return ""
-        return real(command, **more)  # type: ignore[arg-type]
+        return real(argv, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kernel_build, "run", run)
     pack()
@@ -201,13 +203,13 @@ def test_patches_are_applied_in_order(linux: Linux, monkeypatch: pytest.MonkeyPa
     def patch(old: str, new: str) -> bytes:
         return f"--- a/fs/file.c\n+++ b/fs/file.c\n@@ -1,2 +1,2 @@\n-{old}\n+{new}\n two\n".encode()
 
-    both = (plan.Patch("1.patch", patch("one", "1")), plan.Patch("2.patch", patch("1", "uno")))
-    monkeypatch.setattr(kernel_build.fragments, "patches", lambda own: both)
+    both = (Patch("1.patch", patch("one", "1")), Patch("2.patch", patch("1", "uno")))
+    monkeypatch.setattr(fragments, "patches", lambda own: both)
     prepared = kernel_build.setup(linux.options, linux.steps.append)
     assert (prepared.tree / "fs/file.c").read_text() == "uno\ntwo\n"
     assert linux.steps[1:3] == ["applying 1.patch", "applying 2.patch"]
 
-    monkeypatch.setattr(kernel_build.fragments, "patches", lambda own: both[::-1])
+    monkeypatch.setattr(fragments, "patches", lambda own: both[::-1])
     with pytest.raises(FailedPrecondition, match=r"2\.patch does not apply to Linux 6\.12\.118"):
         kernel_build.setup(linux.options)
     assert [path.name for path in linux.options.cache.glob("tree-*")] == [prepared.tree.name]
@@ -255,7 +257,7 @@ def test_a_disk_that_becomes_full(linux: Linux, monkeypatch: pytest.MonkeyPatch,
 
 def test_what_the_host_lacks_is_named_with_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None if name in ("flex", "bison") else name)
-    monkeypatch.setattr(plan, "HEADERS", {"/nonexistent/gelf.h": "libelf-dev"})
+    monkeypatch.setattr("kata.kernel_build.plan.HEADERS", {"/nonexistent/gelf.h": "libelf-dev"})
     with pytest.raises(NotFound, match=r"needs bison, flex, /nonexistent/gelf\.h") as caught:
         kernel_build._check_host()
     assert caught.value.hint == "run: apt-get install bison flex libelf-dev"

@@ -66,7 +66,7 @@ def test_at_the_deadline_nothing_is_left(tmp_path: Path) -> None:
     # The compiler, as a child of a child that does not wait for it.
     with pytest.raises(DeadlineExceeded, match="within 1 s"):
         run(tmp_path, f"setsid sh -c 'sleep {mark}; :' & sleep 100", timeout=1)
-    eventually(lambda: not alive(mark), 10)
+    eventually(lambda: not alive(mark), "the end of the compiler")
     assert (tmp_path / "unfinished").exists()
 
 
@@ -79,7 +79,7 @@ compile_(["sh", "-c", "setsid sh -c 'sleep {mark}; :' & sleep 100"], Path({str(t
          timeout=100, unfinished=Path({str(tmp_path / "unfinished")!r}))
 """
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
-        eventually(lambda: alive(f"sleep\0{mark}"), 20)
+        eventually(lambda: alive(f"sleep\0{mark}"), "the compiler")
         parent.send_signal(signal.SIGKILL)
-    eventually(lambda: not alive(mark), 10)
+    eventually(lambda: not alive(mark), "the end of the compiler")
     assert (tmp_path / "unfinished").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
-from kata.osbuilder import agent_files, build, commands, recipe, store
+from kata.osbuilder import agent_files, build, commands, recipe, rootfs, store
 from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.kernel import CustomKernel
@@ -204,9 +204,9 @@ def assembled(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> BuildOp
     options.images.mkdir()
     monkeypatch.setattr(build, "_inputs", lambda *_: ({}, OWN))
     monkeypatch.setattr(build, "_base", lambda *_: base)
-    monkeypatch.setattr(build.rootfs, "unpack_archive", lambda _, root: (root / "usr/bin").mkdir(parents=True))
-    monkeypatch.setattr(build.rootfs, "compile_python", lambda *_: None)
-    monkeypatch.setattr(build.rootfs, "check", lambda _: None)
+    monkeypatch.setattr(rootfs, "unpack_archive", lambda _, root: (root / "usr/bin").mkdir(parents=True))
+    monkeypatch.setattr(rootfs, "compile_python", lambda *_: None)
+    monkeypatch.setattr(rootfs, "check", lambda _: None)
     monkeypatch.setattr(build, "write_root", lambda _, image, *__: image.write_text("root"))
     return options
 
