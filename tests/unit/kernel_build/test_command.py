@@ -81,6 +81,7 @@ def test_check_of_a_kernel_of_this_host(tmp_path: Path, publish: Publish) -> Non
         (gzip.compress(bytes(8 << 20)), InvalidArgument, "larger than 4 MiB"),
         (b"hello\n", InvalidArgument, "invalid line 'hello'"),
     ],
+    ids=["binary", "no gzip", "half", "bomb", "text"],
 )
 def test_check_of_what_is_no_configuration(tmp_path: Path, content: bytes, kind: type[KataError], said: str) -> None:
     path = tmp_path / "config"
