@@ -143,7 +143,7 @@ def _used(root: Path) -> int:
 
 def _inodes(root: Path) -> list[int]:
     """The numbers of all inodes that mke2fs makes for a directory: the root, lost+found, and one after the other."""
-    found = set()
+    found: set[int] = set()
     for directory, subdirectories, names in os.walk(root):
         found.update(os.lstat(os.path.join(directory, name)).st_ino for name in (*subdirectories, *names))
     return [_EXT4_ROOT, *range(_EXT4_FIRST, _EXT4_FIRST + 1 + len(found))]
