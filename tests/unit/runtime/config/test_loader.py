@@ -86,6 +86,40 @@ class TestLookup:
         assert hypervisor.host_programs == tmp_path / "current/host"
         assert hypervisor.valid_guest_paths == (tmp_path / "*/*",)
 
+    @pytest.mark.parametrize(
+        ("names", "image"),
+        [
+            ([], "root.erofs"),
+            (["initrd", "root.erofs"], "root.erofs"),
+            (["initrd", "root.ext4"], "root.ext4"),
+            (["initrd", "root.xfs"], "root.xfs"),
+            (["initrd"], None),
+        ],
+    )
+    def test_the_default_root_is_what_the_current_image_has(
+        self, tmp_path: Path, names: list[str], image: str | None
+    ) -> None:
+        (tmp_path / "current").mkdir()
+        for name in names:
+            (tmp_path / "current" / name).touch()
+        found = load(environ={"KATA_IMAGES": str(tmp_path)}, system_paths=()).config.hypervisor.image
+        assert found == (tmp_path / "current" / image if image else None)
+
+    @pytest.mark.parametrize(
+        ("keys", "image"),
+        [
+            ('initrd = "/i"', None),
+            ('initrd = "/i"\nimage = "/r"', Path("/r")),
+            ('image = "/r"', Path("/r")),
+            ('image = ""', None),
+        ],
+    )
+    def test_an_initrd_without_an_image_is_the_whole_root_as_in_kata(
+        self, tmp_path: Path, keys: str, image: Path | None
+    ) -> None:
+        path = write(tmp_path / "c.toml", f"[hypervisor.qemu]\n{keys}\n")
+        assert load(path, environ={}).config.hypervisor.image == image
+
 
 class TestUnreadable:
     def test_a_file_that_was_asked_for_must_exist(self, tmp_path: Path) -> None:

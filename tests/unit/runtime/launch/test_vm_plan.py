@@ -10,6 +10,7 @@ import pytest
 
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
+from kata.osbuilder.verity import Sealed
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.launch.host import Host, look_at_host, tsc_mhz
@@ -67,6 +68,21 @@ def test_the_image_is_pinned(tmp_path: Path) -> None:
     assert host.kernel == tmp_path / "one/vmlinux"
     assert host.size.vcpus > 0
     assert host.size.memory_mib > 0
+
+
+def test_what_checks_the_root_is_read_beside_it_unless_the_configuration_says_it(tmp_path: Path) -> None:
+    image = tmp_path / "root.erofs"
+    sealed = [Sealed(digit * 64, "", 8).text for digit in "ab"]
+    Path(f"{image}.verity").write_text(f"{sealed[0]}\n")
+    hypervisor = replace(Config().hypervisor, image=image)
+    assert look_at_host(hypervisor, "tcg").verity == sealed[0]
+    assert look_at_host(replace(hypervisor, kernel_verity_params=sealed[1]), "tcg").verity == sealed[1]
+    assert look_at_host(replace(hypervisor, image=None), "tcg").verity == ""
+    plan = plan_vm("box", BOX, spec(), Config(), replace(HOST, verity=sealed[0]))
+    assert any(param.startswith('dm-mod.create="root,,,ro,0 64 verity') for param in plan.kernel_params)
+    plan = plan_vm("box", BOX, spec(), Config(), replace(HOST, image=None))
+    assert plan.image is None
+    assert not any("verity" in param for param in plan.kernel_params)
 
 
 def test_an_emulated_guest_is_told_how_fast_its_clock_is() -> None:
