@@ -153,11 +153,11 @@ class TestExec:
     @pytest.mark.parametrize("options", [(), ("-t",)], ids=["pipes", "terminal"])
     def test_what_it_leaves_in_the_background_does_not_hold_it_up(self, pod: Pod, options: tuple[str, ...]) -> None:
         """Its child has its standard output, or its terminal, for longer than this test waits."""
-        script = "nohup sleep 4444 & echo started; exit 3"
+        script = "(trap '' HUP; exec sleep 4444) & echo started; exit 3"
         done = kata("exec", *options, pod.id, "--", "sh", "-c", script)
         assert (done.returncode, b"started" in done.stdout) == (3, True)
         assert "sleep 4444" in pod.processes()
-        pod.said("pkill -f 'sleep 4444' || true")
+        pod.said("for one in /proc/[0-9]*; do grep -q '[4]444' $one/cmdline && kill -9 ${one#/proc/}; done; true")
 
     def test_the_command_dies_with_it(self, pod: Pod) -> None:
         with subprocess.Popen([KATA, "exec", pod.id, "--", "sleep", "4321"]) as process:
