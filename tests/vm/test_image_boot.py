@@ -39,6 +39,8 @@ pytestmark = [
 builds = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
 
 TIMEOUT = 60.0
+#: Seconds for whole builds, each of which takes half a minute of CPU time.
+_BUILDS_S = 900
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,7 @@ def processes_of(directory: Path) -> list[str]:
 
 @builds
 @pytest.mark.long
+@pytest.mark.timeout(_BUILDS_S)
 def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path, source: Path) -> None:
     first = build(BuildOptions(images=tmp_path / "first", agent=source))
 
@@ -286,6 +289,7 @@ def test_a_build_that_is_killed_in_a_step_leaves_nothing_that_is_used(tmp_path: 
 
 @builds
 @pytest.mark.long
+@pytest.mark.timeout(_BUILDS_S)
 def test_force_repairs_an_image_and_its_intermediate(tmp_path: Path, source: Path) -> None:
     options = BuildOptions(images=tmp_path / "images", cache=seeded_cache(tmp_path / "cache", base=True), agent=source)
     image = build(options)
