@@ -64,13 +64,21 @@ class Finder:
     async def pci(self, path: str) -> str:
         """The directory in sysfs of the PCI device at `path`; its name is the device's address in this guest.
 
+        The kernel makes the directory first and the files in it later: without them a device would be taken for one
+        that needs no driver (drivers/base/core.c, device_add).
+
         Raises:
             InvalidArgument: invalid PCI path.
             DeadlineExceeded: the device does not appear.
         """
         pci_path.parse(path)
         root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
-        return await self.wait(lambda: pci_path.resolve(path, root), f"PCI device at {path}")
+
+        def look() -> str | None:
+            directory = pci_path.resolve(path, root)
+            return directory if directory and os.path.exists(f"{directory}/modalias") else None
+
+        return await self.wait(look, f"PCI device at {path}")
 
     async def interface(self, path: str) -> str:
         """The name of the network interface whose PCI device is at `path`.

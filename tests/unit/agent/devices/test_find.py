@@ -28,6 +28,19 @@ async def test_what_appears_during_the_wait_is_found_at_its_end_even_without_a_m
     assert await looking == str(directory)
 
 
+async def test_a_pci_device_without_its_files_is_not_ready(tree: Tree) -> None:
+    """No driver would be loaded for it, and its interface waited for in vain."""
+    directory = tree.device(4, 1)
+    (directory / "net/eth0").mkdir(parents=True)
+    (directory / "modalias").rename(directory / "later")
+    tree.finder.timeout = 0.5
+    looking = asyncio.create_task(tree.finder.interface("04/00"))
+    await asyncio.sleep(0.1)
+    (directory / "later").rename(directory / "modalias")
+    assert await looking == "eth0"
+    assert tree.loaded == ["pci:v00001234"]
+
+
 async def test_a_virtio_disk(tree: Tree) -> None:
     directory = tree.device(9, 1)
     node = tree.node(directory / "virtio3", "block", "vdb", (254, 16))
