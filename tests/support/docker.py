@@ -22,7 +22,7 @@ _STOP_S = 15.0
 _COMMAND_S = 60.0
 _POLL_S = 0.05
 #: Dependencies that this one does without: it is given a containerd, and no service is installed.
-_UNNEEDED = (*UNNEEDED, "containerd", "runc", "adduser", "passwd", "systemd", "libsystemd-shared", "sysvinit-utils")
+_UNNEEDED = (*UNNEEDED, "containerd", "adduser", "passwd", "systemd", "libsystemd-shared", "sysvinit-utils")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
