@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from tests.support.fileways import Files
 from tests.support.images import BUSYBOX, busybox_archive
 from tests.support.leaks import TEST_PREFIX, assert_nothing_left, snapshot
 from tests.support.packages import python_archive
+from tests.support.rawshim import RawShim
 
 CONFIGURATION = """\
 [hypervisor.qemu]
@@ -34,6 +35,13 @@ def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) ->
         assert containerd.import_image(archive) == [BUSYBOX]
         yield containerd
         assert [line for line in containerd.log_text().splitlines() if BLOCKED in line] == []
+
+
+@pytest.fixture
+async def raw(configuration: Path) -> AsyncIterator[RawShim]:
+    """The shim without a containerd."""
+    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
+        yield raw
 
 
 @pytest.fixture(scope="session")

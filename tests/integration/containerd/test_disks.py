@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -192,12 +192,6 @@ def test_what_is_not_formatted_is_refused_and_stays_so(containerd: PrivateContai
     assert done.returncode == 1
     assert "cannot mount storage blk" in done.stderr
     assert loop.image.read_bytes().count(0) == SIZE
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 @pytest.fixture

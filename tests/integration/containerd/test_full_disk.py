@@ -6,7 +6,6 @@ The shim runs in a mount namespace in which /run/kata is a small file system of 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.shim.launcher import NAME
 from kata.ttrpc import Code, StatusError
-from tests.support.leaks import TEST_PREFIX
 from tests.support.mounts import in_mount_namespace
 from tests.support.rawshim import RawShim
 
@@ -28,12 +26,6 @@ head -c "$2" /dev/zero >{STATE_ROOT}/.filler
 shift 2
 exec "$@"
 """
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 def start(raw: RawShim, container_id: str, options: str, filler: int) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +13,10 @@ import pytest
 from kata.protocols.containerd import task_pb2, task_v2_pb2
 from kata.runtime.sandbox import hooks
 from kata.ttrpc import StatusError
-from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
 from tests.support.waiting import eventually_async
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 def with_hooks(raw: RawShim, container_id: str, **kinds: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import pytest
 from kata.protocols.containerd import task_v2_pb2
 from kata.ttrpc.typed import Stub
 from tests.support.hostnetwork import configuration as host_configuration
-from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
 from tests.support.waiting import eventually, eventually_async
 
@@ -26,12 +25,6 @@ until ip address show eth1 2>/dev/null | grep -q 10.98.7.2; do sleep 0.1; done
 ip route >/second.new; mv /second.new /second
 sleep 600
 """
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 def inode(pid: int | str, kind: str) -> str:

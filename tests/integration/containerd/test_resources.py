@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from kata.runtime.ledger.processes import processes_of
 from kata.runtime.resources.status import read_all
 from kata.ttrpc import Code, StatusError
 from kata.ttrpc.typed import Stub
-from tests.support.leaks import TEST_PREFIX
 from tests.support.rawshim import RawShim
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
@@ -32,12 +30,6 @@ MIB = 1 << 20
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LOOK = "nproc; awk '/MemTotal/{print int($2/1024)}' /proc/meminfo; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max"
 LIMITS = "cat /proc/sys/kernel/threads-max /proc/sys/vm/max_map_count; ulimit -u"
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 def limits(memory: int | None = None, cpus: float | None = None) -> dict[str, Any]:

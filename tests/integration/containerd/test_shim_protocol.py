@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,6 @@ pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_t
 #: A VM that boots, which takes seconds.
 COLD = "[factory]\nenable_template = false\n"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-
-
-@pytest.fixture
-async def raw(configuration: Path) -> AsyncIterator[RawShim]:
-    async with RawShim(TEST_PREFIX, {"KATA_CONF_FILE": str(configuration)}) as raw:
-        yield raw
 
 
 def options(body: str) -> bytes:
