@@ -225,6 +225,20 @@ OTHERS = {
     },
     "past": {"ledger": "", "timings.json": json.dumps({"began": 1.0, "phases": []}), "manage.sock": ""},
 }
+#: Runs each command of a JSON list; prints status and errors.
+_IN_ONE_PROCESS = """
+import contextlib, json, sys, tempfile
+from kata.cli.main import invoke
+found = []
+with open("/dev/null", "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    for arguments in json.loads(sys.argv[1]):
+        with tempfile.TemporaryFile("w+") as errors:
+            with contextlib.redirect_stderr(errors):
+                status = invoke(arguments)
+            errors.seek(0)
+            found.append((status, errors.read()))
+print(json.dumps(found))
+"""
 _IN_A_RUN_OF_ITS_OWN = 'mount -t tmpfs none /run && cp -r "$1" /run/kata && shift && exec "$@"'
 
 
@@ -249,7 +263,7 @@ def test_state_directories_of_other_versions() -> None:
             directory.mkdir()
             for file, content in files.items():
                 (directory / file).write_bytes(content.encode("latin-1"))
-        argv = [sys.executable, "-c", IN_CHILDREN, "none", json.dumps(commands)]
+        argv = [sys.executable, "-c", _IN_ONE_PROCESS, json.dumps(commands)]
         whole = ["unshare", "--mount", "sh", "-ec", _IN_A_RUN_OF_ITS_OWN, "sh", root, *argv]
         done = subprocess.run(whole, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
