@@ -26,10 +26,11 @@ mount -t sysfs sysfs /sys || fail "cannot mount /sys"
 if [ -x /usr/bin/kata-agent ]; then
     # The initrd is the whole root. It is mounted over itself: no container could pivot_root out of the first root.
     mount --bind / /mnt || fail "cannot mount the root over itself"
+    # While /proc is here: mount reads it.
+    mount -o remount,bind,ro /mnt || fail "cannot make the root read-only"
     for directory in dev proc sys; do
         mount --move "/$directory" "/mnt/$directory" || fail "cannot move /$directory to the root"
     done
-    mount -o remount,bind,ro /mnt || fail "cannot make the root read-only"
     cd /mnt || fail "cannot enter the root"
     mount --move . / || fail "cannot move the root to /"
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
