@@ -24,7 +24,7 @@ _ON = "[runtime]\nenable_tracing = true\n[agent.kata]\nenable_tracing = true\n"
 _SETTLE_S = 2.0
 _FORWARDER = str(Path(sys.executable).with_name("kata-trace-forwarder"))
 #: Where shims look for the forwarder.
-_SOCKET = Path("/run/kata-trace-forwarder")
+_SOCKET = Path("/run/kata-trace-forwarder_10240")
 #: In KiB.
 _AGENT_RSS = re.compile(r'^kata_agent_proc_status\{item="vmrss"\} ([0-9.e+]+)$', re.MULTILINE)
 
@@ -66,7 +66,7 @@ def _resident(stage: Stage, options: tuple[str, ...]) -> tuple[float, float]:
 def _forwarder() -> Iterator[None]:
     """Somebody who takes the spans, and throws them away."""
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig=SIGKILL", "--", _FORWARDER, "--dump-only", "--socket-path", str(_SOCKET)],
+        ["setpriv", "--pdeathsig=SIGKILL", "--", _FORWARDER, "--dump-only"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
