@@ -173,7 +173,7 @@ async def test_memory_is_open_for_reading_only_where_qemu_can(config: Config, ro
     async with started(config, "readonly") as one:
         [key] = keys(root)
         # QEMU 10 warns of a state that it is to read from a descriptor.
-        assert (one.plan.run_dir / QEMU_LOG).read_text() == ""
+        assert "warning" not in (one.plan.run_dir / QEMU_LOG).read_text()
         descriptors = [
             link.name
             for link in Path("/proc", str(one.vm.pid), "fd").iterdir()
