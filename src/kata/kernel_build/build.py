@@ -121,7 +121,7 @@ def setup(build_options: BuildOptions, progress: Progress = lambda _: None) -> P
 
 def build(build_options: BuildOptions, progress: Progress = lambda _: None) -> Prepared:
     """Compile the kernel, after `setup`. Raises as that does."""
-    return _locked(build_options, lambda: _build(build_options, progress))
+    return _locked(build_options, lambda: _compile(build_options, _setup(build_options, progress), progress))
 
 
 def install(build_options: BuildOptions, progress: Progress = lambda _: None) -> CustomKernel:
@@ -169,31 +169,65 @@ def _check_host() -> None:
         raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
 
 
-def _inputs(build_options: BuildOptions, source: Package, deb: Path) -> Inputs:
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The package with the sources, its file, and what a kernel of it is made of."""
+
+    package: Package
+    deb: Path
+    inputs: Inputs
+
+
+def _sources(build_options: BuildOptions, progress: Progress) -> _Sources:
+    """The sources that the suite has now, in the cache."""
+    cache = PackageCache(build_options.cache, build_options.mirror)
+    package = None
+    if not build_options.update:
+        try:
+            package = _fetch(build_options, cache, progress)
+        except (FailedPrecondition, Unavailable):
+            pass  # no lists yet, or outdated ones, with a file that the archive has replaced
+    if package is None:
+        progress("updating the package lists")
+        cache.update()
+        package = _fetch(build_options, cache, progress)
     own, whole = build_options.own_fragments, build_options.config
-    return Inputs(
-        source=source.sha256,
-        package=source.version,
+    deb = cache.path(package)
+    inputs = Inputs(
+        source=package.sha256,
+        package=package.version,
         date=build_date(deb),
         patches=fragments.patches(build_options.own_patches),
         options=fragments.options(own) if whole is None else fragments.whole(whole, own),
         config_version=fragments.config_version(),
         compiler=run(["gcc", "--version"], timeout=_TOOL_TIMEOUT_S).partition("\n")[0],
     )
+    return _Sources(package, deb, inputs)
+
+
+def _fetch(build_options: BuildOptions, cache: PackageCache, progress: Progress) -> Package:
+    source = cache.kernel_source()
+    if cache.missing([source]):
+        _check_space(build_options.cache)
+        progress(f"downloading {source.name} {source.version} ({source.size / 1e6:.0f} MB)")
+        cache.download([source])
+    cache.forget_others({source.filename})
+    return source
 
 
 def _setup(build_options: BuildOptions, progress: Progress) -> Prepared:
-    cache = PackageCache(build_options.cache, build_options.mirror)
-    source = _source(cache, build_options.update, progress)
-    deb = _fetched(build_options, cache, source, progress)
-    inputs = _inputs(build_options, source, deb)
+    return _prepare(build_options, _sources(build_options, progress), progress)
+
+
+def _prepare(build_options: BuildOptions, sources: _Sources, progress: Progress) -> Prepared:
+    inputs = sources.inputs
     prepared = Prepared(
         inputs,
         build_options.cache / f"tree-{inputs.tree_key[:12]}",
         build_options.cache / f"objects-{inputs.key[:12]}",
     )
     if not prepared.tree.is_dir():
-        _unpack(prepared, deb, progress)
+        _unpack(prepared, sources.deb, progress)
     _forget_others(build_options.cache, prepared)
     if build_options.force or (prepared.objects / _UNFINISHED).exists():
         shutil.rmtree(prepared.objects, ignore_errors=True)
@@ -201,34 +235,6 @@ def _setup(build_options: BuildOptions, progress: Progress) -> Prepared:
         _configure(build_options, prepared, progress)
     _check_config(build_options, prepared)
     return prepared
-
-
-def _source(cache: PackageCache, update: bool, progress: Progress) -> Package:
-    """The package with the sources, as the suite has it now."""
-    if not update:
-        try:
-            return cache.kernel_source()
-        except FailedPrecondition:
-            pass  # no lists yet
-    progress("updating the package lists")
-    cache.update()
-    return cache.kernel_source()
-
-
-def _fetched(build_options: BuildOptions, cache: PackageCache, source: Package, progress: Progress) -> Path:
-    if cache.missing([source]):
-        _check_space(build_options.cache)
-        progress(f"downloading {source.name} {source.version} ({source.size / 1e6:.0f} MB)")
-        try:
-            cache.download([source])
-        except Unavailable:
-            if build_options.update:
-                raise
-            # The archive has replaced it since the lists were fetched.
-            source = _source(cache, True, progress)
-            cache.download([source])
-    cache.forget_others({source.filename})
-    return cache.path(source)
 
 
 def _check_space(cache: Path) -> None:
@@ -302,8 +308,7 @@ def _refuse(what: str, findings: list[options.Finding]) -> None:
         raise FailedPrecondition(f"{what}: {named}{more}", hint="an option is also off where one that it needs is off")
 
 
-def _build(build_options: BuildOptions, progress: Progress) -> Prepared:
-    prepared = _setup(build_options, progress)
+def _compile(build_options: BuildOptions, prepared: Prepared, progress: Progress) -> Prepared:
     if prepared.vmlinux.is_file():
         return prepared
     progress("compiling")
@@ -323,24 +328,21 @@ def _build(build_options: BuildOptions, progress: Progress) -> Prepared:
 
 
 def _install(build_options: BuildOptions, progress: Progress) -> CustomKernel:
-    cache = PackageCache(build_options.cache, build_options.mirror)
-    source = _source(cache, build_options.update, progress)
-    deb = _fetched(build_options, cache, source, progress)
-    version = _inputs(build_options, source, deb).version
+    sources = _sources(build_options, progress)
+    inputs = sources.inputs
     if not build_options.force:
         try:
-            return store.find(build_options.kernels, version)
+            return store.find(build_options.kernels, inputs.version)
         except (NotFound, FailedPrecondition):
             pass  # not there, or damaged
-    prepared = _build(build_options, progress)
-    inputs = prepared.inputs
+    prepared = _compile(build_options, _prepare(build_options, sources, progress), progress)
     build_options.kernels.mkdir(parents=True, exist_ok=True)
     files = {"vmlinux": prepared.vmlinux, store.CONFIG: prepared.config}
     files |= {name: prepared.objects / name for name in MODULE_LISTS}
     facts = {
         "release": inputs.release,
         "date": inputs.date,
-        "package": {"name": source.name, "version": inputs.package, "sha256": inputs.source},
+        "package": {"name": sources.package.name, "version": inputs.package, "sha256": inputs.source},
         "patches": [patch.name for patch in inputs.patches],
         "config_version": inputs.config_version,
         "compiler": inputs.compiler,
