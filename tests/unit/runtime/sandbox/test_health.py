@@ -44,7 +44,7 @@ class Agent:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(health, "_ANSWER_TIMEOUT_S", 0.5)
     monkeypatch.setattr("kata.runtime.hypervisor.deadline.MAX_RUN_DELAY_S", 0)
 
 
