@@ -356,13 +356,6 @@ class Container(ProcessTable):
         numbers = ((pid, status(pid, "NSpid").split()[-1:]) for pid in cgroup.processes(self.cgroup))
         return sorted(((int(own[0]), ours.get(pid)) for pid, own in numbers if own), key=lambda entry: entry[0])
 
-    async def wait(self, exec_id: str) -> int:
-        """As of any process; the end of the init process is told when what was written is on the host."""
-        code = await super().wait(exec_id)
-        if exec_id in ("", self.id):
-            await self._storages.flush(disks=False)
-        return code
-
     async def pause(self) -> None:
         """Freeze every process, and flush: whoever pauses a container may look at its files.
 
@@ -373,7 +366,7 @@ class Container(ProcessTable):
         async with self._lock:
             self._require(State.RUNNING)
             await self._freeze(True)
-            await self._storages.flush(disks=True)
+            await self._storages.flush()
 
     async def resume(self) -> None:
         """Thaw a paused container.

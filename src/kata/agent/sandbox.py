@@ -151,7 +151,7 @@ class Sandbox:
         waits = [asyncio.ensure_future(container.process("").wait()) for container in self._containers.values()]
         if waits:
             await asyncio.wait(waits, timeout=_HALT_TIMEOUT_S)
-        flushed = await self.storages.flush(disks=True)
+        flushed = await self.storages.flush()
         await asyncio.wait({asyncio.get_running_loop().run_in_executor(None, os.sync)}, timeout=_SYNC_TIMEOUT_S)
         self.running = False
         if not flushed:

@@ -135,16 +135,13 @@ class Storages:
                 stack.push_async_callback(off_loop, self._unmount, point)
             self._users.clear()
 
-    async def flush(self, *, disks: bool) -> bool:
-        """Have what was written to directories of the host there, for as long as that gets on.
-
-        Args:
-            disks: also what was written to disks, which are flushed when they are unmounted.
+    async def flush(self) -> bool:
+        """Have what was written to directories and disks of the host there, for as long as that gets on.
 
         Returns:
             Whether all of it is; what is not is logged.
         """
-        points = sorted(self._directories | self._disks if disks else self._directories)
+        points = sorted(self._directories | self._disks)
         left = list(points)
         if points and not await flush(partial(self._flush, points, left)):
             log.error("what was written last is not on the host: %s", ", ".join(left))

@@ -55,7 +55,7 @@ async def test_a_shared_storage_lives_until_the_sandbox_goes(paths: Paths) -> No
 
 
 async def test_what_the_host_has_is_flushed(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directories of the host always, disks where it says so; none that an overlay keeps nothing on."""
+    """Directories and disks of the host; none that an overlay keeps nothing on."""
     flushed: list[str] = []
     monkeypatch.setattr("kata.agent.storage.syncfs", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")))
     storages = Storages(paths)
@@ -77,14 +77,12 @@ async def test_what_the_host_has_is_flushed(paths: Paths, monkeypatch: pytest.Mo
     )
     held = await storages.acquire([tree, *disks, tmpfs(points["memory"]), overlay], "a")
     try:
-        await storages.flush(disks=False)
-        assert flushed == [points["shared"]]
-        assert await storages.flush(disks=True)
-        assert flushed[1:] == [points["disk"], points["shared"]]
+        assert await storages.flush()
+        assert flushed == [points["disk"], points["shared"]]
     finally:
         await storages.release(held)
-    await storages.flush(disks=True)
-    assert len(flushed) == 3
+    assert await storages.flush()
+    assert len(flushed) == 2
 
 
 async def test_a_flush_that_fails_is_logged(
@@ -97,7 +95,7 @@ async def test_a_flush_that_fails_is_logged(
     storages = Storages(paths)
     tree = pb.Storage(driver="9p", source="x", fstype="tmpfs", mount_point=f"{paths.sandbox}/shared")
     held = await storages.acquire([tree], "a")
-    assert not await storages.flush(disks=False)
+    assert not await storages.flush()
     await storages.release(held)
     assert f"what was written to {paths.sandbox}/shared is not on the host: Input/output error" in caplog.text
 
