@@ -22,8 +22,9 @@ def image(tmp_path: Path) -> Path:
         current = store.find()
     except NotFound as error:
         pytest.skip(f"{error}: {error.hint}")
-    for name in store.FILES:
-        (tmp_path / name).symlink_to(current.directory / name)
+    for path in (current.kernel, current.initrd, current.rootfs):
+        if path:
+            (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 

@@ -36,8 +36,6 @@ _OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory="
 _HUGEPAGES = "/sys/kernel/mm/hugepages"
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ON_ROOT_MISMATCH = 1
-#: overlayfs: what is written is not kept.
-_VOLATILE = "volatile"
 
 
 class Storages:
@@ -331,7 +329,8 @@ class Storages:
         if request.driver_options:
             self._adopt_root(options)
         self._mount_at("overlay", point, "overlay", options)
-        if _VOLATILE in options:
+        if request.driver_options:
+            # Begun with nothing, for one container: nobody reads it afterwards.
             self._disks -= {disk for disk in self._disks if f"upperdir={disk}/" in ",".join(options)}
 
     def _adopt_root(self, options: Iterable[str]) -> None:

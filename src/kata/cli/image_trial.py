@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from kata.errors import FailedPrecondition, VmLaunchError
+from kata.osbuilder import store
 
 
 def trial_boot(directory: Path) -> None:
@@ -39,7 +40,8 @@ async def _boot(directory: Path) -> None:
         config.hypervisor,
         kernel=directory / "vmlinux",
         initrd=directory / "initrd",
-        image=directory / "root.erofs",
+        image=next((directory / name for name in store.ROOTS if (directory / name).exists()), None),
+        kernel_verity_params="",
     )
     config = replace(config, hypervisor=hypervisor, factory=replace(config.factory, enable_template=False))
     ledger = claim(f"{STATE_ROOT}/trial-{secrets.token_hex(6)}")

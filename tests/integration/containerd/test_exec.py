@@ -299,13 +299,17 @@ def test_kill_and_the_last_status(containerd: PrivateContainerd) -> None:
 def test_the_processes_are_the_guests(task: Task) -> None:
     """By numbers that are nobody's on the host, where `docker top` looks for them."""
     command = task.containerd.ctr_command(*task.exec_arguments("sh", "-c", "sleep 601 >/dev/null 2>&1 & cat"))
+    exec_id = f"e{task.execs}"
     with subprocess.Popen(command, env=task.containerd.environment, stdin=subprocess.PIPE) as ctr:
 
         def listed() -> list[list[str]]:
             return [line.split() for line in task.containerd.ctr("tasks", "ps", task.id).stdout.splitlines()[1:]]
 
-        # The init process, cat in place of the shell, and sleep.
-        lines = eventually(listed, "three processes", lambda lines: len(lines) == 3)
+        def is_complete(lines: list[list[str]]) -> bool:
+            return len(lines) == 3 and exec_id in str(lines)
+
+        # The init process, cat in place of the shell, and sleep. At first the exec is a process like any other.
+        lines = eventually(listed, "three processes, one of them the exec", is_complete)
         assert ctr.stdin is not None
         ctr.stdin.close()
     mine = task.exec("sh", "-c", "pidof sleep").stdout.split()
@@ -313,5 +317,5 @@ def test_the_processes_are_the_guests(task: Task) -> None:
     assert int(lines[0][0]) == host
     numbers = [int(line[0]) - MAX_PID for line in lines[1:]]
     assert str(numbers[1]) in mine
-    assert [f"e{task.execs - 1}" in " ".join(line) for line in lines[1:]] == [True, False]
+    assert [exec_id in " ".join(line) for line in lines[1:]] == [True, False]
     task.exec("sh", "-c", "kill $(pgrep -f 'sleep 601')")

@@ -73,7 +73,7 @@ def test_rules_from_the_host_count_in_the_guest(containerd: PrivateContainerd, t
 def test_who_is_not_there_is_told(tmp_path: Path) -> None:
     for arguments, message in (
         (("get", "--sandbox-id", "nobody-of-this-name"), "sandbox nobody-of-this-name is not running"),
-        (("get", "--sandbox-id", "../etc"), "sandbox id"),
+        (("get", "--sandbox-id", "../etc"), "is not the name of a pod"),
         (("set", "--sandbox-id", "nobody", str(tmp_path / "none")), "No such file"),
     ):
         refused = iptables(*arguments, check=False)

@@ -72,7 +72,7 @@ async def test_what_the_host_has_is_flushed(paths: Paths, monkeypatch: pytest.Mo
         source="overlay",
         fstype="overlay",
         mount_point=points["root"],
-        options=[f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", "volatile"],
+        options=[f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}"],
         driver_options=[f"io.katacontainers.volume.overlayfs.create_directory={path}" for path in (upper, work)],
     )
     held = await storages.acquire([tree, *disks, tmpfs(points["memory"]), overlay], "a")

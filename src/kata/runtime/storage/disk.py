@@ -210,12 +210,9 @@ class _Planner:
             self._disks.append(Disk(layers.upper, False, mount, scratch=True, layer=True))
         else:
             self._storages.append(GuestStorage("ephemeral", "tmpfs", "tmpfs", ("mode=0700",), written))
-        options = [f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}"]
-        if create:
-            # Nobody reads it afterwards, so nobody has to wait until it is written.
-            options.append("volatile")
+        options = (f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}")
         made = (upper, work) if create else ()
-        self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", tuple(options), base, create=made))
+        self._storages.append(GuestStorage("overlayfs", "overlay", "overlay", options, base, create=made))
         self._root = base
 
     def add_root(self, rootfs: Sequence[RootfsMount]) -> None:

@@ -156,7 +156,6 @@ def test_a_root_of_layers_that_is_written_to_a_disk() -> None:
         f"lowerdir={POINT}-0:{POINT}-1",
         f"upperdir={POINT}-upper/upper",
         f"workdir={POINT}-upper/work",
-        "volatile",
     )
     assert overlay.create == (f"{POINT}-upper/upper", f"{POINT}-upper/work")
     files = files_of([], found)
@@ -169,7 +168,6 @@ def test_a_root_of_layers_that_is_written_to_memory() -> None:
     memory, overlay = found.storages
     assert (memory.driver, memory.fstype, memory.point) == ("ephemeral", "tmpfs", f"{POINT}-upper")
     assert overlay.options[1].startswith(f"upperdir={memory.point}/")
-    assert overlay.options[-1] == "volatile"
 
 
 def test_a_root_of_layers_that_is_written_on_the_host() -> None:
