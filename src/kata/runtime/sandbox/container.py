@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for the guest to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
-#: Seconds for a container to end after SIGKILL: a process of it may wait for a slow disk.
-KILL_TIMEOUT_S = 30.0
+#: Seconds for a container to end after SIGKILL: a process of it may wait for a slow disk, and the guest for a busy host.
+KILL_TIMEOUT_S = 120.0
 
 
 class Container(Lifecycle):
