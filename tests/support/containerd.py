@@ -328,13 +328,15 @@ class PrivateContainerd:
         return Path(STATE_ROOT, state_name(sandbox_id, self.namespace))
 
     def kill_sandbox(self, sandbox_id: str, *, shim: bool, vm: bool) -> bool:
-        """Send SIGKILL to a sandbox's shim, to its VM, or to both; return whether there was such a process."""
-        victims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id]
-        if vm:
-            victims += processes_of(str(self.state(sandbox_id)))
-        for pid in victims:
+        """Send SIGKILL to a sandbox's shim, to its VM, or to both; return whether one that serves it was killed.
+
+        A shim's `start` is killed, too, but may have left a shim that serves; one that deletes is left alone.
+        """
+        shims = [pid for pid, name in self.shims().items() if shim and name == sandbox_id and not _deletes(pid)]
+        serving = [*filter(_leads_a_session, shims), *(processes_of(str(self.state(sandbox_id))) if vm else ())]
+        for pid in {*shims, *serving}:
             _signal(pid, signal.SIGKILL)
-        return bool(victims)
+        return bool(serving)
 
     def close(self) -> None:
         """End tasks, containerd, its shims and their VMs, and remove the directory. Idempotent."""
@@ -418,6 +420,20 @@ def _shims_of(address: str) -> Iterator[tuple[int, tuple[str, str]]]:
             and any("containerd-shim" in word for word in arguments[:3])
         ):
             yield int(entry), (arguments[arguments.index("-id") + 1], arguments[arguments.index("-namespace") + 1])
+
+
+def _deletes(pid: int) -> bool:
+    try:
+        return b"delete" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _leads_a_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

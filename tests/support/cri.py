@@ -27,6 +27,7 @@ _PAUSE = "docker.io/library/pause:latest"
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
 _CHANNELS = Subprotocol("v4.channel.k8s.io")
+_ORACLE_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,27 @@ class Pod:
         container.start()
         return container
 
-    def output(self, *command: str, **options: Any) -> str:
-        """Run `command` in a container to its end and return its output; it has to exit with 0, and is removed."""
+    def ended(self, *command: str, **options: Any) -> tuple[pb.ContainerStatus, str]:
+        """Run `command` in a container to its end; return its status and its output. The container is removed.
+
+        containerd 1.6 can lose all that a container of runc has said if it ends at once ("Failed to pipe stdout …
+        reading from a closed fifo"): the oracle is asked again then.
+        """
+        for _ in range(_ORACLE_TRIES - 1):
+            status, log = self._ended(*command, **options)
+            if log or self._cri.handler != "runc":
+                return status, log
+        return self._ended(*command, **options)
+
+    def _ended(self, *command: str, **options: Any) -> tuple[pb.ContainerStatus, str]:
         container = self.run(*command, **options)
-        status = container.wait()
-        log = container.log()
+        status, log = container.wait(), container.log()
         container.remove()
+        return status, log
+
+    def output(self, *command: str, **options: Any) -> str:
+        """As `ended`, but only the output; the container has to exit with 0."""
+        status, log = self.ended(*command, **options)
         assert status.exit_code == 0, (status, log)
         return log
 

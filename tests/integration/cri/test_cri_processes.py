@@ -88,10 +88,8 @@ def test_attach(pod: Pod) -> None:
 
 def test_job(pod: Pod) -> None:
     """Runs to its end; its log stays until it is removed."""
-    container = pod.run("sh", "-c", "for i in 1 2 3; do echo step $i; done; printf done")
-    assert container.wait().exit_code == 0
-    assert container.log() == "step 1\nstep 2\nstep 3\ndone"
-    container.remove()
+    status, log = pod.ended("sh", "-c", "for i in 1 2 3; do echo step $i; done; printf done")
+    assert (status.exit_code, log) == (0, "step 1\nstep 2\nstep 3\ndone")
 
 
 def test_logs_are_complete(pod: Pod) -> None:
@@ -133,10 +131,8 @@ def test_kill_all_processes(pod: Pod) -> None:
 
 def test_restart_in_a_living_pod(pod: Pod) -> None:
     for attempt in range(3):
-        container = pod.run("sh", "-c", f"echo attempt {attempt}; exit 1")
-        assert container.wait().exit_code == 1
-        assert container.log() == f"attempt {attempt}\n"
-        container.remove()
+        status, log = pod.ended("sh", "-c", f"echo attempt {attempt}; exit 1")
+        assert (status.exit_code, log) == (1, f"attempt {attempt}\n")
 
 
 def test_a_container_that_was_never_started(pod: Pod) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from kata.agent import flush
 
 
 @pytest.fixture
-def hangs() -> Iterator[threading.Event]:
+async def hangs() -> AsyncIterator[threading.Event]:
     """What a flush waits for until the test has ended."""
     end = threading.Event()
     yield end

@@ -185,8 +185,7 @@ class LayerCache:
             return
         try:
             building = self._root / f".{key}{_BUILDING}"
-            remove_tree(str(building))  # of a builder that was killed
-            yield building
+            yield building if _is_removed(building) else None
         finally:
             path.unlink(missing_ok=True)
             os.close(fd)
@@ -262,6 +261,28 @@ class LayerCache:
             return True
         shutil.rmtree(doomed, ignore_errors=True)
         return True
+
+
+def _is_removed(building: Path) -> bool:
+    """Remove what a builder that was killed has left; False if that is still written to.
+
+    Its mkfs.erofs is killed with it, but may end a moment later.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    until = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            remove_tree(str(building))
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
 
 
 def _names(root: Path) -> list[str]:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds for the guest to remove a container whose processes have been killed.
 REMOVE_TIMEOUT_S = 10.0
-#: Seconds for a container to end after SIGKILL: a process of it may wait for a slow disk, and the guest for a busy host.
+#: Seconds for a container to end after SIGKILL: one of its processes may wait for a slow disk, or the guest for a CPU.
 KILL_TIMEOUT_S = 120.0
 
 
