@@ -33,7 +33,7 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
 # Chromium, in which kata-monitor's page is tested, is 125 MB to download and 410 MB installed: about a minute.
 # zsh and fish complete command lines in a test.
 APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
-  btrfs-progs chromium cryptsetup-bin groff-base zsh fish
+  btrfs-progs chromium cryptsetup-bin groff-base patch xz-utils zsh fish
 
 # What building a kernel needs.
 APT_KERNEL := bc binutils bison flex gcc libc6-dev libelf-dev make patch perl xz-utils
