@@ -16,7 +16,6 @@ from kata.runtime.devices.vfio import AttachedGroup
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.storage.container_files import GUEST_SHARED, GUEST_SHM, ContainerPlan
 from kata.runtime.storage.disk_mount import DiskMount
-from kata.runtime.storage.host_paths import SENDING, HostView, is_bind
 from kata.runtime.storage.kubernetes_volumes import GuestStorage
 
 _DEFAULT_SHM = 64 << 20
@@ -36,26 +35,6 @@ def refuse_host_network(container_id: str, spec: Spec) -> None:
             f"container {container_id} asks for the host network, which a VM cannot have",
             hint="run it without the host network",
         )
-
-
-def host_namespaces(spec: Spec) -> list[str]:
-    """Types of the namespaces that a container is to share with the host, although it can with its sandbox only."""
-    named = {entry.get("type") for entry in (spec.get("linux") or {}).get("namespaces") or ()}
-    return [kind for kind in ("ipc", "pid", "uts") if kind not in named]
-
-
-def lost_propagation(spec: Spec, host: HostView) -> list[str]:
-    """What of the mount propagation that a container asks for it cannot have."""
-    lost = []
-    for mount in spec.get("mounts") or ():
-        source, options = str(mount.get("source", "")), set(mount.get("options") or ())
-        if is_bind(mount) and options & SENDING:
-            lost.append(f"what it mounts in {mount.get('destination')} stays in its VM, and does not reach the host")
-        if is_bind(mount) and source in host.private:
-            lost.append(
-                f"what the host mounts in {source} later is not seen: that is on a private mount (mount --make-rshared)"
-            )
-    return lost
 
 
 def create_sandbox_request(

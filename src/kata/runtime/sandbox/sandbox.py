@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Any
 from kata.errors import AlreadyExists, KataError, NotFound
 from kata.loop.off import off_loop
 from kata.metrics.durations import Durations
-from kata.oci import left_out
 from kata.oci.ids import validate_id
 from kata.oci.spec import Bundle, LinuxResources
 from kata.runtime.config.settings import Config
 from kata.runtime.devices.host_devices import HostDevices
-from kata.runtime.hypervisor.base import SHARE_9P, SHARE_VIRTIO_FS
+from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
 from kata.runtime.launch.sandbox_vm import SandboxVm
-from kata.runtime.launch.shared_fs import volumes_to_write
 from kata.runtime.launch.start_slots import LINGER_S
 from kata.runtime.launch.timings import Timings
 from kata.runtime.ledger.journal import Ledger
 from kata.runtime.ledger.kinds import HOOKS
 from kata.runtime.resources.resize import SandboxResources
-from kata.runtime.sandbox import requests
+from kata.runtime.sandbox import differences, requests
 from kata.runtime.sandbox.container import Container
 from kata.runtime.sandbox.events import Event, Events, Happening
 from kata.runtime.sandbox.flush import flush_guest
@@ -38,7 +36,7 @@ from kata.runtime.sandbox.origin import container_name
 from kata.runtime.sandbox.states import Lifecycle, State
 from kata.runtime.sandbox.stdio import Stdio
 from kata.runtime.sandbox.teardown import Teardown
-from kata.runtime.storage.container_files import GUEST_PARTS, GUEST_SHARED, ContainerPlan, plan_container
+from kata.runtime.storage.container_files import plan_container
 from kata.runtime.storage.disk import Layers
 from kata.runtime.storage.host_mounts import on_host
 from kata.runtime.storage.host_paths import HostView, RootfsMount, look_at_exports, look_at_paths
@@ -222,27 +220,8 @@ class Sandbox(Lifecycle):
         files = replace(files, uses=(*files.uses, *wanted.disks.uses))
         for reason in (*wanted.skipped, *files.skipped):
             log.info("container %s: %s", request.id, reason)
-        for warning in files.warnings:
+        for warning in differences.warnings(spec, host, files, self._config.hypervisor.shared_fs):
             log.warning("container %s: %s", request.id, warning)
-        for kind in requests.host_namespaces(spec):
-            log.warning(
-                "container %s: asks for the host's %s namespace, which a VM cannot share: it has one in the guest",
-                request.id,
-                kind,
-            )
-        if self._config.hypervisor.shared_fs == SHARE_9P and (
-            written := _from_shared_tree(volumes_to_write(spec), files)
-        ):
-            log.warning(
-                "container %s: may write to %s over 9p, where programs that lock files, map them or append to them "
-                'together can lose data; shared_fs = "virtio-fs" in the configuration or an annotation avoids that',
-                request.id,
-                ", ".join(written),
-            )
-        for reason in requests.lost_propagation(spec, host):
-            log.warning("container %s: %s", request.id, reason)
-        if lost := left_out.of_spec(spec):
-            log.warning("container %s: not passed to the guest: %s", request.id, ", ".join(lost))
         hooks = self._host_hooks(request)
         container = Container(
             request.id,
@@ -488,10 +467,3 @@ async def _end(container: Container, grace_s: float) -> None:
                 await container.wait()
     except (KataError, TimeoutError) as error:
         log.info("%s is left to the end of its VM: %s", container.what, str(error) or "it does not end")
-
-
-def _from_shared_tree(destinations: Sequence[str], files: ContainerPlan) -> list[str]:
-    """Those of a container's mounts that the guest has from the host, not of its own or on a disk."""
-    trees = (f"{GUEST_SHARED}/", f"{GUEST_PARTS}/")
-    shared = {mount["destination"] for mount in files.mounts if mount.get("source", "").startswith(trees)}
-    return [destination for destination in destinations if destination in shared]

@@ -12,8 +12,6 @@ from kata.runtime.devices.block import Attached
 from kata.runtime.sandbox.requests import (
     create_container_request,
     create_sandbox_request,
-    host_namespaces,
-    lost_propagation,
     root_options,
 )
 from kata.runtime.storage.container_files import plan_container
@@ -92,21 +90,3 @@ class TestRequests:
             for option in overlay.driver_options
         )
         assert request.OCI.Root.Path == overlay.mount_point
-
-    def test_namespaces_of_the_host(self) -> None:
-        """A container that asks for them is told: it may wait for ever for a program of the host."""
-        assert host_namespaces(spec()) == []
-        given = spec(linux={"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "uts"}]})
-        assert host_namespaces(given) == ["ipc", "pid"]
-
-    def test_mount_propagation_that_cannot_be(self) -> None:
-        def asked(*options: str) -> list[str]:
-            entry = {"type": "bind", "source": "/volume", "destination": "/data", "options": ["rbind", *options]}
-            return lost_propagation(spec(mounts=[entry]), HostView(private=frozenset({"/volume"})))
-
-        (later,) = asked("rslave")
-        assert later.startswith("what the host mounts in /volume later is not seen")
-        to_host, again = asked("rshared")
-        assert to_host.startswith("what it mounts in /data stays in its VM")
-        assert again == later
-        assert lost_propagation(spec(), HostView()) == []
