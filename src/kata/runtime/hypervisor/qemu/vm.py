@@ -207,6 +207,9 @@ class QemuVm:
         if self._state is not None:
             await self._restored()
         if self.plan.shares_memory and not self._to_be_saved:
+            if self._state is not None:
+                # QEMU has begun to read the state: with a device that is not in it, it would refuse it.
+                await self._status_after("query-status", "inmigrate")
             await self._plugging().plug(FileSystemDevice("share0", SHARE_CHARDEV, TAG))
 
     @property
