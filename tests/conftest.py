@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from kata.errors import Internal, Unavailable
 from kata.runtime.config.loader import load
 from tests.support.packages import containerd_2
+
+# On a disk: Debian 13 has /tmp in memory, where files cannot do all that they can on a disk.
+tempfile.tempdir = os.environ.setdefault("TMPDIR", "/var/tmp")
 
 
 def _missing(marker: str) -> str | None:

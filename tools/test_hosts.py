@@ -35,6 +35,7 @@ TESTS = (
     "tests/unit",
     "tests/vm/test_hypervisor.py",
     "tests/vm/test_template.py",
+    "tests/integration/containerd/test_file_cases.py",
     "tests/integration/containerd/test_file_semantics.py",
     "tests/integration/containerd/test_virtio_fs.py",
 )
@@ -45,8 +46,8 @@ _SIZE = 12 << 30  # of a sparse file
 _PLACE = "root/pykata"  # of the project, below the root
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = re.compile(r"PIP_.*|.*_PROXY|SSL_CERT_.*|(REQUESTS|CURL)_CA_BUNDLE|KATA_MIRROR", re.IGNORECASE)
-# How apt reaches a mirror.
-_ROUTE = re.compile(r"^Acquire::(?:http|https)::.*$", re.MULTILINE)
+# How apt reaches a mirror, and whether it may be an old one.
+_ROUTE = re.compile(r"^Acquire::(?:https?::.*|Check-Valid-Until .*)$", re.MULTILINE)
 _SETTING = re.compile(r"^(?:global|install|:env:)\.([a-z-]+)=(.*)$", re.MULTILINE)
 
 

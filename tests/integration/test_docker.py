@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.errors import Unavailable
 from tests.support.containerd import PrivateContainerd
 from tests.support.docker import NAMESPACE, PrivateDocker, address_of, import_image, unpack_docker
 from tests.support.hostnetwork import configuration
@@ -32,7 +33,10 @@ def docker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     rootfs.mkdir()
     programs.mkdir()
     busybox_rootfs(rootfs)
-    unpack_docker(programs, request.param)
+    try:
+        unpack_docker(programs, request.param)
+    except Unavailable as error:
+        pytest.skip(f"needs Docker from a Debian mirror: {error}")
     with PrivateContainerd(namespace=NAMESPACE) as containerd, PrivateDocker(programs, containerd, directory) as docker:
         import_image(docker, rootfs, IMAGE)
         yield docker

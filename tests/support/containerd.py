@@ -31,7 +31,8 @@ from kata.shim.launcher import write_launcher
 #: The runtime's name for `ctr run --runtime`; its last two parts name the executable.
 RUNTIME = "io.containerd.kata.v2"
 
-_PARENT = "/tmp"
+# On a disk, and short: sockets are in it.
+_PARENT = "/var/tmp"
 _PREFIX = "kc-"
 _LOCK = "lock"
 

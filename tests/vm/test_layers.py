@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,8 +186,7 @@ def test_a_full_layer_cache_is_told(image: Path, name: str, configured: list[str
 def test_a_broken_image_leaves_no_layer(image: Path, name: str, configured: list[str | Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    with tarfile.open(image) as archive:
-        archive.extractall(broken)
+    subprocess.run(["tar", "--extract", f"--file={image}", f"--directory={broken}"], check=True, timeout=60)
     largest = max((broken / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size - 1000)
     done = kata("run", *configured, "--name", name, broken)
