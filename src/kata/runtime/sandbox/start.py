@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kata.errors import KataError
 from kata.loop.off import off_loop
 from kata.metrics.durations import Durations
 from kata.oci.spec import Bundle, Spec, namespace_path
@@ -134,7 +135,11 @@ class _Start:
         self._devices = HostDevices(sandbox_id, config, ledger)
 
     async def run(self, bundle: Bundle, prepared: Prepared | None) -> Sandbox:
-        """All phases. What can be found wrong without the VM is found before it, so that it costs no launch."""
+        """All phases. What can be found wrong without the VM is found before it, so that it costs no launch.
+
+        Raises:
+            KataError: as `start_sandbox`.
+        """
         kept = EventLog(self._ledger.directory)
         self._steps.callback(kept.close)
         async with AsyncExitStack() as unused:
@@ -173,7 +178,11 @@ class _Start:
             with self._timings.phase("sandbox"):
                 shared_memory = await off_loop(on_host, shm_size, spec)
                 request = requests.create_sandbox_request(self._id, spec, self._config, shared_memory)
-                await guest.agent.create_sandbox(request)
+                try:
+                    await guest.agent.create_sandbox(request)
+                except KataError:
+                    log.error("%s: its console ends with: %s", self._what, guest.vm.console_tail())
+                    raise
         finally:
             with self._timings.phase("cgroup"):
                 await confining
