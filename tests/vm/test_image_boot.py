@@ -20,11 +20,12 @@ import pytest
 
 from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, initrd, store, verity
-from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, changing, modules_of_initrd
+from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, changing
 from kata.osbuilder.formats import FILE_SYSTEMS
 from kata.osbuilder.host_programs import LOADER, libraries_of
 from kata.osbuilder.modules import ModuleTree
 from kata.osbuilder.recipe import Form
+from kata.osbuilder.root_image import modules_of_initrd
 from kata.osbuilder.store import GuestImage
 from kata.runtime.launch.verity import kernel_param
 from tests.support.waiting import eventually

@@ -26,8 +26,8 @@ from kata.kernel_build.compile import compile_
 from kata.kernel_build.plan import Inputs
 from kata.kernel_build.requirements import requirements
 from kata.osbuilder import suite
-from kata.osbuilder.build import DEFAULT_CACHE, Progress
-from kata.osbuilder.commands import pipe
+from kata.osbuilder.build import DEFAULT_CACHE
+from kata.osbuilder.commands import Progress, pipe
 from kata.osbuilder.kernel import MODULE_LISTS, CustomKernel, has_pvh_entry
 from kata.osbuilder.packages import Package, PackageCache, build_date
 from kata.osbuilder.store import BUILDING, lock

@@ -1,7 +1,6 @@
 """Build a guest image: resolve, fetch, assemble, publish.
 
-The parts that do not depend on the agent (kernel, initrd, the root's packages) are kept as an intermediate in the
-cache, so that a changed agent costs seconds. Everything is made in a hidden directory and appears by one rename.
+Everything is made in a hidden directory and appears by one rename.
 """
 
 from __future__ import annotations
@@ -13,49 +12,37 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import UUID
 
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.osbuilder import (
     agent_files,
     commands,
     contents,
-    formats,
     host_programs,
-    initrd,
-    kernel,
-    licenses,
-    modules,
+    intermediate,
     rootfs,
     store,
     suite,
     verity,
 )
 from kata.osbuilder import recipe as recipes
+from kata.osbuilder.commands import Progress
 from kata.osbuilder.inputs import Inputs, builder_digest
-from kata.osbuilder.kernel import MODULE_LISTS, CustomKernel
-from kata.osbuilder.packages import PackageCache, PackageSet, build_date
-from kata.osbuilder.recipe import INITRD, Form, Recipe
+from kata.osbuilder.intermediate import Intermediate
+from kata.osbuilder.kernel import CustomKernel
+from kata.osbuilder.packages import PackageCache, PackageSet
+from kata.osbuilder.recipe import INITRD, Recipe
+from kata.osbuilder.root_image import root_name, shaping_tools, write_root
 from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
 
-#: Called with the next step, a short phrase.
-Progress = Callable[[str], None]
-
 _TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "setpriv", "tar")
 #: A whole build takes a minute; another one may be waiting for the network.
 _LOCK_TIMEOUT_S = 900.0
-#: Intermediates to keep, with their packages: of a few recipes.
-_BASES_KEPT = 4
-#: What is known of an intermediate: date, packages, digests of its files.
-_BASE = "base.json"
-#: The licenses of all packages, one after the other.
-_COPYRIGHT = "copyright"
-_DOC = "./usr/share/doc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +123,7 @@ def build_root(options: BuildOptions, target: Path, progress: Progress = lambda 
             cache = PackageCache(options.cache, options.mirror)
             files, inputs = _inputs(cache, options, progress)
             staging.parent.mkdir(parents=True, exist_ok=True)
-            _add_agent(_base(options, cache, inputs, progress), files, staging, progress)
+            _add_agent(_base(options, cache, inputs, progress).directory, files, staging, progress)
             staging.rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -215,12 +202,6 @@ def _digest_of(other: Path | None, progress: Progress) -> str:
     return hashlib.sha256(contents.dump(contents.collect(other)).encode()).hexdigest()
 
 
-def shaping_tools(form: Form) -> list[str]:
-    """The host's tools whose version shapes the bytes of an image."""
-    file_system = formats.FILE_SYSTEMS.get(form.format)
-    return [*([file_system.tool] if file_system else []), *([verity.TOOL] if form.verity else [])]
-
-
 def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> tuple[Mapping[str, bytes], Inputs]:
     """The agent's files, and all inputs with the packages in the cache."""
     files = agent_files.collect(options.agent)
@@ -229,6 +210,10 @@ def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> t
     tools = commands.digests(*shaping_tools(options.recipe.form))
     other = _digest_of(options.other, progress)
     return files, Inputs(packages, options.recipe, agent, builder_digest(), tools, other, options.kernel)
+
+
+def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Intermediate:
+    return intermediate.get(options.cache, cache, inputs, progress, other=options.other, force=options.force)
 
 
 def _add_agent(base: Path, files: Mapping[str, bytes], root: Path, progress: Progress) -> None:
@@ -261,46 +246,19 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     staging = options.images / f"{store.BUILDING}{inputs.version}"
     staging.mkdir()
     root = staging / "root"
-    _add_agent(base, files, root, progress)
+    _add_agent(base.directory, files, root, progress)
     (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
-    information = json.loads((base / _BASE).read_text())
-    write_root(root, staging / _root_name(form), form, information["date"], inputs.uuid)
+    write_root(root, staging / root_name(form), form, base.date, inputs.uuid)
     shutil.rmtree(root)
-    for name in ("vmlinux", _COPYRIGHT, *(() if form.format == INITRD else ("initrd",))):
-        shutil.copyfile(base / name, staging / name)
-    shutil.copytree(base / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
-    _write_manifest(staging, inputs, information["date"], information["licenses"])
+    for name in ("vmlinux", intermediate.COPYRIGHT, *(() if form.format == INITRD else ("initrd",))):
+        shutil.copyfile(base.directory / name, staging / name)
+    shutil.copytree(base.directory / host_programs.DIRECTORY, staging / host_programs.DIRECTORY)
+    _write_manifest(staging, inputs, base.date, base.licenses)
     if options.trial:
         progress("booting it for a trial")
         options.trial(staging)
     return _publish(options.images, staging, inputs.version, progress, switch=options.switch)
-
-
-def write_root(root: Path, target: Path, form: Form, date: int, uuid: str) -> None:
-    """Write a root as an image, with what dm-verity needs beside it, or as an initrd.
-
-    Args:
-        root: the directory.
-        target: the file.
-        form: which of them.
-        date: of all files, in seconds since 1970.
-        uuid: of the file system.
-
-    Raises:
-        Internal, DeadlineExceeded, OSError: as `kata.command.run`.
-    """
-    if form.format == INITRD:
-        target.write_bytes(initrd.build_alone(root))
-        return
-    formats.FILE_SYSTEMS[form.format].write(root, target, form, date, uuid)
-    if form.verity:
-        sealed = verity.seal(target, salt=UUID(uuid).hex)
-        target.with_name(f"{target.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")
-
-
-def _root_name(form: Form) -> str:
-    return "initrd" if form.format == INITRD else f"root.{form.format}"
 
 
 def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> PackageSet:
@@ -333,149 +291,6 @@ def _fetch(cache: PackageCache, recipe: Recipe, progress: Progress) -> PackageSe
     return packages
 
 
-def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Path:
-    """The intermediate's directory: vmlinux, initrd, root.tar, what is known of them, and the programs for the host."""
-    bases = options.cache / "base"
-    base = bases / inputs.base_key
-    if not options.force and _is_whole(base):
-        os.utime(base)
-        _forget_unused(bases, cache)
-        return base
-    staging = options.cache / f"{store.BUILDING}base"
-    root = staging / "root"
-    parts = staging / "parts"
-    root.mkdir(parents=True)
-    parts.mkdir()
-
-    progress("unpacking packages")
-    extra = inputs.packages.extra
-    trimmed = [package for package in inputs.packages.userland if package not in extra]
-    rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
-    rootfs.configure(root, inputs.recipe, options.other)
-    first = modules_of_initrd(inputs.recipe.form)
-    tree = _kernel(root, parts, cache, inputs, (*inputs.recipe.modules, *first), progress)
-    directory = root / rootfs.MODULES / inputs.release
-    if first:
-        loaded = [(path, (directory / path).read_bytes()) for path in tree.load_order(first)]
-        (staging / "initrd").write_bytes(_initrd(root, loaded, staging, inputs, cache))
-    progress("collecting licenses")
-    for package in inputs.packages:
-        if not (parts / _DOC / package.name).exists():
-            rootfs.unpack_part(cache.path(package), parts, _DOC)
-    texts = _copyrights(parts / _DOC, [package.name for package in inputs.packages])
-    (staging / _COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
-    shutil.rmtree(parts)
-    progress("compiling the Python library")
-    rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
-    rootfs.pack(root, staging / "root.tar")
-    shutil.rmtree(root)
-    progress("unpacking the programs for the host")
-    host_programs.install([cache.path(package) for package in inputs.packages.host], staging / host_programs.DIRECTORY)
-    date = max(build_date(cache.path(package)) for package in inputs.packages)
-    if inputs.kernel:
-        date = max(date, inputs.kernel.date)
-    debs = [package.filename for package in inputs.packages]
-    digests = {name: store.file_digest(staging / name) for name in _files(staging)}
-    names = {name: licenses.names(text) for name, text in texts.items()}
-    (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests, "licenses": names}))
-
-    bases.mkdir(exist_ok=True)
-    store.sync_tree(staging)
-    if base.exists():
-        shutil.rmtree(base)
-    staging.rename(base)
-    _forget_unused(bases, cache)
-    return base
-
-
-def _kernel(
-    root: Path, parts: Path, cache: PackageCache, inputs: Inputs, wanted: Sequence[str], progress: Progress
-) -> modules.ModuleTree:
-    """Write vmlinux beside the root, and put those modules into it that are wanted; returns which there are.
-
-    Args:
-        root: the root.
-        parts: a directory for parts of packages.
-        cache: has the packages.
-        inputs: of the image.
-        wanted: patterns of modules, as `rootfs.trim_modules` takes them.
-        progress: told of each step.
-    """
-    release, target = inputs.release, root.with_name("vmlinux")
-    if inputs.kernel:
-        # All of it is built in: modprobe is told so.
-        shutil.copyfile(inputs.kernel.vmlinux, target)
-        directory = root / rootfs.MODULES / release
-        directory.mkdir(parents=True)
-        for name in MODULE_LISTS:
-            shutil.copyfile(inputs.kernel.directory / name, directory / name)
-        return rootfs.index_modules(root, release)
-    progress("unpacking the kernel")
-    deb = cache.path(inputs.packages.kernel)
-    rootfs.unpack_part(deb, parts, "./boot", _DOC)
-    rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
-    progress("choosing kernel modules")
-    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, wanted)
-    progress("extracting the kernel")
-    target.write_bytes(kernel.extract_vmlinux((parts / f"boot/vmlinuz-{release}").read_bytes()))
-    return tree
-
-
-def modules_of_initrd(form: Form) -> tuple[str, ...]:
-    """The kernel modules that mount a root of this form, in the order in which they are loaded; none without a disk."""
-    if form.format == INITRD:
-        return ()
-    return modules.of_initrd([*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
-
-
-def _initrd(
-    root: Path, loaded: Sequence[tuple[str, bytes]], staging: Path, inputs: Inputs, cache: PackageCache
-) -> bytes:
-    """The initrd that mounts the root disk."""
-    form = inputs.recipe.form
-    programs = {}
-    if form.verity:
-        programs = verity.programs([cache.path(package) for package in inputs.packages.early], staging / "early")
-        shutil.rmtree(staging / "early")
-    return initrd.build((root / "usr/bin/busybox").read_bytes(), loaded, root_type=form.format, programs=programs)
-
-
-def _copyrights(documentation: Path, packages: Iterable[str]) -> dict[str, str]:
-    """The copyright file of each package that has one; some share that of another package by a symbolic link."""
-    found = {}
-    for name in packages:
-        directory = documentation / name
-        # No further than to the next directory: a package does not get to name a file of the host.
-        if directory.is_symlink():
-            directory = documentation / Path(os.readlink(directory)).name
-        path = directory / "copyright"
-        if path.is_file() and not path.is_symlink():
-            found[name] = path.read_text(errors="replace")
-    return found
-
-
-def _is_whole(base: Path) -> bool:
-    """Whether an intermediate is there with the content that it was made with."""
-    try:
-        files = json.loads((base / _BASE).read_text())["files"]
-        return all(store.file_digest(base / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
-
-
-def _forget_unused(bases: Path, cache: PackageCache) -> None:
-    """Remove intermediates that have not been used for long, and packages that none of the others is made of."""
-    by_age = sorted(bases.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for old in by_age[_BASES_KEPT:]:
-        shutil.rmtree(old)
-    kept: set[str] = set()
-    for base in by_age[:_BASES_KEPT]:
-        # A damaged one is made anew when it is wanted.
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            kept.update(json.loads((base / _BASE).read_text())["debs"])
-    cache.forget_others(kept)
-
-
 def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[str, Sequence[str]]) -> None:
     packages = [
         {
@@ -503,20 +318,15 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         },
         "files": {
             name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}
-            for name in _files(staging)
+            for name in store.file_names(staging)
         },
         "packages": packages,
     }
     (staging / store.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _files(directory: Path) -> list[str]:
-    """The names of all files below a directory, sorted."""
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-
-
 def _publish(images: Path, staging: Path, version: str, progress: Progress, *, switch: bool = True) -> GuestImage:
-    names = _files(staging)
+    names = store.file_names(staging)
     for name in names:
         (staging / name).chmod(0o555 if os.access(staging / name, os.X_OK) else 0o444)
     staging.chmod(0o755)

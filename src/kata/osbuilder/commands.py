@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kata.command import ENVIRONMENT, PATH, confined, fail
 from kata.errors import DeadlineExceeded, NotFound
+
+#: Called with the next step, a short phrase.
+Progress = Callable[[str], None]
 
 # The Debian package of each tool.
 _PACKAGE_OF = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
-from kata.osbuilder import agent_files, build, commands, contents, store, verity
+from kata.osbuilder import agent_files, build, commands, contents, root_image, store, verity
 from kata.osbuilder.recipe import Form
 
 
@@ -42,7 +42,7 @@ def make(root: Path, target: Path, form: Form, environ: Mapping[str, str] = os.e
     date = environ.get("SOURCE_DATE_EPOCH") or "0"
     if not date.isascii() or not date.isdigit() or len(date) > 10:
         raise InvalidArgument(f"SOURCE_DATE_EPOCH is '{date[:32]}', not a number of seconds since 1970")
-    commands.require(build.shaping_tools(form))
+    commands.require(root_image.shaping_tools(form))
     target = target.absolute()
     if not target.parent.is_dir():
         raise NotFound(f"{target.parent} is not a directory")
@@ -53,7 +53,7 @@ def make(root: Path, target: Path, form: Form, environ: Mapping[str, str] = os.e
         workshop.mkdir()
         try:
             identity = hashlib.sha256(contents.dump(contents.collect(root)).encode()).hexdigest()
-            build.write_root(root, workshop / target.name, form, int(date), str(UUID(identity[:32])))
+            root_image.write_root(root, workshop / target.name, form, int(date), str(UUID(identity[:32])))
             # In this order a guest is never given an image unchecked that was to be checked.
             if form.verity:
                 (workshop / beside).replace(target.parent / beside)

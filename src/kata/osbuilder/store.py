@@ -228,6 +228,11 @@ def sync_tree(directory: Path) -> None:
     sync_directory(directory)
 
 
+def file_names(directory: Path) -> list[str]:
+    """The names of all files below a directory, sorted."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     import hashlib  # loads OpenSSL

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
-from kata.osbuilder import agent_files, build, commands, recipe, rootfs, store
+from kata.osbuilder import agent_files, build, commands, intermediate, rootfs, store
 from kata.osbuilder.build import BuildOptions
+from kata.osbuilder.commands import Progress
 from kata.osbuilder.inputs import Inputs
+from kata.osbuilder.intermediate import Intermediate
 from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import Package, PackageCache, PackageSet
-from kata.osbuilder.recipe import INITRD, Form, Recipe
+from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 INPUTS = Inputs(PackageSet(KERNEL, (), ()), Recipe("default"), agent="a", builder="b", tools={})
@@ -56,7 +55,7 @@ def test_others_than_root_are_told(options: BuildOptions, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("as_root")
 def test_a_full_disk_is_told_and_leaves_nothing(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(options: BuildOptions, progress: build.Progress) -> store.GuestImage:
+    def full(options: BuildOptions, progress: Progress) -> store.GuestImage:
         (options.images / ".build-x/root").mkdir(parents=True)
         (options.cache / ".build-base").mkdir()
         raise OSError(errno.ENOSPC, "No space left on device", str(options.images / ".build-x/root/file"))
@@ -82,7 +81,7 @@ def test_leftovers_of_a_killed_build_go_first(options: BuildOptions, monkeypatch
     (options.images / f"{store.BUILDING}current").symlink_to("nowhere")
     seen: list[list[str]] = []
 
-    def look(options: BuildOptions, progress: build.Progress) -> store.GuestImage:
+    def look(options: BuildOptions, progress: Progress) -> store.GuestImage:
         seen.append([path.name for path in options.images.iterdir()])
         return build._publish(options.images, staged(options.images), INPUTS.version, progress)
 
@@ -134,62 +133,6 @@ def test_the_cache_and_the_agent_have_defaults() -> None:
     assert PackageCache(options.cache).path(KERNEL) == Path("/var/cache/kata/debs/k.deb")
 
 
-def base_of(options: BuildOptions, name: str, debs: list[str]) -> Path:
-    base = options.cache / "base" / name
-    (base / "host").mkdir(parents=True)
-    for file in ("root.tar", "host/virtiofsd"):
-        (base / file).write_text(f"{name} {file}")
-    digests = {file: store.file_digest(base / file) for file in ("root.tar", "host/virtiofsd")}
-    (base / "base.json").write_text(json.dumps({"date": 1, "debs": debs, "files": digests}))
-    return base
-
-
-def damage(base: Path) -> None:
-    (base / "host/virtiofsd").write_text("X")
-
-
-def remove(base: Path) -> None:
-    (base / "root.tar").unlink()
-
-
-def cut(base: Path) -> None:
-    (base / "base.json").write_text('{"date"')
-
-
-@pytest.mark.parametrize("change", [damage, remove, cut, shutil.rmtree])
-def test_an_intermediate_that_was_tampered_with_is_not_used(
-    options: BuildOptions, change: Callable[[Path], None]
-) -> None:
-    base = base_of(options, "a", [])
-    assert build._is_whole(base)
-    change(base)
-    assert not build._is_whole(base)
-
-
-def test_the_packages_of_the_last_recipes_stay(options: BuildOptions) -> None:
-    cache = PackageCache(options.cache)
-    cache.path(KERNEL).parent.mkdir(parents=True)
-    for age in range(5):
-        base = base_of(options, f"base{age}", ["k.deb", f"{age}.deb"])
-        os.utime(base, (1000 - age, 1000 - age))
-        (cache.path(KERNEL).parent / f"{age}.deb").touch()
-    cache.path(KERNEL).touch()
-    cut(options.cache / "base/base3")
-    build._forget_unused(options.cache / "base", cache)
-    assert sorted(path.name for path in (options.cache / "base").iterdir()) == [f"base{age}" for age in range(4)]
-    left = sorted(path.name for path in cache.path(KERNEL).parent.iterdir())
-    assert left == ["0.deb", "1.deb", "2.deb", "k.deb"]
-
-
-def test_the_initrd_has_what_mounts_its_root_whatever_the_recipe_names() -> None:
-    assert build.modules_of_initrd(Form()) == ("virtio_pci", "virtio_blk", "crc32c_generic", "erofs", "virtio_console")
-    assert {"ext4", "dm-mod", "dm-verity"} <= set(build.modules_of_initrd(Form("ext4", verity=True)))
-    assert "xfs" in build.modules_of_initrd(Form("xfs"))
-    assert build.modules_of_initrd(Form(INITRD)) == ()
-    # So the usual image has the same modules as ever.
-    assert set(build.modules_of_initrd(Form())) <= set(recipe.load("minimal").modules)
-
-
 OWN = replace(INPUTS, kernel=CustomKernel(Path("k"), "6.1-kata1-x", "6.1-kata1", 7))
 
 
@@ -198,12 +141,11 @@ def assembled(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> BuildOp
     """Everything but the packages: a build comes to the image's trial."""
     base = options.cache / "base/x"
     (base / "host").mkdir(parents=True)
-    (base / "base.json").write_text('{"date": 7, "licenses": {}}')
-    for name in ("vmlinux", "initrd", build._COPYRIGHT):
+    for name in ("vmlinux", "initrd", intermediate.COPYRIGHT):
         (base / name).write_text(name)
     options.images.mkdir()
     monkeypatch.setattr(build, "_inputs", lambda *_: ({}, OWN))
-    monkeypatch.setattr(build, "_base", lambda *_: base)
+    monkeypatch.setattr(build, "_base", lambda *_: Intermediate(base, 7, {}))
     monkeypatch.setattr(rootfs, "unpack_archive", lambda _, root: (root / "usr/bin").mkdir(parents=True))
     monkeypatch.setattr(rootfs, "compile_python", lambda *_: None)
     monkeypatch.setattr(rootfs, "check", lambda _: None)

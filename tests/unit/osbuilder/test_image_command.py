@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from kata.cli.image import app
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.osbuilder import build, contents, store
+from kata.osbuilder.commands import Progress
 from kata.osbuilder.contents import Item
 
 A, B, C = (f"0.1.0-{letter * 12}" for letter in "abc")
@@ -85,7 +86,7 @@ def test_a_negative_number_is_refused(root: Path) -> None:
 def test_build_passes_its_options_on_and_prints_the_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[build.BuildOptions] = []
 
-    def fake(options: build.BuildOptions, progress: build.Progress) -> store.GuestImage:
+    def fake(options: build.BuildOptions, progress: Progress) -> store.GuestImage:
         asked.append(options)
         progress("choosing packages")
         return store.find(root)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kata.cli.osbuilder import app
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound, ResourceExhausted
-from kata.osbuilder import build, cpio, single, store
+from kata.osbuilder import cpio, root_image, single, store
 from kata.osbuilder.recipe import INITRD, Form
 
 needs_erofs = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_old_image(root: Path, tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "image").write_text("old")
-    monkeypatch.setattr(build, "write_root", full)
+    monkeypatch.setattr(root_image, "write_root", full)
     with pytest.raises(ResourceExhausted, match=f"no space left on the file system of {tmp_path}"):
         single.make(root, tmp_path / "image", Form(INITRD), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image", "rootfs"]
