@@ -5,6 +5,8 @@ without a name, mounted in a mount namespace of its own, and runs in a PID names
 of that namespace ends, however, the kernel ends all others, unmounts everything and frees the space: nothing is left to
 be removed, even after SIGKILL.
 
+The guest image that the first step builds must be the same, byte for byte, as one of this host's with that version.
+
 Network and devices are the host's. What the host says of mirrors, proxies and certificates counts in the root as well:
 variables of the environment, pip's settings, and the files that they name.
 """
@@ -24,7 +26,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kata.osbuilder import suite
+from kata.osbuilder import store, suite
 
 PROJECT = Path(__file__).parents[1]
 ARCHIVES = Path("/var/cache/kata-test")
@@ -127,6 +129,7 @@ def inside(disk: str, archive: str) -> int:
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     root = ARCHIVES / "root"
     root.mkdir(exist_ok=True)
+    ours = manifests()
     descriptor = int(disk.rpartition("/")[2])
     subprocess.run(["mount", "-o", "loop", disk, root], pass_fds=[descriptor], check=True)
     subprocess.run(["tar", "--extract", f"--file={archive}", f"--directory={root}", "--numeric-owner"], check=True)
@@ -158,6 +161,29 @@ def inside(disk: str, archive: str) -> int:
         print(f"ended with {status} after {time.monotonic() - begin:.0f} s", flush=True)
         if status:
             return status
+    return compare(ours, manifests())
+
+
+def manifests() -> dict[str, str]:
+    """The manifests of all guest images, by version: they have the digests of all files."""
+    return {image.version: (image.directory / store.MANIFEST).read_text() for image in store.list_images()}
+
+
+def compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> int:
+    """1 if an image is not the same on this host and in the root, else 0.
+
+    Args:
+        ours: manifests by version.
+        theirs: the same of the root.
+    """
+    for version, manifest in theirs.items():
+        if version not in ours:
+            print(f"guest image {version}: this host has none of that version to compare it with", flush=True)
+        elif ours[version] != manifest:
+            print(f"guest image {version} is not the same as this host's", flush=True)
+            return 1
+        else:
+            print(f"guest image {version} is the same as this host's, to the bit", flush=True)
     return 0
 
 

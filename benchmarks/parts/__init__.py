@@ -21,6 +21,7 @@ from benchmarks.parts import (
     stdout,
     stop,
     tracing,
+    verity,
     work,
 )
 from benchmarks.stage import Stage
@@ -62,6 +63,11 @@ PARTS: Mapping[str, Part] = {
     ),
     "files": Part(files.measure, "Files in the root file system of a running container."),
     "kernels": Part(kernels.measure, "Each kernel of which this host has an image, in turns.", by_name_only=True),
+    "verity": Part(
+        verity.measure,
+        "A root that the guest's kernel checks (dm-verity), and one that it does not.",
+        by_name_only=True,
+    ),
     "work": Part(work.measure, "Real work: apt, git, pip, tar, SQLite and Python, in each kind of file system."),
     "disks": Part(disks.measure, "A disk of the host in a container, in sequence, bypassing the guest's page cache."),
     "network": Part(network.measure, "One TCP connection between the host and a container on a bridge, each way."),

@@ -26,15 +26,15 @@ def measure(stage: Stage) -> None:
         raise NotFound(
             f"there are images of {len(images)} kernel on this host", hint="run: kata image build --kernel tailored"
         )
-    warm = {name: _configuration(stage.directory / f"{name}.toml", image) for name, image in images.items()}
+    warm = {name: configuration(stage.directory / f"{name}.toml", image) for name, image in images.items()}
     cold = {
-        name: _configuration(stage.directory / f"{name}-cold.toml", image, "[factory]\nenable_template = false\n")
+        name: configuration(stage.directory / f"{name}-cold.toml", image, "[factory]\nenable_template = false\n")
         for name, image in images.items()
     }
-    for configuration in warm.values():
-        answered(configuration)  # makes the template
+    for path in warm.values():
+        answered(path)  # makes the template
     stage.record("vmlinux", "MB", {name: (image.kernel.stat().st_size / _MB,) for name, image in images.items()})
-    stage.record("template", "MB", {name: (_template_size(stage, path),) for name, path in warm.items()})
+    stage.record("template", "MB", {name: (template_size(stage, path),) for name, path in warm.items()})
     for what, configurations in (("cold boot", cold), ("restore", warm)):
         actions = {name: partial(answered, path) for name, path in configurations.items()}
         stage.record(f"{what} to the agent's answer", "s", alternate(stage.runs, actions))
@@ -64,13 +64,15 @@ def newest_by_kernel(images: list[GuestImage]) -> dict[str, GuestImage]:
     return found
 
 
-def _configuration(path: Path, image: GuestImage, more: str = "") -> Path:
+def configuration(path: Path, image: GuestImage, more: str = "") -> Path:
+    """Write a configuration that names a guest image, and ends with `more` TOML."""
     parts = {"kernel": image.kernel, "initrd": image.initrd, "image": image.rootfs}
     lines = [f'{name} = "{file}"' for name, file in parts.items()]
     path.write_text("\n".join(["[hypervisor.qemu]", *lines, more]), encoding="utf-8")
     return path
 
 
-def _template_size(stage: Stage, configuration: Path) -> float:
-    with template_of(default_plan(stage.directory, configuration)) as saved:
+def template_size(stage: Stage, path: Path) -> float:
+    """MB of the template that sandboxes with this configuration are restored from."""
+    with template_of(default_plan(stage.directory, path)) as saved:
         return saved.size / _MB

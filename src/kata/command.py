@@ -75,5 +75,7 @@ def fail(argv: Sequence[str], status: int, words: str) -> NoReturn:
     if "No space left on device" in words:
         raise OSError(errno.ENOSPC, "No space left on device", argv[0])
     lines = [line.strip() for line in words.splitlines() if line.strip()]
+    # apt explains an error in the lines beneath it.
+    lines = [line for line in lines if line.startswith("E: ")] or lines
     how = f"signal {-status}" if status < 0 else f"status {status}"
     raise Internal(f"{' '.join(argv[:2])} failed with {how}: {' | '.join(lines[-3:]) or 'no output'}")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_a_root_that_is_checked_boots_and_a_flipped_bit_ends_the_guest(
     guest = replace(image, initrd=tmp_path / "initrd")
     guest.initrd.write_bytes(root.initrd(form))
     disk = tmp_path / "root.ext4"
-    FILE_SYSTEMS["ext4"].write(root.directory, disk, form, 1_700_000_000, "00000000-0000-0000-0000-000000000001")
+    FILE_SYSTEMS["ext4"].write(root.directory, disk, form, 1_700_000_000, str(UUID(int=1)), None)
     sealed = verity.seal(disk, "00ff")
     parameters = f"{LISTENS} {kernel_param(sealed.text)}"
     console, _ = boot(guest, parameters, disk=disk, until="listening on")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kata.errors import PermissionDenied
+from kata.linux.namespaces import become_root
 
 if TYPE_CHECKING:
     from kata.osbuilder.build import BuildOptions
@@ -26,6 +30,23 @@ Other = Annotated[
     ),
 ]
 Verity = Annotated[bool, typer.Option("--verity", help="Have the guest's kernel check the root (dm-verity).")]
+
+
+def as_root() -> None:
+    """Be root, which programs of the guest need to be run at build time: in a user namespace, if this user is not.
+
+    Raises:
+        PermissionDenied: the kernel does not let this user have one.
+    """
+    if os.geteuid() == 0:
+        return
+    try:
+        become_root()
+    except OSError as error:
+        raise PermissionDenied(
+            f"only root can build here: this kernel lets user {os.getuid()} have no user namespace ({error.strerror})",
+            hint="run it with sudo",
+        ) from None
 
 
 def options(cache: Path | None, mirror: str, update: bool) -> BuildOptions:

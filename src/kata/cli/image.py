@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kata.cli.build_options import Cache, Mirror, Other, RecipeName, Update, Verity
+from kata.cli.build_options import Cache, Mirror, Other, RecipeName, Update, Verity, as_root
 from kata.cli.build_options import options as build_options
 from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
@@ -67,6 +67,7 @@ def build(
     from kata.osbuilder import recipe as recipes
     from kata.osbuilder.build import build as build_image
 
+    as_root()
     made_of = _formed(recipes.load(recipe), image_format, verity)
     own = None if kernel == "debian" else _kernel(kernel, mirror, update)
     with image_from.root_file_system(other) as directory, steps() as progress:

@@ -54,6 +54,7 @@ def rootfs(
             f"roots are made of {_DISTRIBUTION}, not of {distribution[:32]}",
             hint="another one's files are added by: kata-osbuilder rootfs --from IMAGE",
         )
+    build_options.as_root()
     with image_from.root_file_system(other) as found, steps() as progress:
         options = replace(build_options.options(cache, mirror, update), recipe=recipes.load(recipe), other=found)
         build_root(options, directory, progress)

@@ -16,6 +16,7 @@ CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -25,6 +26,19 @@ FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "pid": CLONE_NEWPID, "net": C
 def unshare(flags: int) -> None:
     """Give the calling thread new namespaces (CLONE_NEW*) or a root directory of its own (CLONE_FS). Raises OSError."""
     check(LIBC.unshare(flags), "unshare")
+
+
+def become_root() -> None:
+    """Make this process root of a new user namespace that has no other user or group; it must have one thread.
+
+    Raises:
+        OSError: the kernel does not let this user have one (user_namespaces(7)).
+    """
+    maps = {"setgroups": "deny", "uid_map": f"0 {os.geteuid()} 1", "gid_map": f"0 {os.getegid()} 1"}
+    unshare(CLONE_NEWUSER)
+    for name, text in maps.items():
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 def setns(fd: int, kind: int = 0) -> None:

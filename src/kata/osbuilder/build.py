@@ -35,12 +35,12 @@ from kata.osbuilder.intermediate import Intermediate
 from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import PackageCache, PackageSet
 from kata.osbuilder.recipe import INITRD, Recipe
-from kata.osbuilder.root_image import root_name, shaping_tools, write_root
+from kata.osbuilder.root_image import packages_of_tools, root_name, tools_of_host, write_root
 from kata.osbuilder.store import GuestImage
 
 DEFAULT_CACHE = Path("/var/cache/kata")
 
-_TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "ldconfig", "setpriv", "tar")
+_TOOLS = ("apt-cache", "apt-get", "chroot", "dpkg-deb", "setpriv", "tar")
 #: A whole build takes a minute; another one may be waiting for the network.
 _LOCK_TIMEOUT_S = 900.0
 
@@ -95,7 +95,7 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
         DeadlineExceeded: another build, or a tool, takes too long.
         Internal: a tool failed.
     """
-    check_host(shaping_tools(options.recipe.form))
+    check_host(tools_of_host(options.recipe.form))
     with changing(options.images, options.cache):
         return _build(options, progress)
 
@@ -133,11 +133,14 @@ def build_root(options: BuildOptions, target: Path, progress: Progress = lambda 
 def changing(*directories: Path) -> Iterator[None]:
     """Hold directories in which things are made; what a killed build has left there goes first, and what is left after.
 
+    Meanwhile new files have the usual permissions, whatever this process's mask is: they are part of an image.
+
     Raises:
         DeadlineExceeded: another build takes too long.
         KataError: as `told`.
     """
     with told(directories[0]), contextlib.ExitStack() as held:
+        held.callback(os.umask, os.umask(0o022))
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(directory, timeout=_LOCK_TIMEOUT_S))
@@ -164,6 +167,11 @@ def told(directory: Path) -> Iterator[None]:
             raise ResourceExhausted(
                 f"no space left on the file system of {error.filename or directory}",
                 hint="free 1 GB there and build again",
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            raise FailedPrecondition(
+                f"{error.filename} cannot be written: {(error.strerror or '').lower()}",
+                hint="name other directories with --root and --cache",
             ) from None
         raise FailedPrecondition(f"cannot build a guest image: {error}") from error
 
@@ -207,9 +215,8 @@ def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> t
     files = agent_files.collect(options.agent)
     packages = _resolve(cache, options, progress)
     agent = agent_files.digest(files)
-    tools = commands.digests(*shaping_tools(options.recipe.form))
     other = _digest_of(options.other, progress)
-    return files, Inputs(packages, options.recipe, agent, builder_digest(), tools, other, options.kernel)
+    return files, Inputs(packages, options.recipe, agent, builder_digest(), other, options.kernel)
 
 
 def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Intermediate:
@@ -249,7 +256,7 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
     _add_agent(base.directory, files, root, progress)
     (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
-    write_root(root, staging / root_name(form), form, base.date, inputs.uuid)
+    write_root(root, staging / root_name(form), form, base.date, inputs.uuid, base.directory / intermediate.TOOLS)
     shutil.rmtree(root)
     for name in ("vmlinux", intermediate.COPYRIGHT, *(() if form.format == INITRD else ("initrd",))):
         shutil.copyfile(base.directory / name, staging / name)
@@ -284,8 +291,9 @@ def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> 
 
 def _fetch(cache: PackageCache, recipe: Recipe, progress: Progress) -> PackageSet:
     progress("choosing packages")
-    packages = cache.resolve(recipe.packages, (verity.PACKAGE,) if recipe.form.verity else ())
-    if missing := cache.missing(packages):
+    early = (verity.PACKAGE,) if recipe.form.verity else ()
+    packages = cache.resolve(recipe.packages, early, packages_of_tools(recipe.form))
+    if missing := cache.missing(packages.needed):
         progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
         cache.download(missing)
     return packages
@@ -314,7 +322,7 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
             "builder": inputs.builder,
             "other": inputs.other,
             "recipe": inputs.recipe.digest,
-            "tools": dict(inputs.tools),
+            "tools": {package.name: package.sha256 for package in inputs.packages.tools},
         },
         "files": {
             name: {"size": (staging / name).stat().st_size, "sha256": store.file_digest(staging / name)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from kata.command import ENVIRONMENT, PATH, confined, fail
 from kata.errors import DeadlineExceeded, NotFound
@@ -20,7 +18,7 @@ _PACKAGE_OF = {
     "apt-get": "apt",
     "chroot": "coreutils",
     "dpkg-deb": "dpkg",
-    "ldconfig": "libc-bin",
+    "debugfs": "e2fsprogs",
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
@@ -73,8 +71,3 @@ def require(tools: Iterable[str]) -> None:
     for tool in tools:
         if shutil.which(tool, path=PATH) is None:
             raise NotFound(f"{tool} is not installed", hint=f"run: apt-get install {_PACKAGE_OF.get(tool, tool)}")
-
-
-def digests(*tools: str) -> dict[str, str]:
-    """SHA-256 of each tool's program, because another version may write other bytes."""
-    return {tool: hashlib.sha256(Path(shutil.which(tool, path=PATH) or "").read_bytes()).hexdigest() for tool in tools}

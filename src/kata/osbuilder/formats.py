@@ -1,8 +1,8 @@
 """The file systems that a root image can have: how each is written, and what the initrd needs to mount it.
 
 Plans are pure: a directory's size and a form in, a command line out. erofs and ext4 images are the same to the bit for
-the same directory; xfs ones are not, since mkfs.xfs of Debian 12 and 13 takes the time from the clock and numbers at
-random.
+the same directory and the same version of the tools; xfs ones are not, since mkfs.xfs of Debian 12 and 13 takes the
+time from the clock and numbers at random.
 
 References: mkfs.erofs(1), mke2fs(8), mkfs.xfs(8).
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata.command import run
 from kata.errors import InvalidArgument
+from kata.osbuilder.host_programs import command
 from kata.osbuilder.recipe import Form
 
 _TOOL_TIMEOUT_S = 300.0
@@ -37,53 +38,78 @@ class FileSystem:
 
     Attributes:
         name: as mount(8) has it.
-        tool: of the host, that writes it.
+        tools: that write it, name to path in their package.
+        packages: of the tools and of the libraries that they load, but for the C library.
         modules: that the initrd loads.
-        write: (directory, image, form, date, uuid) -> None.
+        write: (directory, image, form, date, uuid, directory of the tools or None for the host's) -> None.
     """
 
     name: str
-    tool: str
+    tools: Mapping[str, str]
+    packages: tuple[str, ...]
     modules: tuple[str, ...]
-    write: Callable[[Path, Path, Form, int, str], None]
+    write: Callable[[Path, Path, Form, int, str, Path | None], None]
 
 
-def _erofs(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
+def _erofs(root: Path, image: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
-    run(["mkfs.erofs", *options, str(image), str(root)], timeout=_TOOL_TIMEOUT_S)
+    run([*command("mkfs.erofs", tools), *options, str(image), str(root)], timeout=_TOOL_TIMEOUT_S)
 
 
-def _ext4(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
+def _ext4(root: Path, image: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
     # No journal: nobody writes to it. mke2fs sorts what it copies and takes the time from the environment.
     extended = f"hash_seed={uuid},root_owner=0:0,nodiscard,lazy_itable_init=0"
     options = ["-q", "-F", "-b", str(_BLOCK), "-m", "0", "-i", str(_BYTES_PER_INODE), "-O", "^has_journal"]
     options += ["-U", uuid, "-L", form.label, "-E", extended, "-d", str(root)]
     size = f"{ext4_mib(_used(root), form.free_mib)}M"
     environment = {"E2FSPROGS_FAKE_TIME": str(date), "MKE2FS_CONFIG": "/dev/null"}
-    run(["mkfs.ext4", *options, str(image), size], timeout=_TOOL_TIMEOUT_S, env=environment)
+    run([*command("mkfs.ext4", tools), *options, str(image), size], timeout=_TOOL_TIMEOUT_S, env=environment)
     # What mke2fs copies has the times of this host, of which nobody can set that of an inode's last change.
-    commands = image.with_name(f"{image.name}.debugfs")
+    changes = image.with_name(f"{image.name}.debugfs")
     lines = [f"set_inode_field <{number}> {time} @{date}" for number in _inodes(root) for time in _TIMES]
-    commands.write_text("\n".join(lines) + "\n")
-    run(["debugfs", "-w", "-f", str(commands), str(image)], timeout=_TOOL_TIMEOUT_S, env=environment)
-    commands.unlink()
+    changes.write_text("\n".join(lines) + "\n")
+    debugfs = [*command("debugfs", tools), "-w", "-f", str(changes), str(image)]
+    run(debugfs, timeout=_TOOL_TIMEOUT_S, env=environment)
+    changes.unlink()
 
 
-def _xfs(root: Path, image: Path, form: Form, date: int, uuid: str) -> None:
+def _xfs(root: Path, image: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
     prototype = image.with_name(f"{image.name}.prototype")
     prototype.write_text("\n".join(xfs_prototype(root)) + "\n")
     size = max(_MIN_XFS_MIB, ext4_mib(_used(root), form.free_mib))
     options = ["-q", "-f", "-m", f"uuid={uuid}", "-L", form.label, "-p", str(prototype)]
-    run(["mkfs.xfs", *options, "-d", f"file,name={image},size={size}m"], timeout=_TOOL_TIMEOUT_S)
+    mkfs = [*command("mkfs.xfs", tools), *options, "-d", f"file,name={image},size={size}m"]
+    run(mkfs, timeout=_TOOL_TIMEOUT_S)
     prototype.unlink()
 
 
 # crc32c_generic: libcrc32c asks the crypto layer for "crc32c" when it starts; modprobe would know, insmod does not.
 FILE_SYSTEMS = {
-    "erofs": FileSystem("erofs", "mkfs.erofs", ("crc32c_generic", "erofs"), _erofs),
-    "ext4": FileSystem("ext4", "mkfs.ext4", ("crc32c_generic", "ext4"), _ext4),
-    "xfs": FileSystem("xfs", "mkfs.xfs", ("crc32c_generic", "xfs"), _xfs),
+    "erofs": FileSystem(
+        "erofs",
+        {"mkfs.erofs": "usr/bin/mkfs.erofs"},
+        (
+            *("erofs-utils", "libdeflate0", "liblz4-1", "liblzma5", "libpcre2-8-0", "libselinux1"),
+            *("libuuid1", "libxxhash0", "libzstd1", "zlib1g"),
+        ),
+        ("crc32c_generic", "erofs"),
+        _erofs,
+    ),
+    "ext4": FileSystem(
+        "ext4",
+        {"mkfs.ext4": "usr/sbin/mkfs.ext4", "debugfs": "usr/sbin/debugfs"},
+        ("e2fsprogs", "libblkid1", "libcom-err2", "libext2fs2t64", "libss2", "libuuid1"),
+        ("crc32c_generic", "ext4"),
+        _ext4,
+    ),
+    "xfs": FileSystem(
+        "xfs",
+        {"mkfs.xfs": "usr/sbin/mkfs.xfs"},
+        ("xfsprogs", "libblkid1", "libinih1", "liburcu8t64", "libuuid1"),
+        ("crc32c_generic", "xfs"),
+        _xfs,
+    ),
 }
 
 

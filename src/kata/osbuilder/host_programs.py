@@ -1,18 +1,19 @@
 """Programs of the guest's suite that run on the host, so that every host has the same ones, whatever its release.
 
 They are virtiofsd, which is not the same program in every release, and a setpriv that can load a filter of system
-calls. They run through the dynamic loader and with the libraries of their own suite:
+calls; and those that write an image, which would differ with their version. They run through the dynamic loader and
+with the libraries of their own suite:
 
     host/ld-linux-x86-64.so.2 --inhibit-cache --library-path host host/virtiofsd …
 
-Who runs them: `kata.runtime.hypervisor.qemu.share`. Reference: ld.so(8).
+Who runs the first two: `kata.runtime.hypervisor.qemu.share`. Reference: ld.so(8).
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kata.command import run
@@ -33,15 +34,16 @@ _LISTED = re.compile(r"^\s+([^/\s]+) => (\S+|not found)", re.MULTILINE)
 _TOOL_TIMEOUT_S = 120.0
 
 
-def install(debs: Sequence[Path], target: Path) -> None:
-    """Take the programs, and just the libraries that they load, from their packages.
+def install(debs: Sequence[Path], target: Path, programs: Mapping[str, str]) -> None:
+    """Take programs, and just the libraries that they load, from their packages.
 
     Args:
         debs: the packages.
         target: the directory to make; its parent is also used for temporary files.
+        programs: name to path in the packages.
 
     Raises:
-        Internal: a program or library is not in the packages, or does not load.
+        Internal: a program or library is not in the packages.
         ResourceExhausted, DeadlineExceeded, OSError: as `commands.pipe`.
     """
     root = target.with_name(f"{target.name}-packages")
@@ -50,12 +52,12 @@ def install(debs: Sequence[Path], target: Path) -> None:
     for deb in debs:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(deb)],
-            ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"],
+            ["tar", "--extract", "--no-same-owner", "--keep-directory-symlink", f"--directory={root}"],
             timeout=_TOOL_TIMEOUT_S,
         )
     libraries = root / LIBRARIES
     files = {LOADER: libraries / LOADER}
-    for name, program in PROGRAMS.items():
+    for name, program in programs.items():
         files[name] = root / program
         files |= {
             library: libraries / library for library in libraries_of(libraries / LOADER, libraries, root / program)
@@ -67,7 +69,6 @@ def install(debs: Sequence[Path], target: Path) -> None:
     text = "\n".join(f"==== {path.parent.name} ====\n{path.read_text(errors='replace')}" for path in licenses)
     (target / LICENSES).write_text(text)
     shutil.rmtree(root)
-    check(target)
 
 
 def check(directory: Path) -> None:
@@ -77,8 +78,19 @@ def check(directory: Path) -> None:
         Internal: one does not.
     """
     for name in PROGRAMS:
-        loader = [str(directory / LOADER), "--inhibit-cache", "--library-path", str(directory)]
-        run([*loader, str(directory / name), "--version"], timeout=_TOOL_TIMEOUT_S)
+        run([*command(name, directory), "--version"], timeout=_TOOL_TIMEOUT_S)
+
+
+def command(name: str, directory: Path | None) -> list[str]:
+    """How a program is run.
+
+    Args:
+        name: of the program.
+        directory: that `install` has made; None for the host's own program.
+    """
+    if directory is None:
+        return [name]
+    return [str(directory / LOADER), "--inhibit-cache", "--library-path", str(directory), str(directory / name)]
 
 
 def libraries_of(loader: Path, libraries: Path, program: Path) -> list[str]:
@@ -92,8 +104,8 @@ def libraries_of(loader: Path, libraries: Path, program: Path) -> list[str]:
     Raises:
         Internal: one is not among `libraries`.
     """
-    command = [str(loader), "--inhibit-cache", "--library-path", str(libraries), "--list", str(program)]
-    found = _LISTED.findall(run(command, timeout=_TOOL_TIMEOUT_S))
+    listing = [str(loader), "--inhibit-cache", "--library-path", str(libraries), "--list", str(program)]
+    found = _LISTED.findall(run(listing, timeout=_TOOL_TIMEOUT_S))
     for name, where in found:
         if Path(where).parent != libraries:
             raise Internal(f"{program.name} needs {name}, which is in none of its packages")

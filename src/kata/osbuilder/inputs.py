@@ -1,14 +1,13 @@
 """The inputs of an image, and the version that is derived from them.
 
-The same inputs give the same version, and the same version the same bytes. Inputs are the packages (by digest), the
-recipe, the agent's files, the builder's own files, and the program that writes the file system.
+The same inputs give the same version, and the same version the same bytes. Inputs are the packages (by digest), among
+them those of the programs that write the image, the recipe, the agent's files, and the builder's own files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -29,7 +28,6 @@ class Inputs:
         agent: digest of the agent's files.
         builder: digest of the builder's own files.
         other: digest of another root file system's files, which the root has as well; "" without one.
-        tools: name to version of the host's programs that shape the result.
         kernel: instead of the packages'.
     """
 
@@ -37,7 +35,6 @@ class Inputs:
     recipe: Recipe
     agent: str
     builder: str
-    tools: Mapping[str, str]
     other: str = ""
     kernel: CustomKernel | None = None
 
@@ -46,7 +43,7 @@ class Inputs:
         """Key of the intermediate, which does not depend on the agent: kernel, initrd and the root's packages."""
         inputs: dict[str, object] = {
             "builder": self.builder,
-            "packages": [package.sha256 for package in self.packages],
+            "packages": [package.sha256 for package in self.packages.needed],
             "recipe": self.recipe.digest,
             "other": self.other,
         }
@@ -57,7 +54,7 @@ class Inputs:
     @property
     def key(self) -> str:
         """Key of the whole image."""
-        return _digest({"base": self.base_key, "agent": self.agent, "tools": dict(self.tools)})
+        return _digest({"base": self.base_key, "agent": self.agent})
 
     @property
     def release(self) -> str:

@@ -14,20 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata.osbuilder import host_programs, initrd, kernel, licenses, modules, rootfs, store, verity
+from kata.osbuilder import host_programs, initrd, kernel, licenses, modules, root_image, rootfs, store, verity
 from kata.osbuilder.commands import Progress
 from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.kernel import MODULE_LISTS
 from kata.osbuilder.packages import PackageCache, build_date
-from kata.osbuilder.root_image import modules_of_initrd
 
 #: The licenses of all packages, one after the other.
 COPYRIGHT = "copyright"
+#: The programs that write the image.
+TOOLS = "tools"
 #: Intermediates to keep, with their packages: of a few recipes.
 _BASES_KEPT = 4
 #: What is known of an intermediate: date, packages, digests of its files.
 _BASE = "base.json"
 _DOC = "./usr/share/doc"
+_LDCONFIG = {"ldconfig": "usr/sbin/ldconfig"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Intermediate:
     """A complete one.
 
     Attributes:
-        directory: has vmlinux, initrd, root.tar, COPYRIGHT, and the programs for the host.
+        directory: has vmlinux, initrd, root.tar, COPYRIGHT, the programs for the host, and TOOLS.
         date: of its newest part, in seconds since 1970.
         licenses: names of those of each package.
     """
@@ -83,8 +85,10 @@ def get(
     extra = inputs.packages.extra
     trimmed = [package for package in inputs.packages.userland if package not in extra]
     rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
-    rootfs.configure(root, inputs.recipe, other)
-    first = modules_of_initrd(inputs.recipe.form)
+    tools = {**_LDCONFIG, **root_image.tools(inputs.recipe.form)}
+    host_programs.install([cache.path(package) for package in inputs.packages.tools], staging / TOOLS, tools)
+    rootfs.configure(root, inputs.recipe, staging / TOOLS / "ldconfig", other)
+    first = root_image.modules_of_initrd(inputs.recipe.form)
     tree = _kernel(root, parts, cache, inputs, (*inputs.recipe.modules, *first), progress)
     directory = root / rootfs.MODULES / inputs.release
     if first:
@@ -102,11 +106,13 @@ def get(
     rootfs.pack(root, staging / "root.tar")
     shutil.rmtree(root)
     progress("unpacking the programs for the host")
-    host_programs.install([cache.path(package) for package in inputs.packages.host], staging / host_programs.DIRECTORY)
+    programs = staging / host_programs.DIRECTORY
+    host_programs.install([cache.path(one) for one in inputs.packages.host], programs, host_programs.PROGRAMS)
+    host_programs.check(programs)
     date = max(build_date(cache.path(package)) for package in inputs.packages)
     if inputs.kernel:
         date = max(date, inputs.kernel.date)
-    debs = [package.filename for package in inputs.packages]
+    debs = [package.filename for package in inputs.packages.needed]
     digests = {name: store.file_digest(staging / name) for name in store.file_names(staging)}
     names = {name: licenses.names(text) for name, text in texts.items()}
     (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests, "licenses": names}))

@@ -33,6 +33,8 @@ USERLAND = (
 # What the host runs of the suite (`kata.osbuilder.host_programs`), with the libraries that it loads. Named one by one:
 # virtiofsd's package depends on much that it needs only without root.
 HOST = ("virtiofsd", "util-linux", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2")
+# What every root is made with: ldconfig, and the C library for the other tools.
+TOOLS = ("libc-bin", "libc6")
 # Has the license of libgcc-s1; which one there is follows from the guest's dependencies.
 _HOST_LICENSES = "gcc-[0-9]*-base"
 
@@ -90,6 +92,7 @@ class PackageSet:
         extra: those of the recipe with all that they depend on, unpacked into the root as a whole. A library may be in
             more than one of the three.
         early: what the initrd runs, besides busybox.
+        tools: what the host runs to make the image; they are not in it.
     """
 
     kernel: Package
@@ -97,9 +100,15 @@ class PackageSet:
     host: tuple[Package, ...]
     extra: tuple[Package, ...] = ()
     early: tuple[Package, ...] = ()
+    tools: tuple[Package, ...] = ()
 
     def __iter__(self) -> Iterator[Package]:
         return iter(dict.fromkeys((self.kernel, *self.userland, *self.host, *self.extra, *self.early)))
+
+    @property
+    def needed(self) -> tuple[Package, ...]:
+        """All of which the image is made, and what makes it."""
+        return tuple(dict.fromkeys((*self, *self.tools)))
 
     @property
     def release(self) -> str:
@@ -131,12 +140,13 @@ class PackageCache:
         """Where a package is, or will be, in the cache."""
         return self._debs / package.filename
 
-    def resolve(self, extra: Sequence[str] = (), early: Sequence[str] = ()) -> PackageSet:
+    def resolve(self, extra: Sequence[str] = (), early: Sequence[str] = (), tools: Sequence[str] = ()) -> PackageSet:
         """The guest's packages as the package lists name them now.
 
         Args:
             extra: names of a recipe's packages.
             early: names of packages for the initrd.
+            tools: names of packages that write the image, each library's named as well.
 
         Raises:
             FailedPrecondition: the lists are missing or do not have a package of the agent's.
@@ -146,6 +156,7 @@ class PackageCache:
             kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
             host = self.named(*HOST)
+            made_with = self.named(*TOOLS, *tools)
             self._check_known(extra)
             more, first = (self.closure(names, leave_out=_SCRIPTS_NEED) if names else [] for names in (extra, early))
         except Internal as error:
@@ -156,7 +167,9 @@ class PackageCache:
             raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
         (kernel_package,) = self.named(kernel[1])
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
-        return PackageSet(kernel_package, tuple(userland), (*host, *licenses), tuple(more), tuple(first))
+        return PackageSet(
+            kernel_package, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with)
+        )
 
     def _check_known(self, names: Sequence[str]) -> None:
         """See that the suite has packages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -9,10 +10,19 @@ from kata.osbuilder import formats, initrd, modules, verity
 from kata.osbuilder.recipe import INITRD, Form
 
 
-def shaping_tools(form: Form) -> list[str]:
-    """The host's tools whose version shapes the bytes of an image."""
-    file_system = formats.FILE_SYSTEMS.get(form.format)
-    return [*([file_system.tool] if file_system else []), *([verity.TOOL] if form.verity else [])]
+def tools(form: Form) -> Mapping[str, str]:
+    """The programs that write a root in this form and whose version shapes it: name to path in their package."""
+    return {} if form.format == INITRD else formats.FILE_SYSTEMS[form.format].tools
+
+
+def packages_of_tools(form: Form) -> tuple[str, ...]:
+    """The packages that have them, and the libraries that they load."""
+    return () if form.format == INITRD else formats.FILE_SYSTEMS[form.format].packages
+
+
+def tools_of_host(form: Form) -> list[str]:
+    """The host's programs that are needed in any case. A tree of hashes is the same, whatever version has made it."""
+    return [verity.TOOL] if form.verity else []
 
 
 def root_name(form: Form) -> str:
@@ -27,7 +37,7 @@ def modules_of_initrd(form: Form) -> tuple[str, ...]:
     return modules.of_initrd([*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
 
 
-def write_root(root: Path, target: Path, form: Form, date: int, uuid: str) -> None:
+def write_root(root: Path, target: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
     """Write a root as an image, with what dm-verity needs beside it, or as an initrd.
 
     Args:
@@ -36,6 +46,7 @@ def write_root(root: Path, target: Path, form: Form, date: int, uuid: str) -> No
         form: which of them.
         date: of all files, in seconds since 1970.
         uuid: of the file system.
+        tools: directory of the programs that write it; None for the host's own.
 
     Raises:
         Internal, DeadlineExceeded, OSError: as `kata.command.run`.
@@ -43,7 +54,7 @@ def write_root(root: Path, target: Path, form: Form, date: int, uuid: str) -> No
     if form.format == INITRD:
         target.write_bytes(initrd.build_alone(root))
         return
-    formats.FILE_SYSTEMS[form.format].write(root, target, form, date, uuid)
+    formats.FILE_SYSTEMS[form.format].write(root, target, form, date, uuid, tools)
     if form.verity:
         sealed = verity.seal(target, salt=UUID(uuid).hex)
         target.with_name(f"{target.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")

@@ -144,7 +144,7 @@ def _unpack(debs: Sequence[Path], root: Path, excluded: Iterable[str]) -> None:
     for deb in debs:
         pipe(
             ["dpkg-deb", "--fsys-tarfile", str(deb)],
-            ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}", *excludes],
+            ["tar", "--extract", "--no-same-owner", "--keep-directory-symlink", f"--directory={root}", *excludes],
             timeout=_TOOL_TIMEOUT_S,
         )
 
@@ -162,7 +162,7 @@ def unpack_part(deb: Path, target: Path, *parts: str) -> None:
     """
     pipe(
         ["dpkg-deb", "--fsys-tarfile", str(deb)],
-        ["tar", "--extract", "--keep-directory-symlink", f"--directory={target}", *parts],
+        ["tar", "--extract", "--no-same-owner", "--keep-directory-symlink", f"--directory={target}", *parts],
         timeout=_TOOL_TIMEOUT_S,
     )
 
@@ -213,12 +213,13 @@ def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str
     return index_modules(root, release)
 
 
-def configure(root: Path, recipe: Recipe, other: Path | None = None) -> None:
+def configure(root: Path, recipe: Recipe, ldconfig: Path, other: Path | None = None) -> None:
     """What the packages' scripts would have done, what a read-only root needs, and what a recipe puts there.
 
     Args:
         root: the guest's root, with its packages.
         recipe: whose files and users it gets.
+        ldconfig: of the guest's suite: each version writes other bytes.
         other: another root file system, see `fill`.
 
     Raises:
@@ -240,7 +241,7 @@ def configure(root: Path, recipe: Recipe, other: Path | None = None) -> None:
         fill(root, other)
     _install_applets(root)
     add(root, recipe)
-    run(["ldconfig", "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
+    run([str(ldconfig), "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
     _delete(root / "var/cache/ldconfig")
 
 

@@ -1,7 +1,7 @@
 """Single steps, for people who build images by Kata's words: an image, or an initrd, of a root that is a directory.
 
-The same directory gives the same bytes: the identifier of the file system is made of its content, and all files have
-the date of $SOURCE_DATE_EPOCH, or 1970. Reference: https://reproducible-builds.org/specs/source-date-epoch/
+The same directory gives the same bytes with the same version of the host's tools: the identifier of the file system is
+made of its content, and all files have the date of $SOURCE_DATE_EPOCH, or 1970. Reference: https://reproducible-builds.org/specs/source-date-epoch/
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make(root: Path, target: Path, form: Form, environ: Mapping[str, str] = os.e
     date = environ.get("SOURCE_DATE_EPOCH") or "0"
     if not date.isascii() or not date.isdigit() or len(date) > 10:
         raise InvalidArgument(f"SOURCE_DATE_EPOCH is '{date[:32]}', not a number of seconds since 1970")
-    commands.require(root_image.shaping_tools(form))
+    commands.require((*root_image.tools(form), *root_image.tools_of_host(form)))
     target = target.absolute()
     if not target.parent.is_dir():
         raise NotFound(f"{target.parent} is not a directory")
@@ -53,7 +53,7 @@ def make(root: Path, target: Path, form: Form, environ: Mapping[str, str] = os.e
         workshop.mkdir()
         try:
             identity = hashlib.sha256(contents.dump(contents.collect(root)).encode()).hexdigest()
-            root_image.write_root(root, workshop / target.name, form, int(date), str(UUID(identity[:32])))
+            root_image.write_root(root, workshop / target.name, form, int(date), str(UUID(identity[:32])), None)
             # In this order a guest is never given an image unchecked that was to be checked.
             if form.verity:
                 (workshop / beside).replace(target.parent / beside)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,16 @@ def test_new_namespaces_for_a_block() -> None:
     with pytest.raises(RuntimeError), namespaces.inside_new("net"):
         raise RuntimeError
     assert [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in kinds] == home
+
+
+def test_another_user_is_root_in_a_namespace() -> None:
+    # After a change of user /proc/self belongs to root, unlike that of whoever has logged in: PR_SET_DUMPABLE.
+    script = """
+import ctypes, os
+from kata.linux.namespaces import become_root
+os.setgroups([]), os.setresgid(7, 7, 7), os.setresuid(8, 8, 8), ctypes.CDLL(None).prctl(4, 1)
+become_root()
+print(os.getuid(), os.getgid(), *open("/proc/self/uid_map").read().split())
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.split() == ["0", "0", "0", "8", "1"]

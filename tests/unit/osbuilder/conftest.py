@@ -10,6 +10,8 @@ import pytest
 
 from kata.osbuilder import store
 
+from .trees import tree
+
 
 @pytest.fixture
 def make_image() -> Callable[[Path, str, int], Path]:
@@ -37,3 +39,10 @@ def make_image() -> Callable[[Path, str, int], Path]:
         return directory
 
     return make
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> list[Path]:
+    """The same content, made in another order at another time."""
+    names = [f"{directory}/{i}" for directory in "abc" for i in range(30)]
+    return [tree(tmp_path / "x/root", sorted(names), 1), tree(tmp_path / "y/root", sorted(names, reverse=True), 99999)]

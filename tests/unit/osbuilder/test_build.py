@@ -20,7 +20,7 @@ from kata.osbuilder.packages import Package, PackageCache, PackageSet
 from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
-INPUTS = Inputs(PackageSet(KERNEL, (), ()), Recipe("default"), agent="a", builder="b", tools={})
+INPUTS = Inputs(PackageSet(KERNEL, (), ()), Recipe("default"), agent="a", builder="b")
 
 
 @pytest.fixture
@@ -73,6 +73,34 @@ def test_an_unusable_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FailedPrecondition, match="Not a directory"):
         build.build(BuildOptions(images=tmp_path / "file/images", cache=tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_directory_that_may_not_be_written_is_told(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> store.GuestImage:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/lib/kata")
+
+    monkeypatch.setattr(build, "_build", refused)
+    with pytest.raises(FailedPrecondition, match="/var/lib/kata cannot be written: permission denied") as caught:
+        build.build(options)
+    assert caught.value.hint == "name other directories with --root and --cache"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_the_mask_of_a_user_is_not_part_of_an_image(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(options: BuildOptions, progress: Progress) -> store.GuestImage:
+        (options.images / "file").touch()
+        assert (options.images / "file").stat().st_mode & 0o777 == 0o644
+        raise FailedPrecondition("seen")
+
+    monkeypatch.setattr(build, "_build", look)
+    before = os.umask(0o077)
+    try:
+        with pytest.raises(FailedPrecondition, match="seen"):
+            build.build(options)
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.usefixtures("as_root")

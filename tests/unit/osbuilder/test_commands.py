@@ -41,9 +41,3 @@ def test_a_pipe_ends_with_its_deadline(producer: str, consumer: str) -> None:
     with pytest.raises(DeadlineExceeded):
         commands.pipe(["sh", "-c", producer], ["sh", "-c", consumer], timeout=0.5)
     assert time.monotonic() - started < 50
-
-
-def test_digests_are_those_of_the_programs() -> None:
-    digests = commands.digests("sh", "tar")
-    assert set(digests) == {"sh", "tar"}
-    assert all(len(digest) == 64 for digest in digests.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import time
@@ -15,6 +14,8 @@ from kata.errors import InvalidArgument
 from kata.osbuilder import formats, verity
 from kata.osbuilder.recipe import Form
 
+from .trees import tree
+
 DATE = 1_700_000_000
 UUID = "00000000-0000-0000-0000-000000000001"
 
@@ -24,28 +25,9 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
 
 
-def tree(root: Path, names: list[str], timestamp: int) -> Path:
-    root.mkdir(parents=True)
-    for name in names:
-        path = root / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(name * 100)
-        os.utime(path, (timestamp, timestamp))
-    (root / "link").symlink_to("a/0")
-    (root / "a/0").chmod(0o4755)
-    return root
-
-
-@pytest.fixture
-def twins(tmp_path: Path) -> list[Path]:
-    """The same content, made in another order at another time."""
-    names = [f"{directory}/{i}" for directory in "abc" for i in range(30)]
-    return [tree(tmp_path / "x/root", sorted(names), 1), tree(tmp_path / "y/root", sorted(names, reverse=True), 99999)]
-
-
 def write(root: Path, form: Form) -> Path:
     image = root.parent / f"root.{form.format}"
-    formats.FILE_SYSTEMS[form.format].write(root, image, form, DATE, UUID)
+    formats.FILE_SYSTEMS[form.format].write(root, image, form, DATE, UUID, None)
     return image
 
 

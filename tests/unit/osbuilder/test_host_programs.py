@@ -35,3 +35,10 @@ def test_a_library_of_the_host_does_not_count(monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.setattr(host_programs, "run", lambda *_, **__: f"\tlibcap-ng.so.0 => {where}\n")
     with pytest.raises(Internal, match=r"setpriv needs libcap-ng\.so\.0, which is in none of its packages"):
         host_programs.libraries_of(Path("/packages/lib/ld"), Path("/packages/lib"), Path("setpriv"))
+
+
+def test_a_program_runs_by_its_own_loader_or_is_the_hosts() -> None:
+    assert host_programs.command("mkfs.erofs", None) == ["mkfs.erofs"]
+    loader, *options, program = host_programs.command("mkfs.erofs", Path("/tools"))
+    assert (loader, program) == ("/tools/ld-linux-x86-64.so.2", "/tools/mkfs.erofs")
+    assert options == ["--inhibit-cache", "--library-path", "/tools"]

@@ -11,7 +11,7 @@ from kata.osbuilder.recipe import Recipe
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
-INPUTS = Inputs(PackageSet(KERNEL, (CRUN,), ()), Recipe("default"), agent="a", builder="b", tools={"mkfs.erofs": "c"})
+INPUTS = Inputs(PackageSet(KERNEL, (CRUN,), ()), Recipe("default"), agent="a", builder="b")
 OWN = CustomKernel(Path("/nonexistent"), "6.12.118-kata1-x", "6.12.118-kata1", 7)
 
 
@@ -28,7 +28,7 @@ def test_every_input_makes_another_version() -> None:
         dataclasses.replace(INPUTS, recipe=Recipe("default", modules=("loop",))),
         dataclasses.replace(INPUTS, agent="x"),
         dataclasses.replace(INPUTS, builder="x"),
-        dataclasses.replace(INPUTS, tools={"mkfs.erofs": "x"}),
+        dataclasses.replace(INPUTS, packages=PackageSet(KERNEL, (CRUN,), (), tools=(newer,))),
         dataclasses.replace(INPUTS, kernel=OWN),
         dataclasses.replace(INPUTS, kernel=dataclasses.replace(OWN, version="6.12.118-kata1-y")),
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
+from kata.osbuilder import suite
 from kata.osbuilder.packages import Package, PackageCache, PackageSet, build_date, parse_uris
 
 LISTED = f"""\
@@ -43,6 +44,13 @@ def test_the_kernel_release_is_in_the_package_name() -> None:
     packages = PackageSet(kernel, (), ())
     assert packages.release == "6.12.118+deb13-amd64"
     assert list(packages) == [kernel]
+
+
+def test_what_makes_an_image_is_needed_and_not_in_it() -> None:
+    kernel, libc, tool = (Package(name, "1", f"{name}.deb", 1, "00") for name in ("linux-image-6.1", "libc6", "mkfs"))
+    packages = PackageSet(kernel, (libc,), (libc,), tools=(libc, tool))
+    assert list(packages) == [kernel, libc]
+    assert packages.needed == (kernel, libc, tool)
 
 
 def test_only_a_file_with_the_promised_content_is_taken_from_the_cache(tmp_path: Path) -> None:
@@ -197,6 +205,37 @@ def test_a_server_that_lies_or_stalls_is_told(
     assert caught.value.hint == "check the network, or name a mirror with --mirror"
     with pytest.raises(FailedPrecondition, match="apt cannot find"):
         cache.resolve()
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"evil", "Hash Sum mismatch", id="another package"),
+        pytest.param(None, "(Connection failed|[Tt]imed out)", id="no answer"),
+    ],
+)
+def test_a_package_that_is_not_what_the_lists_promise_is_not_kept(
+    tmp_path: Path, archive: Callable[[bytes | None], str], content: bytes | None, says: str
+) -> None:
+    mirror = archive(content)
+    # These lists have no signature, which is not what this is about.
+    with (tmp_path / "host.conf").open("a") as configuration:
+        configuration.write('APT::Get::AllowUnauthenticated "true";')
+    cache = PackageCache(tmp_path / "cache", mirror)
+    package = Package("crun", "1", "crun_1_amd64.deb", 4, hashlib.sha256(b"good").hexdigest())
+    lists = tmp_path / "cache/apt/lists"
+    lists.mkdir(parents=True)
+    name = f"{mirror.removeprefix('http://').replace('/', '_')}_dists_{suite.guest_suite()}_main_binary-amd64_Packages"
+    fields = {"Package": "crun", "Version": "1", "Architecture": "amd64", "Size": "4", "SHA256": package.sha256}
+    fields["Filename"] = "pool/crun_1_amd64.deb"
+    (lists / name).write_text("".join(f"{key}: {value}\n" for key, value in fields.items()))
+    assert cache.named("crun") == [package]
+
+    with pytest.raises(Unavailable, match=f"cannot download packages: .*Failed to fetch .*{says}") as caught:
+        cache.download([package])
+    assert caught.value.hint
+    assert not cache.path(package).exists()
 
 
 def test_a_package_that_debian_does_not_have_has_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kata.osbuilder import suite
 from tools import test_hosts
 
@@ -50,3 +52,12 @@ def test_files_that_the_environment_names_are_found(tmp_path: Path) -> None:
 def test_the_chosen_tests_exist() -> None:
     for name in test_hosts.TESTS:
         assert (test_hosts.PROJECT / name).exists()
+
+
+def test_an_image_of_the_same_version_has_to_be_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert test_hosts.compare({"1": "a", "2": "b"}, {"1": "a", "3": "c"}) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "guest image 1 is the same as this host's, to the bit",
+        "guest image 3: this host has none of that version to compare it with",
+    ]
+    assert test_hosts.compare({"1": "a"}, {"1": "b"}) == 1
