@@ -5,6 +5,7 @@ Needs root and QEMU; the builds also need mkfs.erofs and, where the cache is emp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import selectors
@@ -25,7 +26,7 @@ from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, changing
 from kata.osbuilder.formats import FILE_SYSTEMS
 from kata.osbuilder.host_programs import LOADER, libraries_of
 from kata.osbuilder.modules import ModuleTree
-from kata.osbuilder.recipe import Form
+from kata.osbuilder.recipe import Form, load
 from kata.osbuilder.root_image import modules_of_initrd
 from kata.osbuilder.store import GuestImage
 from kata.runtime.launch.verity import kernel_param
@@ -178,15 +179,27 @@ def test_a_root_that_is_checked_boots_and_a_flipped_bit_ends_the_guest(
             file.write(content[offset : offset + 1])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    directory = tmp_path / "small"
+@contextlib.contextmanager
+def disk_of(directory: Path, mib: int) -> Iterator[Path]:
     directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(directory)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(directory)], check=True)
     try:
         yield directory
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disk_of(tmp_path / "small", 30) as directory:
+        yield directory
+
+
+@pytest.fixture
+def large_disk(tmp_path: Path) -> Iterator[Path]:
+    """Enough for a build and its packages."""
+    with disk_of(tmp_path / "large", 1500) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -266,27 +279,63 @@ STEPS = (
 )
 
 
+#: Of each step, at moments that are spread over its first seconds.
+_KILLS = 10
+_KILL_EVERY_S = 0.15
+
+
 @builds
 @pytest.mark.long
+@pytest.mark.timeout(_KILLS * 120)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_build_that_is_killed_in_a_step_leaves_nothing_that_is_used(tmp_path: Path, source: Path, step: str) -> None:
     images, cache = tmp_path / "images", seeded_cache(tmp_path / "cache")
     command = [sys.executable, "-m", "kata.cli.image", "build", "--root", str(images), "--cache", str(cache)]
-    with subprocess.Popen([*command, "--recipe", "minimal"], stderr=subprocess.PIPE, text=True) as builder:
-        try:
-            assert builder.stderr
-            assert any(step in line for line in builder.stderr), f"{step} never came"
-            time.sleep(0.2)
-        finally:
-            builder.kill()
+    for kill in range(_KILLS):
+        with subprocess.Popen([*command, "--recipe", "minimal"], stderr=subprocess.PIPE, text=True) as builder:
+            try:
+                assert builder.stderr
+                assert any(step in line for line in builder.stderr), f"{step} never came"
+                time.sleep(kill * _KILL_EVERY_S)
+            finally:
+                builder.kill()
+        eventually(lambda: processes_of(tmp_path), "the killed build's children end", lambda orphans: not orphans)
+        # What is there is whole: a build that was quicker than its end.
+        for image in store.list_images(images):
+            store.check(image)
+            shutil.rmtree(image.directory)
+        # As the next build begins.
+        with changing(images, cache):
+            assert not list(cache.glob(".build-*"))
+            assert {path.name for path in images.iterdir()} <= {".lock", store.CURRENT}
+    image = build(BuildOptions(images=images, cache=cache, agent=source, recipe=load("minimal")))
+    store.check(image)
+
+
+@builds
+@pytest.mark.long
+@pytest.mark.timeout(_BUILDS_S)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_is_full_in_a_step_is_told_and_its_space_comes_back(
+    large_disk: Path, source: Path, step: str
+) -> None:
+    images, cache, filler = large_disk / "images", seeded_cache(large_disk / "cache"), large_disk / "filler"
+    options = BuildOptions(images=images, cache=cache, agent=source)
+
+    def fill(said: str) -> None:
+        if step in said and not filler.exists():
+            room = shutil.disk_usage(large_disk).free
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, room - (room % 4096))
+
+    with pytest.raises(ResourceExhausted, match="no space left on the file system of") as caught:
+        build(options, fill)
+    assert caught.value.hint == "free 1 GB there and build again"
     assert store.list_images(images) == []
-    with pytest.raises(NotFound):
-        store.find(images)
-    eventually(lambda: processes_of(tmp_path), "the killed build's children end", lambda orphans: not orphans)
-    # As the next build begins.
-    with changing(images, cache):
-        assert not list(cache.glob(".build-*"))
-        assert [path.name for path in images.iterdir()] == [".lock"]
+    assert not list(cache.glob(".build-*"))
+    assert [path.name for path in images.iterdir()] == [".lock"]
+    filler.unlink()
+    store.check(build(options))
 
 
 @builds

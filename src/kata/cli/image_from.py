@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kata.errors import NotFound
+from kata.linux import lock as flock
 from kata.runtime.images.archive import open_archive
 from kata.runtime.images.unpack import unpack
+
+#: On a disk: it may be large.
+_WHERE = Path("/var/tmp")
+_PREFIX = "kata-image-"
+#: In a directory that is used: a killed build holds it no longer.
+_LOCK = "lock"
+#: Seconds in which whoever has made a directory locks it.
+_YOUNG_S = 60.0
 
 
 @contextmanager
@@ -31,7 +44,28 @@ def root_file_system(path: Path | None) -> Iterator[Path | None]:
     if path.is_dir() and not (path / "oci-layout").exists():
         yield path.resolve()
         return
-    # On a disk, and removed whatever happens; a killed build leaves it to the system's cleaner of /var/tmp.
-    with tempfile.TemporaryDirectory(prefix="kata-image-", dir="/var/tmp") as directory, open_archive(path) as image:
-        unpack(image, Path(directory, "root"))
-        yield Path(directory, "root")
+    remove_leftovers(_WHERE)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_WHERE) as directory, open_archive(path) as image:
+        held = flock.acquire(Path(directory, _LOCK))
+        assert held is not None
+        try:
+            unpack(image, Path(directory, "root"))
+            yield Path(directory, "root")
+        finally:
+            os.close(held)
+
+
+def remove_leftovers(where: Path) -> None:
+    """Remove what killed builds of this user have unpacked."""
+    for directory in where.glob(f"{_PREFIX}*"):
+        # Another build may be doing the same, or be at its end.
+        with contextlib.suppress(OSError):
+            status = directory.lstat()
+            if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _YOUNG_S:
+                continue
+            held = flock.acquire(directory / _LOCK)
+            if held is not None:
+                try:
+                    shutil.rmtree(directory)
+                finally:
+                    os.close(held)

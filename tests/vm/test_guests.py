@@ -1,0 +1,135 @@
+"""From nothing to a running container with each kind of guest, by the two commands that a person types."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kata.osbuilder import store
+from kata.osbuilder.build import DEFAULT_CACHE
+from kata.runtime.images.model import ImageConfig
+from tests.support import leaks
+from tests.support.images import BUSYBOX, busybox_archive, busybox_rootfs, write_oci_archive
+from tests.support.waiting import eventually
+
+#: A build, a template and a start, each of which takes half a minute on an idle host.
+pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(900)]
+
+KATA = str(Path(sys.executable).with_name("kata"))
+NAME = f"{leaks.TEST_PREFIX}guest{os.getpid()}"
+_TIMEOUT_S = 600
+_CONSOLE = "[agent.kata]\ndebug_console_enabled = true\n"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of guest.
+
+    Attributes:
+        options: of `kata image build`.
+        shown: how `kata image list` says it.
+        asks: what a container runs, to see what guest it is in.
+        answer: what it prints then.
+    """
+
+    options: tuple[str, ...]
+    shown: str
+    asks: str = "grep -c ' vda$' /proc/partitions"
+    answer: str = "1"
+
+
+_PARAMETERS = "grep -o 'dm-mod.create=\"root,,,ro,' /proc/cmdline"
+KINDS = {
+    "default": Kind((), "default erofs"),
+    "minimal": Kind(("--recipe", "minimal"), "minimal erofs"),
+    "debug": Kind(("--recipe", "debug"), "debug erofs"),
+    "ext4": Kind(("--format", "ext4"), "default ext4"),
+    "xfs": Kind(("--format", "xfs"), "default xfs"),
+    "initrd": Kind(("--format", "initrd"), "default initrd", "grep -c ' vda$' /proc/partitions || true", "0"),
+    "verity": Kind(("--verity",), "default erofs, verity", _PARAMETERS, 'dm-mod.create="root,,,ro,'),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    with leaks.nothing_stays(NAME):
+        yield
+
+
+@pytest.fixture
+def busybox(tmp_path: Path) -> Path:
+    """An image for the container, with the busybox of the guest that this host has."""
+    return busybox_archive(tmp_path / "busybox.tar")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """With the packages of the usual one, so that nothing is downloaded twice."""
+    (tmp_path / "cache").mkdir()
+    for name in ("apt/lists", "debs"):
+        if (DEFAULT_CACHE / name).is_dir():
+            shutil.copytree(DEFAULT_CACHE / name, tmp_path / "cache" / name)
+    return tmp_path / "cache"
+
+
+def kata(images: Path, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [KATA, *map(str, arguments)],
+        env={**os.environ, "KATA_IMAGES": str(images)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_guest_from_nothing(name: str, tmp_path: Path, cache: Path, busybox: Path) -> None:
+    kind, images = KINDS[name], tmp_path / "images"
+    kata(images, "image", "build", "--cache", cache, *kind.options)
+    image = store.find(images)
+    assert f"{image.manifest['recipe']} {image.form}" == kind.shown
+    assert kata(images, "run", "--name", NAME, busybox, "sh", "-c", kind.asks) == kind.answer
+
+
+def test_a_guest_with_the_files_of_a_container_image(tmp_path: Path, cache: Path, busybox: Path) -> None:
+    """As Alpine's: busybox is all that it has, and /bin and /lib are no links."""
+    root, images = tmp_path / "root", tmp_path / "images"
+    root.mkdir()
+    busybox_rootfs(root)
+    (root / "etc/alpine-release").write_text("3.22.0\n")
+    (root / "bin/hello").write_text("#!/bin/sh\necho hello from Alpine\n")
+    (root / "bin/hello").chmod(0o755)
+    archive = write_oci_archive(root, ImageConfig(cmd=("sh",)), tmp_path / "alpine.tar", BUSYBOX)
+    kata(images, "image", "build", "--cache", cache, "--from", archive)
+    (tmp_path / "configuration.toml").write_text(_CONSOLE)
+
+    options = ("--name", NAME, "--config", str(tmp_path / "configuration.toml"))
+    environment = {**os.environ, "KATA_IMAGES": str(images)}
+    with subprocess.Popen([KATA, "run", *options, busybox, "sleep", "600"], env=environment) as running:
+        try:
+            said = eventually(
+                lambda: subprocess.run(
+                    [KATA, "exec", "--guest", NAME, "--", "sh", "-c", "hello; cat /etc/alpine-release; ls -d /bin/sh"],
+                    capture_output=True,
+                    text=True,
+                    timeout=_TIMEOUT_S,
+                    check=False,
+                ),
+                "the guest answers",
+                lambda done: done.returncode == 0,
+                within_s=_TIMEOUT_S,
+            )
+            assert said.stdout.split("\n")[:2] == ["hello from Alpine", "3.22.0"]
+        finally:
+            running.terminate()
