@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from kata.osbuilder import store
-from kata.osbuilder.build import DEFAULT_CACHE
 from kata.runtime.images.model import ImageConfig
 from tests.support import leaks
+from tests.support.buildcache import seeded_cache
 from tests.support.images import BUSYBOX, busybox_archive, busybox_rootfs, write_oci_archive
 from tests.support.waiting import eventually
 
@@ -71,12 +70,7 @@ def busybox(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """With the packages of the usual one, so that nothing is downloaded twice."""
-    (tmp_path / "cache").mkdir()
-    for name in ("apt/lists", "debs"):
-        if (DEFAULT_CACHE / name).is_dir():
-            shutil.copytree(DEFAULT_CACHE / name, tmp_path / "cache" / name)
-    return tmp_path / "cache"
+    return seeded_cache(tmp_path / "cache")
 
 
 def kata(images: Path, *arguments: str | Path) -> str:

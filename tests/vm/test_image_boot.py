@@ -12,6 +12,7 @@ import selectors
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import pytest
 
 from kata.errors import FailedPrecondition, NotFound, ResourceExhausted
 from kata.osbuilder import agent_files, initrd, store, verity
-from kata.osbuilder.build import DEFAULT_CACHE, BuildOptions, build, changing
+from kata.osbuilder.build import BuildOptions, build, changing
 from kata.osbuilder.formats import FILE_SYSTEMS
 from kata.osbuilder.host_programs import LOADER, libraries_of
 from kata.osbuilder.modules import ModuleTree
@@ -30,6 +31,7 @@ from kata.osbuilder.recipe import Form, load
 from kata.osbuilder.root_image import modules_of_initrd
 from kata.osbuilder.store import GuestImage
 from kata.runtime.launch.verity import kernel_param
+from tests.support.buildcache import seeded_cache
 from tests.support.waiting import eventually
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -210,20 +212,6 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
-def seeded_cache(directory: Path, *, base: bool = False) -> Path:
-    """A cache with the packages of the usual one, so that nothing is downloaded.
-
-    Args:
-        base: with its intermediates as well.
-    """
-    (directory / "debs").mkdir(parents=True)
-    if base:
-        shutil.copytree(DEFAULT_CACHE / "base", directory / "base")
-    for deb in (DEFAULT_CACHE / "debs").glob("*.deb"):
-        shutil.copy(deb, directory / "debs")
-    return directory
-
-
 def processes_of(directory: Path) -> list[str]:
     """Command lines that name a directory."""
     found = []
@@ -269,6 +257,39 @@ def test_a_killed_build_leaves_no_trace_and_two_builds_are_equal(tmp_path: Path,
     steps: list[str] = []
     assert build(BuildOptions(images=images, cache=cache, agent=source), steps.append) == second
     assert steps[-1].endswith("is up to date")
+
+
+_AS_NOBODY = """
+import ctypes, os, sys
+from pathlib import Path
+from kata.cli.build_options import as_root
+from kata.osbuilder.build import BuildOptions, build
+from kata.osbuilder.recipe import load
+os.setgroups([]), os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)
+# As it is after a login: /proc/self belongs to the user.
+ctypes.CDLL(None).prctl(4, 1)
+home = Path(sys.argv[1])
+as_root()
+options = BuildOptions(images=home / "images", cache=home / "cache", agent=home / "kata", recipe=load("minimal"))
+print(build(options).version)
+"""
+
+
+@builds
+@pytest.mark.long
+@pytest.mark.timeout(_BUILDS_S)
+def test_a_user_who_is_not_root_builds_the_same(tmp_path: Path, source: Path) -> None:
+    ours = build(BuildOptions(images=tmp_path / "images", agent=source, recipe=load("minimal")))
+    # Where nobody can go, unlike to pytest's directories.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as home:
+        shutil.copytree(source, Path(home) / "kata")
+        seeded_cache(Path(home) / "cache")
+        subprocess.run(["chown", "-R", "65534:65534", home], check=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, *sys.path])}
+        command = [sys.executable, "-c", _AS_NOBODY, home]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_BUILDS_S)
+        assert told.stdout.strip() == ours.version, told.stderr
+        assert store.find(Path(home) / "images").manifest == ours.manifest
 
 
 #: What a build says before each step that takes a while.

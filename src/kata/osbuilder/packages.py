@@ -285,7 +285,8 @@ class PackageCache:
     def _run(self, tool: str, *arguments: str, timeout: float = _LISTS_TIMEOUT_S, cwd: Path | None = None) -> str:
         # The way to the network is the host's: proxies, and an apt configuration named in the environment.
         names = (name for name in os.environ if name.lower().endswith("_proxy") or name == "APT_CONFIG")
-        environment = {name: os.environ[name] for name in names}
+        # Temporary files as well: not every user may write to /tmp everywhere.
+        environment = {"TMPDIR": str(self._apt), **{name: os.environ[name] for name in names}}
         self._prepare()
         command = [tool, "-q", "-c", str(self._apt / "apt.conf"), *arguments]
         return run(command, timeout=timeout, cwd=cwd, env=environment)
