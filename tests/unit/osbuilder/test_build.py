@@ -69,6 +69,20 @@ def test_a_full_disk_is_told_and_leaves_nothing(options: BuildOptions, monkeypat
 
 
 @pytest.mark.usefixtures("as_root")
+def test_a_build_that_is_interrupted_leaves_nothing(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(options: BuildOptions, progress: Progress) -> store.GuestImage:
+        staged(options.images)
+        (options.cache / ".build-base/root").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.build(options)
+    assert [path.name for path in options.images.iterdir()] == [".lock"]
+    assert [path.name for path in options.cache.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("as_root")
 def test_an_unusable_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FailedPrecondition, match="Not a directory"):
