@@ -36,7 +36,7 @@ APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables
   btrfs-progs chromium cryptsetup-bin groff-base patch xz-utils zsh fish
 
 # What building a kernel needs.
-APT_KERNEL := bc binutils bison flex gcc libc6-dev libelf-dev make patch perl xz-utils
+APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long test-nested test-hosts check bench image kernel install uninstall protos docs supported packages \

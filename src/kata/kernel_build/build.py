@@ -1,9 +1,10 @@
 """Build a kernel: fetch and patch the sources, configure, compile, install.
 
     <cache>/apt, <cache>/debs     as for the guest's other packages (`kata.osbuilder.packages`)
-    <cache>/tree-<key>            the sources with the patches
-    <cache>/objects-<key>         what is made of them; kept, so that a changed patch compiles only what it touches
-    <cache>/ccache                of ccache(1), if it is installed
+    <cache>/tree                  the sources with the patches
+    <cache>/objects-<key>         what is made of them
+    <cache>/ccache                of ccache(1), if it is installed: other options, patches and sources compile only what
+                                  they touch, for which the sources are always in the same place
 
 Each step does what is missing only. A tree appears by one rename. A directory of objects whose build was killed is
 marked and made anew, because a compiler that was killed may have left half a file that looks finished to make.
@@ -45,6 +46,9 @@ _LOCK_TIMEOUT_S = _COMPILE_TIMEOUT_S
 #: How many files are made between two reports.
 _STEPS_PER_REPORT = 100
 
+_TREE = "tree"
+#: In the sources: their key.
+_TREE_KEY = ".kata-key"
 #: In a directory of objects while make runs.
 _UNFINISHED = ".unfinished"
 _LOG = "build.log"
@@ -223,18 +227,25 @@ def _prepare(build_options: BuildOptions, sources: _Sources, progress: Progress)
     inputs = sources.inputs
     prepared = Prepared(
         inputs,
-        build_options.cache / f"tree-{inputs.tree_key[:12]}",
+        build_options.cache / _TREE,
         build_options.cache / f"objects-{inputs.key[:12]}",
     )
-    if not prepared.tree.is_dir():
+    if not _has_sources(prepared):
         _unpack(prepared, sources.deb, progress)
-    _forget_others(build_options.cache, prepared)
+    _forget_others(prepared)
     if build_options.force or (prepared.objects / _UNFINISHED).exists():
         shutil.rmtree(prepared.objects, ignore_errors=True)
     if not prepared.config.is_file():
         _configure(build_options, prepared, progress)
     _check_config(build_options, prepared)
     return prepared
+
+
+def _has_sources(prepared: Prepared) -> bool:
+    try:
+        return (prepared.tree / _TREE_KEY).read_text() == prepared.inputs.tree_key
+    except OSError:
+        return False
 
 
 def _check_space(cache: Path) -> None:
@@ -277,6 +288,9 @@ def _unpack(prepared: Prepared, deb: Path, progress: Progress) -> None:
                 f"{patch.name} does not apply to Linux {prepared.inputs.upstream}: {error.message}",
                 hint="make the patch anew for this version, or leave it out",
             ) from None
+    (tree / _TREE_KEY).write_text(prepared.inputs.tree_key)
+    if prepared.tree.exists():
+        prepared.tree.rename(cache / f"{BUILDING}tree-before")
     tree.rename(prepared.tree)
 
 
@@ -373,10 +387,8 @@ def _allconfig(prepared: Prepared) -> Path:
     return prepared.objects / "wanted.config"
 
 
-def _forget_others(cache: Path, prepared: Prepared) -> None:
-    """Remove sources and objects of other inputs: they take gigabytes."""
-    kept = {prepared.tree.name, prepared.objects.name}
-    for kind in ("tree-*", "objects-*"):
-        for path in cache.glob(kind):
-            if path.name not in kept:
-                shutil.rmtree(path)
+def _forget_others(prepared: Prepared) -> None:
+    """Remove objects of other inputs: they take most of a gigabyte."""
+    for path in prepared.objects.parent.glob("objects-*"):
+        if path != prepared.objects:
+            shutil.rmtree(path)
