@@ -19,6 +19,9 @@ from kata.errors import InvalidArgument, KataError, NotFound
 if TYPE_CHECKING:
     from kata.kernel_build.build import BuildOptions
 
+#: Whoever has the lock of the kernels copies a kernel's files.
+_LOCK_TIMEOUT_S = 30.0
+
 app = typer.Typer(help="Build a kernel for guests from Debian's sources.", no_args_is_help=True)
 
 Kernels = Annotated[
@@ -156,6 +159,22 @@ def list_(root: Kernels = None) -> None:
             # Why is told by whoever uses it.
             table.add_row(version, "", "", "", "unusable")
     Console().print(table)
+
+
+@app.command()
+def prune(
+    root: Kernels = None,
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest kernels to keep.")] = 1,
+) -> None:
+    """Remove old kernels; images keep theirs. What compiling has left goes with its directory, see --cache."""
+    from kata.kernel_build import store
+    from kata.osbuilder.store import lock
+
+    where = root or store.kernels_root()
+    if where.is_dir():
+        with lock(where, timeout=_LOCK_TIMEOUT_S):
+            for version in store.remove_all_but(where, keep):
+                print(version)
 
 
 def build_options(

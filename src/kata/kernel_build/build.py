@@ -29,8 +29,9 @@ from kata.kernel_build.requirements import requirements
 from kata.osbuilder import suite
 from kata.osbuilder.build import DEFAULT_CACHE
 from kata.osbuilder.commands import Progress, pipe
-from kata.osbuilder.kernel import MODULE_LISTS, CustomKernel, has_pvh_entry
+from kata.osbuilder.kernel import COPYRIGHT, MODULE_LISTS, CustomKernel, has_pvh_entry
 from kata.osbuilder.packages import Package, PackageCache, build_date
+from kata.osbuilder.rootfs import unpack_part
 from kata.osbuilder.store import BUILDING, lock
 
 _Result = TypeVar("_Result")
@@ -351,7 +352,10 @@ def _install(build_options: BuildOptions, progress: Progress) -> CustomKernel:
             pass  # not there, or damaged
     prepared = _compile(build_options, _prepare(build_options, sources, progress), progress)
     build_options.kernels.mkdir(parents=True, exist_ok=True)
-    files = {"vmlinux": prepared.vmlinux, store.CONFIG: prepared.config}
+    documents, its_own = build_options.cache / f"{BUILDING}doc", f"usr/share/doc/{sources.package.name}"
+    documents.mkdir()
+    unpack_part(sources.deb, documents, f"./{its_own}")
+    files = {"vmlinux": prepared.vmlinux, store.CONFIG: prepared.config, COPYRIGHT: documents / its_own / COPYRIGHT}
     files |= {name: prepared.objects / name for name in MODULE_LISTS}
     facts = {
         "release": inputs.release,

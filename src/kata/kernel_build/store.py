@@ -4,6 +4,7 @@
     <root>/<version>/config                     all options
     <root>/<version>/modules.builtin            what is built in, for modprobe (modules.builtin(5))
     <root>/<version>/modules.builtin.modinfo    and its names and aliases
+    <root>/<version>/copyright                  of the sources
     <root>/<version>/manifest.json              what it was made of, and the digests of the others
 
 A version's directory appears complete, by one rename, or not at all.
@@ -21,12 +22,12 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, InvalidArgument, NotFound
 from kata.linux.atomic_file import sync_directory
-from kata.osbuilder.kernel import MODULE_LISTS, CustomKernel
+from kata.osbuilder.kernel import COPYRIGHT, MODULE_LISTS, CustomKernel
 from kata.osbuilder.store import BUILDING, MANIFEST, file_digest
 
 DEFAULT_ROOT = Path("/var/lib/kata/kernels")
 CONFIG = "config"
-FILES = ("vmlinux", CONFIG, *MODULE_LISTS)
+FILES = ("vmlinux", CONFIG, COPYRIGHT, *MODULE_LISTS)
 #: Newer manifests are not understood.
 FORMAT = 1
 #: The current kernel and the one before.
@@ -134,13 +135,24 @@ def publish(root: Path, version: str, files: Mapping[str, Path], facts: Mapping[
         target.rename(root / f"{BUILDING}replaced-{version}")
     staging.rename(target)
     sync_directory(root)
-    for old in versions(root)[KEPT:]:
-        (root / old).rename(root / f"{BUILDING}removed-{old}")
-    remove_leftovers(root)
+    remove_all_but(root, KEPT)
     return find(root, version)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what a killed build has left behind. The lock of the directory is held."""
+def remove_all_but(root: Path, keep: int) -> list[str]:
+    """Remove kernels, and what a killed build has left behind; returns their versions. Images keep their copies.
+
+    Args:
+        root: directory of the kernels, whose lock is held.
+        keep: how many of the newest stay.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    old = versions(root)[keep:]
+    for version in old:
+        # Renamed first, so that nobody finds half a kernel.
+        (root / version).rename(root / f"{BUILDING}removed-{version}")
     for path in root.glob(f"{BUILDING}*"):
         shutil.rmtree(path)
+    return old

@@ -279,20 +279,21 @@ def _resolve(cache: PackageCache, options: BuildOptions, progress: Progress) -> 
         progress("updating the package lists")
         cache.update()
     try:
-        return _fetch(cache, options.recipe, progress)
+        return _fetch(cache, options, progress)
     except (FailedPrecondition, Unavailable):
         # No lists yet, or outdated ones, with files that the archive has replaced.
         if options.update:
             raise
         progress("updating the package lists")
         cache.update()
-        return _fetch(cache, options.recipe, progress)
+        return _fetch(cache, options, progress)
 
 
-def _fetch(cache: PackageCache, recipe: Recipe, progress: Progress) -> PackageSet:
+def _fetch(cache: PackageCache, options: BuildOptions, progress: Progress) -> PackageSet:
     progress("choosing packages")
+    recipe = options.recipe
     early = (verity.PACKAGE,) if recipe.form.verity else ()
-    packages = cache.resolve(recipe.packages, early, packages_of_tools(recipe.form))
+    packages = cache.resolve(recipe.packages, early, packages_of_tools(recipe.form), kernel=options.kernel is None)
     if missing := cache.missing(packages.needed):
         progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
         cache.download(missing)

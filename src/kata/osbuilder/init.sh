@@ -50,10 +50,11 @@ done
 disk=/dev/vda
 case "$command_line" in
 *'dm-mod.create="'*)
-    # The kernel's own parameter, for a device mapper that is part of it (admin-guide/device-mapper/dm-init.rst). Here it
-    # is a module, and dmsetup takes the same words. No udev: nobody would answer.
+    # The kernel's own parameter, for a device mapper that is part of it (admin-guide/device-mapper/dm-init.rst). Where it
+    # is a module, dmsetup takes the same words. No udev: nobody would answer.
     table=${command_line#*'dm-mod.create="'}
-    dmsetup create --noudevrules --noudevsync --concise "${table%%'"'*}" || fail "cannot check the root disk by dm-verity"
+    [ -b /dev/dm-0 ] || dmsetup create --noudevrules --noudevsync --concise "${table%%'"'*}" ||
+        fail "cannot check the root disk by dm-verity"
     disk=/dev/dm-0
     ;;
 esac

@@ -99,6 +99,8 @@ def get(
         if not (parts / _DOC / package.name).exists():
             rootfs.unpack_part(cache.path(package), parts, _DOC)
     texts = _copyrights(parts / _DOC, [package.name for package in inputs.packages])
+    if inputs.kernel:
+        texts[f"linux {inputs.kernel.version}"] = inputs.kernel.copyright
     (staging / COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
     shutil.rmtree(parts)
     progress("compiling the Python library")
@@ -152,8 +154,12 @@ def _kernel(
         directory.mkdir(parents=True)
         for name in MODULE_LISTS:
             shutil.copyfile(inputs.kernel.directory / name, directory / name)
-        return rootfs.index_modules(root, release)
+        tree = rootfs.index_modules(root, release)
+        if lacking := tree.lacking(wanted):
+            progress(f"what this kernel lacks of the recipe's modules: {', '.join(lacking)}")
+        return tree
     progress("unpacking the kernel")
+    assert inputs.packages.kernel
     deb = cache.path(inputs.packages.kernel)
     rootfs.unpack_part(deb, parts, "./boot", _DOC)
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")

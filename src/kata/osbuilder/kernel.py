@@ -14,6 +14,8 @@ from pathlib import Path
 from kata import zstd
 from kata.errors import InvalidArgument
 
+#: Of a kernel's directory: the license of its sources.
+COPYRIGHT = "copyright"
 #: What kbuild tells about what is built in, from which depmod makes modprobe's index.
 MODULE_LISTS = ("modules.builtin", "modules.builtin.modinfo")
 
@@ -34,7 +36,7 @@ class CustomKernel:
     """A kernel that is not a distribution's: all of it built in (`kata.kernel_build.store` has them).
 
     Attributes:
-        directory: has `vmlinux`, stripped and with a PVH entry, and MODULE_LISTS.
+        directory: has `vmlinux`, stripped and with a PVH entry, COPYRIGHT, and MODULE_LISTS.
         version: names its content.
         release: as `uname -r` says it.
         date: of its sources, in seconds since 1970.
@@ -49,6 +51,11 @@ class CustomKernel:
     def vmlinux(self) -> Path:
         """The kernel."""
         return self.directory / "vmlinux"
+
+    @property
+    def copyright(self) -> str:
+        """The license of its sources. Raises OSError."""
+        return (self.directory / COPYRIGHT).read_text(errors="replace")
 
 
 def extract_vmlinux(bzimage: bytes) -> bytes:

@@ -44,6 +44,11 @@ class ModuleTree:
             dependencies[path] = tuple(needs.split())
         return cls(dependencies, frozenset(_name(line) for line in modules_builtin.splitlines()))
 
+    def lacking(self, wanted: Iterable[str]) -> list[str]:
+        """The wanted names and patterns for which there is neither a module nor a part of the kernel."""
+        known = self.builtin.union(map(_name, self.dependencies))
+        return [pattern for pattern in wanted if not fnmatch.filter(known, pattern.replace("-", "_"))]
+
     def load_order(self, wanted: Iterable[str]) -> list[str]:
         """Paths of the wanted modules and all they depend on, each after what it needs, without repetition.
 

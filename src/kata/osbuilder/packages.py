@@ -86,7 +86,7 @@ class PackageSet:
     """All packages of one image; iteration names each once.
 
     Attributes:
-        kernel: with its modules.
+        kernel: with its modules; None if the image gets another one.
         userland: what the agent needs, unpacked into the root in part.
         host: what the host runs.
         extra: those of the recipe with all that they depend on, unpacked into the root as a whole. A library may be in
@@ -95,7 +95,7 @@ class PackageSet:
         tools: what the host runs to make the image; they are not in it.
     """
 
-    kernel: Package
+    kernel: Package | None
     userland: tuple[Package, ...]
     host: tuple[Package, ...]
     extra: tuple[Package, ...] = ()
@@ -103,7 +103,8 @@ class PackageSet:
     tools: tuple[Package, ...] = ()
 
     def __iter__(self) -> Iterator[Package]:
-        return iter(dict.fromkeys((self.kernel, *self.userland, *self.host, *self.extra, *self.early)))
+        kernel = (self.kernel,) if self.kernel else ()
+        return iter(dict.fromkeys((*kernel, *self.userland, *self.host, *self.extra, *self.early)))
 
     @property
     def needed(self) -> tuple[Package, ...]:
@@ -112,7 +113,8 @@ class PackageSet:
 
     @property
     def release(self) -> str:
-        """The kernel release, e.g. "6.12.118+deb13-amd64"."""
+        """The release of its kernel, e.g. "6.12.118+deb13-amd64"."""
+        assert self.kernel
         return self.kernel.name.removeprefix("linux-image-").removesuffix("-unsigned")
 
 
@@ -140,36 +142,49 @@ class PackageCache:
         """Where a package is, or will be, in the cache."""
         return self._debs / package.filename
 
-    def resolve(self, extra: Sequence[str] = (), early: Sequence[str] = (), tools: Sequence[str] = ()) -> PackageSet:
+    def resolve(
+        self, extra: Sequence[str] = (), early: Sequence[str] = (), tools: Sequence[str] = (), *, kernel: bool = True
+    ) -> PackageSet:
         """The guest's packages as the package lists name them now.
 
         Args:
             extra: names of a recipe's packages.
             early: names of packages for the initrd.
             tools: names of packages that write the image, each library's named as well.
+            kernel: with Debian's kernel.
 
         Raises:
             FailedPrecondition: the lists are missing or do not have a package of the agent's.
             NotFound: they do not have one of `extra`.
         """
         try:
-            kernel = _KERNEL_PACKAGE.search(self._run("apt-cache", "show", "--no-all-versions", KERNEL))
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
             host = self.named(*HOST)
             made_with = self.named(*TOOLS, *tools)
             self._check_known(extra)
             more, first = (self.closure(names, leave_out=_SCRIPTS_NEED) if names else [] for names in (extra, early))
+            debians = self._kernel() if kernel else None
         except Internal as error:
             raise FailedPrecondition(
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
             ) from None
-        if kernel is None:
-            raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
-        (kernel_package,) = self.named(kernel[1])
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
         return PackageSet(
-            kernel_package, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with)
+            debians, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with)
         )
+
+    def _kernel(self) -> Package:
+        """Debian's kernel.
+
+        Raises:
+            Internal: the lists are missing or do not have it.
+            FailedPrecondition: they have it without the package that it stands for.
+        """
+        described = self._run("apt-cache", "show", "--no-all-versions", KERNEL)
+        if (name := _KERNEL_PACKAGE.search(described)) is None:
+            raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
+        (package,) = self.named(name[1])
+        return package
 
     def _check_known(self, names: Sequence[str]) -> None:
         """See that the suite has packages.

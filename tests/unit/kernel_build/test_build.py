@@ -76,6 +76,9 @@ def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Linux:
         (tmp_path / "deb/DEBIAN/control").write_text(
             "Package: linux-source-6.12\nVersion: 6.12.118-1\nArchitecture: all\nMaintainer: x\nDescription: x\n"
         )
+        documents = tmp_path / "deb/usr/share/doc/linux-source-6.12"
+        documents.mkdir(parents=True, exist_ok=True)
+        (documents / "copyright").write_text("GPL-2\n")
         archive = source / "linux-source-6.12.tar.xz"
         subprocess.run(["tar", "-C", str(tmp_path), "-cJf", str(archive), "linux-source"], check=True)
         deb = debs / "linux-source-6.12.deb"
@@ -114,6 +117,7 @@ def test_from_sources_to_a_kernel_of_this_host(linux: Linux) -> None:
     assert kernel.vmlinux.read_bytes() == elf()
     config = options.parse((kernel.directory / store.CONFIG).read_text(), "x")
     assert config["LOCALVERSION"] == '"-kata2"'
+    assert kernel.copyright == "GPL-2\n"
     manifest = store.read_manifest(kernel.directory)
     assert manifest["package"]["version"] == "6.12.118-1"
     assert linux.steps == ["unpacking the sources", "configuring", "compiling", f"kernel {kernel.version} is ready"]

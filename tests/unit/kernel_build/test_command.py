@@ -16,7 +16,7 @@ from kata.kernel_build import build, fragments, options, store
 from kata.kernel_build.requirements import requirements
 from kata.osbuilder import build as image_build
 from kata.osbuilder.kernel import CustomKernel
-from kata.osbuilder.store import MANIFEST, GuestImage
+from kata.osbuilder.store import BUILDING, MANIFEST, GuestImage
 
 A, B = (f"6.12.118-kata1-{letter * 12}" for letter in "ab")
 Publish = Callable[[str], CustomKernel]
@@ -47,6 +47,19 @@ def test_list(tmp_path: Path, publish: Publish) -> None:
     assert damaged.split()[-1] == "unusable"
     assert complete.split()[:3] == [A, "6.12.118-kata1", "6.12.118-1"]
     assert len(run("list", "--root", str(tmp_path / "none")).splitlines()) == 1
+
+
+def test_prune(tmp_path: Path, publish: Publish) -> None:
+    root = str(tmp_path / "kernels")
+    assert run("prune", "--root", root) == ""
+    for version in (A, B):
+        publish(version)
+    left = tmp_path / f"kernels/{BUILDING}{A}"
+    left.mkdir()
+    assert run("prune", "--root", root) == f"{A}\n"
+    assert store.versions(tmp_path / "kernels") == [B]
+    assert not left.exists()
+    assert run("prune", "--keep", "0", "--root", root) == f"{B}\n"
 
 
 @pytest.mark.parametrize("packed", [False, True])

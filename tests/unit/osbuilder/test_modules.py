@@ -50,6 +50,10 @@ def test_what_is_part_of_the_kernel_needs_no_module() -> None:
     assert names(["af_packet", "pci_stub"]) == []
 
 
+def test_what_a_kernel_lacks_is_named() -> None:
+    assert TREE.lacking(["dm_mod", "pci-stub", "nfs", "xt_*", "af-*", "snd_*"]) == ["nfs", "snd_*"]
+
+
 def test_a_module_that_is_nowhere_stops_the_build() -> None:
     with pytest.raises(NotFound, match="virtio_blk"):
         names(["virtio_pci", "virtio-blk"])

@@ -238,6 +238,23 @@ def test_a_package_that_is_not_what_the_lists_promise_is_not_kept(
     assert not cache.path(package).exists()
 
 
+def test_debians_kernel_is_not_asked_for_where_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(argv: list[str], **_: object) -> str:
+        asked.extend(argv)
+        return "Depends: linux-image-6.12-amd64\n" + LISTED
+
+    monkeypatch.setattr("kata.osbuilder.packages.run", answer)
+    monkeypatch.setattr(PackageCache, "closure", lambda *_, **__: [])
+    packages = PackageCache(tmp_path).resolve(kernel=False)
+    assert packages.kernel is None
+    assert not [word for word in asked if word.startswith("linux-image")]
+    assert None not in list(packages)
+
+
 def test_a_package_that_debian_does_not_have_has_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(argv: list[str], **_: object) -> str:
         return "strace\ngdb\ntrace-cmd\n" if "pkgnames" in argv else "Depends: linux-image-6.12-amd64\n" + LISTED
