@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata.errors import Unavailable
+from tests.support import appending
 from tests.support.containerd import PrivateContainerd
 from tests.support.docker import NAMESPACE, PrivateDocker, address_of, import_image, unpack_docker
 from tests.support.hostnetwork import configuration
@@ -88,6 +89,13 @@ def test_two_containers_on_a_user_network(docker: PrivateDocker) -> None:
     finally:
         docker.docker("rm", "--force", name)
         docker.docker("network", "rm", "user")
+
+
+@pytest.mark.long
+def test_nothing_that_is_appended_is_lost(docker: PrivateDocker) -> None:
+    """Docker's root file system is a directory for the shim, over 9p."""
+    command = ("run", "--rm", "--runtime", "io.containerd.kata.v2", IMAGE, "sh", "-c", appending.script("/srv"))
+    assert appending.lost(docker.docker(*command).stdout) == 0
 
 
 def test_what_fails_before_its_start_leaves_nothing(docker: PrivateDocker) -> None:

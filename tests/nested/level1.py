@@ -62,6 +62,7 @@ def put_modules(work: Path, names: Sequence[str]) -> None:
     """
     cache = PackageCache(DEFAULT_CACHE)
     packages = cache.resolve()
+    assert packages.kernel
     unpacked = work / "unpacked"
     unpacked.mkdir()
     rootfs.unpack_part(cache.path(packages.kernel), unpacked, f"./{rootfs.MODULES}/{packages.release}/kernel")

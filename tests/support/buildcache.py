@@ -9,7 +9,7 @@ from kata.osbuilder.build import DEFAULT_CACHE
 
 
 def seeded_cache(directory: Path, *, base: bool = False) -> Path:
-    """Make a cache with the package lists and the packages of the usual one, so that little is downloaded.
+    """Make a cache with lists, packages and patched module of the usual one, so that little is downloaded.
 
     Args:
         directory: the cache.
@@ -18,7 +18,7 @@ def seeded_cache(directory: Path, *, base: bool = False) -> Path:
     Returns:
         `directory`.
     """
-    for name in ("apt/lists", "debs", *(("base",) if base else ())):
+    for name in ("apt/lists", "debs", "modules", *(("base",) if base else ())):
         if (DEFAULT_CACHE / name).is_dir():
             shutil.copytree(DEFAULT_CACHE / name, directory / name)
     directory.mkdir(exist_ok=True)

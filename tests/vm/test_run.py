@@ -29,7 +29,7 @@ from kata.runtime.images.model import ImageConfig
 from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.network.cni import CONFIGURATIONS
-from tests.support import leaks
+from tests.support import appending, leaks
 from tests.support.cni import PLUGINS, Bridge
 from tests.support.images import busybox_rootfs, write_oci_archive
 from tests.support.mounts import in_mount_namespace
@@ -149,6 +149,13 @@ def test_files_of_every_kind_in_the_root_directory(name: str, rootfs: Path) -> N
         "through",
     ], done.stderr
     assert not list((rootfs / "root").iterdir())
+
+
+def test_nothing_that_is_appended_is_lost(name: str, rootfs: Path) -> None:
+    """While another program asks for the length of the file, in the shared tree over 9p."""
+    done = kata("run", "--name", name, "--rootfs", rootfs, "--", "/bin/sh", "-c", appending.script("/root/appending"))
+    shutil.rmtree(rootfs / "root/appending")
+    assert appending.lost(done.stdout.decode()) == 0, done.stderr
 
 
 def test_the_container_is_what_was_asked_for(rootfs: Path, name: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from kata.osbuilder import (
     contents,
     host_programs,
     intermediate,
+    patched_module,
     rootfs,
     store,
     suite,
@@ -317,7 +318,7 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         "root": {"format": inputs.recipe.form.format, "verity": inputs.recipe.form.verity},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "kernel_release": inputs.release,
-        **({"kernel": inputs.kernel.version} if inputs.kernel else {}),
+        **({"kernel": inputs.kernel.version} if inputs.kernel else {"patches": [patched_module.PATCH]}),
         "inputs": {
             "agent": inputs.agent,
             "builder": inputs.builder,

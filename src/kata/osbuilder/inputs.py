@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from kata.osbuilder import patched_module
 from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import PackageSet
 from kata.osbuilder.recipe import DEFAULT, Recipe
@@ -77,8 +78,8 @@ class Inputs:
 
 
 def builder_digest() -> str:
-    """Digest of the builder's files: all of this package."""
-    total = hashlib.sha256()
+    """Digest of the builder's files: all of this package, and the patch of the kernel's module."""
+    total = hashlib.sha256(patched_module.patch())
     here = Path(__file__).parent
     for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh", ".txt")):
         content = path.read_bytes()

@@ -14,7 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata.osbuilder import host_programs, initrd, kernel, licenses, modules, root_image, rootfs, store, verity
+from kata.osbuilder import (
+    host_programs,
+    initrd,
+    kernel,
+    licenses,
+    modules,
+    patched_module,
+    root_image,
+    rootfs,
+    store,
+    verity,
+)
 from kata.osbuilder.commands import Progress
 from kata.osbuilder.inputs import Inputs
 from kata.osbuilder.kernel import MODULE_LISTS
@@ -163,6 +174,7 @@ def _kernel(
     deb = cache.path(inputs.packages.kernel)
     rootfs.unpack_part(deb, parts, "./boot", _DOC)
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
+    patched_module.install(root, release, inputs.packages.kernel, cache, progress)
     progress("choosing kernel modules")
     tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, wanted)
     progress("extracting the kernel")

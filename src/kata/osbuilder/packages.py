@@ -121,6 +121,9 @@ class PackageSet:
 class PackageCache:
     """Resolves the names of a suite's packages and keeps the .deb files, below one directory.
 
+    Attributes:
+        directory: the directory.
+
     Args:
         directory: for apt's state and the packages.
         mirror: address of the Debian archive to use.
@@ -128,6 +131,7 @@ class PackageCache:
     """
 
     def __init__(self, directory: Path, mirror: str = suite.MIRROR, name: str = "") -> None:
+        self.directory = directory
         self._debs = directory / "debs"
         self._suite = name or suite.guest_suite()
         self._apt = directory / "apt"
@@ -169,9 +173,7 @@ class PackageCache:
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
             ) from None
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
-        return PackageSet(
-            debians, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with)
-        )
+        return PackageSet(debians, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with))
 
     def _kernel(self) -> Package:
         """Debian's kernel.

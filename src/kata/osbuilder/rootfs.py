@@ -239,7 +239,7 @@ def configure(root: Path, recipe: Recipe, ldconfig: Path, other: Path | None = N
     # Only now: nothing above was written through a link of the other's. Its programs go before busybox's.
     if other:
         fill(root, other)
-    _install_applets(root)
+    install_applets(root)
     add(root, recipe)
     run([str(ldconfig), "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
     _delete(root / "var/cache/ldconfig")
@@ -358,7 +358,7 @@ def unpack_archive(archive: Path, root: Path) -> None:
     )
 
 
-def _install_applets(root: Path) -> None:
+def install_applets(root: Path) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"
     for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TOOL_TIMEOUT_S).split():
