@@ -12,8 +12,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from kata.architecture import HOST
 from kata.osbuilder import cpio, store
-from kata.runtime.images.archive import ARCHITECTURE, OS
 from kata.runtime.images.model import ImageConfig
 
 BUSYBOX = "docker.io/library/busybox:latest"
@@ -96,8 +96,8 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
 
     image = {
         "created": _EPOCH,
-        "os": OS,
-        "architecture": ARCHITECTURE,
+        "os": "linux",
+        "architecture": HOST.name,
         "config": {
             "Entrypoint": list(config.entrypoint),
             "Cmd": list(config.cmd),
@@ -117,7 +117,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
         "layers": [blob(gzip.compress(layer, 1, mtime=0), "layer.v1.tar+gzip")],
     }
     descriptor = blob(_json(manifest), "manifest.v1+json") | {
-        "platform": {"os": OS, "architecture": ARCHITECTURE},
+        "platform": {"os": "linux", "architecture": HOST.name},
         "annotations": {
             "io.containerd.image.name": name,
             "org.opencontainers.image.ref.name": name.rpartition(":")[2],

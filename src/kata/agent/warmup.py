@@ -20,6 +20,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kata import architecture
 from kata.agent.context import AgentContext
 from kata.agent.sandbox import Sandbox
 from kata.errors import FailedPrecondition, KataError
@@ -40,8 +41,9 @@ _SHM = "/run/kata-containers/sandbox/shm"
 #: The container's root directory: in the shared tree, or where the guest's own is bound to.
 _SHARED_ROOT, _BOUND_ROOT = f"{_SHARE}warm-up", "/run/kata-agent/warm-up"
 #: Files of the shared one: a static program, and one with a loader and a library. This library is a program, too.
-_LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
-_FILES = {"/bin/cat": "/bin/busybox", _LIBC: _LIBC, "/lib64/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2"}
+_GUEST = architecture.named(os.uname().machine)
+_LIBC = f"/lib/{_GUEST.libraries}/libc.so.6"
+_FILES = {"/bin/cat": "/bin/busybox", _LIBC: _LIBC, _GUEST.loader: _GUEST.loader}
 _DIRECTORIES = ("/dev", "/proc", "/sys")
 #: Bytes of a 9p message: the host's default, and any other would do.
 _MSIZE = 512_000

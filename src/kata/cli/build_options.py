@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kata import architecture
 from kata.errors import PermissionDenied
 from kata.linux.namespaces import become_root
 
@@ -19,6 +20,14 @@ Mirror = Annotated[str, typer.Option(help="URL of the Debian archive.", envvar="
 Update = Annotated[bool, typer.Option("--update", help="Download the package lists again first.")]
 RecipeName = Annotated[
     str, typer.Option("--recipe", metavar="NAME|FILE", help="What the guest is made of: see `kata image recipes`.")
+]
+Arch = Annotated[
+    str,
+    typer.Option(
+        "--arch",
+        metavar="|".join(one.name for one in architecture.ALL),
+        help="Of the guest; another one than this host's is emulated.",
+    ),
 ]
 Other = Annotated[
     Path | None,

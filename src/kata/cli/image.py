@@ -11,18 +11,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kata.cli.build_options import Cache, Mirror, Other, RecipeName, Update, Verity, as_root
+from kata import architecture
+from kata.cli.build_options import Arch, Cache, Mirror, Other, RecipeName, Update, Verity, as_root
 from kata.cli.build_options import options as build_options
 from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
 from kata.cli.render import ExitCode
 from kata.cli.steps import steps
-from kata.errors import KataError
+from kata.errors import InvalidArgument
 from kata.osbuilder import store
 
 if TYPE_CHECKING:
+    from kata.architecture import Architecture
     from kata.osbuilder.kernel import CustomKernel
     from kata.osbuilder.recipe import Recipe
+    from kata.osbuilder.store import GuestImage
 
 #: Columns that a list of images needs.
 _LIST_WIDTH = 132
@@ -42,6 +45,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build everything, even if the image exists.")] = False,
     update: Update = False,
     recipe: RecipeName = "default",
+    arch: Arch = architecture.HOST.name,
     image_format: Annotated[
         str,
         typer.Option(
@@ -62,15 +66,16 @@ def build(
         ),
     ] = "debian",
 ) -> None:
-    """Build a guest image and make it the current one; does nothing if it is up to date."""
+    """Build a guest image and make it the current one of its architecture; does nothing if it is up to date."""
     from kata.cli import image_from
     from kata.osbuilder import recipe as recipes
     from kata.osbuilder.build import build as build_image
 
     as_root()
     made_of = _formed(recipes.load(recipe), image_format, verity)
-    own = None if kernel == "debian" else _kernel(kernel, mirror, update)
-    with image_from.root_file_system(other) as directory, steps() as progress:
+    guest = architecture.named(arch)
+    own = None if kernel == "debian" else _kernel(kernel, guest, mirror, update)
+    with image_from.root_file_system(other, guest) as directory, steps() as progress:
         options = replace(
             build_options(cache, mirror, update),
             images=root or store.images_root(),
@@ -79,6 +84,7 @@ def build(
             switch=not no_switch,
             other=directory,
             kernel=own,
+            architecture=guest,
             trial=trial_boot if own else None,
         )
         image = build_image(options, progress)
@@ -90,8 +96,14 @@ def _formed(recipe: Recipe, image_format: str, verity: bool) -> Recipe:
     return replace(recipe, form=form)
 
 
-def _kernel(name: str, mirror: str, update: bool) -> CustomKernel:
-    """A kernel of this host by its version, or the tailored one, which is built if it is not there."""
+def _kernel(name: str, guest: Architecture, mirror: str, update: bool) -> CustomKernel:
+    """A kernel of this host by its version, or the tailored one, which is built if it is not there.
+
+    Raises:
+        InvalidArgument: the guest is of another architecture.
+    """
+    if guest is not architecture.HOST:
+        raise InvalidArgument(f"kernels are built for {architecture.HOST.name} only", hint="omit --kernel")
     from kata.cli.kernel import build_options as kernel_options
     from kata.kernel_build import store as kernels
 
@@ -107,22 +119,20 @@ def _kernel(name: str, mirror: str, update: bool) -> CustomKernel:
 def list_(root: Root = None) -> None:
     """Show the images of this host, newest first."""
     images = store.list_images(root)
-    try:
-        current = store.find(root).version
-    except KataError:
-        current = None
+    current = store.current_versions(root or store.images_root())
     table = Table(box=None, pad_edge=False)
-    for heading in ("VERSION", "RECIPE", "ROOT", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
+    for heading in ("VERSION", "RECIPE", "ARCH", "ROOT", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
         table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
     for image in images:
         table.add_row(
             image.version,
             str(image.manifest["recipe"]),
+            str(image.manifest["architecture"]),
             image.form,
             str(image.manifest["kernel_release"]),
             str(image.manifest["date"])[:10],
             f"{image.size / 1e6:.0f} MB",
-            "yes" if image.version == current else "",
+            "yes" if image.version in current else "",
         )
     # A version is there to be copied: a narrow terminal wraps the lines, and no column is cut.
     console = Console()
@@ -142,16 +152,15 @@ def recipes_() -> None:
 def switch(
     version: Annotated[str, typer.Argument(help="Version, as `kata image list` prints it.")], root: Root = None
 ) -> None:
-    """Make an image the current one; what runs keeps the one that it has."""
+    """Make an image the current one of its architecture; what runs keeps the one that it has."""
     image = store.find(root, version)
-    directory = root or store.images_root()
-    _switch(directory, image.version)
+    _switch(root or store.images_root(), image)
     print(image.directory)
 
 
-def _switch(root: Path, version: str) -> None:
+def _switch(root: Path, image: GuestImage) -> None:
     with store.lock(root, timeout=30):
-        store.switch_current(root, version)
+        store.switch_current(root, image.version, image.architecture)
 
 
 @app.command()
@@ -224,7 +233,7 @@ def import_(
     directory = root or store.images_root()
     image = transfer.import_(file, directory)
     if use:
-        _switch(directory, image.version)
+        _switch(directory, image)
     print(image.directory)
 
 

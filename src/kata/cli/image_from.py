@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kata.architecture import HOST, Architecture
 from kata.errors import NotFound
 from kata.linux import lock as flock
 from kata.runtime.images.archive import open_archive
@@ -26,15 +27,16 @@ _YOUNG_S = 60.0
 
 
 @contextmanager
-def root_file_system(path: Path | None) -> Iterator[Path | None]:
+def root_file_system(path: Path | None, architecture: Architecture = HOST) -> Iterator[Path | None]:
     """The directory of a root file system, for as long as it is needed.
 
     Args:
         path: of a directory, of an OCI layout or archive, or of what `docker save` writes; None for none.
+        architecture: of the guest.
 
     Raises:
         NotFound: there is nothing.
-        InvalidArgument: it is no image for linux/amd64.
+        InvalidArgument: it is no image for that architecture.
     """
     if path is None:
         yield None
@@ -45,7 +47,11 @@ def root_file_system(path: Path | None) -> Iterator[Path | None]:
         yield path.resolve()
         return
     remove_leftovers(_WHERE)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_WHERE) as directory, open_archive(path) as image:
+    platform = architecture.platform
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_WHERE) as directory,
+        open_archive(path, platform=platform) as image,
+    ):
         held = flock.acquire(Path(directory, _LOCK))
         assert held is not None
         try:

@@ -59,7 +59,7 @@ def show(image: GuestImage, items: Sequence[Item], largest: int) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, _WIDTH)
     manifest = image.manifest
-    for name in ("version", "recipe", "kernel_release", "date"):
+    for name in ("version", "recipe", "architecture", "kernel_release", "date"):
         console.print(f"{name.replace('_', ' '):<16}{manifest[name]}")
     for name, file in manifest["files"].items():
         if "/" not in name:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from kata import architecture
 from kata.cli import (
     check,
     configuration,
@@ -123,6 +124,16 @@ def run(
     rootfs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A directory as root file system.", show_default=False)
     ] = None,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OS/ARCH",
+            help="Run an image for another platform, emulated: "
+            + ", ".join(one.platform for one in architecture.ALL)
+            + ".",
+            show_default=False,
+        ),
+    ] = None,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Forward standard input.")] = False,
     tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the command a terminal.")] = False,
     env: Annotated[
@@ -184,6 +195,7 @@ def run(
         request.RunRequest(
             rootfs=rootfs,
             image=image_path,
+            architecture=None if platform is None else architecture.of_platform(platform),
             command=words_to_run,
             name=None if name is None else request.parse_name(name),
             env=request.parse_env(env or (), os.environ),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.architecture import Architecture
 from kata.errors import InvalidArgument
 from kata.oci.ids import validate_id
 from kata.oci.spec import LinuxResources, Mount
@@ -56,6 +57,7 @@ class RunRequest:
     Attributes:
         rootfs: a directory that is the root file system, or None.
         image: an image archive or layout directory, or None; exactly one of the two is set.
+        architecture: of the image and its guest; None for that which the configuration is for.
         command: replaces the image's command; may be empty with an image.
         name: the sandbox's id, or None for a random one.
         env: (name, value) pairs, each name once.
@@ -73,6 +75,7 @@ class RunRequest:
 
     rootfs: Path | None = None
     image: Path | None = None
+    architecture: Architecture | None = None
     command: tuple[str, ...] = ()
     name: str | None = None
     env: tuple[tuple[str, str], ...] = ()

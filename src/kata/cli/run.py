@@ -29,7 +29,7 @@ from kata.cli.signals import Interrupted, Signals, ignore
 from kata.errors import InvalidArgument, NotFound
 from kata.oci.default import DEFAULT_PATH, default_spec
 from kata.oci.spec import MAX_HOSTNAME, Bundle, Spec
-from kata.runtime.config.loader import load
+from kata.runtime.config.loader import for_architecture, load
 from kata.runtime.config.settings import Config
 from kata.runtime.images.archive import open_archive
 from kata.runtime.images.layer_cache import LayerCache
@@ -63,7 +63,8 @@ def run(request: RunRequest) -> int:
     loaded = load(request.config)
     for warning in loaded.warnings:
         warn(warning)
-    _check_before(request, loaded.config)
+    config = for_architecture(loaded.config, request.architecture) if request.architecture else loaded.config
+    _check_before(request, config)
     sandbox_id = request.name or f"run-{secrets.token_hex(6)}"
     signals = Signals()
     try:
@@ -71,15 +72,22 @@ def run(request: RunRequest) -> int:
         end_log = keep_log(ledger.directory, sandbox_id, "kata-run")
         try:
             enter_mount_namespace(ledger.directory)
-            with _root_filesystem(request, sandbox_id, ledger, loaded.config) as root:
+            with _root_filesystem(request, sandbox_id, ledger, config) as root:
                 user = resolve_user(root.users, _user(request, root.image))
                 spec = make_spec(request, root.image, sandbox_id, str(root.directory), user)
                 if request.network:
                     spec = join_network(spec, request.network, sandbox_id, ledger)
                 _print_plan(sandbox_id, spec, root.layers, debug=request.debug)
                 bundle = Bundle(Path(ledger.directory), spec, root.directory)
-                config = with_layers(loaded.config) if root.layers else loaded.config
-                foreground = Foreground(request, sandbox_id, bundle, config, ledger, signals, root.layers)
+                foreground = Foreground(
+                    request,
+                    sandbox_id,
+                    bundle,
+                    with_layers(config) if root.layers else config,
+                    ledger,
+                    signals,
+                    root.layers,
+                )
                 return asyncio.run(foreground.run())
         finally:
             signals.deliver_to(ignore)
@@ -98,9 +106,10 @@ def _check_before(request: RunRequest, config: Config) -> None:
         NotFound: the guest image, the root file system or a volume does not exist.
         InvalidArgument: -it without a terminal.
     """
+    guest = config.hypervisor.architecture
     for path in (config.hypervisor.kernel, config.hypervisor.initrd, config.hypervisor.image):
         if path is not None and not os.access(path, os.R_OK):
-            raise NotFound(f"guest image: cannot read {path}", hint="run: kata image build")
+            raise NotFound(f"guest image: cannot read {path}", hint=f"run: {guest.build_command}")
     if request.interactive and request.tty and not os.isatty(0):
         raise InvalidArgument("standard input is not a terminal", hint="omit -t or -i")
     if request.rootfs is not None and not request.rootfs.is_dir():
@@ -135,7 +144,7 @@ def _root_filesystem(request: RunRequest, sandbox_id: str, ledger: Ledger, confi
         return
     assert request.image is not None
     with ExitStack() as held:
-        with open_archive(request.image) as image:
+        with open_archive(request.image, platform=config.hypervisor.architecture.platform) as image:
             if config.hypervisor.disable_block_device_use:
                 directory = _unpacked(image, sandbox_id, ledger)
                 root = _Root(directory, directory, image.config)

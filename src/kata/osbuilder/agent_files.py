@@ -13,6 +13,7 @@ PARTS = (
     "__init__.py",
     "version.py",
     "errors.py",
+    "architecture.py",
     "log_fields.py",
     "agent",
     "ttrpc",

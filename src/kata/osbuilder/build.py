@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kata.architecture import HOST, Architecture
 from kata.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kata.osbuilder import (
     agent_files,
@@ -61,6 +62,7 @@ class BuildOptions:
         switch: make the image the current one.
         other: directory of a root file system, whose files the guest has as well, where it has none itself.
         kernel: instead of Debian's.
+        architecture: of the guest.
         trial: called with the directory of the finished image before others see it; what it raises ends the build.
     """
 
@@ -74,6 +76,7 @@ class BuildOptions:
     switch: bool = True
     other: Path | None = None
     kernel: CustomKernel | None = None
+    architecture: Architecture = HOST
     trial: Callable[[Path], None] | None = None
 
 
@@ -121,10 +124,10 @@ def build_root(options: BuildOptions, target: Path, progress: Progress = lambda 
         staging = target.with_name(f"{store.BUILDING}{target.name}")
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            cache = PackageCache(options.cache, options.mirror)
+            cache = _cache(options)
             files, inputs = _inputs(cache, options, progress)
             staging.parent.mkdir(parents=True, exist_ok=True)
-            _add_agent(_base(options, cache, inputs, progress).directory, files, staging, progress)
+            _add_agent(_base(options, cache, inputs, progress), files, staging, inputs.architecture, progress)
             staging.rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -185,13 +188,13 @@ def check_host(tools: Sequence[str]) -> None:
 
     Raises:
         PermissionDenied: not root.
-        FailedPrecondition: another architecture.
+        FailedPrecondition: the host is of another architecture.
         NotFound: a tool is not installed.
     """
     if os.geteuid() != 0:
         raise PermissionDenied("only root can build a guest image", hint="run it with sudo")
-    if os.uname().machine != "x86_64":
-        raise FailedPrecondition(f"guest images are built for x86_64 only, not for {os.uname().machine}")
+    if os.uname().machine != HOST.machine:
+        raise FailedPrecondition(f"guest images are built on {HOST.machine} only, not on {os.uname().machine}")
     commands.require((*_TOOLS, *tools))
     if not suite.KEYRING.exists():
         raise NotFound(f"{suite.KEYRING} is missing", hint="run: apt-get install debian-archive-keyring")
@@ -217,25 +220,32 @@ def _inputs(cache: PackageCache, options: BuildOptions, progress: Progress) -> t
     packages = _resolve(cache, options, progress)
     agent = agent_files.digest(files)
     other = _digest_of(options.other, progress)
-    return files, Inputs(packages, options.recipe, agent, builder_digest(), other, options.kernel)
+    builder, architecture = builder_digest(), options.architecture
+    return files, Inputs(packages, options.recipe, agent, builder, other, options.kernel, architecture)
+
+
+def _cache(options: BuildOptions) -> PackageCache:
+    return PackageCache(options.cache, options.mirror, architecture=options.architecture)
 
 
 def _base(options: BuildOptions, cache: PackageCache, inputs: Inputs, progress: Progress) -> Intermediate:
     return intermediate.get(options.cache, cache, inputs, progress, other=options.other, force=options.force)
 
 
-def _add_agent(base: Path, files: Mapping[str, bytes], root: Path, progress: Progress) -> None:
+def _add_agent(
+    base: Intermediate, files: Mapping[str, bytes], root: Path, architecture: Architecture, progress: Progress
+) -> None:
     """Make a root of an intermediate and the agent."""
     progress("installing the agent")
-    rootfs.unpack_archive(base / "root.tar", root)
+    rootfs.unpack_archive(base.directory / "root.tar", root)
     agent_files.install(files, root)
-    rootfs.compile_python(root, "/usr/lib/kata")
+    rootfs.compile_python(root, "/usr/lib/kata", emulator=base.emulator)
     progress("checking the agent")
-    rootfs.check(root)
+    rootfs.check(root, architecture, base.emulator)
 
 
 def _build(options: BuildOptions, progress: Progress) -> GuestImage:
-    cache = PackageCache(options.cache, options.mirror)
+    cache = _cache(options)
     form = options.recipe.form
     files, inputs = _inputs(cache, options, progress)
 
@@ -247,14 +257,14 @@ def _build(options: BuildOptions, progress: Progress) -> GuestImage:
         else:
             progress(f"image {image.version} is up to date")
             if options.switch:
-                store.switch_current(options.images, image.version)
+                store.switch_current(options.images, image.version, image.architecture)
             return image
 
     base = _base(options, cache, inputs, progress)
     staging = options.images / f"{store.BUILDING}{inputs.version}"
     staging.mkdir()
     root = staging / "root"
-    _add_agent(base.directory, files, root, progress)
+    _add_agent(base, files, root, options.architecture, progress)
     (staging / contents.NAME).write_text(contents.dump(contents.collect(root)))
     progress("writing the root image")
     write_root(root, staging / root_name(form), form, base.date, inputs.uuid, base.directory / intermediate.TOOLS)
@@ -315,6 +325,7 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         "format": store.FORMAT,
         "version": inputs.version,
         "recipe": inputs.recipe.name,
+        "architecture": inputs.architecture.name,
         "root": {"format": inputs.recipe.form.format, "verity": inputs.recipe.form.verity},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "kernel_release": inputs.release,
@@ -350,10 +361,11 @@ def _publish(images: Path, staging: Path, version: str, progress: Progress, *, s
         store.sync_tree(target)
     else:
         staging.rename(target)
+    image = store.find(images, version)
     if switch:
-        store.switch_current(images, version)
+        store.switch_current(images, version, image.architecture)
     progress(f"image {version} is ready")
-    return store.find(images, version)
+    return image
 
 
 def _remove_leftovers(directory: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from kata.command import ENVIRONMENT, PATH, confined, fail
+from kata.command import ENVIRONMENT, PATH, confined, fail, run
 from kata.errors import DeadlineExceeded, NotFound
 
 #: Called with the next step, a short phrase.
 Progress = Callable[[str], None]
+
+#: In a root, while one of its programs is emulated.
+_EMULATOR = ".emulator"
 
 # The Debian package of each tool.
 _PACKAGE_OF = {
@@ -60,6 +64,29 @@ def pipe(producer: Sequence[str], consumer: Sequence[str], *, timeout: float) ->
         fail(consumer, second.returncode, second.stderr.decode(errors="replace"))
     if first.returncode:
         fail(producer, first.returncode, words.decode(errors="replace"))
+
+
+def run_in(root: Path, *command: str, timeout: float, emulator: Path | None = None) -> str:
+    """Run a program of a root in it and return its standard output.
+
+    Args:
+        root: becomes the program's root directory.
+        *command: absolute path of the program, and its arguments.
+        timeout: seconds.
+        emulator: statically linked, runs the program if it is for another architecture than the host's. It is in the
+            root for that time only; what the program runs itself is not emulated.
+
+    Raises:
+        DeadlineExceeded, OSError, Internal: as `kata.command.run`.
+    """
+    if emulator is None:
+        return run(["chroot", str(root), *command], timeout=timeout)
+    inside = root / _EMULATOR
+    try:
+        shutil.copy(emulator, inside)
+        return run(["chroot", str(root), f"/{_EMULATOR}", *command], timeout=timeout)
+    finally:
+        inside.unlink(missing_ok=True)
 
 
 def require(tools: Iterable[str]) -> None:

@@ -16,18 +16,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kata.architecture import HOST
 from kata.command import run
 from kata.errors import Internal
 from kata.osbuilder.commands import pipe
 
 #: Below the image's directory.
 DIRECTORY = "host"
-LOADER = "ld-linux-x86-64.so.2"
+LOADER = Path(HOST.loader).name
 PROGRAMS = {"virtiofsd": "usr/libexec/virtiofsd", "setpriv": "usr/bin/setpriv"}
 #: The licenses of everything in the directory, one after the other.
 LICENSES = "copyright"
 
-LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
+_LIBRARIES = Path("usr/lib", HOST.libraries)
 #: A library by its name; the loader itself is listed by its path.
 _LISTED = re.compile(r"^\s+([^/\s]+) => (\S+|not found)", re.MULTILINE)
 #: For one tool; all of them take a second on an idle host.
@@ -55,7 +56,7 @@ def install(debs: Sequence[Path], target: Path, programs: Mapping[str, str]) -> 
             ["tar", "--extract", "--no-same-owner", "--keep-directory-symlink", f"--directory={root}"],
             timeout=_TOOL_TIMEOUT_S,
         )
-    libraries = root / LIBRARIES
+    libraries = root / _LIBRARIES
     files = {LOADER: libraries / LOADER}
     for name, program in programs.items():
         files[name] = root / program
@@ -93,19 +94,22 @@ def command(name: str, directory: Path | None) -> list[str]:
     return [str(directory / LOADER), "--inhibit-cache", "--library-path", str(directory), str(directory / name)]
 
 
-def libraries_of(loader: Path, libraries: Path, program: Path) -> list[str]:
+def libraries_of(loader: Path, libraries: Path, program: Path, emulator: Path | None = None) -> list[str]:
     """The names of the libraries that a program loads.
 
     Args:
         loader: the dynamic loader.
         libraries: the directory of all libraries.
         program: the program.
+        emulator: runs the loader, if it is for another architecture than the host's.
 
     Raises:
         Internal: one is not among `libraries`.
     """
-    listing = [str(loader), "--inhibit-cache", "--library-path", str(libraries), "--list", str(program)]
-    found = _LISTED.findall(run(listing, timeout=_TOOL_TIMEOUT_S))
+    command = [str(loader), "--inhibit-cache", "--library-path", str(libraries), "--list", str(program)]
+    if emulator:
+        command.insert(0, str(emulator))
+    found = _LISTED.findall(run(command, timeout=_TOOL_TIMEOUT_S))
     for name, where in found:
         if Path(where).parent != libraries:
             raise Internal(f"{program.name} needs {name}, which is in none of its packages")

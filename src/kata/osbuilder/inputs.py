@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from kata import architecture as architectures
+from kata.architecture import HOST, Architecture
 from kata.osbuilder import patched_module
 from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import PackageSet
@@ -30,6 +32,7 @@ class Inputs:
         builder: digest of the builder's own files.
         other: digest of another root file system's files, which the root has as well; "" without one.
         kernel: instead of the packages'.
+        architecture: of the guest.
     """
 
     packages: PackageSet
@@ -38,6 +41,7 @@ class Inputs:
     builder: str
     other: str = ""
     kernel: CustomKernel | None = None
+    architecture: Architecture = HOST
 
     @property
     def base_key(self) -> str:
@@ -66,9 +70,12 @@ class Inputs:
     def version(self) -> str:
         """Version of the image, e.g. "0.1.0-3fd90a7be812": the project's version and a digest of the inputs.
 
-        Unless the recipe is the default, its name comes between them.
+        Unless the recipe is the default, its name comes between them, and so does the architecture if it is not the
+        host's.
         """
         name = "" if self.recipe.name == DEFAULT else f"{self.recipe.name}-"
+        if self.architecture is not HOST:
+            name = f"{self.architecture.name}-{name}"
         return f"{VERSION}-{name}{self.key[:12]}"
 
     @property
@@ -78,10 +85,11 @@ class Inputs:
 
 
 def builder_digest() -> str:
-    """Digest of the builder's files: all of this package, and the patch of the kernel's module."""
+    """Digest of the builder's files: this package, the patch of the kernel's module, and the table of architectures."""
     total = hashlib.sha256(patched_module.patch())
     here = Path(__file__).parent
-    for path in sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh", ".txt")):
+    files = sorted(path for path in here.iterdir() if path.suffix in (".py", ".sh", ".txt"))
+    for path in (*files, Path(architectures.__file__)):
         content = path.read_bytes()
         total.update(f"\0{path.name}\0{len(content)}\0".encode())
         total.update(content)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.architecture import HOST
 from kata.osbuilder import (
     host_programs,
     initrd,
@@ -37,6 +38,8 @@ COPYRIGHT = "copyright"
 TOOLS = "tools"
 #: Intermediates to keep, with their packages: of a few recipes.
 _BASES_KEPT = 4
+#: What runs the root's programs here, if they are for another architecture.
+_EMULATOR = "emulator"
 #: What is known of an intermediate: date, packages, digests of its files.
 _BASE = "base.json"
 _DOC = "./usr/share/doc"
@@ -51,11 +54,13 @@ class Intermediate:
         directory: has vmlinux, initrd, root.tar, COPYRIGHT, the programs for the host, and TOOLS.
         date: of its newest part, in seconds since 1970.
         licenses: names of those of each package.
+        emulator: what runs the root's programs here, if they are for another architecture.
     """
 
     directory: Path
     date: int
     licenses: Mapping[str, Sequence[str]]
+    emulator: Path | None = None
 
 
 def get(
@@ -92,19 +97,22 @@ def get(
     root.mkdir(parents=True)
     parts.mkdir()
 
+    emulator = _unpack_emulator(staging, cache, inputs)
     progress("unpacking packages")
     extra = inputs.packages.extra
     trimmed = [package for package in inputs.packages.userland if package not in extra]
     rootfs.unpack([cache.path(package) for package in trimmed], [cache.path(package) for package in extra], root)
     tools = {**_LDCONFIG, **root_image.tools(inputs.recipe.form)}
     host_programs.install([cache.path(package) for package in inputs.packages.tools], staging / TOOLS, tools)
-    rootfs.configure(root, inputs.recipe, staging / TOOLS / "ldconfig", other)
+    ldconfig = staging / TOOLS / "ldconfig"
+    rootfs.configure(root, inputs.recipe, ldconfig, other, inputs.architecture, emulator)
     first = root_image.modules_of_initrd(inputs.recipe.form)
-    tree = _kernel(root, parts, cache, inputs, (*inputs.recipe.modules, *first), progress)
+    wanted = [name for name in inputs.recipe.modules if name not in inputs.architecture.lacking]
+    tree = _kernel(root, parts, cache, inputs, (*wanted, *first), emulator, progress)
     directory = root / rootfs.MODULES / inputs.release
     if first:
         loaded = [(path, (directory / path).read_bytes()) for path in tree.load_order(first)]
-        (staging / "initrd").write_bytes(_initrd(root, loaded, staging, inputs, cache))
+        (staging / "initrd").write_bytes(_initrd(root, loaded, staging, inputs, emulator, cache))
     progress("collecting licenses")
     for package in inputs.packages:
         if not (parts / _DOC / package.name).exists():
@@ -115,7 +123,7 @@ def get(
     (staging / COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
     shutil.rmtree(parts)
     progress("compiling the Python library")
-    rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages")
+    rootfs.compile_python(root, rootfs.python_library(root), "/usr/lib/python3/dist-packages", emulator=emulator)
     rootfs.pack(root, staging / "root.tar")
     shutil.rmtree(root)
     progress("unpacking the programs for the host")
@@ -141,11 +149,28 @@ def get(
 
 def _read(base: Path) -> Intermediate:
     known = json.loads((base / _BASE).read_text())
-    return Intermediate(base, known["date"], known["licenses"])
+    emulator = base / _EMULATOR
+    return Intermediate(base, known["date"], known["licenses"], emulator if emulator.exists() else None)
+
+
+def _unpack_emulator(staging: Path, cache: PackageCache, inputs: Inputs) -> Path | None:
+    for package in inputs.packages.emulator:
+        program = f"usr/bin/qemu-{inputs.architecture.machine}"
+        rootfs.unpack_part(cache.path(package), staging, f"./{program}")
+        (staging / program).rename(staging / _EMULATOR)
+        shutil.rmtree(staging / "usr")
+        return staging / _EMULATOR
+    return None
 
 
 def _kernel(
-    root: Path, parts: Path, cache: PackageCache, inputs: Inputs, wanted: Sequence[str], progress: Progress
+    root: Path,
+    parts: Path,
+    cache: PackageCache,
+    inputs: Inputs,
+    wanted: Sequence[str],
+    emulator: Path | None,
+    progress: Progress,
 ) -> modules.ModuleTree:
     """Write vmlinux beside the root, and put those modules into it that are wanted; returns which there are.
 
@@ -155,6 +180,7 @@ def _kernel(
         cache: has the packages.
         inputs: of the image.
         wanted: patterns of modules, as `rootfs.trim_modules` takes them.
+        emulator: see `commands.run_in`.
         progress: told of each step.
     """
     release, target = inputs.release, root.with_name("vmlinux")
@@ -174,22 +200,30 @@ def _kernel(
     deb = cache.path(inputs.packages.kernel)
     rootfs.unpack_part(deb, parts, "./boot", _DOC)
     rootfs.unpack_part(deb, root, f"./{rootfs.MODULES}")
-    patched_module.install(root, release, inputs.packages.kernel, cache, progress)
+    if inputs.architecture is HOST:
+        patched_module.install(root, release, inputs.packages.kernel, cache, progress)
     progress("choosing kernel modules")
-    tree = rootfs.trim_modules(rootfs.index_modules(root, release), root, release, wanted)
+    tree = rootfs.trim_modules(rootfs.index_modules(root, release, emulator), root, release, wanted, emulator)
     progress("extracting the kernel")
-    target.write_bytes(kernel.extract_vmlinux((parts / f"boot/vmlinuz-{release}").read_bytes()))
+    content = (parts / f"boot/vmlinuz-{release}").read_bytes()
+    target.write_bytes(kernel.uncompressed(content, inputs.architecture))
     return tree
 
 
 def _initrd(
-    root: Path, loaded: Sequence[tuple[str, bytes]], staging: Path, inputs: Inputs, cache: PackageCache
+    root: Path,
+    loaded: Sequence[tuple[str, bytes]],
+    staging: Path,
+    inputs: Inputs,
+    emulator: Path | None,
+    cache: PackageCache,
 ) -> bytes:
     """The initrd that mounts the root disk."""
     form = inputs.recipe.form
     programs = {}
     if form.verity:
-        programs = verity.programs([cache.path(package) for package in inputs.packages.early], staging / "early")
+        early = [cache.path(package) for package in inputs.packages.early]
+        programs = verity.programs(early, staging / "early", inputs.architecture, emulator)
         shutil.rmtree(staging / "early")
     return initrd.build((root / "usr/bin/busybox").read_bytes(), loaded, root_type=form.format, programs=programs)
 

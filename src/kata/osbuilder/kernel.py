@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata import zstd
+from kata.architecture import Architecture
 from kata.errors import InvalidArgument
 
 #: Of a kernel's directory: the license of its sources.
@@ -56,6 +57,24 @@ class CustomKernel:
     def copyright(self) -> str:
         """The license of its sources. Raises OSError."""
         return (self.directory / COPYRIGHT).read_text(errors="replace")
+
+
+#: Where the header of an uncompressed image has its magic number (Documentation/arch/arm64/booting.rst).
+_IMAGE_MAGIC = 56
+
+
+def uncompressed(content: bytes, architecture: Architecture) -> bytes:
+    """The kernel that QEMU enters, of the one in Debian's package.
+
+    Raises:
+        InvalidArgument: it is not for that architecture, or is compressed in another way.
+    """
+    magic = architecture.kernel_magic
+    if not magic:
+        return extract_vmlinux(content)
+    if content[_IMAGE_MAGIC : _IMAGE_MAGIC + len(magic)] != magic:
+        raise InvalidArgument(f"the kernel is not an uncompressed image for {architecture.name}")
+    return content
 
 
 def extract_vmlinux(bzimage: bytes) -> bytes:

@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.architecture import HOST, Architecture
 from kata.command import run
 from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from kata.osbuilder import suite
 
-KERNEL = "linux-image-amd64"
+#: Followed by the architecture.
+KERNEL = "linux-image"
 #: Depends on the package with the sources of that kernel, Debian's patches applied.
 KERNEL_SOURCE = "linux-source"
 
@@ -32,9 +34,12 @@ USERLAND = (
 
 # What the host runs of the suite (`kata.osbuilder.host_programs`), with the libraries that it loads. Named one by one:
 # virtiofsd's package depends on much that it needs only without root.
-HOST = ("virtiofsd", "util-linux", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2")
+FOR_HOST = ("virtiofsd", "util-linux", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2")
 # What every root is made with: ldconfig, and the C library for the other tools.
 TOOLS = ("libc-bin", "libc6")
+# What runs the programs of a guest of another architecture while its image is built: QEMU's emulator of processes,
+# linked statically. It is unpacked, not installed, so that the host's kernel is told nothing (binfmt).
+_EMULATOR = "qemu-user"
 # Has the license of libgcc-s1; which one there is follows from the guest's dependencies.
 _HOST_LICENSES = "gcc-[0-9]*-base"
 
@@ -93,6 +98,7 @@ class PackageSet:
             more than one of the three.
         early: what the initrd runs, besides busybox.
         tools: what the host runs to make the image; they are not in it.
+        emulator: what runs the guest's programs here if they are for another architecture; it is not in the image.
     """
 
     kernel: Package | None
@@ -101,6 +107,7 @@ class PackageSet:
     extra: tuple[Package, ...] = ()
     early: tuple[Package, ...] = ()
     tools: tuple[Package, ...] = ()
+    emulator: tuple[Package, ...] = ()
 
     def __iter__(self) -> Iterator[Package]:
         kernel = (self.kernel,) if self.kernel else ()
@@ -109,7 +116,7 @@ class PackageSet:
     @property
     def needed(self) -> tuple[Package, ...]:
         """All of which the image is made, and what makes it."""
-        return tuple(dict.fromkeys((*self, *self.tools)))
+        return tuple(dict.fromkeys((*self, *self.tools, *self.emulator)))
 
     @property
     def release(self) -> str:
@@ -128,18 +135,24 @@ class PackageCache:
         directory: for apt's state and the packages.
         mirror: address of the Debian archive to use.
         name: of the suite; "" for the guest's.
+        architecture: of the guest.
     """
 
-    def __init__(self, directory: Path, mirror: str = suite.MIRROR, name: str = "") -> None:
+    def __init__(
+        self, directory: Path, mirror: str = suite.MIRROR, name: str = "", architecture: Architecture = HOST
+    ) -> None:
         self.directory = directory
         self._debs = directory / "debs"
         self._suite = name or suite.guest_suite()
-        self._apt = directory / "apt"
+        self._architecture = architecture
+        # What runs on the host, if that is another one.
+        self._for_host = self if architecture is HOST else PackageCache(directory, mirror, name)
+        self._apt = directory / ("apt" if architecture is HOST else f"apt-{architecture.name}")
         # apt.conf refers to the other files.
         self._files = {
             "status": "",
-            "guest.sources": suite.sources(self._suite, mirror),
-            "apt.conf": suite.configuration(self._apt),
+            "guest.sources": suite.sources(self._suite, mirror, architecture.name),
+            "apt.conf": suite.configuration(self._apt, architecture.name),
         }
 
     def path(self, package: Package) -> Path:
@@ -163,8 +176,9 @@ class PackageCache:
         """
         try:
             userland = self.closure(USERLAND, leave_out=_UNNEEDED)
-            host = self.named(*HOST)
-            made_with = self.named(*TOOLS, *tools)
+            host = self._for_host.named(*FOR_HOST)
+            made_with = self._for_host.named(*TOOLS, *tools)
+            emulator = [] if self._for_host is self else self._for_host.named(_EMULATOR)
             self._check_known(extra)
             more, first = (self.closure(names, leave_out=_SCRIPTS_NEED) if names else [] for names in (extra, early))
             debians = self._kernel() if kernel else None
@@ -173,7 +187,15 @@ class PackageCache:
                 f"apt cannot find the guest's packages: {error}", hint="run: kata image build --update"
             ) from None
         licenses = [package for package in userland if fnmatch.fnmatchcase(package.name, _HOST_LICENSES)]
-        return PackageSet(debians, tuple(userland), (*host, *licenses), tuple(more), tuple(first), tuple(made_with))
+        return PackageSet(
+            debians,
+            userland=tuple(userland),
+            host=(*host, *licenses),
+            extra=tuple(more),
+            early=tuple(first),
+            tools=tuple(made_with),
+            emulator=tuple(emulator),
+        )
 
     def _kernel(self) -> Package:
         """Debian's kernel.
@@ -182,9 +204,10 @@ class PackageCache:
             Internal: the lists are missing or do not have it.
             FailedPrecondition: they have it without the package that it stands for.
         """
-        described = self._run("apt-cache", "show", "--no-all-versions", KERNEL)
+        kernel = f"{KERNEL}-{self._architecture.name}"
+        described = self._run("apt-cache", "show", "--no-all-versions", kernel)
         if (name := _KERNEL_PACKAGE.search(described)) is None:
-            raise FailedPrecondition(f"package {KERNEL} does not depend on a kernel image")
+            raise FailedPrecondition(f"package {kernel} does not depend on a kernel image")
         (package,) = self.named(name[1])
         return package
 
@@ -265,6 +288,8 @@ class PackageCache:
         Raises:
             Unavailable: no network, or the mirror does not answer or cannot be trusted.
         """
+        if self._for_host is not self:
+            self._for_host.update()
         try:
             self._run("apt-get", "update", "--error-on=any", timeout=_DOWNLOAD_TIMEOUT_S)
         except Internal as error:
@@ -282,6 +307,12 @@ class PackageCache:
         Raises:
             Unavailable: a download failed.
         """
+        if self._for_host is not self:
+            for_host = [package for package in packages if package.filename.endswith(f"_{HOST.name}.deb")]
+            self._for_host.download(for_host)
+            packages = [package for package in packages if package not in for_host]
+        if not packages:
+            return
         names = [f"{package.name}={package.version}" for package in packages]
         try:
             self._run("apt-get", "download", *names, timeout=_DOWNLOAD_TIMEOUT_S, cwd=self._debs)

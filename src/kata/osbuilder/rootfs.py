@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kata.agent.config import OF_IMAGE
+from kata.architecture import HOST, Architecture
 from kata.command import run
 from kata.errors import FailedPrecondition, Internal, InvalidArgument
-from kata.osbuilder.commands import pipe
+from kata.osbuilder.commands import pipe, run_in
 from kata.osbuilder.modules import ModuleTree
 from kata.osbuilder.recipe import Recipe, agent_parameters
 
@@ -29,9 +30,8 @@ _MERGED = ("bin", "lib", "lib64", "sbin")
 # Never unpacked: read by people, by package tools, by compilers, or for C programs in other languages.
 _EXCLUDED = (
     *("./usr/share/*", "./var/*", "./etc/init.d*", "./etc/cron*", "./usr/sbin/iconvconfig"),
-    *("./usr/lib/x86_64-linux-gnu/gconv*", "./usr/lib/x86_64-linux-gnu/audit*", "./usr/lib/x86_64-linux-gnu/*.a"),
-    *("./usr/lib/x86_64-linux-gnu/libssl.so*", "./usr/lib/x86_64-linux-gnu/libmvec.so*"),
-    *("./usr/lib/x86_64-linux-gnu/ossl-modules*", "./usr/lib/x86_64-linux-gnu/engines-*"),
+    *(f"./usr/lib/*-linux-gnu/{name}" for name in ("gconv*", "audit*", "*.a", "libssl.so*", "libmvec.so*")),
+    *(f"./usr/lib/*-linux-gnu/{name}" for name in ("ossl-modules*", "engines-*")),
     "./usr/lib/python3/dist-packages/*.egg-info*",
 )
 
@@ -103,12 +103,10 @@ _NOT_TAKEN = (
         "etc/ld.so.*",
         "*/glibc-hwcaps",
         "usr/lib/python3",
-        "lib/x86_64-linux-gnu/gconv",
-        "usr/lib/x86_64-linux-gnu/gconv",
+        "lib/*-linux-gnu/gconv",
+        "usr/lib/*-linux-gnu/gconv",
     ),
 )
-#: e_machine of an ELF file.
-_X86_64 = b"\x3e\x00"
 
 # The kernel's modules, below the root.
 MODULES = Path("usr/lib/modules")
@@ -172,19 +170,22 @@ def python_library(root: Path) -> str:
     return f"/usr/lib/{os.readlink(root / 'usr/bin/python3')}"
 
 
-def index_modules(root: Path, release: str) -> ModuleTree:
+def index_modules(root: Path, release: str, emulator: Path | None = None) -> ModuleTree:
     """What modules the root has, found out by the guest's own depmod.
 
     Args:
         root: the guest's root, with the kernel's modules in it.
         release: e.g. "6.12.118+deb13-amd64".
+        emulator: see `commands.run_in`.
     """
-    run(["chroot", str(root), "depmod", release], timeout=_TOOL_TIMEOUT_S)
+    run_in(root, "/usr/sbin/depmod", release, timeout=_TOOL_TIMEOUT_S, emulator=emulator)
     modules = root / MODULES / release
     return ModuleTree.parse((modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text())
 
 
-def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str]) -> ModuleTree:
+def trim_modules(
+    tree: ModuleTree, root: Path, release: str, names: Iterable[str], emulator: Path | None = None
+) -> ModuleTree:
     """Leave the modules that the guest needs, not compressed: an emulated vCPU would decompress them each time.
 
     Args:
@@ -192,6 +193,7 @@ def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str
         root: the guest's root.
         release: e.g. "6.12.118+deb13-amd64".
         names: of modules, or patterns.
+        emulator: see `commands.run_in`.
 
     Returns:
         What is left.
@@ -210,10 +212,17 @@ def trim_modules(tree: ModuleTree, root: Path, release: str, names: Iterable[str
     for directory, subdirectories, names in os.walk(modules, topdown=False):
         if not names and not any((Path(directory) / name).exists() for name in subdirectories):
             Path(directory).rmdir()
-    return index_modules(root, release)
+    return index_modules(root, release, emulator)
 
 
-def configure(root: Path, recipe: Recipe, ldconfig: Path, other: Path | None = None) -> None:
+def configure(
+    root: Path,
+    recipe: Recipe,
+    ldconfig: Path,
+    other: Path | None = None,
+    architecture: Architecture = HOST,
+    emulator: Path | None = None,
+) -> None:
     """What the packages' scripts would have done, what a read-only root needs, and what a recipe puts there.
 
     Args:
@@ -221,6 +230,8 @@ def configure(root: Path, recipe: Recipe, ldconfig: Path, other: Path | None = N
         recipe: whose files and users it gets.
         ldconfig: of the guest's suite: each version writes other bytes.
         other: another root file system, see `fill`.
+        architecture: of the guest.
+        emulator: see `commands.run_in`.
 
     Raises:
         FailedPrecondition: the other root is for another architecture.
@@ -238,14 +249,16 @@ def configure(root: Path, recipe: Recipe, ldconfig: Path, other: Path | None = N
         (root / name).symlink_to(target)
     # Only now: nothing above was written through a link of the other's. Its programs go before busybox's.
     if other:
-        fill(root, other)
-    install_applets(root)
+        fill(root, other, architecture)
+    install_applets(root, emulator)
     add(root, recipe)
-    run([str(ldconfig), "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
-    _delete(root / "var/cache/ldconfig")
+    if architecture is HOST:
+        # It knows the libraries of its own architecture only. Without it the loader looks into the usual directories.
+        run([str(ldconfig), "-r", str(root)], timeout=_TOOL_TIMEOUT_S)
+        _delete(root / "var/cache/ldconfig")
 
 
-def fill(root: Path, other: Path) -> None:
+def fill(root: Path, other: Path, architecture: Architecture = HOST) -> None:
     """Put another root file system's files where the root has none: what the agent needs stays as it is.
 
     Programs, libraries and interpreters keep their paths, since /bin, /lib, /lib64 and /sbin are links into /usr here.
@@ -253,12 +266,13 @@ def fill(root: Path, other: Path) -> None:
     Args:
         root: the guest's.
         other: a directory, e.g. of an unpacked image.
+        architecture: of the guest.
 
     Raises:
         FailedPrecondition: its programs are for another architecture.
         ResourceExhausted, DeadlineExceeded, Internal: as `commands.pipe`.
     """
-    _check_architecture(other)
+    _check_architecture(other, architecture)
     python = python_library(root).lstrip("/")
     excludes = [f"--exclude=./{name}" for name in (*_NOT_TAKEN, python)]
     read = ["tar", "--create", f"--directory={other}", "--sort=name", *excludes]
@@ -268,17 +282,17 @@ def fill(root: Path, other: Path) -> None:
     pipe([*read, "."], [*write, "--no-same-owner", "--preserve-permissions"], timeout=_TOOL_TIMEOUT_S)
 
 
-def _check_architecture(other: Path) -> None:
+def _check_architecture(other: Path, architecture: Architecture) -> None:
     for directory in ("bin", "usr/bin", "sbin", "usr/sbin"):
         for path in sorted((other / directory).iterdir()) if (other / directory).is_dir() else ():
             if path.is_symlink() or not path.is_file():
                 continue
             with path.open("rb") as file:
                 header = file.read(20)
-            if header[:4] == b"\x7fELF" and header[18:20] != _X86_64:
+            if header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") != architecture.elf:
                 raise FailedPrecondition(
-                    f"{path.relative_to(other)} of {other} is not a program for x86_64",
-                    hint="take the image for linux/amd64",
+                    f"{path.relative_to(other)} of {other} is not a program for {architecture.machine}",
+                    hint=f"take the image for {architecture.platform}",
                 )
 
 
@@ -317,18 +331,19 @@ def _append(table: Path, line: str, number: int) -> None:
     table.write_text(text + line)
 
 
-def compile_python(root: Path, *directories: str) -> None:
-    """Compile modules with the guest's Python.
+def compile_python(root: Path, *directories: str, emulator: Path | None = None) -> None:
+    """Compile modules with the guest's Python; for `emulator` see `commands.run_in`.
 
     The compiled files are never compared with their sources: time stamps, the usual way, do not survive in the image.
     """
     # -B and -f: what the compiler itself imports it would otherwise cache in the usual way, and then take for compiled.
     compiler = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", *compiler, *directories], timeout=_TOOL_TIMEOUT_S)
+    command = ["/usr/bin/python3", "-ISB", *compiler, *directories]
+    run_in(root, *command, timeout=_TOOL_TIMEOUT_S, emulator=emulator)
 
 
-def check(root: Path) -> None:
-    """Run what the agent builds on once.
+def check(root: Path, architecture: Architecture = HOST, emulator: Path | None = None) -> None:
+    """Run what the agent builds on once; for `emulator` see `commands.run_in`.
 
     Raises:
         Internal: a program or module of the root does not work, or a module would be compiled at each start.
@@ -337,10 +352,10 @@ def check(root: Path) -> None:
         with compiled.open("rb") as file:
             if file.read(8)[4:] != _UNCHECKED:
                 raise Internal(f"{compiled.relative_to(root)} depends on its source's time stamp")
-    run(["chroot", str(root), "/usr/bin/python3", "-ISB", "-c", _CHECK], timeout=_TOOL_TIMEOUT_S)
+    run_in(root, "/usr/bin/python3", "-ISB", "-c", _CHECK, timeout=_TOOL_TIMEOUT_S, emulator=emulator)
     for program in ("/usr/bin/crun", "/usr/bin/kmod"):
         # Not run: without /proc, crun does not start. The dynamic loader fails where a library is missing.
-        run(["chroot", str(root), "/lib64/ld-linux-x86-64.so.2", "--list", program], timeout=_TOOL_TIMEOUT_S)
+        run_in(root, architecture.loader, "--list", program, timeout=_TOOL_TIMEOUT_S, emulator=emulator)
 
 
 def pack(root: Path, archive: Path) -> None:
@@ -358,10 +373,11 @@ def unpack_archive(archive: Path, root: Path) -> None:
     )
 
 
-def install_applets(root: Path) -> None:
+def install_applets(root: Path, emulator: Path | None = None) -> None:
     """A shell and the usual small tools, for the debug console and for hooks: busybox under the names that are free."""
     binaries = root / "usr/bin"
-    for applet in run(["chroot", str(root), "/bin/busybox", "--list"], timeout=_TOOL_TIMEOUT_S).split():
+    listed = run_in(root, "/bin/busybox", "--list", timeout=_TOOL_TIMEOUT_S, emulator=emulator)
+    for applet in listed.split():
         if not any(os.path.lexists(root / "usr" / where / applet) for where in ("bin", "sbin")):
             (binaries / applet).symlink_to("busybox")
 

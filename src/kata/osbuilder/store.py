@@ -4,7 +4,7 @@
     <root>/<version>/root.erofs            or root.ext4, root.xfs; none if the initrd is the whole root
     <root>/<version>/root.erofs.verity     parameters of dm-verity, if it has a tree of hashes
     <root>/<version>/host/                 programs that the host runs, see `kata.osbuilder.host_programs`
-    <root>/current -> <version>
+    <root>/current -> <version>            current-arm64, … of other architectures than the host's
 
 A version's directory appears complete, by one rename, or not at all. Images are made in `kata.osbuilder.build`. Every
 sandbox start imports this module, so imports for administration only are in the functions that need them.
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kata.architecture import ALL, HOST, Architecture, named
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import lock as flock
 from kata.linux.atomic_file import sync_directory
@@ -31,7 +32,7 @@ FILES = ("vmlinux", "initrd")
 #: One of these is the root, unless the initrd is.
 ROOTS = ("root.erofs", "root.ext4", "root.xfs")
 MANIFEST = "manifest.json"
-CURRENT = "current"
+CURRENT = HOST.current
 #: Prefix of a build in progress, or of what a killed one left behind.
 BUILDING = ".build-"
 #: Of manifests: another number means that an older reader would misunderstand it.
@@ -73,6 +74,11 @@ class GuestImage:
         return f"{root['format']}, verity" if root.get("verity") else str(root["format"])
 
     @property
+    def architecture(self) -> Architecture:
+        """That of its guest. Raises InvalidArgument if it is none that is known."""
+        return named(self.manifest["architecture"])
+
+    @property
     def size(self) -> int:
         """Size of its files, in bytes."""
         return sum(int(file["size"]) for file in self.manifest["files"].values())
@@ -90,7 +96,7 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
 
     Args:
         root: directory of the images; None for `images_root`.
-        version: of the image.
+        version: of the image, or the name of a link to a current one.
 
     Raises:
         NotFound: there is no such image.
@@ -100,13 +106,10 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
     root = images_root() if root is None else root
     if not _VERSION.fullmatch(version):
         raise InvalidArgument(f"invalid version '{version[:64]}' of a guest image")
-    if version == CURRENT:
-        try:
-            version = os.readlink(root / CURRENT)
-        except OSError:
-            raise NotFound(f"there is no guest image in {root}", hint=_HINT) from None
-        if not _VERSION.fullmatch(version):
-            raise FailedPrecondition(f"{root / CURRENT} does not point to a guest image", hint=_HINT)
+    for architecture in ALL:
+        if version == architecture.current:
+            version = _current(root, architecture)
+            break
     directory = root / version
     if not directory.is_dir():
         raise NotFound(f"there is no guest image {version} in {root}", hint=_HINT)
@@ -121,6 +124,30 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
     kernel, initrd = (directory / name for name in FILES)
     rootfs = next((directory / name for name in ROOTS if name in manifest["files"]), None)
     return GuestImage(version, directory, kernel, initrd, rootfs, manifest)
+
+
+def _current(root: Path, architecture: Architecture) -> str:
+    """The version of the current image of an architecture.
+
+    Raises:
+        NotFound: there is none.
+        FailedPrecondition: the link points elsewhere.
+    """
+    link, hint = root / architecture.current, f"run: {architecture.build_command}"
+    try:
+        version = os.readlink(link)
+    except OSError:
+        which = "" if architecture is HOST else f" for {architecture.name}"
+        raise NotFound(f"there is no guest image{which} in {root}", hint=hint) from None
+    if not _VERSION.fullmatch(version):
+        raise FailedPrecondition(f"{link} does not point to a guest image", hint=hint)
+    return version
+
+
+def current_versions(root: Path) -> set[str]:
+    """The versions of all images that are current, each for its architecture."""
+    links = (root / architecture.current for architecture in ALL)
+    return {os.readlink(link) for link in links if link.is_symlink()}
 
 
 def check(image: GuestImage) -> None:
@@ -157,7 +184,7 @@ def list_images(root: Path | None = None) -> list[GuestImage]:
 def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
     """Remove old images and return their versions.
 
-    The newest `keep` stay, and so do the current one and those that a process has open or mapped.
+    The newest `keep` stay, and so do the current ones and those that a process has open or mapped.
 
     Raises:
         InvalidArgument: `keep` is negative.
@@ -172,8 +199,8 @@ def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
         return []
     removed = []
     with lock(root, timeout=30):
-        current = os.readlink(root / CURRENT) if (root / CURRENT).is_symlink() else None
-        candidates = [image for image in list_images(root)[keep:] if image.version != current]
+        current = current_versions(root)
+        candidates = [image for image in list_images(root)[keep:] if image.version not in current]
         used = _versions_in_use(candidates)
         for image in candidates:
             if image.version not in used:
@@ -185,12 +212,12 @@ def prune(root: Path | None = None, *, keep: int = 2) -> list[str]:
     return removed
 
 
-def switch_current(root: Path, version: str) -> None:
-    """Make a version the current one, atomically. Raises OSError."""
+def switch_current(root: Path, version: str, architecture: Architecture = HOST) -> None:
+    """Make a version the current one of its architecture, atomically. Raises OSError."""
     link = root / f"{BUILDING}current"
     link.unlink(missing_ok=True)
     link.symlink_to(version)
-    link.replace(root / CURRENT)
+    link.replace(root / architecture.current)
     sync_directory(root)
 
 
@@ -257,9 +284,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         if number == 0:
             manifest["recipe"] = "default"
             manifest["root"] = {"format": "erofs", "verity": False}
+        manifest.setdefault("architecture", HOST.name)
         if not _WORD.fullmatch(manifest["root"]["format"]):
             raise ValueError("invalid format of the root")
-        for key in ("recipe", "kernel_release", "date"):
+        for key in ("recipe", "architecture", "kernel_release", "date"):
             if not _WORD.fullmatch(manifest[key]):
                 raise ValueError(f"invalid {key} {manifest[key]!r:.80}")
         for name in {*FILES, *manifest["files"]}:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from kata.architecture import HOST
+
 MIRROR = "http://deb.debian.org/debian"
 
 #: Of the package debian-archive-keyring, on which apt depends: each release has its own keys and those of the next.
@@ -28,6 +30,9 @@ APT::Install-Recommends "false";
 APT::Install-Suggests "false";
 APT::Sandbox::User "root";
 Debug::NoLocking "true";
+APT::Architecture "{architecture}";
+#clear APT::Architectures;
+APT::Architectures "{architecture}";
 """
 
 
@@ -36,7 +41,7 @@ Types: deb
 URIs: {address}
 Suites: {suites}
 Components: main
-Architectures: amd64
+Architectures: {architecture}
 Targets: Packages
 Signed-By: {keyring}
 """
@@ -84,25 +89,28 @@ def guest_suite() -> str:
     return suite
 
 
-def sources(suite: str, mirror: str = MIRROR) -> str:
+def sources(suite: str, mirror: str = MIRROR, architecture: str = HOST.name) -> str:
     """A suite with its updates and security updates, in the format of a `.sources` file.
 
     Args:
         suite: e.g. "trixie".
         mirror: address of the archive; the security archive is beside it, with "-security" at its end.
+        architecture: of the packages.
     """
     mirror = mirror.rstrip("/")
     archives = {mirror: (suite, f"{suite}-updates"), f"{mirror}-security": (f"{suite}-security",)}
     return "\n".join(
-        _STANZA.format(address=address, suites=" ".join(names), keyring=KEYRING) for address, names in archives.items()
+        _STANZA.format(address=address, suites=" ".join(names), architecture=architecture, keyring=KEYRING)
+        for address, names in archives.items()
     )
 
 
-def configuration(directory: Path) -> str:
+def configuration(directory: Path, architecture: str = HOST.name) -> str:
     """A configuration of apt, read after the host's, that keeps all state below `directory`.
 
     Args:
         directory: has a file `guest.sources`.
+        architecture: of the packages.
     """
     directories = {
         "Dir::State": directory,
@@ -115,4 +123,6 @@ def configuration(directory: Path) -> str:
         "Dir::Etc::preferences": "/dev/null",
         "Dir::Etc::preferencesparts": "/dev/null",
     }
-    return _CONFIGURATION + "".join(f'{name} "{value}";\n' for name, value in directories.items())
+    return _CONFIGURATION.format(architecture=architecture) + "".join(
+        f'{name} "{value}";\n' for name, value in directories.items()
+    )

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.architecture import HOST, Architecture
 from kata.command import run
 from kata.errors import Internal
-from kata.osbuilder.host_programs import LIBRARIES, LOADER, libraries_of
+from kata.osbuilder.host_programs import libraries_of
 from kata.osbuilder.rootfs import unpack_part
 
 TOOL = "veritysetup"
@@ -76,12 +77,16 @@ def seal(image: Path, salt: str) -> Sealed:
     return Sealed(found[1], salt, blocks)
 
 
-def programs(debs: Sequence[Path], directory: Path) -> dict[str, bytes]:
+def programs(
+    debs: Sequence[Path], directory: Path, architecture: Architecture = HOST, emulator: Path | None = None
+) -> dict[str, bytes]:
     """What makes the device in the initrd, with the libraries that it loads: path to content.
 
     Args:
         debs: PACKAGE and what it depends on.
         directory: for temporary files; it is made.
+        architecture: of the guest.
+        emulator: runs programs of another architecture than the host's.
 
     Raises:
         Internal: a library is missing.
@@ -90,9 +95,10 @@ def programs(debs: Sequence[Path], directory: Path) -> dict[str, bytes]:
     directory.mkdir()
     for deb in debs:
         unpack_part(deb, directory, "./usr")
-    libraries = directory / LIBRARIES
-    names = libraries_of(libraries / LOADER, libraries, directory / PROGRAM)
-    found = {f"lib/{LIBRARIES.name}/{name}": (libraries / name).read_bytes() for name in names}
+    libraries = directory / "usr/lib" / architecture.libraries
+    loader = libraries / Path(architecture.loader).name
+    names = libraries_of(loader, libraries, directory / PROGRAM, emulator)
+    found = {f"lib/{libraries.name}/{name}": (libraries / name).read_bytes() for name in names}
     found["bin/dmsetup"] = (directory / PROGRAM).read_bytes()
-    found[f"lib64/{LOADER}"] = (libraries / LOADER).read_bytes()
+    found[architecture.loader.lstrip("/")] = loader.read_bytes()
     return found

@@ -72,7 +72,7 @@ class Finder:
             DeadlineExceeded: the device does not appear.
         """
         pci_path.parse(path)
-        root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
+        root = pci_path.root_bus(self.sys)
 
         def look() -> str | None:
             directory = pci_path.resolve(path, root)
@@ -109,7 +109,7 @@ class Finder:
         if kind == "scsi":
             return await self.wait(self._scsi(address), what)
         pci_path.parse(address)
-        root = f"{self.sys}/devices/{os.path.basename(pci_path.ROOT_BUS)}"
+        root = pci_path.root_bus(self.sys)
 
         def look() -> str | None:
             directory = pci_path.resolve(address, root)

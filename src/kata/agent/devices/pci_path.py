@@ -6,12 +6,14 @@ than 0. Notation: Kata Containers.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 
 from kata.errors import InvalidArgument
 
-ROOT_BUS = "/sys/devices/pci0000:00"
+#: The root bus below /sys/devices, where ACPI describes the machine; else it belongs to a platform device.
+_ROOT_BUS, _OF_PLATFORM = "pci0000:00", "platform/*/pci0000:00"
 
 _ELEMENT = re.compile(r"([01][0-9a-f])(?:\.([0-7]))?")
 _MAX_DEPTH = 8
@@ -30,8 +32,17 @@ def parse(path: str) -> list[str]:
     return [f"{match[1]}.{match[2] or 0}" for match in matches if match]
 
 
-def resolve(path: str, root: str = ROOT_BUS) -> str | None:
+def root_bus(sys: str) -> str:
+    """The directory of the root bus in the sysfs at `sys`."""
+    return next(iter(glob.glob(f"{sys}/devices/{_OF_PLATFORM}")), f"{sys}/devices/{_ROOT_BUS}")
+
+
+def resolve(path: str, root: str) -> str | None:
     """The device's directory in sysfs, or None if it is not there (yet).
+
+    Args:
+        path: of the device.
+        root: as `root_bus` finds it.
 
     Raises:
         InvalidArgument: invalid PCI path, or a device on the way is not a bridge.

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kata.architecture import HOST, Architecture
 from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
 from kata.runtime.config import known
-from kata.runtime.config.settings import SECTIONS, Config, Section
+from kata.runtime.config.settings import IMAGES, SECTIONS, Config, HypervisorConfig, Section
 
 SYSTEM_PATHS = (
     Path("/etc/kata-containers/configuration.toml"),
@@ -83,6 +84,30 @@ def load(
     return Loaded(config, sources, tuple(warnings))
 
 
+def for_architecture(config: Config, architecture: Architecture, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration of VMs of another architecture than it is for: QEMU and guest image are the usual ones of that.
+
+    Args:
+        config: as it was loaded.
+        architecture: of the guest.
+        environ: KATA_IMAGES names the directory of guest images.
+    """
+    if architecture is config.hypervisor.architecture:
+        return config
+    images = Path(os.path.realpath(environ.get("KATA_IMAGES") or IMAGES))
+    moved = replace(
+        _of_image(config.hypervisor, images / architecture.current),
+        path=architecture.qemu,
+        machine_type=architecture.machine_type,
+        kernel_verity_params="",
+        cpu_features="",
+        # What a host gives to guests is made for its own architecture.
+        hot_plug_vfio="no-port",
+        cold_plug_vfio="no-port",
+    )
+    return replace(config, hypervisor=moved)
+
+
 def _defaults(environ: Mapping[str, str]) -> Config:
     """The built-in defaults, with the guest image beneath KATA_IMAGES if that is set."""
     config = Config()
@@ -94,15 +119,21 @@ def _defaults(environ: Mapping[str, str]) -> Config:
             return config
         return replace(config, hypervisor=replace(config.hypervisor, image=image))
     images = Path(os.path.realpath(root))
-    moved = replace(
-        config.hypervisor,
-        kernel=images / "current" / config.hypervisor.kernel.name,
-        initrd=images / "current" / config.hypervisor.initrd.name,
-        image=_root_of(images / "current" / config.hypervisor.image.name),
-        host_programs=images / "current" / config.hypervisor.host_programs.name,
-        valid_guest_paths=(images / "*/*",),
-    )
+    moved = replace(_of_image(config.hypervisor, images / HOST.current), valid_guest_paths=(images / "*/*",))
     return replace(config, hypervisor=moved)
+
+
+def _of_image(hypervisor: HypervisorConfig, directory: Path) -> HypervisorConfig:
+    """The settings with the files of a guest image, under the names that they have by default."""
+    usual = HypervisorConfig()
+    assert usual.image
+    return replace(
+        hypervisor,
+        kernel=directory / usual.kernel.name,
+        initrd=directory / usual.initrd.name,
+        image=_root_of(directory / usual.image.name),
+        host_programs=directory / usual.host_programs.name,
+    )
 
 
 def _root_of(image: Path) -> Path | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from kata import architecture
+from kata.architecture import Architecture
 from kata.runtime.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Regex, Text
 
 IMAGES = Path("/var/lib/kata/images")
@@ -133,8 +135,9 @@ class HypervisorConfig:
     machine_type: str = field(
         default="q35",
         metadata=_row(
-            Text(choices=("q35",)),
-            "QEMU's machine type.",
+            Text(choices=tuple(one.machine_type for one in architecture.ALL)),
+            "QEMU's machine type, and with it the guest's architecture: `virt` is for an arm64 guest, emulated by the "
+            "`path` of that architecture.",
             annotation="machine_type",
         ),
     )
@@ -416,6 +419,11 @@ class HypervisorConfig:
             "Verbose logs of guest kernel and QEMU.",
         ),
     )
+
+    @property
+    def architecture(self) -> Architecture:
+        """The guest's."""
+        return architecture.of_machine_type(self.machine_type)
 
     def vcpus(self, host_cpus: int) -> int:
         """The number of vCPUs at the start, on a host with `host_cpus` CPUs; at least 1."""

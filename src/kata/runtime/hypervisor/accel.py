@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata.architecture import HOST, Architecture
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.linux import atomic_file
 from kata.runtime.config.settings import HypervisorConfig
@@ -38,7 +39,14 @@ class Accelerator:
 
 
 def known(
-    requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
+    requested: str,
+    *,
+    require_kvm: bool,
+    vmm: Path,
+    kernel: Path,
+    initrd: Path,
+    cache: Path = CACHE,
+    architecture: Architecture = HOST,
 ) -> Accelerator | None:
     """Decide which accelerator a VM gets; None if that takes a trial boot, which `choose` does.
 
@@ -49,6 +57,7 @@ def known(
         kernel: of the guest.
         initrd: of the guest.
         cache: the file with the outcome of the trial boot.
+        architecture: of the guest.
 
     Raises:
         InvalidArgument: `requested` is none of these, or contradicts `require_kvm`.
@@ -62,7 +71,7 @@ def known(
                 "accelerator tcg contradicts require_kvm", hint="set accelerator to auto, or require_kvm to false"
             )
         return Accelerator("tcg", "configured")
-    obstacle = kvm.obstacle()
+    obstacle = kvm.obstacle() if architecture is HOST else f"this host's CPU does not run {architecture.name} guests"
     if obstacle is None:
         obstacle = _recall(cache, _key("kvm", vmm, kernel, initrd))
         if obstacle is None:
@@ -87,7 +96,14 @@ def _verdict(obstacle: str, *, required: bool) -> Accelerator:
 
 
 async def choose(
-    requested: str, *, require_kvm: bool, vmm: Path, kernel: Path, initrd: Path, cache: Path = CACHE
+    requested: str,
+    *,
+    require_kvm: bool,
+    vmm: Path,
+    kernel: Path,
+    initrd: Path,
+    cache: Path = CACHE,
+    architecture: Architecture = HOST,
 ) -> Accelerator:
     """Decide as `known` does, with a trial boot if no outcome is cached.
 
@@ -98,12 +114,14 @@ async def choose(
         kernel: of the guest.
         initrd: of the guest.
         cache: the file with the outcome of the trial boot.
+        architecture: of the guest.
 
     Raises:
         InvalidArgument, FailedPrecondition: as `known`.
         NotFound: VMM, kernel or initrd does not exist.
     """
-    found = known(requested, require_kvm=require_kvm, vmm=vmm, kernel=kernel, initrd=initrd, cache=cache)
+    paths = {"vmm": vmm, "kernel": kernel, "initrd": initrd, "cache": cache}
+    found = known(requested, require_kvm=require_kvm, architecture=architecture, **paths)
     if found is None:
         # Rarely needed, and slow to import.
         from kata.runtime.hypervisor import trial_boot
@@ -130,6 +148,7 @@ def _arguments(hypervisor: HypervisorConfig) -> dict[str, Any]:
         "vmm": hypervisor.path,
         "kernel": hypervisor.kernel,
         "initrd": hypervisor.initrd,
+        "architecture": hypervisor.architecture,
     }
 
 

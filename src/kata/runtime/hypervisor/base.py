@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kata.architecture import AMD64, Architecture
 from kata.errors import InvalidArgument
 from kata.runtime.config.settings import MAX_ROOT_PORTS, MAX_VCPUS
 from kata.runtime.hypervisor.devices import Device, VfioDevice
@@ -43,8 +44,9 @@ class VmPlan:
         sandbox_id: the sandbox that it belongs to.
         run_dir: existing directory for the logs of guest console and VMM.
         vmm: the VMM's executable.
+        architecture: of the guest.
         accelerator: "kvm", or "tcg" for emulation, as decided by `kata.runtime.hypervisor.accel`.
-        kernel: uncompressed kernel (vmlinux) or bzImage.
+        kernel: uncompressed, as its architecture has it, or bzImage.
         initrd: initial RAM file system.
         image: root image for the first disk, which is read-only, or None.
         kernel_params: appended to the kernel command line, so they win.
@@ -84,6 +86,7 @@ class VmPlan:
     kernel: Path
     initrd: Path
     image: Path | None = None
+    architecture: Architecture = AMD64
     kernel_params: tuple[str, ...] = ()
     cpu_features: str = ""
     vcpus: int = 1
@@ -142,6 +145,11 @@ class VmPlan:
             raise InvalidArgument(f"invalid MMIO window of {self.mmio_window} bytes (a power of two)")
         if not _CPU_FEATURES.fullmatch(self.cpu_features):
             raise InvalidArgument(f"invalid CPU features {self.cpu_features!r}")
+        if self.iommu and not self.architecture.iommu:
+            raise InvalidArgument(
+                f"a VM for {self.architecture.platform} has no IOMMU",
+                hint='set enable_iommu to false, and vfio_mode to "guest-kernel"',
+            )
         if len(self.channels) > MAX_CHANNELS or len(set(self.channels)) != len(self.channels):
             raise InvalidArgument(f"invalid channels {', '.join(self.channels)} (at most {MAX_CHANNELS} unique names)")
         for name in self.channels:

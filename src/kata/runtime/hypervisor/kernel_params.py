@@ -11,24 +11,14 @@ from __future__ import annotations
 from kata.errors import InvalidArgument
 from kata.runtime.hypervisor.base import VmPlan
 
-#: x86's COMMAND_LINE_SIZE (2048) less the final zero byte: the kernel silently truncates the rest.
+#: COMMAND_LINE_SIZE (2048) less the final zero byte: the kernel silently truncates the rest.
 MAX_LENGTH = 2047
 
 _ALWAYS = (
-    "console=ttyS0",
     # A panic ends the VM at once: the VMM exits instead of rebooting.
     "panic=-1",
     # The self-tests of the crypto drivers are the largest avoidable cost of a boot under emulation.
     "cryptomgr.notests",
-    # There is one serial port; probing for others is slow.
-    "8250.nr_uarts=1",
-    # The host's timers work; checking them takes time.
-    "no_timer_check",
-    "tsc=reliable",
-    # Patching locks when CPUs come and go costs more than it gains.
-    "noreplace-smp",
-    # Hot-plugged memory is the agent's to take into use, as movable, so that it can be unplugged; newer kernels would.
-    "memhp_default_state=offline",
 )
 
 
@@ -39,7 +29,9 @@ def kernel_command_line(plan: VmPlan) -> str:
         InvalidArgument: it is too long.
     """
     parts = [
+        f"console={plan.architecture.console}",
         *_ALWAYS,
+        *plan.architecture.kernel_params,
         # Pass-through: the guest's own drivers need no mapping; only what a program drives by VFIO is confined.
         *(("intel_iommu=on", "iommu=pt") if plan.iommu else ()),
         "debug" if plan.debug else "quiet",

@@ -57,25 +57,24 @@ def plan_vm(
     size = sandbox_budget(sandbox_id, spec, config, host.size).size()
     hypervisor = config.hypervisor
     over_virtio_fs = hypervisor.shared_fs == SHARE_VIRTIO_FS
-    grows = not config.runtime.static_sandbox_resource_mgmt
+    grows = hypervisor.architecture.resizes and not config.runtime.static_sandbox_resource_mgmt
     return VmPlan(
         sandbox_id=sandbox_id,
         run_dir=directory,
         vmm=hypervisor.path,
+        architecture=hypervisor.architecture,
         accelerator=host.accelerator,
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
         max_vcpus=hypervisor.max_vcpus(host.size.vcpus) if grows else 0,
         memory_mib=size_class(size.memory_mib) if config.factory.enable_template else size.memory_mib,
-        max_memory_mib=0
-        if config.runtime.static_sandbox_resource_mgmt
-        else hypervisor.max_memory(host.size.memory_mib),
+        max_memory_mib=hypervisor.max_memory(host.size.memory_mib) if grows else 0,
         memory_slots=hypervisor.memory_slots,
         kernel=host.kernel,
         initrd=host.initrd,
         image=host.image,
         kernel_params=(
-            *clock_params(host),
+            *(clock_params(host) if hypervisor.architecture.tells_tsc else ()),
             *((verity.kernel_param(host.verity),) if host.verity else ()),
             *agent_params(config, host.accelerator),
             *hypervisor.kernel_params.split(),
@@ -90,7 +89,9 @@ def plan_vm(
         virtiofsd_args=hypervisor.virtio_fs_extra_args,
         channels=(AGENT_CHANNEL,),
         iommu=hypervisor.enable_iommu or config.runtime.vfio_mode == "vfio",
-        root_ports=min(max(MIN_ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS),
+        root_ports=min(max(MIN_ROOT_PORTS, hypervisor.pcie_root_port, root_ports), MAX_ROOT_PORTS)
+        if hypervisor.architecture.bridges
+        else MAX_ROOT_PORTS,
         mmio_window=mmio_window,
         devices=devices,
         empty_disks=empty_disks(config),

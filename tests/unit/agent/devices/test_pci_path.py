@@ -28,6 +28,13 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+def test_the_root_bus_is_where_acpi_or_a_device_tree_puts_it(tmp_path: Path) -> None:
+    assert pci_path.root_bus(str(tmp_path)) == f"{tmp_path}/devices/pci0000:00"
+    found = tmp_path / "devices/platform/4010000000.pcie/pci0000:00"
+    found.mkdir(parents=True)
+    assert pci_path.root_bus(str(tmp_path)) == str(found)
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from qemu.qmp import QMPClient
 
 from kata.errors import DeadlineExceeded, FailedPrecondition, KataError
+from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.hypervisor.qemu.device_commands import Command
 from kata.runtime.hypervisor.qemu.hotplug import EmptyDisk, Hotplug
@@ -51,8 +52,8 @@ def qemu() -> Qemu:
 
 
 @pytest.fixture
-async def hotplug(qemu: Qemu) -> AsyncIterator[Hotplug]:
-    hotplug = Hotplug("box", Slots(), QMPClient("box"), qemu)
+async def hotplug(qemu: Qemu, make_plan: Callable[..., VmPlan]) -> AsyncIterator[Hotplug]:
+    hotplug = Hotplug("box", Slots(make_plan()), QMPClient("box"), qemu)
     yield hotplug
     hotplug.close()
 
@@ -99,8 +100,8 @@ class TestEmptyDisks:
     )
 
     @pytest.fixture
-    async def hotplug(self, qemu: Qemu) -> AsyncIterator[Hotplug]:
-        hotplug = Hotplug("box", Slots(), QMPClient("box"), qemu, self.EMPTY)
+    async def hotplug(self, qemu: Qemu, make_plan: Callable[..., VmPlan]) -> AsyncIterator[Hotplug]:
+        hotplug = Hotplug("box", Slots(make_plan()), QMPClient("box"), qemu, self.EMPTY)
         yield hotplug
         hotplug.close()
 

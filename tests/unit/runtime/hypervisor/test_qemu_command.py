@@ -147,7 +147,7 @@ def test_devices_of_the_host_are_in_the_first_root_ports(make_plan: Callable[...
     for number in range(2):
         assert f"vfio-pci,id=vfio{number},host=0000:3b:00.{number},bus=rp{number},addr=0x0" in words
     assert root_port(1).path == "05/00"
-    assert Slots(taken=2).take(express=True).path == "06/00"
+    assert Slots(make_plan(devices=devices)).take(express=True).path == "06/00"
     with pytest.raises(InvalidArgument, match="5 devices of the host for 4 PCIe root ports"):
         make_plan(devices=devices * 2 + devices[:1])
 

@@ -44,13 +44,8 @@ SHARE_CHARDEV = "share"
 #: Bytes that an empty disk seems to have: more than what is put into it, at whose end reading ends.
 _EMPTY_DISK_SIZE = 1 << 44
 
-#: The only machine type for which the addresses above are free.
-_MACHINE = "q35"
 #: MiB of translated code that TCG caches. QEMU's default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
-#: All features that TCG emulates but two: with them, a kernel copies memory by `rep movsb`, which TCG runs byte by byte
-#: (creating a container took 40 % longer).
-_TCG_CPU = "max,-erms,-fsrm"
 
 
 def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool = False) -> list[str]:
@@ -74,7 +69,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         ("-no-user-config",),
         ("-no-reboot",),
         ("-display", "none"),
-        ("-machine", _MACHINE + (",memory-backend=memory" if MEMORY_FD in fds else "")),
+        ("-machine", _machine(plan) + (",memory-backend=memory" if MEMORY_FD in fds else "")),
         *_cpu(plan),
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
@@ -88,13 +83,12 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         ("-serial", "chardev:console"),
         *_root_disk(plan),
         *_channels(plan, fds),
-        *slots.options(plan.root_ports, plan.mmio_window),
+        *slots.options(plan),
         *_devices(plan),
         *_empty_disks(plan),
         ("-object", "rng-builtin,id=rng"),
         ("-device", "virtio-rng-pci,id=rng0,rng=rng,bus=pcie.0,addr=0x8"),
-        # Tells the guest's kernel that it was cloned, so that it reseeds its random number generator.
-        ("-device", "vmgenid,id=vmgenid,guid=auto"),
+        *_generation_id(plan),
         *_share(plan, fds),
     ]
     if plan.seccomp:
@@ -145,8 +139,18 @@ def _cpu(plan: VmPlan) -> list[tuple[str, ...]]:
         ]
     return [
         ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),
-        ("-cpu", f"{_TCG_CPU}{features}"),
+        ("-cpu", f"{plan.architecture.tcg_cpu}{features}"),
     ]
+
+
+def _machine(plan: VmPlan) -> str:
+    return f"{plan.architecture.machine_type}{plan.architecture.machine_options}"
+
+
+def _generation_id(plan: VmPlan) -> list[tuple[str, ...]]:
+    # Tells the guest's kernel that it was cloned, so that it reseeds its random number generator; where there is none,
+    # what the agent gets from the host after a restore has to do.
+    return [("-device", "vmgenid,id=vmgenid,guid=auto")] if plan.architecture.generation_id else []
 
 
 def _iommu(plan: VmPlan) -> list[tuple[str, ...]]:
@@ -212,7 +216,7 @@ def _devices(plan: VmPlan) -> list[tuple[str, ...]]:
 def _empty_disks(plan: VmPlan) -> list[tuple[str, ...]]:
     options: list[tuple[str, ...]] = []
     for index, read_only in enumerate(plan.empty_disks):
-        name, slot = empty_disk_name(index), slots.empty_disk(index)
+        name, slot = empty_disk_name(index), slots.empty_disk(plan, index)
         access = "on" if read_only else "off"
         null = f"driver=null-co,node-name={name},read-only={access},size={_EMPTY_DISK_SIZE},read-zeroes=on"
         place = f"bus={slot.bus},addr={slot.address}"

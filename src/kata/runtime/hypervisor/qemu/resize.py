@@ -44,6 +44,8 @@ class Resizer:
 
     async def resize(self, vcpus: int, memory_mib: int, timeout: float) -> Resized:
         """Resize the VM within its plan's limits; arguments and errors as of `VirtualMachine.resize`."""
+        if not self._plan.architecture.resizes:
+            return Resized(self._plan.vcpus, self._plan.memory_mib)
         async with self._lock:
             deadline = asyncio.get_running_loop().time() + timeout
             has_vcpus, new_vcpus = await self._resize_vcpus(vcpus, deadline)

@@ -459,9 +459,9 @@ class QemuVm:
             # Not needed to start most VMs.
             from kata.runtime.hypervisor.qemu.hotplug import EmptyDisk, Hotplug
 
-            free = slots.Slots(self.plan.root_ports, len(self.plan.devices), len(self.plan.empty_disks))
+            free = slots.Slots(self.plan)
             empty = [
-                EmptyDisk(empty_disk_name(index), slots.empty_disk(index), read_only)
+                EmptyDisk(empty_disk_name(index), slots.empty_disk(self.plan, index), read_only)
                 for index, read_only in enumerate(self.plan.empty_disks)
             ]
             self._hotplug = Hotplug(self.plan.sandbox_id, free, self._qmp, self._run, empty)
@@ -576,10 +576,13 @@ def check_files(plan: VmPlan) -> None:
         NotFound: one does not exist, is of the wrong kind, or cannot be read.
     """
     if not plan.vmm.is_file() or not os.access(plan.vmm, os.X_OK):
-        raise NotFound(f"qemu: {plan.vmm} is not an executable file", hint="install the package qemu-system-x86")
+        package = plan.architecture.qemu_package
+        raise NotFound(f"qemu: {plan.vmm} is not an executable file", hint=f"run: apt-get install {package}")
     for what, path in (("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
-            raise NotFound(f"guest {what}: {path} is not a readable file", hint="run: kata image build")
+            raise NotFound(
+                f"guest {what}: {path} is not a readable file", hint=f"run: {plan.architecture.build_command}"
+            )
     directories = (
         ("run directory", plan.run_dir),
         ("shared directory", plan.share_dir),
