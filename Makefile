@@ -35,6 +35,9 @@ APT_RUN := python3 python3-venv qemu-system-x86 util-linux erofs-utils container
 APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables gcc libc6-dev e2fsprogs xfsprogs \
   btrfs-progs chromium cryptsetup-bin groff-base patch xz-utils zsh fish
 
+# What emulates an arm64 guest, which is built for these tests.
+APT_LONG := qemu-system-arm
+
 # What building a kernel needs.
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
@@ -53,6 +56,7 @@ test: $(VENV)/ready test-packages image ## Run all checks and tests
 	$(VENV)/bin/pytest --durations 10 -n 3 --dist loadgroup $(TEST)
 
 test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
+	$(call install_packages,$(APT_LONG))
 	$(VENV)/bin/pytest -m long
 
 check: $(VENV)/ready ## Format, lint, types, layers

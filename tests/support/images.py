@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from kata.architecture import HOST
+from kata.architecture import HOST, Architecture
 from kata.osbuilder import cpio, store
 from kata.runtime.images.model import ImageConfig
 
@@ -74,7 +74,9 @@ def busybox_rootfs(directory: Path) -> None:
         os.link(target, directory / "bin" / applet)
 
 
-def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -> Path:
+def write_oci_archive(
+    rootfs: Path, config: ImageConfig, out: Path, name: str, architecture: Architecture = HOST
+) -> Path:
     """Write an image with one layer, made from a directory, as an OCI archive; the same input gives the same bytes.
 
     Args:
@@ -82,6 +84,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
         config: of the image.
         out: path of the archive.
         name: the full name for containerd, such as docker.io/library/busybox:latest.
+        architecture: of its programs.
 
     Returns:
         `out`.
@@ -97,7 +100,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
     image = {
         "created": _EPOCH,
         "os": "linux",
-        "architecture": HOST.name,
+        "architecture": architecture.name,
         "config": {
             "Entrypoint": list(config.entrypoint),
             "Cmd": list(config.cmd),
@@ -117,7 +120,7 @@ def write_oci_archive(rootfs: Path, config: ImageConfig, out: Path, name: str) -
         "layers": [blob(gzip.compress(layer, 1, mtime=0), "layer.v1.tar+gzip")],
     }
     descriptor = blob(_json(manifest), "manifest.v1+json") | {
-        "platform": {"os": "linux", "architecture": HOST.name},
+        "platform": {"os": "linux", "architecture": architecture.name},
         "annotations": {
             "io.containerd.image.name": name,
             "org.opencontainers.image.ref.name": name.rpartition(":")[2],

@@ -200,14 +200,14 @@ def kernel_modules(_config: Config) -> Row:
 
 def qemu(config: Config) -> Row:
     """Check that the configured QEMU can be executed."""
-    path = config.hypervisor.path
+    path, package = config.hypervisor.path, config.hypervisor.architecture.qemu_package
     if not os.access(path, os.X_OK):
         return Row(
-            "qemu", Status.FAILED, f"{path} does not exist or is not executable", "install the package qemu-system-x86"
+            "qemu", Status.FAILED, f"{path} does not exist or is not executable", f"install the package {package}"
         )
     version = host.qemu_version(path)
     if not version:
-        return Row("qemu", Status.FAILED, f"{path} does not print its version", "reinstall the package qemu-system-x86")
+        return Row("qemu", Status.FAILED, f"{path} does not print its version", f"reinstall the package {package}")
     return Row("qemu", Status.OK, f"{path}, version {version}")
 
 

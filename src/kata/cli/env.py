@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kata.architecture import HOST
 from kata.cli import host
 from kata.cli.options import AsJson, ConfigFile
 from kata.cli.output import written
@@ -97,7 +98,7 @@ def collect(config_path: Path | None = None) -> dict[str, Any]:
         "Initrd": {"Path": _real(hypervisor.initrd)},
         "Host": {
             "Kernel": host.kernel_release(),
-            "Architecture": "amd64" if os.uname().machine == "x86_64" else os.uname().machine,
+            "Architecture": HOST.name if os.uname().machine == HOST.machine else os.uname().machine,
             "VMContainerCapable": bool(name and version),
             "SupportVSocks": host.has_vsock(),
             "Distro": {"Name": distribution, "Version": distribution_version},

@@ -189,8 +189,8 @@ def assembled(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> BuildOp
     monkeypatch.setattr(build, "_inputs", lambda *_: ({}, OWN))
     monkeypatch.setattr(build, "_base", lambda *_: Intermediate(base, 7, {}))
     monkeypatch.setattr(rootfs, "unpack_archive", lambda _, root: (root / "usr/bin").mkdir(parents=True))
-    monkeypatch.setattr(rootfs, "compile_python", lambda *_: None)
-    monkeypatch.setattr(rootfs, "check", lambda _: None)
+    monkeypatch.setattr(rootfs, "compile_python", lambda *_, **__: None)
+    monkeypatch.setattr(rootfs, "check", lambda *_: None)
     monkeypatch.setattr(build, "write_root", lambda _, image, *__: image.write_text("root"))
     return options
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,30 @@ def test_a_pipe_ends_with_its_deadline(producer: str, consumer: str) -> None:
     with pytest.raises(DeadlineExceeded):
         commands.pipe(["sh", "-c", producer], ["sh", "-c", consumer], timeout=0.5)
     assert time.monotonic() - started < 50
+
+
+def test_a_program_of_a_root_is_emulated_for_that_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[Sequence[str], float]] = []
+    root, emulator = tmp_path / "root", tmp_path / "emulator"
+    root.mkdir()
+    emulator.write_text("emulator")
+
+    def run(argv: Sequence[str], *, timeout: float) -> str:
+        ran.append((argv, timeout))
+        if len(argv) > 4:
+            assert (root / argv[2].lstrip("/")).read_text() == "emulator"
+        if argv[-1] == "wrong":
+            raise Internal("wrong")
+        return "said"
+
+    monkeypatch.setattr(commands, "run", run)
+    assert commands.run_in(root, "/bin/tool", "word", timeout=3) == "said"
+    assert commands.run_in(root, "/bin/tool", "word", timeout=3, emulator=emulator) == "said"
+    assert [list(argv) for argv, _ in ran] == [
+        ["chroot", str(root), "/bin/tool", "word"],
+        ["chroot", str(root), "/.emulator", "/bin/tool", "word"],
+    ]
+    assert ran[1][1] > ran[0][1]
+    with pytest.raises(Internal):
+        commands.run_in(root, "/bin/tool", "wrong", timeout=3, emulator=emulator)
+    assert list(root.iterdir()) == []

@@ -4,10 +4,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+from kata.architecture import ARM64
 from kata.osbuilder.inputs import Inputs, builder_digest
 from kata.osbuilder.kernel import CustomKernel
 from kata.osbuilder.packages import Package, PackageSet
 from kata.osbuilder.recipe import Recipe
+from kata.version import VERSION
 
 KERNEL = Package("linux-image-6.12.118+deb13-amd64", "6.12.118-1", "k.deb", 1, "00" * 32)
 CRUN = Package("crun", "1.8.1-1", "c.deb", 1, "11" * 32)
@@ -59,3 +61,10 @@ def test_the_builder_knows_its_own_files() -> None:
 def test_the_release_is_that_of_the_kernel_in_the_image() -> None:
     assert INPUTS.release == "6.12.118+deb13-amd64"
     assert dataclasses.replace(INPUTS, kernel=OWN).release == "6.12.118-kata1"
+
+
+def test_the_version_names_another_architecture() -> None:
+    foreign = dataclasses.replace(INPUTS, architecture=ARM64)
+    assert foreign.version == f"{VERSION}-arm64-{foreign.key[:12]}"
+    debug = dataclasses.replace(foreign, recipe=Recipe("debug"))
+    assert debug.version.startswith(f"{VERSION}-arm64-debug-")

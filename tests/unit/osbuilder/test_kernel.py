@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata import zstd
+from kata.architecture import AMD64, ARM64
 from kata.errors import InvalidArgument
-from kata.osbuilder.kernel import extract_vmlinux, has_pvh_entry
+from kata.osbuilder.kernel import extract_vmlinux, has_pvh_entry, uncompressed
 
 
 def note(name: bytes, kind: int, data: bytes = b"\0" * 8) -> bytes:
@@ -75,3 +76,12 @@ def test_damaged_headers_never_do_worse_than_an_error(position: int, bytes_: byt
         has_pvh_entry(damaged)
     except InvalidArgument:
         pass
+
+
+def test_an_uncompressed_image_is_taken_as_it_is() -> None:
+    image = b"MZ".ljust(56, b"\0") + b"ARM\x64" + bytes(100)
+    assert uncompressed(image, ARM64) == image
+    for wrong in (b"", image[:58], bzimage(zstd.compress(PVH_KERNEL)), b"\x1f\x8b" + bytes(200)):
+        with pytest.raises(InvalidArgument, match="not an uncompressed image for arm64"):
+            uncompressed(wrong, ARM64)
+    assert uncompressed(bzimage(zstd.compress(PVH_KERNEL)), AMD64) == PVH_KERNEL

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.architecture import ARM64
 from kata.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from kata.osbuilder import suite
 from kata.osbuilder.packages import Package, PackageCache, PackageSet, build_date, parse_uris
@@ -264,3 +265,38 @@ def test_a_package_that_debian_does_not_have_has_a_suggestion(tmp_path: Path, mo
     with pytest.raises(NotFound, match="no package straec in forky") as caught:
         PackageCache(tmp_path, name="forky").resolve(["gdb", "straec"])
     assert caught.value.hint == "did you mean strace?"
+
+
+def test_what_the_host_runs_is_of_its_own_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a guest of another one: apt is asked with the state of each."""
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def answer(argv: list[str], **_: object) -> str:
+        state, words = Path(argv[3]).parent.name, tuple(argv[4:])
+        asked.append((state, words))
+        architecture = "amd64" if state == "apt" else "arm64"
+        if argv[0] == "apt-cache":
+            return f"Depends: linux-image-6.12.1-{architecture} (= 1)\n"
+        if words[0] == "install":
+            return "".join(f"Inst {name} (1 x [{architecture}])\n" for name in words[2:])
+        return "".join(
+            f"'http://x/d.deb' {name.partition('=')[0]}_1_{architecture}.deb 5 SHA256:{'ab' * 32}\n"
+            for name in words[2:]
+        )
+
+    monkeypatch.setattr("kata.osbuilder.packages.run", answer)
+    packages = PackageCache(tmp_path, architecture=ARM64).resolve()
+    assert packages.release == "6.12.1-arm64"
+    assert {package.filename.rpartition("_")[2] for package in packages.userland} == {"arm64.deb"}
+    assert {package.filename.rpartition("_")[2] for package in packages.host} == {"amd64.deb"}
+    assert [package.filename for package in packages.tools] == ["qemu-user_1_amd64.deb"]
+    assert not set(packages.tools) & set(packages)
+    assert 'APT::Architecture "arm64";' in (tmp_path / "apt-arm64/apt.conf").read_text()
+    assert "Architectures: amd64\n" in (tmp_path / "apt/guest.sources").read_text()
+    assert PackageCache(tmp_path).resolve().tools == ()
+
+    asked.clear()
+    wanted = [packages.kernel, *packages.tools]
+    with pytest.raises(Unavailable, match="has not the promised content"):
+        PackageCache(tmp_path, architecture=ARM64).download(wanted)
+    assert asked == [("apt", ("download", "qemu-user=1"))], "the host's are fetched by its own lists"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.architecture import ARM64
 from kata.errors import FailedPrecondition
 from kata.osbuilder import rootfs
 
@@ -77,5 +78,7 @@ def test_another_root_of_another_architecture_is_refused(tmp_path: Path) -> None
     (other / "bin/tool").write_bytes(arm64)
     with pytest.raises(FailedPrecondition, match=r"bin/tool of .* is not a program for x86_64") as caught:
         rootfs.fill(root, other)
-    assert caught.value.hint
+    assert caught.value.hint == "take the image for linux/amd64"
     assert not (root / "usr/bin/tool").exists()
+    rootfs.fill(root, other, ARM64)
+    assert (root / "usr/bin/tool").exists()

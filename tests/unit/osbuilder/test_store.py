@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.architecture import HOST
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.osbuilder import store
 
@@ -147,6 +148,20 @@ def test_prune_never_removes_the_current_image(root: Path) -> None:
     store.switch_current(root, "oldest")
     assert store.prune(root, keep=0) == ["new", "old", "older"]
     assert store.find(root).version == "oldest"
+
+
+def test_each_architecture_has_a_current_image(root: Path) -> None:
+    with pytest.raises(NotFound, match="no guest image for arm64") as caught:
+        store.find(root, "current-arm64")
+    assert caught.value.hint == "run: kata image build --arch arm64"
+    manifest = root / "old" / store.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"architecture": "arm64"}))
+    image = store.find(root, "old")
+    store.switch_current(root, image.version, image.architecture)
+    assert (store.find(root).version, store.find(root, "current-arm64").version) == ("new", "old")
+    assert store.find(root).architecture is HOST, "older images do not say it"
+    assert store.current_versions(root) == {"new", "old"}
+    assert store.prune(root, keep=0) == ["older", "oldest"]
 
 
 def test_prune_spares_what_is_open_or_mapped(root: Path) -> None:

@@ -39,11 +39,12 @@ def test_a_suite_comes_with_its_updates_and_security_updates() -> None:
 
 
 @pytest.mark.skipif(not suite.KEYRING.exists(), reason="needs debian-archive-keyring")
-def test_apt_understands_the_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_apt_understands_the_configuration(tmp_path: Path, architecture: str) -> None:
     configuration = tmp_path / "apt.conf"
     configuration.write_text('APT::Update::Post-Invoke { "exit 1"; };\nAPT::Default-Release "nowhere";\n')
     ours = tmp_path / "ours.conf"
-    ours.write_text(suite.configuration(tmp_path))
+    ours.write_text(suite.configuration(tmp_path, architecture))
     dumped = subprocess.run(
         ["apt-config", "-c", str(ours), "dump"],
         env={"PATH": "/usr/bin:/bin", "APT_CONFIG": str(configuration)},
@@ -54,7 +55,7 @@ def test_apt_understands_the_configuration(tmp_path: Path) -> None:
     assert "APT::Update::Post-Invoke" not in dumped
     assert 'APT::Default-Release "";' in dumped
     assert f'Dir::State "{tmp_path}";' in dumped
-    (tmp_path / "guest.sources").write_text(suite.sources("tiger", "http://mirror.example/debian"))
+    (tmp_path / "guest.sources").write_text(suite.sources("tiger", "http://mirror.example/debian", architecture))
     addresses = subprocess.run(
         ["apt-get", "-c", str(ours), "update", "--print-uris"],
         env={"PATH": "/usr/bin:/bin"},
@@ -66,5 +67,5 @@ def test_apt_understands_the_configuration(tmp_path: Path) -> None:
     assert {line.split("'")[1].removesuffix(".xz") for line in addresses.splitlines()} == {
         f"{mirror}/{directory}/{index}"
         for directory in ("debian/dists/tiger", "debian/dists/tiger-updates", "debian-security/dists/tiger-security")
-        for index in ("InRelease", "main/binary-all/Packages", "main/binary-amd64/Packages")
+        for index in ("InRelease", "main/binary-all/Packages", f"main/binary-{architecture}/Packages")
     }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kata.architecture import AMD64, ARM64
 from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
-from kata.runtime.config.loader import MAX_SIZE, load
+from kata.runtime.config.loader import MAX_SIZE, for_architecture, load
 from kata.runtime.config.settings import Config
 
 
@@ -292,3 +293,26 @@ class TestWarnings:
 def test_every_failure_is_one_of_ours(value: str) -> None:
     with pytest.raises(KataError):
         load(body=f"[hypervisor.qemu]\n{value}".encode())
+
+
+class TestArchitectures:
+    def test_vms_of_another_one_have_its_qemu_and_its_image(self, tmp_path: Path) -> None:
+        (tmp_path / "images/current-arm64").mkdir(parents=True)
+        (tmp_path / "images/current-arm64/root.ext4").touch()
+        text = memory(700) + 'path = "/opt/qemu"\nkernel = "/opt/vmlinux"\ncpu_features = "-avx2"\n'
+        configured = load(write(tmp_path / "c.toml", text), environ={}).config
+        config = for_architecture(configured, ARM64, {"KATA_IMAGES": str(tmp_path / "images")})
+        found = config.hypervisor
+        image = tmp_path / "images/current-arm64"
+        assert found.architecture is ARM64
+        assert (found.path, found.cpu_features) == (Path("/usr/bin/qemu-system-aarch64"), "")
+        assert (found.kernel, found.initrd) == (image / "vmlinux", image / "initrd")
+        assert (found.image, found.host_programs) == (image / "root.ext4", image / "host")
+        assert found.default_memory == 700, "what is not the architecture's stays"
+        assert for_architecture(config, ARM64, {}) is config
+        back = for_architecture(config, AMD64, {}).hypervisor
+        assert (back.path, back.machine_type) == (Path("/usr/bin/qemu-system-x86_64"), "q35")
+
+    def test_a_file_may_be_for_another_one(self, tmp_path: Path) -> None:
+        text = '[hypervisor.qemu]\nmachine_type = "virt"\npath = "/usr/bin/qemu-system-aarch64"\n'
+        assert load(write(tmp_path / "c.toml", text), environ={}).config.hypervisor.architecture is ARM64

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kata.architecture import ARM64
 from kata.errors import FailedPrecondition, InvalidArgument
 from kata.runtime.hypervisor import accel, kvm, trial_boot
 
@@ -51,6 +52,15 @@ async def test_a_working_kvm_is_found_once(host: Host) -> None:
         assert (await host.choose()).name == "kvm"
     assert host.boots == 1
     assert (await host.choose("kvm", require_kvm=True)).name == "kvm"
+
+
+async def test_kvm_is_not_tried_with_a_guest_of_another_architecture(host: Host) -> None:
+    paths = {"vmm": Path("/bin/true"), "kernel": host.kernel, "initrd": host.kernel, "cache": host.cache}
+    found = await accel.choose("auto", require_kvm=False, architecture=ARM64, **paths)
+    assert found == accel.Accelerator("tcg", "this host's CPU does not run arm64 guests")
+    with pytest.raises(FailedPrecondition, match="KVM does not work here: this host's CPU does not run arm64 guests"):
+        await accel.choose("auto", require_kvm=True, architecture=ARM64, **paths)
+    assert host.boots == 0
 
 
 async def test_a_kvm_that_boots_nothing_is_not_used(host: Host) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.architecture import ARM64
 from kata.errors import InvalidArgument
 from kata.runtime.config.settings import MAX_ROOT_PORTS
 from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, VmPlan
@@ -55,6 +56,18 @@ def test_under_emulation(full: VmPlan) -> None:
     assert "thread=multi" in values(argv, "-accel")[0]
     assert values(argv, "-cpu") == ["max,-erms,-fsrm"]
     assert values(argv, "-global") == []
+
+
+def test_another_architecture_has_what_its_machine_has(full: VmPlan) -> None:
+    argv = command_line(replace(full, architecture=ARM64, root_ports=18, empty_disks=(True, False)), FDS)
+    assert values(argv, "-machine") == ["virt,gic-version=3"]
+    assert values(argv, "-cpu") == ["max,pauth-impdef=on"]
+    assert values(argv, "-append")[0].startswith("console=ttyAMA0 ")
+    devices = values(argv, "-device")
+    assert not [device for device in devices if device.startswith(("vmgenid", "pci-bridge"))]
+    assert [device.partition("bus=")[2][:4] for device in devices if "id=empty" in device] == ["rp17", "rp16"]
+    saved = command_line(replace(full, architecture=ARM64), FDS | {MEMORY_FD: 9})
+    assert values(saved, "-machine") == ["virt,gic-version=3,memory-backend=memory"]
 
 
 def test_under_kvm(make_plan: Callable[..., VmPlan]) -> None:

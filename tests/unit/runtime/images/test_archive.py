@@ -106,6 +106,15 @@ class TestChoice:
         for descriptor, architecture in zip(oci.descriptors, ("arm64", "amd64", "unknown"), strict=True):
             descriptor["platform"] = {"os": "linux", "architecture": architecture}
         assert self.command(oci, tmp_path) == "amd"
+        with open_archive(tmp_path / "image.tar", platform="linux/amd64") as image:
+            assert image.config.cmd == ("amd",)
+
+    def test_of_another_platform(self, tmp_path: Path) -> None:
+        oci = Oci(architecture="arm64")
+        with open_archive(oci.write(tmp_path / "image.tar"), platform="linux/arm64") as image:
+            assert image.layers
+        with pytest.raises(InvalidArgument, match="image is for 'linux/amd64', not for linux/arm64"):
+            open_archive(Oci().write(tmp_path / "image.tar"), platform="linux/arm64")
 
     def test_indexes_may_be_nested_and_give_their_names(self, tmp_path: Path) -> None:
         oci = self.index("one", "two")
@@ -127,9 +136,15 @@ class TestChoice:
     def test_no_image_for_the_platform(self, tmp_path: Path) -> None:
         oci = self.index("arm")
         oci.descriptors[0]["platform"] = {"os": "linux", "architecture": "arm64"}
-        assert "no image for linux/amd64" in refused(oci.write(tmp_path / "image.tar"), tmp_path).message
-        oci = Oci(architecture="arm64")
-        assert "'linux/arm64'" in refused(oci.write(tmp_path / "image.tar"), tmp_path).message
+        error = refused(oci.write(tmp_path / "image.tar"), tmp_path)
+        assert "no image for linux/amd64" in error.message
+        assert error.hint == "kata run --platform linux/arm64 runs it, emulated"
+        error = refused(Oci(architecture="arm64").write(tmp_path / "image.tar"), tmp_path)
+        assert "'linux/arm64'" in error.message
+        assert error.hint == "kata run --platform linux/arm64 runs it, emulated"
+        assert (
+            refused(Oci(architecture="mips").write(tmp_path / "image.tar"), tmp_path).hint == "it is for 'linux/mips'"
+        )
 
     def test_an_index_that_lists_itself_many_times_is_read_once(self, tmp_path: Path) -> None:
         oci = self.index("one")

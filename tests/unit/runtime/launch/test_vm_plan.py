@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kata.architecture import ARM64
+from kata.errors import InvalidArgument
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.osbuilder.verity import Sealed
@@ -57,6 +59,16 @@ def test_it_is_made_for_the_host_that_it_is_given() -> None:
     assert plan_vm("box", BOX, spec(), config(), small).max_vcpus == 2
     by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon="/usr/libexec/virtiofsd")
     assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).virtiofsd == Path("/usr/libexec/virtiofsd")
+
+
+def test_a_machine_without_acpi_keeps_its_size_and_plugs_into_root_ports() -> None:
+    plan = plan_vm("box", BOX, spec(), config(machine_type="virt"), HOST)
+    assert plan.architecture is ARM64
+    assert (plan.max_vcpus, plan.max_memory_mib, plan.root_ports) == (0, 0, 18)
+    assert not [param for param in plan.kernel_params if param.startswith("tsc")]
+    with pytest.raises(InvalidArgument, match="a VM for linux/arm64 has no IOMMU") as caught:
+        plan_vm("box", BOX, spec(), config(machine_type="virt", enable_iommu=True), HOST)
+    assert caught.value.hint
 
 
 def test_the_image_is_pinned(tmp_path: Path) -> None:
