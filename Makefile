@@ -57,6 +57,7 @@ test: $(VENV)/ready test-packages image ## Run all checks and tests
 
 test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
 	$(call install_packages,$(APT_LONG))
+	$(VENV)/bin/kata image build --arch arm64
 	$(VENV)/bin/pytest -m long
 
 check: $(VENV)/ready ## Format, lint, types, layers

@@ -1,4 +1,4 @@
-"""An arm64 image on this host, as a user runs it: the guest is built if it is not there, which takes minutes."""
+"""An arm64 image on this host, as a user runs it. Needs a guest for it, which `make test-long` builds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kata.architecture import ARM64
+from kata.errors import NotFound
 from kata.osbuilder import cpio, store
 from kata.runtime.images.model import ImageConfig
 from tests.support import leaks
@@ -22,7 +23,7 @@ from tests.support.waiting import eventually
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.long,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(not ARM64.qemu.exists(), reason=f"needs {ARM64.qemu_package}"),
 ]
@@ -44,8 +45,11 @@ def _nothing_stays() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image whose only program is the busybox of the guest."""
-    subprocess.run([KATA, "image", "build", "--arch", ARM64.name], check=True, timeout=1500)
-    busybox = cpio.content(store.find(version=ARM64.current).initrd.read_bytes(), "bin/busybox")
+    try:
+        image = store.find(version=ARM64.current)
+    except NotFound as error:
+        pytest.skip(f"{error}: {error.hint}")
+    busybox = cpio.content(image.initrd.read_bytes(), "bin/busybox")
     rootfs = tmp_path_factory.mktemp("rootfs")
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "data"):
         (rootfs / name).mkdir()
@@ -63,10 +67,10 @@ def kata(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_its_programs_run(archive: Path) -> None:
     """The first run may make a template, the second is restored from it."""
-    for number in range(2):
-        done = kata("run", *PLATFORM, "--name", f"{PREFIX}uname{number}", archive)
+    for name in ("first", "second"):
+        done = kata("run", *PLATFORM, "--name", f"{PREFIX}{name}", archive)
         assert (done.returncode, done.stdout) == (0, "aarch64\n"), done.stderr
-    assert "template" not in done.stderr
+        assert name == "first" or "template" not in done.stderr
 
 
 def test_exec_volumes_and_network(archive: Path, tmp_path: Path) -> None:
@@ -81,8 +85,8 @@ def test_exec_volumes_and_network(archive: Path, tmp_path: Path) -> None:
         try:
             assert running.stdout
             assert running.stdout.readline() == "from the host\n"
-            eventually(lambda: (tmp_path / "out").exists(), 60)
-            assert (tmp_path / "out").read_text() == "from the guest\n"
+            out = tmp_path / "out"
+            eventually(lambda: out.exists() and out.read_text() == "from the guest\n", "the guest's file", within_s=60)
             done = kata("exec", name, "uname", "-m")
             assert (done.returncode, done.stdout) == (0, "aarch64\n"), done.stderr
             phases = kata("timings", name).stdout

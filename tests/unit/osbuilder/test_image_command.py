@@ -46,7 +46,7 @@ def test_list_cuts_no_version_off(tmp_path: Path, make_image: Callable[..., Path
     make_image(tmp_path, "0.1.0-a-rather-long-name-of-a-recipe-aaaaaaaaaaaa", 0)
     line = run(tmp_path, "list").splitlines()[1]
     assert line.split() == [
-        *("0.1.0-a-rather-long-name-of-a-recipe-aaaaaaaaaaaa", "default", "erofs", "6.12.118+deb13-amd64"),
+        *("0.1.0-a-rather-long-name-of-a-recipe-aaaaaaaaaaaa", "default", "amd64", "erofs", "6.12.118+deb13-amd64"),
         *("2026-11-16", "0", "MB"),
     ]
 

@@ -289,14 +289,15 @@ def test_what_the_host_runs_is_of_its_own_architecture(tmp_path: Path, monkeypat
     assert packages.release == "6.12.1-arm64"
     assert {package.filename.rpartition("_")[2] for package in packages.userland} == {"arm64.deb"}
     assert {package.filename.rpartition("_")[2] for package in packages.host} == {"amd64.deb"}
-    assert [package.filename for package in packages.tools] == ["qemu-user_1_amd64.deb"]
-    assert not set(packages.tools) & set(packages)
+    assert [package.filename for package in packages.emulator] == ["qemu-user_1_amd64.deb"]
+    assert not set(packages.emulator) & set(packages)
     assert 'APT::Architecture "arm64";' in (tmp_path / "apt-arm64/apt.conf").read_text()
     assert "Architectures: amd64\n" in (tmp_path / "apt/guest.sources").read_text()
-    assert PackageCache(tmp_path).resolve().tools == ()
+    assert PackageCache(tmp_path).resolve().emulator == ()
 
     asked.clear()
-    wanted = [packages.kernel, *packages.tools]
+    assert packages.kernel
+    wanted = [packages.kernel, *packages.emulator]
     with pytest.raises(Unavailable, match="has not the promised content"):
         PackageCache(tmp_path, architecture=ARM64).download(wanted)
     assert asked == [("apt", ("download", "qemu-user=1"))], "the host's are fetched by its own lists"
