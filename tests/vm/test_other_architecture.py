@@ -17,6 +17,7 @@ from kata.osbuilder import cpio, store
 from kata.runtime.images.model import ImageConfig
 from tests.support import leaks
 from tests.support.cni import PLUGINS
+from tests.support.containerd import RUNTIME, PrivateContainerd
 from tests.support.images import write_oci_archive
 from tests.support.waiting import eventually
 
@@ -30,6 +31,7 @@ pytestmark = [
 
 KATA = str(Path(sys.executable).with_name("kata"))
 PREFIX = f"{leaks.TEST_PREFIX}a{os.getpid()}-"
+NAME = "docker.io/example/arm64:1"
 PLATFORM = ("--platform", ARM64.platform)
 #: Seconds for a command; the first one boots a guest and makes a template.
 TIMEOUT_S = 300.0
@@ -58,7 +60,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for applet in _APPLETS:
         (rootfs / "bin" / applet).symlink_to("busybox")
     out = tmp_path_factory.mktemp("image") / "arm64.tar"
-    return write_oci_archive(rootfs, ImageConfig(cmd=("uname", "-m")), out, "example/arm64:1", ARM64)
+    return write_oci_archive(rootfs, ImageConfig(cmd=("uname", "-m")), out, NAME, ARM64)
 
 
 def kata(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -98,6 +100,21 @@ def test_exec_volumes_and_network(archive: Path, tmp_path: Path) -> None:
         finally:
             running.terminate()
             running.wait(60)
+
+
+def test_by_containerd_with_a_configuration_of_its_own(archive: Path, tmp_path: Path) -> None:
+    """As the guide has it."""
+    image = store.images_root() / ARM64.current
+    paths = {"path": ARM64.qemu, "kernel": image / "vmlinux", "initrd": image / "initrd"}
+    paths |= {"image": image / "root.erofs", "host_programs": image / "host"}
+    lines = [f'machine_type = "{ARM64.machine_type}"', *(f'{key} = "{path}"' for key, path in paths.items())]
+    configuration = tmp_path / "arm64.toml"
+    configuration.write_text("\n".join(["[hypervisor.qemu]", *lines]))
+    with PrivateContainerd() as containerd:
+        containerd.ctr("images", "import", *PLATFORM, str(archive))
+        runtime = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
+        done = containerd.ctr("run", "--rm", *PLATFORM, *runtime, NAME, f"{PREFIX}ctr", timeout=TIMEOUT_S)
+        assert done.stdout == "aarch64\n"
 
 
 def test_it_is_told_without_the_platform(archive: Path) -> None:
