@@ -3,7 +3,7 @@
 Argument "kvm": two sandboxes under KVM, the second one restored from the template that the first one made.
 Argument "nvme": a sandbox whose kernel drives an NVMe disk, and the network card that its pod has.
 Argument "edu": a container drives QEMU's `edu` device, with which its machine was booted.
-Argument "vsock": an agent is spoken to over vhost-vsock.
+Argument "vsock": an agent is spoken to over vhost-vsock, and the spans of a traced call come back over it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from kata.oci.default import default_spec
 from kata.oci.spec import Bundle
 from kata.osbuilder import store
-from kata.protocols import agent_pb2, health_pb2
+from kata.protocols import agent_pb2, health_pb2, traces
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.settings import Config
 from kata.runtime.devices import vfio
@@ -53,6 +53,8 @@ TEMPLATES = Path("/tmp/templates")
 TELL = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource /proc/sys/kernel/random/uuid; uname -r"
 COPY = "/run/kata-containers/shared/containers/file"
 VFIO = {"type": "c", "major": 10, "minor": 196}
+#: The span that a call is made in.
+CALLER = traces.TraceParent(bytes(range(1, 17)), bytes(range(1, 9)))
 READ = "dd if=/dev/nvme0n1 bs=512 count=1 2>/dev/null | head -c 21; echo"
 WRITE = "echo hello-from-level-2 | dd of=/dev/nvme0n1 bs=512 seek=1 conv=sync,fsync 2>/dev/null"
 PING = f"ping -c 1 -w 120 {ROUTER}; ip route"
@@ -214,16 +216,29 @@ def reusable(group: int) -> bool:
     return True
 
 
+async def start_forwarder() -> asyncio.subprocess.Process:
+    """kata-trace-forwarder on vsock, which prints each span; it ends with this machine."""
+    program = Path(sys.executable).with_name("kata-trace-forwarder")
+    process = await asyncio.create_subprocess_exec(
+        program, "--vsock-cid=any", "--dump-only", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr
+    line = (await process.stderr.readline()).decode()
+    assert f"listening on vsock port {traces.PORT}" in line, line
+    return process
+
+
 async def vsock() -> None:
-    """The agent of a guest over vhost-vsock, as Kata has it: a first call, and as much as a message can carry."""
+    """The agent of a guest over vhost-vsock, as Kata has it: a first call, as much as a message can carry, spans."""
     image = store.find()
+    forwarder = await start_forwarder()
     parameters = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check mitigations=off nokaslr"
     process = subprocess.Popen(
         [
             "qemu-system-x86_64", "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "320",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(image.kernel), "-initrd", str(image.initrd),
-            "-append", f"{parameters} agent.server_addr=vsock://-1:1024",
+            "-append", f"{parameters} agent.trace agent.server_addr=vsock://-1:1024",
             "-serial", f"file:{WORK}/console-vsock",
             "-drive", f"if=none,id=root,file={image.rootfs},format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=root", "-device", f"vhost-vsock-pci,guest-cid={CID}",
@@ -246,11 +261,16 @@ async def vsock() -> None:
             health = Stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
             version = await health.Version(health_pb2.CheckRequest(), timeout=PATIENCE_S)
             first = time.monotonic() - begun
-            await agent.CreateSandbox(agent_pb2.CreateSandboxRequest(sandbox_id="vsock"), timeout=PATIENCE_S)
+            request = agent_pb2.CreateSandboxRequest(sandbox_id="vsock")
+            await agent.CreateSandbox(request, timeout=PATIENCE_S, metadata={traces.TRACEPARENT: str(CALLER)})
             data = bytes(1 << 20)
             copy = agent_pb2.CopyFileRequest(path=COPY, file_size=len(data), file_mode=0o100644, data=data)
             await agent.CopyFile(copy, timeout=PATIENCE_S)
             tell(step="answered", version=version.agent_version, seconds=round(first, 1), bytes=len(data))
+        assert forwarder.stdout
+        tell(step="traced", caller=str(CALLER), span=json.loads(await forwarder.stdout.readline()))
+        forwarder.terminate()
+        tell(step="forwarder", status=await forwarder.wait())
     finally:
         process.kill()
         process.wait()

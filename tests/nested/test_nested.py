@@ -99,8 +99,14 @@ def test_a_container_drives_a_device(tmp_path: Path) -> None:
     assert str(group) not in names, "the guest's group has the host's number by chance, which proves nothing"
 
 
-def test_the_agent_answers_over_vsock(tmp_path: Path) -> None:
+def test_the_agent_answers_over_vsock_and_sends_its_spans(tmp_path: Path) -> None:
     told = in_level_1("vsock", tmp_path)
     answered = next(line for line in told if line["step"] == "answered")
     assert answered["version"], told
     assert answered["bytes"] == 1 << 20
+    traced = next(line for line in told if line["step"] == "traced")
+    span = traced["span"]
+    assert f"00-{span['trace_id']}-{span['parent_span_id']}-01" == traced["caller"]
+    assert (span["name"], span["status"]) == ("grpc.AgentService/CreateSandbox", "unset"), span
+    assert span["resource"]["service.name"] == "kata-agent"
+    assert told[-1] == {"at": told[-1]["at"], "step": "forwarder", "status": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kata.agent_ctl import examples
+from kata.agent_ctl.catalog import RPCS
 from kata.oci.default import default_spec
 from kata.runtime.ledger.journal import STATE_ROOT
 from tests.support import leaks
@@ -22,8 +24,65 @@ from tests.support.images import busybox_rootfs
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
 AGENT_CTL = str(Path(sys.executable).with_name("kata-agent-ctl"))
+AGENT = Path(__file__).parents[2] / "docs/agent.md"
 IDS = "agent-ctl-"
 TIMEOUT_S = 120.0
+#: Each RPC, in an order in which it can work.
+EACH_RPC = """\
+Check
+Version
+GetGuestDetails
+StartTracing
+CreateSandbox
+CreateContainer cid=each OCI.Process.Args=sleep OCI.Process.Args=1000
+StartContainer
+StatsContainer
+UpdateContainer resources.Memory.Limit=33554432
+PauseContainer
+ResumeContainer
+ExecProcess process.Terminal=true process.Args=cat
+TtyWinResize row=24 column=80
+CloseStdin
+SignalProcess
+WaitProcess
+ExecProcess process.Args=cat
+WriteStdin data=hello
+ReadStdout len=5
+WriteStdin data=""
+ReadStderr len=5
+WaitProcess
+ExecProcess process.Args=dd process.Args=if=/dev/zero process.Args=of=/dev/null process.Args=bs=100M
+GetOOMEvent
+ListInterfaces
+UpdateInterface interface.name=lo interface.IPAddresses[0].address=127.0.0.2 interface.IPAddresses[0].mask=8
+UpdateRoutes routes.Routes[0].dest=198.51.100.0/24 routes.Routes[0].device=lo
+ListRoutes
+AddARPNeighbors json://{"neighbors": {"ARPNeighbors": [{"toIPAddress": {"address": "198.51.100.1"}, "device": "lo", \
+"lladdr": "02:00:00:00:00:01"}]}}
+SetIPTables data="*filter\\n:INPUT DROP\\nCOMMIT\\n"
+GetIPTables
+OnlineCPUMem
+ReseedRandomDev
+SetGuestDateTime
+CopyFile path=/run/kata-containers/shared/containers/each file_size=5 file_mode=0o100644 data=hello
+GetVolumeStats volume_guest_path=/run/kata-containers/sandbox/shm
+ResizeVolume volume_guest_path=/run/kata-containers/sandbox/shm
+AddSwap PCIPath=2
+AddSwapPath path=/dev/vda
+GetMetrics
+StopTracing
+GetDiagnosticData log_type=termination_log
+MemAgentCompactSet
+MemAgentMemcgSet
+MemHotplugByProbe
+RemoveStaleVirtiofsShareMounts
+SetPolicy
+UpdateEphemeralMounts
+RemoveContainer
+DestroySandbox
+"""
+#: How those end that do not succeed here: shm is not on a disk, and the guest's only disk is no swap space.
+NOT_OK = {"ResizeVolume": "INVALID_ARGUMENT", "AddSwap": "FAILED_PRECONDITION", "AddSwapPath": "FAILED_PRECONDITION"}
 SCRIPT = [word for line in examples.CONTAINER for word in ("-c", line)]
 
 
@@ -69,6 +128,23 @@ def test_a_container_from_nothing_to_removed(bundle: Path) -> None:
     assert result.stdout.decode() == "hello from Linux, with a file of the host\nstatus: 7\n"
     done = re.findall(r"^kata-agent-ctl: (\w+)[^:\n]*: ok, \d+ ms$", said, re.MULTILINE)
     assert done == [line.split()[0] for line in examples.CONTAINER if line != "ReadStdout"]
+
+
+def test_each_rpc(bundle: Path) -> None:
+    """Those that the agent has work; the others are named in docs/agent.md."""
+    result = connect(bundle, "--json", "--ignore-errors", "--timeout", "60s", "--interactive", input=EACH_RPC.encode())
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    ended = {answer["rpc"]: answer["error"]["code"] if "error" in answer else "OK" for answer in answers}
+    assert ended.keys() == RPCS.keys()
+    table = AGENT.read_text(encoding="utf-8").partition("answered with UNIMPLEMENTED")[2].partition("A failed call")[0]
+    refused = {name: "UNIMPLEMENTED" for name in re.findall(r"\w+", table) if name in RPCS}
+    assert {rpc: code for rpc, code in ended.items() if code != "OK"} == {**refused, **NOT_OK}
+    said = {answer["rpc"]: answer.get("answer") for answer in answers}
+    assert said["GetOOMEvent"] == {"container_id": "each"}
+    assert base64.b64decode(said["ReadStdout"]["data"]) == b"hello"
+    assert b":INPUT DROP" in base64.b64decode(said["GetIPTables"]["data"])
+    assert {"dest": "198.51.100.0/24", "device": "lo"}.items() <= said["ListRoutes"]["Routes"][0].items()
 
 
 def test_streams_execs_and_errors(bundle: Path) -> None:

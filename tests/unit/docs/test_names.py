@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kata.agent import console
+from kata.agent_ctl.catalog import RPCS
 from kata.cli.main import invoke
 from kata.protocols import standby, traces
 from kata.runtime.hypervisor.trial_boot import PROBE_PARAMETER
@@ -137,6 +138,15 @@ def test_every_module_of_the_agent_has_its_place() -> None:
     agent = ROOT / "src/kata/agent"
     files = {path.name for path in agent.glob("*.py") if not path.name.startswith("__")}
     assert named == files | {f"{path.parent.name}/" for path in agent.glob("*/__init__.py")}
+
+
+def test_every_rpc_of_the_agent_is_served_or_said_not_to_be() -> None:
+    """By the tables of docs/agent.md; tests/vm/test_agent_ctl.py calls each, to see whether it is true."""
+    services = text_of(ROOT / "docs/agent.md").partition("\n## Services\n")[2].partition("\n## ")[0]
+    served, _, refused = services.partition("RPCs are answered with UNIMPLEMENTED")
+    named = [{*re.findall(r"\w+", table)} & RPCS.keys() for table in (served, refused.partition("A failed call")[0])]
+    assert named[0] & named[1] == set()
+    assert named[0] | named[1] == RPCS.keys()
 
 
 def test_what_is_gone_would_be_seen() -> None:
