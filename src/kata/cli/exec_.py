@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def exec_(
+    context: typer.Context,
     sandbox: SandboxName,
     command: Annotated[
         list[str] | None,
@@ -72,16 +74,17 @@ def exec_(
     words = (command or [])[1:] if command and command[0] == "--" else command or []
     shell = not words
     on_terminal = shell and os.isatty(0) and sys.stdout.isatty()
-    return execute(
-        ExecRequest(
-            sandbox=sandbox,
-            container=container,
-            guest=guest,
-            command=tuple(words),
-            env=request.parse_env(env or (), os.environ),
-            workdir=None if workdir is None else request.parse_workdir(workdir),
-            user=user,
-            interactive=interactive or on_terminal,
-            tty=tty or on_terminal,
-        )
+    wanted = ExecRequest(
+        sandbox=sandbox,
+        container=container,
+        guest=guest,
+        command=tuple(words),
+        env=request.parse_env(env or (), os.environ),
+        workdir=None if workdir is None else request.parse_workdir(workdir),
+        user=user,
+        interactive=interactive or on_terminal,
+        tty=tty or on_terminal,
     )
+    if context.obj.exec_in_guest and not wanted.names_container:
+        wanted = replace(wanted, guest=True)
+    return execute(wanted)

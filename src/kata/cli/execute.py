@@ -73,6 +73,11 @@ class ExecRequest:
     interactive: bool = False
     tty: bool = False
 
+    @property
+    def names_container(self) -> bool:
+        """Whether it says which container."""
+        return self.container is not None or self.sandbox.count("/") == 2
+
 
 def plan_process(base: ProcessSpec, wanted: ExecRequest, user: User | None) -> ProcessSpec:
     """The process: what was asked for, on top of the container's own (OCI runtime-spec, config.md, "Process").
@@ -128,8 +133,8 @@ def execute(wanted: ExecRequest) -> int:
     require_root("kata exec")
     if wanted.interactive and wanted.tty and not os.isatty(0):
         raise InvalidArgument("standard input is not a terminal", hint="omit -t or -i")
-    if wanted.guest and (wanted.container is not None or wanted.user is not None):
-        raise InvalidArgument("--guest contradicts --container and --user")
+    if wanted.guest and (wanted.names_container or wanted.user is not None):
+        raise InvalidArgument("--guest contradicts a container and --user")
     signals = Signals()
     try:
         return asyncio.run(_Execution(wanted, signals).run())

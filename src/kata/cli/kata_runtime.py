@@ -106,6 +106,7 @@ def _kata_runtime(
     invocation: Invocation = context.obj
     invocation.debug = debug
     invocation.command = context.invoked_subcommand or ""
+    invocation.exec_in_guest = True  # Kata's `exec` is its debug console
     if config is not None:
         os.environ["KATA_CONF_FILE"] = str(config)  # what every command goes by that gets no --config of its own
     if log is not None:

@@ -75,11 +75,13 @@ class Invocation:
         command: its first word.
         debug: whether errors are printed with a traceback; `kata run` prints its plan, too.
         log: where errors are logged as well; None: nowhere.
+        exec_in_guest: whether `exec` without a container is about the guest itself.
     """
 
     command: str = ""
     debug: bool = False
     log: logging.Logger | None = None
+    exec_in_guest: bool = False
 
 
 def _print_version(wanted: bool) -> None:

@@ -118,6 +118,7 @@ def test_users_of_the_container() -> None:
         (["exec", "-it", "x", "true"], 125, "standard input is not a terminal"),
         (["exec", "--guest", "-u", "web", "x"], 125, "--guest contradicts"),
         (["exec", "-w", "tmp", "x", "true"], 125, "not an absolute path"),
+        (["exec", "--guest", "shop/web/c1", "true"], 125, "--guest contradicts a container and --user"),
         (["stop", "no-such-sandbox"], 1, "is not running"),
         (["stop", "no-such-sandbox", "neither"], 1, "sandbox neither is not running"),
         (["stop"], 2, "missing argument"),

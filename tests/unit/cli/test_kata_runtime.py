@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.cli import execute
 from kata.cli.kata_runtime import PROGRAM, kata_runtime
 from kata.cli.main import invoke
 from kata.runtime.config.loader import SYSTEM_PATHS
@@ -69,6 +70,21 @@ def test_what_has_no_effect_is_said_once(capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert outcome(capsys, "--rootless", "auto", "version")[2] == []
     assert outcome(capsys, "--rootless", "maybe", "version")[0] == 2
+
+
+def test_exec_is_the_debug_console_unless_a_container_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kata's, which has no other."""
+    wanted: list[execute.ExecRequest] = []
+    monkeypatch.setattr(execute, "execute", lambda request: wanted.append(request) or 7)
+    for words in (("box", "--", "ls"), ("shop/web",), ("shop/web/c1", "ls"), ("-c", "c1", "box", "ls")):
+        assert outcome(capsys, "exec", "--kata-debug-port", "1026", *words) == (7, "", [])
+    assert [(one.guest, one.command) for one in wanted] == [
+        (True, ("ls",)), (True, ()), (False, ("ls",)), (False, ("ls",)),
+    ]  # fmt: skip
+    assert invoke(["exec", "box", "ls"]) == 7
+    assert not wanted[-1].guest
 
 
 def test_policies_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
