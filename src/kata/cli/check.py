@@ -72,7 +72,7 @@ class Mode(StrEnum):
 
 def command(
     mode: Annotated[
-        Mode, typer.Argument(metavar="[MODE]", help=f"One of {', '.join(Mode)}.", show_default="all")
+        Mode, typer.Argument(metavar="MODE", help=f"One of {', '.join(Mode)}.", show_default="all")
     ] = Mode.ALL,
     no_network_checks: Annotated[
         bool, typer.Option("-n", "--no-network-checks", help="Do not ask for newer releases.")

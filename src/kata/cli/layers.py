@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kata.cli.render import warn
 from kata.cli.root import require_root
+from kata.cli.template import table
 from kata.runtime.config.loader import load
 from kata.runtime.images.layer_cache import LayerCache
 
@@ -38,13 +37,11 @@ def list_(
         ]
         print(encoder.dumps(found, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("LAYER", "SIZE", "USED", "IN USE"):
-        table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
+    rows = [("LAYER", "SIZE", "USED", "IN USE")]
     for entry in listed:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        table.add_row(entry.key, f"{entry.size / 1e6:.0f} MB", used, "yes" if entry.in_use else "")
-    Console().print(table)
+        rows.append((entry.key, f"{entry.size / 1e6:.0f} MB", used, "yes" if entry.in_use else ""))
+    print(table(rows), end="")
 
 
 @app.command()

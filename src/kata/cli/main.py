@@ -366,7 +366,8 @@ def report_usage(error: Any, program: str) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         return
-    message = error.format_message().rstrip(".")
+    # Newer versions of typer let pydantic check values, whose word for it means nothing to a user.
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
     say(message[:1].lower() + message[1:], hint=f"{where} --help", program=program)
 
 

@@ -32,7 +32,7 @@ RootDirectory = Annotated[Path, typer.Argument(metavar="ROOTFS_DIR", help="A dir
 
 @app.command()
 def rootfs(
-    distribution: Annotated[str, typer.Argument(metavar="[DISTRO]", help="What it is made of.")] = _DISTRIBUTION,
+    distribution: Annotated[str, typer.Argument(metavar="DISTRO", help="What it is made of.")] = _DISTRIBUTION,
     directory: Annotated[Path, typer.Option("-r", "--rootfs-dir", metavar="DIR", help="The directory to make.")] = Path(
         "rootfs"
     ),

@@ -33,18 +33,19 @@ def options(tmp_path: Path) -> list[str]:
 
 def test_list_and_prune(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cache = LayerCache(tmp_path / "layers", 1 << 30)
-    cache.obtain("old", fill).close()
+    old = f"base-sha256-{'0' * 64}"  # as wide as a terminal: nothing is cut
+    cache.obtain(old, fill).close()
     held = cache.obtain("new", fill)
     (tmp_path / "layers/.half.building/tree").mkdir(parents=True)
     assert invoke(["layers", "list", "--json", *options]) == 0
     listed = {entry["key"]: entry["in_use"] for entry in json.loads(capsys.readouterr().out)}
-    assert listed == {"old": False, "new": True}
+    assert listed == {old: False, "new": True}
     assert invoke(["layers", "list", *options]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["LAYER", "new", "old"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["LAYER", "new", old]
     assert invoke(["layers", "prune", "--keep", "1", *options]) == 0
     assert capsys.readouterr().out == ".half.building\n"
     assert invoke(["layers", "prune", *options]) == 0
-    assert capsys.readouterr().out == "old\n"
+    assert capsys.readouterr().out == f"{old}\n"
     held.close()
     assert os.listdir(tmp_path / "layers") == ["new"]
 

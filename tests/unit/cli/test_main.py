@@ -45,6 +45,7 @@ def test_version_is_quick_to_import() -> None:
     [
         (["frobnicate"], 2, "kata: no such command 'frobnicate'"),
         (["check", "--frobnicate"], 2, "kata: no such option: --frobnicate"),
+        (["check", "nonsense"], 2, "kata: invalid value for 'mode': 'nonsense' is not one of 'all', "),
         (["run"], 125, "kata: no image is given"),
         (["run", "--rootfs"], 125, "kata: option '--rootfs' requires an argument"),
         (["run", "--frobnicate"], 125, "kata: no such option: --frobnicate"),
