@@ -77,7 +77,12 @@ def test_exec_is_the_debug_console_unless_a_container_is_named(
 ) -> None:
     """As Kata's, which has no other."""
     wanted: list[execute.ExecRequest] = []
-    monkeypatch.setattr(execute, "execute", lambda request: wanted.append(request) or 7)
+
+    def take(request: execute.ExecRequest) -> int:
+        wanted.append(request)
+        return 7
+
+    monkeypatch.setattr(execute, "execute", take)
     for words in (("box", "--", "ls"), ("shop/web",), ("shop/web/c1", "ls"), ("-c", "c1", "box", "ls")):
         assert outcome(capsys, "exec", "--kata-debug-port", "1026", *words) == (7, "", [])
     assert [(one.guest, one.command) for one in wanted] == [
