@@ -54,7 +54,7 @@ WaitProcess
 ExecProcess process.Args=dd process.Args=if=/dev/zero process.Args=of=/dev/null process.Args=bs=100M
 GetOOMEvent
 ListInterfaces
-UpdateInterface interface.name=lo interface.IPAddresses[0].address=127.0.0.2 interface.IPAddresses[0].mask=8
+UpdateInterface interface.name=lo interface.IPAddresses[0].address=127.0.0.2 interface.IPAddresses[0].mask=32
 UpdateRoutes routes.Routes[0].dest=198.51.100.0/24 routes.Routes[0].device=lo
 ListRoutes
 AddARPNeighbors json://{"neighbors": {"ARPNeighbors": [{"toIPAddress": {"address": "198.51.100.1"}, "device": "lo", \
@@ -64,7 +64,7 @@ GetIPTables
 OnlineCPUMem
 ReseedRandomDev
 SetGuestDateTime
-CopyFile path=/run/kata-containers/shared/containers/each file_size=5 file_mode=0o100644 data=hello
+CopyFile path=/run/kata-containers/shared/containers/copied file_size=5 file_mode=0o100644 data=hello
 GetVolumeStats volume_guest_path=/run/kata-containers/sandbox/shm
 ResizeVolume volume_guest_path=/run/kata-containers/sandbox/shm
 AddSwap PCIPath=2

@@ -278,7 +278,7 @@ class Run:
                 self._cut = number
                 task.cancel()
 
-        self._signals.deliver_to(lambda number: loop.call_soon_threadsafe(end, number))
+        self._signals.deliver_in(loop, end)
         try:
             goes_on = await self._session.run(self._steps)
             if goes_on and self._request.interactive and os.isatty(0):

@@ -160,7 +160,7 @@ class _Execution:
         """
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        self._signals.deliver_to(lambda number: loop.call_soon_threadsafe(self._signalled, number))
+        self._signals.deliver_in(loop, self._signalled)
         try:
             wanted = self._wanted
             container = GUEST if wanted.guest else await self._sandbox.container(wanted.container)

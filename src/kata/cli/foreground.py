@@ -84,7 +84,7 @@ class Foreground:
     async def _run(self) -> int:
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        self._signals.deliver_to(lambda number: loop.call_soon_threadsafe(self._signalled, number))
+        self._signals.deliver_in(loop, self._signalled)
         try:
             sandbox = await start_sandbox(self._id, self._bundle, self._config, self._ledger, progress=say)
             try:

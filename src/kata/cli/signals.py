@@ -5,9 +5,14 @@ asyncio's own handlers end with the event loop: a signal between its end and the
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: Signals from the user that end a process by default.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -34,6 +39,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._receiver: Callable[[int], object] = interrupt
+        self._wakeup: _Wakeup | None = None
         for number in (*FORWARDED, signal.SIGWINCH):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._arrived)
@@ -41,9 +47,38 @@ class Signals:
     def deliver_to(self, receiver: Callable[[int], object]) -> None:
         """Set the receiver of signals: called in the main thread, between two of its bytecode instructions."""
         self._receiver = receiver
+        if self._wakeup is not None:
+            self._wakeup.close()
+            self._wakeup = None
+
+    def deliver_in(self, loop: asyncio.AbstractEventLoop, receiver: Callable[[int], object]) -> None:
+        """Set the receiver of signals: called by an event loop of the main thread, which a signal wakes."""
+        self.deliver_to(lambda number: loop.call_soon_threadsafe(receiver, number))
+        self._wakeup = _Wakeup(loop)
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
         self._receiver(number)
+
+
+class _Wakeup:
+    """Has signals wake an event loop.
+
+    One that comes in the moment before the loop sleeps, or that the kernel gives to another thread, does not: Python
+    only notes it, and calls its handler when the loop has woken for another reason.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._noted, self._note = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        loop.add_reader(self._noted, os.read, self._noted, 4096)
+        self._before = signal.set_wakeup_fd(self._note, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Have them wake what they woke before."""
+        signal.set_wakeup_fd(self._before)
+        self._loop.remove_reader(self._noted)
+        os.close(self._noted)
+        os.close(self._note)
 
 
 def interrupt(number: int) -> None:

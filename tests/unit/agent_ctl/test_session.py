@@ -216,6 +216,9 @@ class Simulated(Signals):
     def deliver_to(self, receiver: Callable[[int], object]) -> None:
         self.deliver = receiver
 
+    def deliver_in(self, loop: asyncio.AbstractEventLoop, receiver: Callable[[int], object]) -> None:
+        self.deliver = lambda number: loop.call_soon(receiver, number)
+
 
 async def test_a_signal_leaves_time_for_the_end(made: Made) -> None:
     """What gives back has deadlines, which the cancellation before must not be taken for."""

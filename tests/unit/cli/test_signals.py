@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +45,31 @@ def test_whoever_is_in_charge_is_told() -> None:
     signals.deliver_to(ignore)
     os.kill(os.getpid(), signal.SIGTERM)
     assert told == list(FORWARDED)
+
+
+async def test_one_that_another_thread_gets_wakes_the_loop() -> None:
+    """It is also how one is told that comes just before the loop sleeps."""
+    loop = asyncio.get_running_loop()
+    signals = Signals()
+    before = signal.set_wakeup_fd(-1)
+    told: asyncio.Future[int] = loop.create_future()
+    signals.deliver_in(loop, told.set_result)
+
+    def kill_oneself() -> None:
+        time.sleep(0.2)  # for the loop to sleep; a moment too early is no failure
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=kill_oneself)
+    thread.start()
+    began = loop.time()
+    try:
+        # The deadline wakes the loop as well, and is no failure by itself then.
+        assert await asyncio.wait_for(told, 60) == signal.SIGTERM
+        assert loop.time() - began < 50
+    finally:
+        signals.deliver_to(ignore)
+        thread.join()
+    assert signal.set_wakeup_fd(before) == -1
 
 
 def test_what_is_ignored_stays_ignored() -> None:
