@@ -252,8 +252,8 @@ def accelerator(config: Config) -> Row:
 
 
 def namespaces(_config: Config) -> Row:
-    """Check that a mount namespace can be created, in a child so that this process keeps its own."""
-    pid = os.fork()
+    """Check that a mount namespace can be created."""
+    pid = os.fork()  # so that this process keeps its own
     if pid == 0:
         try:
             from kata.runtime.launch.mount_namespace import enter_mount_namespace
@@ -306,7 +306,7 @@ def leftovers(_config: Config) -> Row:
 
 
 def containerd(_config: Config) -> Row:
-    """Check for containerd and, on *its* PATH, the shim. `kata run` needs neither."""
+    """Check for containerd and, on the PATH that it has, the shim. `kata run` needs neither."""
     shim = shutil.which(SHIM, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     engine = shutil.which("containerd")
     if engine and shim:
