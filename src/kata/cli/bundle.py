@@ -22,8 +22,8 @@ from kata.runtime.ledger.journal import STATE_ROOT
 #: Of the whole report: whoever waits for it should know that it ends.
 _TIMEOUT_S = 300.0
 _CONTAINERD_CONFIGURATION = Path("/etc/containerd/config.toml")
-#: How this program runs itself, wherever it is installed.
-_KATA = (sys.executable, "-c", "from kata.cli.main import main; main()")
+#: How this program runs itself, wherever it is installed: a launcher may have found the package without `site`.
+_KATA = (sys.executable, "-IS", "-c", f"import sys; sys.path[:] = {sys.path!r}; from kata.cli.main import main; main()")
 
 
 def look_at_host(config: Path | None, state_root: Path = Path(STATE_ROOT)) -> Host:

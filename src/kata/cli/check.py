@@ -316,7 +316,7 @@ def containerd(_config: Config) -> Row:
             "containerd",
             Status.WARNING,
             f"{SHIM} is not on containerd's usual PATH",
-            "only containerd needs it; run: make install",
+            "only container engines need it; run: kata setup containerd",
         )
     return Row("containerd", Status.WARNING, "not installed", "`kata run` does not need it")
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kata import architecture
+from kata import architecture, installed
 from kata.cli.build_options import Arch, Cache, Mirror, Other, RecipeName, Update, Verity, as_root
 from kata.cli.build_options import options as build_options
 from kata.cli.image_trial import trial_boot
@@ -154,13 +154,23 @@ def switch(
 ) -> None:
     """Make an image the current one of its architecture; what runs keeps the one that it has."""
     image = store.find(root, version)
-    _switch(root or store.images_root(), image)
+    directory = root or store.images_root()
+    if image.directory.parent == installed.IMAGES:
+        _switch_to_installed(directory)
+    else:
+        _switch(directory, image)
     print(image.directory)
 
 
 def _switch(root: Path, image: GuestImage) -> None:
     with store.lock(root, timeout=30):
         store.switch_current(root, image.version, image.architecture)
+
+
+def _switch_to_installed(root: Path) -> None:
+    if root.is_dir():
+        with store.lock(root, timeout=30):
+            store.switch_to_installed(root)
 
 
 @app.command()

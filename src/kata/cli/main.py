@@ -34,6 +34,7 @@ from kata.cli import (
     metrics,
     operate,
     ps,
+    setup,
     stats,
     top,
     version,
@@ -302,6 +303,8 @@ app.command("events")(events.command)
 app.command("check")(check.command)
 app.command("env")(env.command)
 app.command("version")(version.command)
+app.command("setup")(setup.setup)
+app.command("unset")(setup.unset)
 app.add_typer(configuration.app, name="config")
 for _module in (exec_, cp, operate):
     _module.register(app)

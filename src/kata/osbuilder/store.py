@@ -6,6 +6,8 @@
     <root>/<version>/host/                 programs that the host runs, see `kata.osbuilder.host_programs`
     <root>/current -> <version>            current-arm64, … of other architectures than the host's
 
+Where nothing was built, the image that came with the installation (`kata.installed`) is the current one.
+
 A version's directory appears complete, by one rename, or not at all. Images are made in `kata.osbuilder.build`. Every
 sandbox start imports this module, so imports for administration only are in the functions that need them.
 """
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kata import installed
 from kata.architecture import ALL, HOST, Architecture, named
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from kata.linux import lock as flock
@@ -95,7 +98,7 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
     The image's directory is the version's, not the link: it stays the same when another image becomes current.
 
     Args:
-        root: directory of the images; None for `images_root`.
+        root: directory of the images; None for `images_root` and what came with the installation.
         version: of the image, or the name of a link to a current one.
 
     Raises:
@@ -103,7 +106,7 @@ def find(root: Path | None = None, version: str = CURRENT) -> GuestImage:
         InvalidArgument: the version is invalid.
         FailedPrecondition: the image is damaged.
     """
-    root = images_root() if root is None else root
+    root = _root_of(version) if root is None else root
     if not _VERSION.fullmatch(version):
         raise InvalidArgument(f"invalid version '{version[:64]}' of a guest image")
     for architecture in ALL:
@@ -150,6 +153,13 @@ def current_versions(root: Path) -> set[str]:
     return {os.readlink(link) for link in links if link.is_symlink()}
 
 
+def _root_of(version: str) -> Path:
+    """Where an image is: among those of this host, or else, unless the environment names them, of the installation."""
+    root = images_root()
+    there = os.path.lexists(root / version) or os.environ.get("KATA_IMAGES")
+    return root if there or not os.path.lexists(installed.IMAGES / version) else installed.IMAGES
+
+
 def check(image: GuestImage) -> None:
     """Read all files and compare them with the manifest.
 
@@ -170,14 +180,18 @@ def check(image: GuestImage) -> None:
 
 
 def list_images(root: Path | None = None) -> list[GuestImage]:
-    """All usable images, newest first; damaged ones are left out."""
-    root = images_root() if root is None else root
+    """All usable images, newest first; damaged ones are left out.
+
+    Args:
+        root: as of `find`.
+    """
+    roots = [root] if root else [images_root(), *([] if os.environ.get("KATA_IMAGES") else [installed.IMAGES])]
     images: list[tuple[int, GuestImage]] = []
-    for directory in root.iterdir() if root.is_dir() else ():
+    for directory in (path for one in roots if one.is_dir() for path in one.iterdir()):
         if directory.is_dir() and not directory.is_symlink() and _VERSION.fullmatch(directory.name):
             # Damaged, or just being removed.
             with contextlib.suppress(FailedPrecondition, NotFound, OSError):
-                images.append((directory.stat().st_mtime_ns, find(root, directory.name)))
+                images.append((directory.stat().st_mtime_ns, find(directory.parent, directory.name)))
     return [image for _, image in sorted(images, key=lambda entry: entry[0], reverse=True)]
 
 
@@ -218,6 +232,12 @@ def switch_current(root: Path, version: str, architecture: Architecture = HOST) 
     link.unlink(missing_ok=True)
     link.symlink_to(version)
     link.replace(root / architecture.current)
+    sync_directory(root)
+
+
+def switch_to_installed(root: Path) -> None:
+    """Have what came with the installation be the current image again. Raises OSError."""
+    (root / CURRENT).unlink(missing_ok=True)
     sync_directory(root)
 
 

@@ -27,18 +27,23 @@ main()
 """
 
 
-def write_launcher(directory: Path) -> Path:
-    """Write the launcher for the running interpreter and the installed package; returns its path. Raises OSError."""
+def launcher_text() -> str:
+    """The launcher for the running interpreter and the installed package."""
     package = Path(__file__).resolve().parents[1]
     interpreter = os.path.realpath(sys.executable)
     import_path = list(
         dict.fromkeys([str(package.parent), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     )
-    compileall.compile_dir(package, quiet=1)
+    return _TEMPLATE.format(interpreter=interpreter, path=import_path)
+
+
+def write_launcher(directory: Path) -> Path:
+    """Write the launcher, and compile the package; returns its path. Raises OSError."""
+    compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=1)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / NAME
     # Renamed into place: a sandbox may be starting at this moment.
-    atomic_file.write(target, _TEMPLATE.format(interpreter=interpreter, path=import_path), mode=0o755)
+    atomic_file.write(target, launcher_text(), mode=0o755)
     return target
 
 

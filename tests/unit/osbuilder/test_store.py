@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kata import installed
 from kata.architecture import HOST
+from kata.cli.image import app as image_app
 from kata.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.osbuilder import store
 
@@ -46,6 +49,27 @@ def test_the_environment_names_the_root(root: Path, monkeypatch: pytest.MonkeyPa
     assert store.find().directory == root / "new"
     monkeypatch.setenv("KATA_IMAGES", "")
     assert store.images_root() == store.DEFAULT_ROOT
+
+
+def test_what_came_along_is_found_until_an_image_is_built(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path_factory.mktemp("built")
+    monkeypatch.delenv("KATA_IMAGES", raising=False)
+    monkeypatch.setattr(store, "DEFAULT_ROOT", built)
+    monkeypatch.setattr(installed, "IMAGES", root)
+    assert store.find().directory == root / "new"
+    (root / "old").rename(built / "old")
+    store.switch_current(built, "old")
+    assert store.find().directory == built / "old"
+    assert store.find(version="oldest").directory == root / "oldest"
+    assert sorted(image.version for image in store.list_images()) == ["new", "old", "older", "oldest"]
+    assert store.prune(keep=0) == [], "what came along is not this command's to remove"
+
+    result = CliRunner().invoke(image_app, ["switch", "new"])
+    assert (result.exit_code, result.stdout) == (0, f"{root / 'new'}\n")
+    assert store.find().directory == root / "new"
+    assert not (built / "current").is_symlink()
 
 
 def test_no_image_says_how_to_get_one(tmp_path: Path) -> None:

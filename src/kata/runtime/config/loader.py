@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kata import installed
 from kata.architecture import HOST, Architecture
 from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
 from kata.runtime.config import known
@@ -109,9 +110,9 @@ def for_architecture(config: Config, architecture: Architecture, environ: Mappin
 
 
 def _defaults(environ: Mapping[str, str]) -> Config:
-    """The built-in defaults, with the guest image beneath KATA_IMAGES if that is set."""
+    """The built-in defaults, with the guest image beneath KATA_IMAGES, or of the installation where none was built."""
     config = Config()
-    root = environ.get("KATA_IMAGES")
+    root = environ.get("KATA_IMAGES") or _installed()
     assert config.hypervisor.image
     if not root:
         image = _root_of(config.hypervisor.image)
@@ -119,7 +120,8 @@ def _defaults(environ: Mapping[str, str]) -> Config:
             return config
         return replace(config, hypervisor=replace(config.hypervisor, image=image))
     images = Path(os.path.realpath(root))
-    moved = replace(_of_image(config.hypervisor, images / HOST.current), valid_guest_paths=(images / "*/*",))
+    built = () if environ.get("KATA_IMAGES") else config.hypervisor.valid_guest_paths
+    moved = replace(_of_image(config.hypervisor, images / HOST.current), valid_guest_paths=(images / "*/*", *built))
     return replace(config, hypervisor=moved)
 
 
@@ -134,6 +136,13 @@ def _of_image(hypervisor: HypervisorConfig, directory: Path) -> HypervisorConfig
         image=_root_of(directory / usual.image.name),
         host_programs=directory / usual.host_programs.name,
     )
+
+
+def _installed() -> Path | None:
+    """The directory of the image that came with the installation, if there is one and this host has no other."""
+    if os.path.lexists(IMAGES / "current") or not os.path.lexists(installed.IMAGES / "current"):
+        return None
+    return installed.IMAGES
 
 
 def _root_of(image: Path) -> Path | None:

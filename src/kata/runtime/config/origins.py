@@ -1,4 +1,4 @@
-"""Where the value of each setting is from: its default, the environment, a line of a file, an annotation of a pod."""
+"""Where each setting's value is from: default, installation, environment, a line of a file, an annotation of a pod."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from kata import installed
 from kata.runtime.config.annotations import apply_annotations
 from kata.runtime.config.loader import Loaded
 from kata.runtime.config.settings import ANNOTATION_PREFIX, SECTIONS, Section, Setting
@@ -17,6 +18,7 @@ class From(StrEnum):
     """What a value is from."""
 
     DEFAULT = "default"
+    INSTALLATION = "installation"
     ENVIRONMENT = "environment"
     FILE = "file"
     ANNOTATION = "annotation"
@@ -31,7 +33,8 @@ class Value:
         toml: the value in TOML.
         value: the same, typed.
         origin: what it is from.
-        where: the file and its line as `FILE:LINE`, the variable or the annotation; "" for a default.
+        where: the file and its line as `FILE:LINE`, the variable, the annotation, or the directory of the images that
+            came along; "" for a default.
     """
 
     section: str
@@ -77,6 +80,8 @@ def _value(
         origin, where = From.ANNOTATION, annotation
     elif lines:
         origin, where = From.FILE, lines[-1]  # the last file wins
+    elif str(installed.IMAGES) in setting.kind.toml(value):
+        origin, where = From.INSTALLATION, str(installed.IMAGES)
     elif value != setting.default:
         origin, where = From.ENVIRONMENT, "KATA_IMAGES"  # the one variable that changes settings
     else:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kata import installed
 from kata.architecture import AMD64, ARM64
 from kata.errors import InvalidArgument, KataError, NotFound, PermissionDenied
+from kata.runtime.config import loader
 from kata.runtime.config.loader import MAX_SIZE, for_architecture, load
 from kata.runtime.config.settings import Config
 
@@ -86,6 +88,22 @@ class TestLookup:
         assert hypervisor.image == tmp_path / "current/root.erofs"
         assert hypervisor.host_programs == tmp_path / "current/host"
         assert hypervisor.valid_guest_paths == (tmp_path / "*/*",)
+
+    def test_an_image_that_came_along_is_used_where_none_was_built(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        built, came = tmp_path / "built", tmp_path / "came"
+        (came / "current").mkdir(parents=True)
+        monkeypatch.setattr(loader, "IMAGES", built)
+        monkeypatch.setattr(installed, "IMAGES", came)
+        hypervisor = load(environ={}, system_paths=()).config.hypervisor
+        assert hypervisor.kernel == came / "current/vmlinux"
+        assert hypervisor.valid_guest_paths == (came / "*/*", *Config().hypervisor.valid_guest_paths)
+        assert (
+            load(environ={"KATA_IMAGES": str(built)}, system_paths=()).config.hypervisor.initrd.parent.parent == built
+        )
+        (built / "current").mkdir(parents=True)
+        assert load(environ={}, system_paths=()).config == Config()
 
     @pytest.mark.parametrize(
         ("names", "image"),
