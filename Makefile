@@ -38,15 +38,18 @@ APT_TEST := protobuf-compiler curl iproute2 containernetworking-plugins iptables
 # What emulates an arm64 guest, which is built for these tests.
 APT_LONG := qemu-system-arm
 
+# Debian's judge of packages; what makes them, dpkg-deb, is there.
+APT_DIST := lintian
+
 # What building a kernel needs.
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long test-nested test-hosts check bench image kernel install uninstall protos docs supported packages \
-  test-packages
+  test-packages dist lock release-check
 
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
 	$(VENV)/bin/python -m tools.demo
@@ -84,7 +87,11 @@ kernel: $(VENV)/ready ## Build the tailored kernel from Debian's sources, and th
 	$(call install_packages,$(APT_KERNEL))
 	$(VENV)/bin/kata image build --kernel tailored
 
+# PREFIX may have Kata's own archive, whose files are not ours to replace.
 install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/local/bin)
+	@[ ! -e $(PREFIX)/bin/containerd-shim-kata-v2 ] || grep -q kata.shim.main $(PREFIX)/bin/containerd-shim-kata-v2 || \
+	  { echo "make: $(PREFIX) has another Kata; remove it first, or make install PREFIX=/opt/pykata" >&2; exit 1; }
+	@mkdir -p $(PREFIX) && touch $(PREFIX) || { echo "make: $(PREFIX) cannot be written; name another PREFIX" >&2; exit 1; }
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --upgrade .
 	$(PREFIX)/bin/python -m kata.shim.launcher $(PREFIX)/bin
@@ -95,12 +102,28 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 	cd $(PREFIX)/share && find $(MANUAL) -type f -exec ln -sfn $(PREFIX)/share/{} $(SHARE)/{} \;
 	$(PREFIX)/bin/kata image build
 
+# Engines are told first, by the program that is about to go; what sandboxes use stays until they have ended.
 uninstall: ## Remove what `make install` has put there, the guest images included
+	[ ! -x $(PREFIX)/bin/kata ] || $(PREFIX)/bin/kata unset all --yes
 	rm -f $(addprefix $(BIN)/,$(COMMANDS))
 	[ ! -d $(PREFIX)/share ] || { cd $(PREFIX)/share && find $(MANUAL) -type f -exec rm -f $(SHARE)/{} \; ; }
-	rm -rf $(PREFIX) /var/lib/kata /var/cache/kata /var/cache/kata-test
+	rm -rf $(PREFIX) /var/cache/kata /var/cache/kata-test
 	rm -f /run/kata/start-slot-* /run/kata/accel.json
 	[ ! -d /run/kata ] || rmdir --ignore-fail-on-non-empty /run/kata
+	@[ ! -d /run/kata ] || \
+	  echo "make: sandboxes are running, and go on; remove /run/kata and /var/lib/kata when they have ended" >&2
+	[ -d /run/kata ] || rm -rf /var/lib/kata
+
+dist: $(VENV)/ready image ## Make all files of a release in dist/: wheel, Debian packages, archive for /opt/kata
+	$(call install_packages,$(APT_DIST))
+	$(VENV)/bin/python -m tools.release
+
+lock: $(VENV)/ready ## Choose the versions of other projects that packages and archive carry
+	$(VENV)/bin/python -m tools.release.lock
+
+release-check: $(VENV)/ready ## Say what of dist/ cannot be released yet
+	$(call install_packages,$(APT_DIST))
+	$(VENV)/bin/python -m tools.release.check
 
 docs: $(VENV)/ready ## Write the generated parts of the command line's reference anew
 	$(VENV)/bin/python -m tools.manual

@@ -23,12 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kata.osbuilder import store, suite
 
 PROJECT = Path(__file__).parents[1]
+#: What `make dist` has made; the root has it as well.
+BUILT = PROJECT / "dist"
 ARCHIVES = Path("/var/cache/kata-test")
 #: What a newcomer has, to come as far as `make run`.
 INCLUDED = "make,git,ca-certificates"
@@ -103,7 +105,7 @@ def archive_of(release: suite.Release) -> Path:
     return path
 
 
-def run(release: suite.Release) -> int:
+def run(release: suite.Release, steps: Sequence[str] = STEPS) -> int:
     """Run all steps in a clean root of a release; the status of the first that fails, or 0."""
     archive = archive_of(release)
     # The kernel kills unshare(1) when this process dies, which kills the first of the namespace.
@@ -113,18 +115,19 @@ def run(release: suite.Release) -> int:
         os.truncate(disk, _SIZE)
         path = f"/proc/self/fd/{disk}"
         subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", path], pass_fds=[disk], check=True)
-        command = (*isolated, sys.executable, "-m", "tools.test_hosts", "--inside", path, str(archive))
+        command = (*isolated, sys.executable, "-m", "tools.test_hosts", "--inside", path, str(archive), *steps)
         return subprocess.run(command, cwd=PROJECT, pass_fds=[disk], check=False).returncode
     finally:
         os.close(disk)
 
 
-def inside(disk: str, archive: str) -> int:
+def inside(disk: str, archive: str, *steps: str) -> int:
     """The first process of the namespaces: put the root together, run the steps in it.
 
     Args:
         disk: a file with an empty file system.
         archive: of the root.
+        steps: command lines, in the project's directory.
     """
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     root = ARCHIVES / "root"
@@ -148,13 +151,15 @@ def inside(disk: str, archive: str) -> int:
     dumped = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     (root / "etc/apt/apt.conf.d/90host").write_text("\n".join(_ROUTE.findall(dumped)) + "\n")
     copy_project(root / _PLACE)
+    if BUILT.is_dir():
+        bind(BUILT, root / _PLACE / BUILT.name)
     # Not chroot(2): runc makes sense of a root only if it is that of its mount namespace.
     subprocess.run(["pivot_root", root, root / "mnt"], check=True)
     os.chdir("/")
     subprocess.run(["umount", "--lazy", "/mnt"], env=variables, check=True)
     # A shell without job control has what it runs in the background ignore this one, and so would all tests.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for step in STEPS:
+    for step in steps:
         begin = time.monotonic()
         print(f"$ {step}", flush=True)
         status = wait_for(subprocess.Popen(["sh", "-c", f"cd /{_PLACE} && {step}"], env=variables))

@@ -126,6 +126,7 @@ class PrivateContainerd:
 
     Attributes:
         directory: everything it has on disk; short, because a socket path has room for 108 bytes (unix(7)).
+        config: containerd's configuration, for who restarts it.
         bundle_root: where containerd keeps the bundles of this namespace.
 
     Raises:
@@ -154,14 +155,14 @@ class PrivateContainerd:
         self.ttrpc_address = self.directory / "c.ttrpc"
         self.log_file = self.directory / "containerd.log"
         self.bundle_root = self.directory / "state/io.containerd.runtime.v2.task" / namespace
-        self._config = self.directory / "config.toml"
+        self.config = self.directory / "config.toml"
         try:
             self.shim = write_launcher(self.directory / "bin")
             disabled = "" if cri else "".join(f'"{name}",' for name in _CRI_PLUGINS)
             text = _CONFIG.format(directory=self.directory, level="debug" if debug else "info", disabled=disabled)
             if cri:
                 text += _CRI.format(pause=cri.pause, plugins=cri.plugins, networks=cri.networks)
-            self._config.write_text(text, encoding="utf-8")
+            self.config.write_text(text, encoding="utf-8")
             self.environment = {
                 "PATH": f"{self.shim.parent}:{path}",
                 "HOME": "/root",
@@ -194,7 +195,7 @@ class PrivateContainerd:
         """
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self._config)],
+                ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self.config)],
                 cwd="/",
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

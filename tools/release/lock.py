@@ -58,9 +58,8 @@ def dump(pinned: Iterable[Pinned], of: str) -> str:
     """As a file, which pip reads as requirements."""
     lines = [f"# {of} Written by `make lock`."]
     for one in sorted(pinned, key=lambda each: each.name):
-        lines.append(
-            f"{one.name}=={one.version}" + "".join(f" --hash=sha256:{digest}" for digest in sorted(one.sha256))
-        )
+        hashes = "".join(f" --hash=sha256:{digest}" for digest in sorted(one.sha256))
+        lines.append(f"{one.name}=={one.version}{hashes}")
     return "\n".join(lines) + "\n"
 
 
