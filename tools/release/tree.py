@@ -24,6 +24,9 @@ from kata.osbuilder.store import CURRENT, GuestImage
 LIBRARY = "lib/pykata"
 IMAGES = f"{LIBRARY}/images"
 
+#: Of compression by xz: a fifth of the time that its default takes, for a tenth more bytes.
+LEVEL = 1
+
 _LAUNCHER = """\
 #!/usr/bin/python3 -IS
 import os.path
@@ -167,7 +170,7 @@ def write_archive(tree: Mapping[str, File | Link], path: Path, date: int) -> Non
         OSError: it cannot be written.
     """
     with (
-        lzma.open(path, "wb", preset=6) as compressed,
+        lzma.open(path, "wb", preset=LEVEL) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
         made: set[str] = set()

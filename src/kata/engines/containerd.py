@@ -5,6 +5,8 @@ Where it is written depends on what containerd would read:
 - containerd 2 merges imported files key by key, so a drop-in does, if the configuration imports a directory of them.
 - containerd 1.x has the settings of a plugin in an imported file replace all of that plugin's: they go into the
   configuration itself, at its end.
+- containerd 1.x has its own runtime, runc, only as long as the configuration names none. Without it the plugin would
+  not start, so where ours is the first one, runc is named as well.
 - A drop-in has the version of the configuration that imports it: of another one containerd 2 would not migrate either.
 
 References: containerd, docs/man/containerd-config.toml.5.md; issue 5837, pull requests 9982, 12323 and 12891.
@@ -37,6 +39,11 @@ _IMPORTS_BY_ITSELF = (2, 2)
 _DROP_INS = "/etc/containerd/conf.d/*.toml"
 _VERSION = re.compile(r"^containerd \S+ v?(\d+)\.(\d+)", re.MULTILINE)
 
+#: What containerd 1.x has by default.
+_RUNC = """\
+[plugins."{plugin}".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"""
 _BLOCK = """\
 # Written by `kata setup containerd`; `kata unset containerd` takes it out again.
 [plugins."{plugin}".containerd.runtimes.{handler}]
@@ -94,6 +101,11 @@ def plan(found: Containerd) -> list[Change]:
                 f"{path} has a runtime '{HANDLER}' already, of type {str(handler.get('runtime_type'))[:80]!r}",
                 hint="another Kata's, perhaps: take it out there first; nothing was changed",
             )
+        if path != found.path and found.version < (2, 0) and table(parsed(path, content), "plugins", plugin):
+            raise FailedPrecondition(
+                f"{path} has settings of {plugin}, which containerd 1.x takes for all there are of it",
+                hint=f"move them into {found.path}, or add the runtime there by hand; nothing was changed",
+            )
     block = _BLOCK.format(plugin=plugin, handler=HANDLER, runtime_type=RUNTIME_TYPE)
     if found.version >= (2, 0):
         if found.config is None:
@@ -104,6 +116,8 @@ def plan(found: Containerd) -> list[Change]:
             return [new_file(found.path, f'version = {number}\nimports = ["{pattern}"]\n'.encode()), drop_in]
         if directory := _imported_directory(document, found.path):
             return [_drop_in(directory, number, block)]
+    elif not table(document, "plugins", plugin, "containerd", "runtimes"):
+        block += _RUNC.format(plugin=plugin)
     if found.config is None:
         return [new_file(found.path, f"version = {number}\n\n{block}".encode())]
     gap = "\n" if before.endswith(b"\n") else "\n\n"

@@ -64,8 +64,14 @@ class TestContainerd:
         (change,) = containerd.plan(Containerd(version, config=DEBIANS))
         assert (change.path, change.before) == (containerd.CONFIG, DEBIANS)
         assert change.after.startswith(DEBIANS), "every byte stays, comments too"
-        assert runtimes(change.after, V2) == {"kata": KATA}
+        runc = {"runc": {"runtime_type": "io.containerd.runc.v2"}} if version < (2, 0) else {}
+        assert runtimes(change.after, V2) == {"kata": KATA, **runc}, "1.x would have lost its default"
         assert taken_back(change, change.after) == DEBIANS
+
+    def test_runc_is_named_only_beside_no_other(self) -> None:
+        config = DEBIANS + b'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun]\nruntime_type = "x"\n'
+        (change,) = containerd.plan(Containerd((1, 6), config=config))
+        assert runtimes(change.after, V2) == {"crun": {"runtime_type": "x"}, "kata": KATA}
 
     def test_1_x_never_gets_a_drop_in_which_would_replace_the_whole_plugin(self) -> None:
         config = b'imports = ["/etc/containerd/conf.d/*.toml"]\n' + DEBIANS
@@ -110,6 +116,12 @@ class TestContainerd:
             config = DEBIANS if files else by_hand + b'"kata-fc"\n'
             with pytest.raises(FailedPrecondition, match=f"{path} has a runtime 'kata' already, of type 'kata-fc'"):
                 containerd.plan(Containerd((2, 1), config=config, imported=files))
+
+    def test_an_import_that_hides_the_configuration_of_1_x(self) -> None:
+        imported = {Path("/etc/containerd/conf.d/nvidia.toml"): b'[plugins."io.containerd.grpc.v1.cri".cni]\nx = 1\n'}
+        with pytest.raises(FailedPrecondition, match=r"nvidia\.toml has settings of io\.containerd\.grpc\.v1\.cri"):
+            containerd.plan(Containerd((1, 7), config=DEBIANS, imported=imported))
+        assert containerd.plan(Containerd((2, 1), config=DEBIANS, imported=imported))
 
     @pytest.mark.parametrize(
         ("version", "config", "words"),
