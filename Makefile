@@ -41,6 +41,9 @@ APT_LONG := qemu-system-arm
 # Debian's judge of packages; what makes them, dpkg-deb, is there.
 APT_DIST := lintian
 
+# Draws docs/drawings; what it has drawn is checked in.
+APT_DOCS := graphviz
+
 # What building a kernel needs.
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
@@ -54,7 +57,7 @@ help: ## Print this help
 run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
 	$(VENV)/bin/python -m tools.demo
 
-test: $(VENV)/ready test-packages image ## Run all checks and tests
+test: $(VENV)/docs test-packages image ## Run all checks and tests
 	$(MAKE) check
 	$(VENV)/bin/pytest --durations 10 -n 3 --dist loadgroup $(TEST)
 
@@ -125,8 +128,12 @@ release-check: $(VENV)/ready ## Say what of dist/ cannot be released yet
 	$(call install_packages,$(APT_DIST))
 	$(VENV)/bin/python -m tools.release.check
 
-docs: $(VENV)/ready ## Write the generated parts of the command line's reference anew
+docs: $(VENV)/docs ## Write the generated parts of the documentation anew, and build the site (build/site)
+	$(call install_packages,$(APT_DOCS))
 	$(VENV)/bin/python -m tools.manual
+	$(VENV)/bin/python -m tools.reference
+	$(VENV)/bin/python -m tools.drawings
+	$(VENV)/bin/python -m tools.site
 
 protos: $(VENV)/ready test-packages ## Generate the protocol modules anew
 	$(VENV)/bin/python -m tools.generate_protocols
@@ -150,4 +157,8 @@ test-packages: supported
 $(VENV)/ready: pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/docs: pyproject.toml $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

@@ -137,7 +137,7 @@ def _parameter(parameter: Any) -> Parameter:
     if isinstance(parameter.show_default, str):
         text += f" Default: {parameter.show_default}."
     elif parameter.show_default and default not in (None, False, "", ()) and not callable(default):
-        text += f" Default: {default}."
+        text += f" Default: {getattr(default, 'value', default)}."
     return Parameter(
         tuple(sorted(parameter.opts, key=len)) if is_option else (value,),
         value if is_option else "",
@@ -304,7 +304,10 @@ def completion(name: str, shell: str) -> str:
 
 def sections() -> list[Command]:
     """What has a section in the reference, in its order."""
-    return [*read(kata, "kata").commands, read(kata_runtime, "kata-runtime"), read(osbuilder, "kata-osbuilder")]
+    others = {"kata-runtime": kata_runtime, "kata-osbuilder": osbuilder, "kata-monitor": monitor}
+    others["kata-trace-forwarder"] = forwarder
+    connect = next(one for one in read(agent_ctl, "kata-agent-ctl").commands if one.path[-1] == "connect")
+    return [*read(kata, "kata").commands, *(read(app, name) for name, app in others.items()), connect]
 
 
 def _write(share: Path) -> None:

@@ -78,7 +78,8 @@ def _entry(section: Section, setting: Setting) -> str:
 def _known() -> Iterator[str]:
     yield _KNOWN
     for name, keys in known.KEYS.items():
-        yield f"\n[{name}]: {_listed(keys)}\n"
+        # In a code span: Markdown would take it for the definition of a link.
+        yield f"\n`[{name}]`: {_listed(keys)}\n"
     yield f"\nSections: {_listed(known.SECTIONS)}\n"
 
 
