@@ -6,7 +6,6 @@ import ast
 import importlib
 import os
 import re
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,21 @@ import pytest
 from kata.agent import console
 from kata.agent_ctl.catalog import RPCS
 from kata.cli.main import invoke
-from kata.protocols import standby, traces
+from kata.protocols import forward, processes, standby, traces
 from kata.runtime.hypervisor.trial_boot import PROBE_PARAMETER
 from kata.runtime.tracing import identity
+from tests.support.documents import ROOT, documents
 
-ROOT = Path(__file__).parents[3]
-DOCUMENTS = [
-    pytest.param(path, id=str(path.relative_to(ROOT)))
-    for path in sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/**/*.md")))
-]
+DOCUMENTS = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in documents()]
 #: Names that look like modules: a serial port, ttrpc services, a kernel parameter, attributes of spans.
 NOT_MODULES = {
-    console.PORT, standby.SERVICE, traces.SERVICE, PROBE_PARAMETER, identity.SANDBOX, identity.EXEC,
+    console.PORT, forward.SERVICE, processes.SERVICE, standby.SERVICE, traces.SERVICE, PROBE_PARAMETER,
+    identity.SANDBOX, identity.EXEC,
 }  # fmt: skip
 
 _MODULE = re.compile(r"(?<![\w./-])kata(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"(?<![\w./-])(?:\.ci|benchmarks|deploy|docs|src|tests|tools)/[\w./*{},-]*")
-_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE_SPAN = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 
