@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from kata.agent.service import AgentService, all_handlers
@@ -107,7 +108,7 @@ needs it. How the agent carries out its calls is in [the agent](../agent.md#serv
 |---|---|---|
 | [`grpc.AgentService`](#grpcagentservice), [`grpc.Health`](#grpchealth) | shim, `kata run` | the guest's agent |
 | [`containerd.task.v2.Task`, `containerd.task.v3.Task`](#containerdtaskv2task) | containerd | the shim |
-| [`{processes.SERVICE}`, `{forward.SERVICE}`, `{standby.SERVICE}`, `{traces.SERVICE}`](#of-this-project) | shim, `kata run` | the guest's agent, where it is this project's |
+| [`kata.…`](#of-this-project) | shim, `kata run` | the guest's agent, where it is this project's |
 """
 
 _OURS = f"""
@@ -130,21 +131,18 @@ UNIMPLEMENTED, and the host does without what they are for.
 def rpc_page() -> str:
     """The page about RPCs."""
     files = ("agent", "health", "csi", "types", "containerd/task_v2")
-    agent, health, csi, types, task = (
-        (_PROTOCOLS / f"{name}.proto").read_text(encoding="utf-8") for name in files
-    )
+    agent, health, csi, types, task = ((_PROTOCOLS / f"{name}.proto").read_text(encoding="utf-8") for name in files)
     # Which calls there are follows from the classes: no method of theirs is called.
     server = Server({})
     answered = {*all_handlers(AgentService.__new__(AgentService)), *Tracing(server).handlers()}
     answered |= set(handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], TaskService.__new__(TaskService)))
-    parts = [
-        _RPCS,
-        *_service(agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name, agent, agent + csi + types, answered),
-        *_service(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, health, health, answered),
-        *_service(task_v2_pb2.DESCRIPTOR.services_by_name["Task"].full_name, task, task, answered),
-        _OURS,
-    ]
-    return "".join(parts)
+    services = (
+        (agent_pb2.DESCRIPTOR.services_by_name["AgentService"], agent, agent + csi + types),
+        (health_pb2.DESCRIPTOR.services_by_name["Health"], health, health),
+        (task_v2_pb2.DESCRIPTOR.services_by_name["Task"], task, task),
+    )
+    parts = (_service(service.full_name, proto, messages, answered) for service, proto, messages in services)
+    return "".join([_RPCS, *chain.from_iterable(parts), _OURS])
 
 
 def _service(full_name: str, service: str, messages: str, answered: set[tuple[str, str]]) -> Iterator[str]:
@@ -210,9 +208,9 @@ Written by the engine, and read to find out what belongs together; nobody else h
 
 | annotation | what it does |
 |---|---|
-| `io.kubernetes.cri.container-type`, `io.kubernetes.cri-o.ContainerType` | whether a bundle is a pod or a container of one |
+| `io.kubernetes.cri.container-type`, `io.kubernetes.cri-o.ContainerType` | whether it is a pod or a container of one |
 | `io.kubernetes.cri.sandbox-id`, `io.kubernetes.cri-o.SandboxID` | of which |
-| `io.kubernetes.cri.sandbox-memory`, `…-cpu-quota`, `…-cpu-period` | the sum of a pod's limits, for the size of its VM |
+| `io.kubernetes.cri.sandbox-memory`, `…-cpu-quota`, `…-cpu-period` | sum of a pod's limits, for the size of its VM |
 | `io.kubernetes.cri.sandbox-name`, `…-namespace`, `…-uid` | the pod's name, for `kata list`, metrics and traces |
 """
 

@@ -101,9 +101,7 @@ def blocks(text: str, name: str) -> list[Block]:
 
 def all_blocks() -> list[Block]:
     """The blocks of all documents, in their order."""
-    return [
-        block for path in documents() for block in blocks(path.read_text("utf-8"), str(path.relative_to(ROOT)))
-    ]
+    return [block for path in documents() for block in blocks(path.read_text("utf-8"), str(path.relative_to(ROOT)))]
 
 
 def run(block: Block, directory: Path, *, names: Mapping[str, str] | None = None, conf_file: Path) -> str:

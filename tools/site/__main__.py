@@ -24,9 +24,9 @@ def build(output: Path) -> int:
             path = Path(scratch, "source", place)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "--conf-dir", str(Path(__file__).parent)]
-        options += ["--doctree-dir", f"{scratch}/doctrees", f"{scratch}/source", str(output)]
-        return subprocess.run([sys.executable, "-m", "sphinx", *options], check=False).returncode
+        sphinx = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
+        sphinx += ["--conf-dir", str(Path(__file__).parent), "--doctree-dir", f"{scratch}/doctrees"]
+        return subprocess.run([*sphinx, f"{scratch}/source", str(output)], check=False).returncode
 
 
 def _paths(pattern: str) -> list[str]:

@@ -127,7 +127,8 @@ def test_the_list_is_the_navigation() -> None:
     first, second = navigation(index)
     assert first.splitlines()[1:] == ["```{toctree}", ":hidden:", ":caption: One", "", "b", "guide/c", "```"]
     assert "\nproject/security\n" in second
-    assert pages({"docs/index.md": index, "README.md": ""}, {})["index.md"] == page("docs/index.md", index, {}) + first + second
+    found = pages({"docs/index.md": index, "README.md": ""}, {})
+    assert found == {"index.md": page("docs/index.md", index, {}) + first + second}
 
 
 def test_drawings_are_fresh() -> None:
@@ -138,7 +139,8 @@ def test_drawings_are_fresh() -> None:
 
 
 def test_what_is_left_of_graphvizs_svg() -> None:
-    svg = '<?xml?>\n<!-- a\nb -->\n<svg width="9pt" height="8pt"\n viewBox="0">\n<g id="node1">\n<title>t</title>\n</g></svg>'
+    head = '<?xml?>\n<!-- a\nb -->\n<svg width="9pt" height="8pt"\n viewBox="0">\n'
+    svg = head + '<g id="node1">\n<title>t</title>\n</g></svg>'
     assert drawings.finished(svg, "text").splitlines() == [
         f'<svg data-source="{drawings.digest("text")}" width="9" height="8"',
         ' viewBox="0">',
