@@ -40,10 +40,12 @@ class Page:
 
     Attributes:
         complaints: errors of scripts, violations of the content security policy, and what could not be loaded.
+        requests: the URLs of all that was asked for.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.complaints: list[str] = []
+        self.requests: list[str] = []
         self._connection = connection
         self._calls = 0
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -67,6 +69,8 @@ class Page:
         if what == "Runtime.exceptionThrown":
             details = parameters["exceptionDetails"]
             self.complaints.append(details.get("exception", {}).get("description") or details["text"])
+        elif what == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
         elif what == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.complaints.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
 

@@ -1,105 +1,11 @@
-"""The site: how documents become pages, and what the pages load."""
+"""How documents become pages, and texts drawings; tests/integration/test_site.py has the site as a whole."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
-from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlsplit
-
-import pytest
-
 from tools import drawings
-from tools.site.pages import PLACES, figure, navigation, page, pages, place
+from tools.site.pages import figure, navigation, page, pages
 
-ROOT = Path(__file__).parents[3]
 SVG = '<svg data-source="1">\n<style>\ntext { fill: red }\n</style>\n\n<text>a</text></svg>\n'
-#: Attributes by which a page loads something, as opposed to a link that a reader may follow.
-LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
-#: Of <link>: what a browser does not load when it shows the page.
-NOT_LOADED = {"prev", "next", "search", "author", "index", "canonical"}
-
-
-class Html(HTMLParser):
-    """What a page loads, links to, and can be linked to."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.links: list[str] = []
-        self.ids: set[str] = set()
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {key: value or "" for key, value in attrs}
-        self.ids |= {given[key] for key in ("id", "name") if key in given}
-        if tag == "a" and "href" in given:
-            self.links.append(given["href"])
-        elif (key := LOADED.get(tag)) and key in given and given.get("rel") not in NOT_LOADED:
-            self.loads.append(given[key])
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if importlib.util.find_spec("sphinx") is None:
-        pytest.skip("needs Sphinx: make docs installs it")
-    output = tmp_path_factory.mktemp("site")
-    argv = [sys.executable, "-m", "tools.site", str(output)]
-    built = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert (built.returncode, built.stderr) == (0, "")
-    return output
-
-
-def parsed(site: Path) -> Iterator[tuple[Path, Html]]:
-    for path in sorted(site.rglob("*.html")):
-        yield path, Html(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.timeout(300)
-def test_every_document_is_a_page_that_the_list_names(site: Path) -> None:
-    documents = [str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")]
-    wanted = {str(Path(place(document) or "").with_suffix(".html")) for document in [*documents, *PLACES]}
-    found = {str(path.relative_to(site)) for path in site.rglob("*.html")}
-    assert found == wanted | {"search.html"}
-    start = Html((site / "index.html").read_text(encoding="utf-8"))
-    assert wanted - {"index.html"} <= {urldefrag(link)[0] for link in start.links}
-
-
-@pytest.mark.timeout(300)
-def test_nothing_is_loaded_from_another_host(site: Path) -> None:
-    for path, html in parsed(site):
-        for url in html.loads:
-            assert not urlsplit(url).scheme.startswith("http"), f"{path}: {url}"
-            assert not urlsplit(url).netloc, f"{path}: {url}"
-            assert (path.parent / unquote(urlsplit(url).path)).exists() or url.startswith("data:"), f"{path}: {url}"
-    for path in site.rglob("*.css"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"url\(\s*[\"']?(?:https?:)?//|@import\s+[\"'](?:https?:)?//", text), path
-
-
-@pytest.mark.timeout(300)
-def test_links_and_anchors(site: Path) -> None:
-    found = dict(parsed(site))
-    for path, html in found.items():
-        for link in html.links:
-            url, anchor = urldefrag(link)
-            if urlsplit(url).scheme:
-                continue
-            target = (path.parent / unquote(url)).resolve() if url else path
-            assert target in found, f"{path}: {link}"
-            assert not anchor or unquote(anchor) in found[target].ids, f"{path}: {link}"
-
-
-@pytest.mark.timeout(300)
-def test_the_search_has_the_words(site: Path) -> None:
-    index = (site / "searchindex.js").read_text(encoding="utf-8")
-    assert index.startswith("Search.setIndex(")
-    for word in ("enable_annotations", "virtiofsd", "standbi"):  # the last one as the stemmer writes it
-        assert word in index
 
 
 def test_links_lead_to_where_documents_are_on_the_site() -> None:
