@@ -179,6 +179,20 @@ async def test_qemu_is_confined(
 
 
 @pytest.mark.usefixtures("nothing_left")
+async def test_qemu_has_no_capability_if_another_serves_the_files_and_none_of_the_hosts_namespaces(
+    make_vm: Callable[..., QemuVm], tmp_path: Path
+) -> None:
+    (tmp_path / "share").mkdir()
+    vm = make_vm(share_dir=tmp_path / "share" if share.find_helper() else None)
+    await vm.start()
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{vm.pid}/status").read_text().splitlines())
+    assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+    namespaces = {name: os.readlink(f"/proc/{vm.pid}/ns/{name}") for name in ("net", "ipc", "uts", "pid")}
+    assert [name for name, found in namespaces.items() if found == os.readlink(f"/proc/self/ns/{name}")] == []
+    await vm.stop()
+
+
+@pytest.mark.usefixtures("nothing_left")
 async def test_a_guest_that_ends_by_itself(make_vm: Callable[..., QemuVm]) -> None:
     vm = make_vm(then=RESET)
     await vm.start()
