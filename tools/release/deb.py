@@ -176,16 +176,8 @@ def build(package: Package, out: Path, date: int) -> Path:
             (meta / name).chmod(0o755)
         target = out / package.file_name
         # dpkg-deb cuts newer dates to this one, and compresses with one thread to have the same bytes everywhere.
-        command = [
-            "dpkg-deb",
-            "--root-owner-group",
-            "-Zxz",
-            "-z6",
-            "--threads-max=1",
-            "--build",
-            str(root),
-            str(target),
-        ]
+        options = ["--root-owner-group", "-Zxz", f"-z{trees.LEVEL}", "--threads-max=1"]
+        command = ["dpkg-deb", *options, "--build", str(root), str(target)]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(date)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=_TIMEOUT_S)
     return target

@@ -58,7 +58,7 @@ def unset(names: Sequence[Name], *, yes: bool, dry_run: bool) -> int:
     """
     require_root("kata unset")
     host = Host()
-    chosen = [engine for engine in RELOAD if Name.ALL in names or engine in names]
+    chosen = [engine for engine in RELOAD if Name.ALL in names or Name(engine) in names]
     plans = [plan for plan in engines.removal(chosen, host) if plan.record.changes]
     if not plans:
         print("nothing was set up")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.cli import engine_setup
+from kata.cli import check, engine_setup
 from kata.cli.main import invoke
 from kata.engines import host as engines
 from kata.engines import record
@@ -307,10 +307,10 @@ class TestCommandLine:
         self, host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         rows = [
-            engine_setup.check.Row("qemu", engine_setup.check.Status.FAILED, "not there", "install it"),
-            engine_setup.check.Row("disk", engine_setup.check.Status.OK, "large"),
+            check.Row("qemu", check.Status.FAILED, "not there", "install it"),
+            check.Row("disk", check.Status.OK, "large"),
         ]
-        monkeypatch.setattr(engine_setup.check, "check", lambda: iter(rows))
+        monkeypatch.setattr(check, "check", lambda: iter(rows))
         assert invoke(["setup"]) == 1
         out = capsys.readouterr().out
         assert "not there" in out

@@ -106,7 +106,7 @@ class TestTree:
                 (directory / "f").write_text("content")
             finally:
                 os.umask(before)
-            tree = {"bin/x": File(directory / "f", 0o755), "bin/a": File(b"1"), "images/current": Link("1")}
+            tree: trees.Tree = {"bin/x": File(directory / "f", 0o755), "bin/a": File(b"1"), "images/current": Link("1")}
             trees.write_archive(trees.under("opt/kata", tree), directory / "a.tar.xz", DATE)
             archives.append((directory / "a.tar.xz").read_bytes())
         assert archives[0] == archives[1]
@@ -135,14 +135,13 @@ class TestPackages:
         installed = trees.commands({"kata": "kata.cli.main:main"})
         installed["share/zsh/site-functions/_kata"] = File(b"#compdef kata\n")
         installed["share/man/man1/kata.1"] = File(b".TH KATA 1\n")
-        built = []
         for number in range(2):
             out = tmp_path / str(number)
             out.mkdir()
-            path = deb.build(deb.runtime(deb.zipped_pages(installed), DATE), out, DATE)
-            built.append(path.read_bytes())
-            assert [found.name for found in out.iterdir()] == [f"pykata_{VERSION}_amd64.deb"]
-        assert built[0] == built[1]
+            deb.build(deb.runtime(deb.zipped_pages(installed), DATE), out, DATE)
+        path, again = (tmp_path / number / f"pykata_{VERSION}_amd64.deb" for number in "01")
+        assert path.read_bytes() == again.read_bytes()
+        assert os.listdir(path.parent) == [path.name]
         listed = subprocess.run(["dpkg-deb", "--contents", path], capture_output=True, text=True, check=True).stdout
         owners = {line.split()[1] for line in listed.splitlines()}
         names = {line.split()[5] for line in listed.splitlines()}
