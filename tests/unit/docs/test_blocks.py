@@ -23,9 +23,10 @@ def test_no_setting_and_no_reason_is_forgotten() -> None:
 
 
 def test_more_is_run_than_not() -> None:
-    """Which would not hold any more if a new reason were the easy way out."""
-    commands = [sum(bool(line.strip()) for line in block.text.splitlines()) for block in BLOCKS]
-    run = sum(count for count, block in zip(commands, BLOCKS, strict=True) if block.setting)
+    """Which would not hold any more if a new reason were the easy way out. What a release is tried with runs elsewhere."""
+    here = [block for block in BLOCKS if block.attributes.get("not-run") != "release"]
+    commands = [sum(bool(line.strip()) for line in block.text.splitlines()) for block in here]
+    run = sum(count for count, block in zip(commands, here, strict=True) if block.setting)
     assert run > sum(commands) / 2
 
 
