@@ -61,8 +61,9 @@ def twins(images: list[GuestImage]) -> dict[str, GuestImage]:
     """
 
     def made_of(image: GuestImage) -> tuple[object, ...]:
-        names = ("recipe", "kernel_release")
-        return (*(image.manifest[name] for name in names), image.manifest["root"]["format"])
+        manifest = image.manifest
+        another_root = manifest.get("inputs", {}).get("other", "")
+        return (*(manifest[name] for name in ("recipe", "kernel_release")), manifest["root"]["format"], another_root)
 
     for checked in (image for image in images if image.manifest["root"].get("verity")):
         for plain in images:

@@ -18,12 +18,14 @@ def image(version: str, form: str, *, verity: bool, recipe: str = "default") -> 
 
 def test_what_is_compared_differs_by_verity_alone() -> None:
     alone, checked = image("5", "ext4", verity=True), image("4", "erofs", verity=True)
+    filled = image("6", "erofs", verity=False)
+    filled.manifest["inputs"] = {"other": "ab"}
     debug, plain, old = (
         image("3", "erofs", verity=False, recipe="debug"),
         image("2", "erofs", verity=False),
         image("1", "erofs", verity=False),
     )
-    assert twins([alone, checked, debug, plain, old]) == {"unchecked": plain, "dm-verity": checked}
+    assert twins([filled, alone, checked, debug, plain, old]) == {"unchecked": plain, "dm-verity": checked}
     with pytest.raises(NotFound) as caught:
-        twins([alone, debug, plain])
+        twins([filled, alone, debug, plain])
     assert caught.value.hint
