@@ -126,7 +126,7 @@ def environment(date: int, allconfig: Path, ccache: Path) -> dict[str, str]:
         "KBUILD_BUILD_TIMESTAMP": stamp,
         "KCONFIG_ALLCONFIG": str(allconfig),
         "CCACHE_DIR": str(ccache),
-        # Compile what has been preprocessed for the look-up: the kernel has no warnings that depend on comments.
+        # What was preprocessed for the look-up is compiled, which makes gcc warn of more; it goes to the log.
         "CCACHE_NOCPP2": "1",
         "HOME": "/nonexistent",
     }
