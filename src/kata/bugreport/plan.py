@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata.architecture import ALL
+
 #: Bytes that are kept of one part; of a file, and of a log, the last ones.
 _MAX_PART = 1 << 20
 _MAX_LOG = 8 << 20
@@ -18,10 +20,14 @@ _CHECK_TIMEOUT_S = 120.0
 _LOG_LINES = 20_000
 
 _PACKAGES = (
-    "containerd", "crun", "docker.io", "podman", "python3", "qemu-system-x86", "runc", "util-linux", "virtiofsd"
+    "containerd", "crun", "docker.io", "podman", "python3", "runc", "util-linux", "virtiofsd",
+    *(one.qemu_package for one in ALL),
 )  # fmt: skip
 #: As the kernel cuts names: the shim, and what it runs.
-_COMMANDS = "containerd,containerd-shim,dockerd,kata,qemu-system-x86,virtfs-proxy-he,virtiofsd"
+_COMMANDS = (
+    *("containerd", "containerd-shim", "dockerd", "kata", "virtfs-proxy-he", "virtiofsd"),
+    *(one.qemu.name[:15] for one in ALL),
+)
 _PS_COLUMNS = "pid,ppid,stat,nlwp,rss,etime,wchan:24,comm"
 
 
@@ -88,7 +94,9 @@ def plan(host: Host) -> Iterator[Part]:
         for name in names:
             yield _file(f"sandboxes/{sandbox}/{name}", "sandbox's state", host.state_root / sandbox / name)
     yield Part("timings.txt", "where running sandboxes' start times went", (*kata, "metrics"))
-    yield Part("processes.txt", "processes of sandboxes and engines", ("ps", "-o", _PS_COLUMNS, "-C", _COMMANDS))
+    yield Part(
+        "processes.txt", "processes of sandboxes and engines", ("ps", "-o", _PS_COLUMNS, "-C", ",".join(_COMMANDS))
+    )
     yield Part(
         "containerd/log.txt",
         "log of containerd and the shims",
