@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kata import architecture
 from kata.cli import build_options, image_from
 from kata.cli.steps import steps
 from kata.errors import InvalidArgument
@@ -38,6 +39,7 @@ def rootfs(
     ),
     listed: Annotated[bool, typer.Option("-l", "--list", help="List what roots can be made of, and exit.")] = False,
     recipe: build_options.RecipeName = recipes.DEFAULT,
+    arch: build_options.Arch = architecture.HOST.name,
     other: build_options.Other = None,
     cache: build_options.Cache = None,
     mirror: build_options.Mirror = "",
@@ -55,8 +57,14 @@ def rootfs(
             hint="another one's files are added by: kata-osbuilder rootfs --from IMAGE",
         )
     build_options.as_root()
-    with image_from.root_file_system(other) as found, steps() as progress:
-        options = replace(build_options.options(cache, mirror, update), recipe=recipes.load(recipe), other=found)
+    guest = architecture.named(arch)
+    with image_from.root_file_system(other, guest) as found, steps() as progress:
+        options = replace(
+            build_options.options(cache, mirror, update),
+            recipe=recipes.load(recipe),
+            other=found,
+            architecture=guest,
+        )
         build_root(options, directory, progress)
     print(directory)
 

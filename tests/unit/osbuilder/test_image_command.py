@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kata.architecture import ARM64
 from kata.cli.image import app
+from kata.cli.osbuilder import app as osbuilder
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.osbuilder import build, contents, store
 from kata.osbuilder.commands import Progress
@@ -96,6 +98,28 @@ def test_build_passes_its_options_on_and_prints_the_directory(root: Path, monkey
     assert asked == [build.BuildOptions(images=root, cache=Path("/c"), force=True, update=True)]
     assert result.stdout == f"{root / B}\n"
     assert "choosing packages" in result.stderr
+
+
+def test_an_architecture_is_chosen_by_both_programs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[build.BuildOptions] = []
+
+    def fake(options: build.BuildOptions, _: Progress) -> store.GuestImage:
+        asked.append(options)
+        return store.find(root)
+
+    monkeypatch.setattr(build, "build", fake)
+    monkeypatch.setattr(build, "build_root", lambda options, *_: asked.append(options))
+    run(root, "build", "--arch", "arm64")
+    arguments = ["rootfs", "--arch", "arm64", "-r", str(tmp_path / "rootfs")]
+    assert CliRunner().invoke(osbuilder, arguments, catch_exceptions=False).exit_code == 0
+    assert [options.architecture for options in asked] == [ARM64, ARM64]
+    with pytest.raises(InvalidArgument, match=r"unknown architecture 'mips' \(amd64, arm64\)"):
+        run(root, "build", "--arch", "mips")
+    with pytest.raises(InvalidArgument, match="kernels are built for amd64 only"):
+        run(root, "build", "--arch", "arm64", "--kernel", "tailored")
+    assert len(asked) == 2
 
 
 def test_no_command_is_help() -> None:
