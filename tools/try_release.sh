@@ -44,7 +44,12 @@ remove_archive() {
 install_wheel() {
     python3 -m venv /opt/pykata
     /opt/pykata/bin/pip install --quiet --disable-pip-version-check dist/*.whl
-    "$kata" image build >/tmp/image.log
+    # Without a network: an image of `kata image export`.
+    if [ -f dist/guest.tar.zst ]; then
+        "$kata" image import dist/guest.tar.zst --switch >/tmp/image.log
+    else
+        "$kata" image build >/tmp/image.log
+    fi
 }
 remove_wheel() {
     "$kata" unset --yes >/dev/null
@@ -56,8 +61,11 @@ case $way in
     wheel) kata=/opt/pykata/bin/kata ;;
 esac
 
-apt-get update -q >/tmp/apt.log
-apt-get install -qy --no-install-recommends $packages >/tmp/apt.log
+# dpkg is asked first: a root that has everything needs no network for this.
+dpkg-query -W -f '${Status}\n' $packages 2>/dev/null | grep -c 'ok installed' | grep -qx "$(echo $packages | wc -w)" || {
+    apt-get update -q >/tmp/apt.log
+    apt-get install -qy --no-install-recommends $packages >/tmp/apt.log
+}
 mkdir -p "$root/bin" && cp /bin/busybox "$root/bin/"
 start_containerd
 stop_containerd

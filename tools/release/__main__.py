@@ -106,7 +106,8 @@ def fetch_wheels(directory: Path) -> list[Path]:
 def installed(wheels: Iterable[Path]) -> Tree:
     """What is installed beneath a prefix, but for the guest image."""
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    tree = trees.commands(scripts) | trees.wheels(wheels)
+    library = trees.wheels(wheels)
+    tree = trees.commands(scripts) | library | trees.listed(library)
     for place, text in manual.files().items():
         tree[f"share/{place}"] = File(text.encode())
     for name in ("README.md", "CHANGELOG.md"):

@@ -170,7 +170,7 @@ def build(package: Package, out: Path, date: int) -> Path:
         meta = root / "DEBIAN"
         meta.mkdir(mode=0o755)
         (meta / "control").write_text(control(package))
-        (meta / "md5sums").write_text(trees.digests(package.tree))
+        (meta / "md5sums").write_text(trees.digests(package.tree, "md5"))
         for name, text in package.scripts.items():
             (meta / name).write_text(text)
             (meta / name).chmod(0o755)

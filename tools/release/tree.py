@@ -14,7 +14,7 @@ import lzma
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,11 +198,19 @@ def _member(name: str, kind: bytes, mode: int, date: int) -> tarfile.TarInfo:
     return member
 
 
-def digests(tree: Mapping[str, File | Link], kind: Callable[[bytes], object] = hashlib.md5) -> str:
-    """A list as md5sum(1) prints and reads it, of all files."""
-    lines = []
-    for name, entry in sorted(tree.items()):
-        if isinstance(entry, File):
-            found = kind(entry.read())
-            lines.append(f"{found.hexdigest()}  {name}\n")  # type: ignore[attr-defined]
-    return "".join(lines)
+def digests(tree: Mapping[str, File | Link], kind: str) -> str:
+    """A list of all files as md5sum(1) and sha256sum(1) print and read it.
+
+    Args:
+        tree: whose files they are.
+        kind: "md5", "sha256".
+    """
+    files = ((name, entry) for name, entry in sorted(tree.items()) if isinstance(entry, File))
+    return "".join(f"{hashlib.new(kind, entry.read()).hexdigest()}  {name}\n" for name, entry in files)
+
+
+def listed(tree: Mapping[str, File | Link]) -> Tree:
+    """The library's list of its own files, by which `kata setup` knows whether all are there."""
+    prefix = f"{LIBRARY}/"
+    files = {name.removeprefix(prefix): entry for name, entry in tree.items() if name.startswith(prefix)}
+    return {f"{LIBRARY}/SHA256SUMS": File(digests(files, "sha256").encode())}

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from kata.cli import check
+from kata.cli.installation import damaged
 from kata.cli.render import ExitCode, say
 from kata.cli.root import require_root
 from kata.cli.setup import Name
@@ -112,6 +113,9 @@ def missing() -> int:
     host = Host()
     packages = [package for program, package in _PACKAGES.items() if not shutil.which(program, path=host.path)]
     rows = [row for row in check.check() if row.status is not check.Status.OK]
+    if broken := damaged():
+        text = f"{len(broken)} of this installation's files are missing or differ, such as {broken[0]}"
+        rows.append(check.Row("installation", check.Status.FAILED, text, "install it again"))
     for row in rows:
         print(check.as_text(row))
     if packages:
