@@ -107,7 +107,7 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 
 # Engines are told first, by the program that is about to go; what sandboxes use stays until they have ended.
 uninstall: ## Remove what `make install` has put there, the guest images included
-	[ ! -x $(PREFIX)/bin/kata ] || $(PREFIX)/bin/kata unset all --yes
+	-[ ! -x $(PREFIX)/bin/kata ] || $(PREFIX)/bin/kata unset all --yes
 	rm -f $(addprefix $(BIN)/,$(COMMANDS))
 	[ ! -d $(PREFIX)/share ] || { cd $(PREFIX)/share && find $(MANUAL) -type f -exec rm -f $(SHARE)/{} \; ; }
 	rm -rf $(PREFIX) /var/cache/kata /var/cache/kata-test

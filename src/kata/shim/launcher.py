@@ -30,6 +30,9 @@ main()
 def launcher_text() -> str:
     """The launcher for the running interpreter and the installed package."""
     package = Path(__file__).resolve().parents[1]
+    if sys.flags.no_site:
+        # From a package or archive: all is in one directory, and the system's Python may be upgraded under it.
+        return _TEMPLATE.format(interpreter=sys.executable, path=[str(package.parent)])
     interpreter = os.path.realpath(sys.executable)
     import_path = list(
         dict.fromkeys([str(package.parent), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])

@@ -16,6 +16,7 @@ from kata.errors import Code, FailedPrecondition, NotFound
 from kata.protocols import agent_pb2
 from kata.protocols.containerd import cgroups_v1_pb2, cgroups_v2_pb2
 from kata.runtime.sandbox.grpc_status import to_status
+from kata.shim import launcher as launcher_module
 from kata.shim.launcher import NAME, write_launcher
 from kata.shim.log import FifoHandler, LogfmtFormatter
 from kata.shim.metrics import metrics
@@ -29,6 +30,14 @@ class TestLauncher:
         first = write_launcher(tmp_path / "bin").read_text().splitlines()[0]
         assert first == f"#!{os.path.realpath(sys.executable)} -IS"
         assert len(first) < 128, "the kernel reads no more of the line"
+
+    def test_of_a_package_has_one_directory_and_the_systems_python(self) -> None:
+        source = str(Path(launcher_module.__file__).resolve().parents[2])
+        program = f"import sys; sys.path.insert(0, {source!r}); from kata.shim.launcher import launcher_text as text"
+        command = [sys.executable, "-IS", "-c", f"{program}; print(text())"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert lines[0] == f"#!{sys.executable} -IS"
+        assert f"sys.path[:0] = [{source!r}]" in lines
 
     def test_runs_in_an_empty_environment(self, tmp_path: Path) -> None:
         launcher = write_launcher(tmp_path)
