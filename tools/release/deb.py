@@ -60,7 +60,7 @@ def runtime(installed: Tree, date: int) -> Package:
         date: of the release.
     """
     fields = {
-        "Depends": "python3 (>= 3.11), python3 (<< 3.14), qemu-system-x86, erofs-utils, util-linux, "
+        "Depends": "python3 (>= 3.11), python3 (<< 3.14), qemu-system-x86, erofs-utils, "
         "libc6 (>= 2.34), libgcc-s1, libstdc++6",
         "Recommends": f"{GUEST} (= {VERSION}), containerd",
         "Suggests": "docker.io, debian-archive-keyring, containernetworking-plugins, iptables",

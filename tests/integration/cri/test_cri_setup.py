@@ -50,7 +50,7 @@ def test_a_pod_by_what_setup_has_written(containerd: PrivateContainerd, tmp_path
     assert (containerd.config.read_bytes() == before[containerd.config]) == has_drop_in
     assert (containerd.config.parent / "conf.d/kata.toml").exists() == has_drop_in
     containerd.restart()
-    with Cri(containerd.address, "kata", BUSYBOX, tmp_path / "logs") as cri:
+    with Cri(containerd.address, "kata", BUSYBOX, tmp_path) as cri:
         with cri.pod("set-up") as pod:
             assert pod.output("sh", "-c", "echo by the runtime of the set-up") == "by the runtime of the set-up\n"
             assert pod.id in containerd.shims().values()
