@@ -81,9 +81,18 @@ class Cri:
         return call(request, timeout=_TIMEOUT_S)
 
     def _wait_ready(self, timeout: float = 20.0) -> None:
-        """Wait until runtime and network are ready."""
+        """Wait until runtime and network are ready; containerd listens before its CRI plugin is."""
+
+        def conditions() -> Any:
+            try:
+                return self.call("Status").status.conditions
+            except grpc.RpcError as error:
+                if "not initialized yet" in error.details():
+                    return []
+                raise
+
         eventually(
-            lambda: self.call("Status").status.conditions,
+            conditions,
             "runtime and network",
             lambda conditions: conditions and all(condition.status for condition in conditions),
             within_s=timeout,
