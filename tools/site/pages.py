@@ -26,6 +26,8 @@ _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^```(\w+)[ \t]+\{.*\}$", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:)([^)#\s]*)(#[^)\s]*)?\)")
 _DRAWING = re.compile(r"^!\[(.*)\]\((.*\.svg)\)$", re.MULTILINE)
+#: Percent of its size to which a drawing shrinks in a narrow window, so that its text stays readable; then it scrolls.
+_SMALLEST = 80
 _SECTION = re.compile(r"^## (.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^- \[.*?\]\(([^)#]*\.md)\)", re.MULTILINE)
 
@@ -90,6 +92,8 @@ def figure(svg: str, alternative: str) -> str:
     """
     svg = re.sub(r"<style>.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     inner = "\n".join(line for line in svg.splitlines() if line.strip())
+    if width := re.search(r'width="(\d+)"', inner):
+        inner = inner.replace("<svg ", f'<svg style="min-width: {int(width[1]) * _SMALLEST // 100}px" ', 1)
     return f'<figure class="drawing" role="img" aria-label="{html.escape(alternative)}">\n{inner}\n</figure>'
 
 
