@@ -46,8 +46,8 @@ NOT_RUN = {
     "systemd": "systemd and its journal",
     "vfio": "a device behind an IOMMU; tests/nested has one",
 }
-#: For one block. The first sandbox of a kind makes a template, on a busy host that runs other tests.
-TIMEOUT_S = 150.0
+#: For one block. The first sandbox of a kind makes a template, and a host that runs other tests may be busy.
+TIMEOUT_S = 240.0
 #: After which SIGINT ends a line that follows something.
 FOLLOW_S = 3
 
