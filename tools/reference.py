@@ -184,9 +184,9 @@ passes on those that `pod_annotations` and `container_annotations` of the runtim
 
 ## Settings
 
-Their names begin with `{ANNOTATION_PREFIX}`; `hypervisor.path` is `{ANNOTATION_PREFIX}hypervisor.path`. Each sets
-the setting of the same row, if an entry of `enable_annotations` matches the last part of its name. Nothing is allowed by
-default, and a sandbox with an annotation that is not allowed, or not known, is not created
+Their names begin with `{ANNOTATION_PREFIX}`; `hypervisor.path` is `{ANNOTATION_PREFIX}hypervisor.path`.
+Each sets the setting of the same row, if an entry of `enable_annotations` matches the last part of its name. Nothing is
+allowed by default, and a sandbox with an annotation that is not allowed, or not known, is not created
 ([how to allow them](configuration.md#annotations)). Where a row names globs, the value is a path that has to match one
 of them.
 
