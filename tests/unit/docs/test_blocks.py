@@ -23,7 +23,7 @@ def test_no_setting_and_no_reason_is_forgotten() -> None:
 
 
 def test_more_is_run_than_not() -> None:
-    """Which would not hold any more if a new reason were the easy way out. What a release is tried with runs elsewhere."""
+    """Which would not hold any more if a new reason were the easy way out. What tries a release runs elsewhere."""
     here = [block for block in BLOCKS if block.attributes.get("not-run") != "release"]
     commands = [sum(bool(line.strip()) for line in block.text.splitlines()) for block in here]
     run = sum(count for count, block in zip(commands, here, strict=True) if block.setting)
