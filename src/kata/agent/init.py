@@ -22,8 +22,8 @@ _MODPROBE = "/sbin/modprobe"
 #: Long, because a guest whose host is emulated as well takes minutes for what usually takes seconds.
 _MODPROBE_TIMEOUT_S = 120.0
 # The kernel loads these by itself on first use, but a template should have them loaded when it is saved.
-# There is no udev to load drivers of hot-plugged devices, and most disks are formatted with ext4. An initrd that mounts
-# a root disk has loaded virtio_blk; one that is the whole root has not.
+# There is no udev to load drivers of hot-plugged devices, and most disks are formatted with ext4. virtio_blk is loaded
+# already by an initrd that mounts a root disk, but not by one that is the whole root.
 _MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "virtiofs")
 
 

@@ -9,7 +9,9 @@ References: mkfs.erofs(1), mke2fs(8), mkfs.xfs(8).
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,6 +54,9 @@ class FileSystem:
 
 
 def _erofs(root: Path, image: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
+    # mkfs.erofs 1.8 waits for ever when the disk is full.
+    if shutil.disk_usage(image.parent).free < erofs_bytes(_used(root)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(image.parent))
     # No extended attributes, the small inode form: less to read, and nothing of the builder's file system leaks in.
     options = [f"-T{date}", f"-U{uuid}", "-x-1", "-Eforce-inode-compact", "--all-root", "--quiet"]
     run([*command("mkfs.erofs", tools), *options, str(image), str(root)], timeout=_TOOL_TIMEOUT_S)
@@ -111,6 +116,15 @@ FILE_SYSTEMS = {
         _xfs,
     ),
 }
+
+
+def erofs_bytes(used: int) -> int:
+    """No erofs image is larger: what is used, and inodes of 32 bytes and large directories for each block at most.
+
+    Args:
+        used: bytes of all files in whole blocks.
+    """
+    return used + used // 32 + _MIB
 
 
 def ext4_mib(used: int, free_mib: int) -> int:

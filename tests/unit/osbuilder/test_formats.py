@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -46,6 +47,19 @@ def test_the_same_content_gives_the_same_image_and_another_another(twins: list[P
     assert digest(images[0]) == digest(images[1])
     (twins[1] / "a/1").write_text("changed")
     assert digest(write(twins[1], Form(name))) != digest(images[0])
+
+
+@needs("mkfs.erofs")
+def test_an_erofs_image_is_not_larger_than_what_it_is_asked_room_for(
+    twins: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = formats.erofs_bytes(formats._used(twins[0]))
+    assert write(twins[0], Form()).stat().st_size <= asked
+    usage = shutil.disk_usage(twins[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=asked - 1))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(twins[0], Form())
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(twins[0].parent))
 
 
 def listed(command: list[str]) -> str:
