@@ -165,15 +165,14 @@ def build(package: Package, out: Path, date: int) -> Path:
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".deb-") as scratch:
         root = Path(scratch) / "root"
-        root.mkdir(mode=0o755)
-        trees.write(package.tree, root)
-        meta = root / "DEBIAN"
-        meta.mkdir(mode=0o755)
-        (meta / "control").write_text(control(package))
-        (meta / "md5sums").write_text(trees.digests(package.tree, "md5"))
-        for name, text in package.scripts.items():
-            (meta / name).write_text(text)
-            (meta / name).chmod(0o755)
+        root.mkdir()
+        root.chmod(0o755)
+        meta: Tree = {
+            "DEBIAN/control": File(control(package).encode()),
+            "DEBIAN/md5sums": File(trees.digests(package.tree, "md5").encode()),
+            **{f"DEBIAN/{name}": File(text.encode(), 0o755) for name, text in package.scripts.items()},
+        }
+        trees.write({**package.tree, **meta}, root)
         target = out / package.file_name
         # dpkg-deb cuts newer dates to this one, and compresses with one thread to have the same bytes everywhere.
         options = ["--root-owner-group", "-Zxz", f"-z{trees.LEVEL}", "--threads-max=1"]

@@ -54,10 +54,10 @@ def test_a_pod_by_what_setup_has_written(containerd: PrivateContainerd, tmp_path
         with cri.pod("set-up") as pod:
             assert pod.output("sh", "-c", "echo by the runtime of the set-up") == "by the runtime of the set-up\n"
             assert pod.id in containerd.shims().values()
+            container = pod.run()
             # What runs goes on without it.
             engines.carry_out(engines.removal([Engine.CONTAINERD], host), host)
             containerd.restart()
-            container = pod.run()
             assert container.sh("echo goes on") == "goes on\n"
     assert {path: path.read_bytes() for path in containerd.config.parent.rglob("*.toml")} == before
     assert not (tmp_path / "records").exists()

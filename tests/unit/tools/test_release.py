@@ -135,10 +135,14 @@ class TestPackages:
         installed = trees.commands({"kata": "kata.cli.main:main"})
         installed["share/zsh/site-functions/_kata"] = File(b"#compdef kata\n")
         installed["share/man/man1/kata.1"] = File(b".TH KATA 1\n")
-        for number in range(2):
+        for number, umask in enumerate((0o022, 0o077)):
             out = tmp_path / str(number)
             out.mkdir()
-            deb.build(deb.runtime(deb.zipped_pages(installed), DATE), out, DATE)
+            before = os.umask(umask)
+            try:
+                deb.build(deb.runtime(deb.zipped_pages(installed), DATE), out, DATE)
+            finally:
+                os.umask(before)
         path, again = (tmp_path / number / f"pykata_{VERSION}_amd64.deb" for number in "01")
         assert path.read_bytes() == again.read_bytes()
         assert os.listdir(path.parent) == [path.name]
