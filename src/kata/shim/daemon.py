@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _GRACE_S = 1.0
 #: Seconds for the first request. containerd makes it at once, unless it or `start` died before it knew of this daemon.
 _FIRST_REQUEST_TIMEOUT_S = 15.0
+#: When what the end needs is imported: not beside a start, and before somebody removes or upgrades the package.
+_LOAD_RELEASE_S = 5.0
 #: Seconds between two checks that containerd still knows of the sandbox, and how many in a row have to fail.
 _CHECK_INTERVAL_S = 3.0
 _FAILED_CHECKS = 2
@@ -103,6 +105,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
     loop.call_later(_FIRST_REQUEST_TIMEOUT_S, service.end_unless_asked)
+    loop.call_later(_LOAD_RELEASE_S, ledger.load_release)
     traced = _trace(server, params, config.runtime) if config and config.runtime.enable_tracing else None
     await server.serve_socket(listener)
     publishing = asyncio.create_task(publisher.run())

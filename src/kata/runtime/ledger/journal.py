@@ -128,6 +128,12 @@ class Ledger:
         self.close()
         return problems
 
+    def load_release(self) -> None:
+        """Import what `release` will need: the owner may outlive its installation."""
+        from kata.runtime.ledger import files, release  # noqa: F401
+
+        release.load(kind for kind, _ in self._held)
+
     def close(self) -> None:
         """Unlock without releasing anything. Idempotent."""
         if self._fd >= 0:

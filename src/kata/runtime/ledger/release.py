@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kata.runtime.ledger.kinds import PROCESS, RELEASERS
+from kata.runtime.ledger.kinds import FILE, PROCESS, RELEASERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def release(held: Sequence[tuple[str, str]]) -> list[str]:
@@ -24,6 +24,12 @@ def release(held: Sequence[tuple[str, str]]) -> list[str]:
         except OSError as error:
             problems.append(f"{kind} {value}: {error.strerror or error}")
     return problems
+
+
+def load(kinds: Iterable[str]) -> None:
+    """Import the releasers of some kinds, and of processes and files, which every sandbox has."""
+    for kind in {PROCESS, FILE, *kinds}:
+        _releaser(kind)
 
 
 def _releaser(kind: str) -> Callable[[str], None]:

@@ -371,3 +371,23 @@ class TestRemoveTree:
         )
         assert done.returncode == 0, done.stderr
         assert "is still mounted" in done.stdout
+
+
+def test_a_ledger_whose_release_is_loaded_needs_no_module_afterwards(tmp_path: Path) -> None:
+    """A package may be removed while its sandboxes run."""
+    program = f"""
+import sys
+from kata.runtime.ledger.journal import Ledger
+from kata.runtime.ledger.kinds import CGROUP, FILE
+open({str(tmp_path / "file")!r}, "w").close()
+ledger = Ledger({str(tmp_path / "state")!r})
+ledger.hold(FILE, {str(tmp_path / "file")!r})
+ledger.hold(CGROUP, {str(tmp_path / "no-cgroup")!r})
+ledger.load_release()
+before = set(sys.modules)
+assert ledger.release() == []
+print(sorted(name for name in set(sys.modules) - before if name.startswith("kata")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert not (tmp_path / "file").exists()
