@@ -43,7 +43,7 @@ pytestmark = [
 ]
 builds = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
 
-TIMEOUT = 60.0
+TIMEOUT = 150.0
 #: Seconds for whole builds, each of which takes half a minute of CPU time.
 _BUILDS_S = 900
 
@@ -59,7 +59,7 @@ def image() -> GuestImage:
 def boot(image: GuestImage, parameters: str, *, disk: Path | None, until: str = "") -> tuple[str, int | None]:
     """Boot under emulation; return the console's text and QEMU's exit status.
 
-    Ends when QEMU does or the console shows `until` (the status is None then); fails after a minute.
+    Ends when QEMU does or the console shows `until` (the status is None then); fails after TIMEOUT seconds.
     """
     assert QEMU
     command = [QEMU, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512M", "-nodefaults"]
