@@ -53,7 +53,7 @@ def test_in_a_root_that_is_a_directory(containerd: PrivateContainerd, over_9p: t
     rootfs = tmp_path / "rootfs"
     rootfs.mkdir()
     busybox_rootfs(rootfs)
-    assert appended(containerd, "/srv", *over_9p, "--rootfs", str(rootfs)) == 0
+    assert appended(containerd, "/srv", *over_9p, "--env", "PATH=/bin", "--rootfs", str(rootfs)) == 0
 
 
 def test_in_the_second_container_of_a_pod(containerd: PrivateContainerd, over_9p: tuple[str, ...]) -> None:
