@@ -115,7 +115,16 @@ def test_a_reader_that_leaves(server: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal(server: str, number: int) -> None:
     with subprocess.Popen(
-        [AGENT_CTL, "connect", "--server-address", server, *commands("Check", "GetOOMEvent")],
+        # A shell's job in the background, as these tests may be, ignores SIGINT, and so would this.
+        [
+            "env",
+            "--default-signal",
+            AGENT_CTL,
+            "connect",
+            "--server-address",
+            server,
+            *commands("Check", "GetOOMEvent"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
