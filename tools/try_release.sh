@@ -4,7 +4,7 @@
 set -eu
 way=$1
 export DEBIAN_FRONTEND=noninteractive
-root=/srv/rootfs
+root=/tmp/rootfs
 packages="busybox-static ca-certificates containerd erofs-utils python3 qemu-system-x86 runc"
 [ "$way" != wheel ] || packages="$packages python3-venv"
 

@@ -68,7 +68,8 @@ def build_python(out: Path, scratch: Path, date: int) -> tuple[Path, Path]:
     constraints.write_text("".join(f"{one.name}=={one.version}\n" for one in pinned))
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(date), "PIP_CONSTRAINT": str(constraints)}
     command = [sys.executable, "-m", "build", "--outdir", str(scratch / "built"), str(sources)]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=_TIMEOUT_S)
+    # A wheel has the permissions of the files that it is made of.
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=_TIMEOUT_S, umask=0o022)
     source, wheel = (scratch / "built" / name for name in (f"pykata-{VERSION}.tar.gz", _wheel_name()))
     (out / source.name).write_bytes(same_each_time(source.read_bytes(), date))
     (out / wheel.name).write_bytes(wheel.read_bytes())
@@ -170,6 +171,8 @@ def build(out: Path, image: str, say: Callable[[str], object]) -> None:
     (out / BILL).write_text(sbom.make(pinned, guest.manifest, suite.guest_suite(), date))
     told(out / BILL)
     (out / SUMS).write_text(sums(out))
+    for path in out.iterdir():
+        path.chmod(0o644)
 
 
 def main(arguments: Sequence[str]) -> int:
