@@ -6,7 +6,10 @@ way=$1
 export DEBIAN_FRONTEND=noninteractive
 root=/tmp/rootfs
 packages="busybox-static ca-certificates containerd erofs-utils python3 qemu-system-x86 runc"
-[ "$way" != wheel ] || packages="$packages python3-venv"
+case $way in
+    archive) packages="$packages xz-utils" ;;
+    wheel) packages="$packages python3-venv" ;;
+esac
 
 say() { echo "== $way: $*"; }
 timed() {
