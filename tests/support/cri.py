@@ -87,7 +87,7 @@ class Cri:
             try:
                 return self.call("Status").status.conditions
             except grpc.RpcError as error:
-                if "not initialized yet" in str(error.details()):
+                if "not initialized yet" in (error.details() or ""):
                     return []
                 raise
 
