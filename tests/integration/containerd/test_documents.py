@@ -49,7 +49,8 @@ def nothing_left_of_readers(containerd: PrivateContainerd) -> Iterator[None]:
     for container in containerd.ctr("containers", "list", "--quiet").stdout.split():
         containerd.ctr("tasks", "delete", "--force", container, check=False)
         containerd.ctr("containers", "delete", container)
-    assert_nothing_left(before, NAMES)
+    # A shim on a busy host has been seen to wait 15 s for a cgroup that would not go.
+    assert_nothing_left(before, NAMES, within_s=90.0)
 
 
 @pytest.mark.root
