@@ -19,6 +19,8 @@ html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 html_use_index = False
+# It would be read from the found pages, which a browser does not allow without a server.
+html_show_search_summary = False
 # Code in titles and quotes in text stay as they are written: they are often part of a command.
 smartquotes = False
 
