@@ -48,14 +48,15 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
         is_init: whether it is PID 1, so that kernel modules, network, clock and /etc are its to change.
 
     Raises:
-        InvalidArgument: the address to listen on is invalid.
-        NotFound: there is no such virtio-serial port.
+        InvalidArgument: the address to listen on, or the policy, is invalid.
+        NotFound: there is no such virtio-serial port, or policy.
         OSError: the socket cannot be bound.
     """
     from kata.agent.context import AgentContext
     from kata.agent.devices.find import Finder, no_driver
     from kata.agent.forward import connect
     from kata.agent.oom import OomWatcher
+    from kata.agent.policy import Guard, at_start
     from kata.agent.reaper import Reaper
     from kata.agent.reserve import Reserve
     from kata.agent.runtime import Crun
@@ -96,6 +97,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
     service = AgentService(sandbox, agent, is_init, stopped)
     calls = all_handlers(service)
     calls[forward.SERVICE, forward.CONNECT] = StreamHandler(connect)
+    guard = Guard(calls)
+    calls.update(guard.handlers())
     # An agent that has much to do must not look like one that hangs.
     server = Server(calls, to_status=to_status, max_calls=_MAX_CALLS, unlimited=["grpc.Health"])
     tracing = Tracing(server)
@@ -113,6 +116,8 @@ async def serve(settings: config.AgentConfig, paths: Paths, is_init: bool) -> No
         await _open_console(reaper, settings.debug_console_vport)
     if settings.warm_up and is_init:
         await warm_up(server, sandbox, agent)
+    if (policy := at_start(is_init)) is not None:
+        guard.set(policy)
     stop_listening = await listen(settings.server_addr, server.serve_connection)
     log.info("listening on %s", settings.server_addr)
     try:

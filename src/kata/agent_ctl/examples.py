@@ -42,7 +42,7 @@ Fields of a request as FIELD=VALUE, as JSON, from a file, and without anything t
 
   $ kata-agent-ctl connect --server-address vsock://3:1024 -c 'SignalProcess signal=usr1 cid=hello'
   $ kata-agent-ctl connect --server-address vsock://3:1024 -c 'GetGuestDetails json://{{"mem_block_size": true}}'
-  $ kata-agent-ctl connect --server-address vsock://3:1024 -c 'SetPolicy policy=file:///tmp/policy.rego'
+  $ kata-agent-ctl connect --server-address vsock://3:1024 -c 'SetPolicy policy=file:///tmp/policy.toml'
   $ kata-agent-ctl connect --server-address vsock://3:1024 -n -c GetGuestDetails
 
 A spec of its own, and a process in a container whose input comes through a pipe:

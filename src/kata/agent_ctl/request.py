@@ -5,7 +5,7 @@ r"""From arguments to a request: fields by their paths, texts and JSON to the fi
     dns=192.0.2.1 dns=192.0.2.2             several values of a repeated field
     OCI.Annotations[io.example/key]=value   an entry of a map
     OCI.Root='json://{"Path": "/x"}'        any field, as JSON
-    policy=file:///tmp/policy.rego          a text or bytes: the content of a file; a message: its JSON in a file
+    policy=file:///tmp/policy.toml          a text or bytes: the content of a file; a message: its JSON in a file
     data=hex:0a0b   data="ls\n"              bytes
 
 JSON is as protobuf's, with bytes in base64, or as numbers, as Kata's agent-ctl has them. Names may be in any case.

@@ -15,7 +15,7 @@ import typer
 from kata.cli import check, env
 from kata.cli.main import Invocation, app
 from kata.cli.render import warn
-from kata.errors import ResourceExhausted, Unimplemented
+from kata.errors import ResourceExhausted
 from kata.runtime.config.loader import SYSTEM_PATHS
 from kata.version import VERSION
 
@@ -33,9 +33,6 @@ kata_runtime.registered_commands.extend(app.registered_commands)
 kata_runtime.registered_groups.extend(app.registered_groups)
 kata_runtime.command("kata-check", hidden=True)(check.command)
 kata_runtime.command("kata-env", hidden=True)(env.command)
-
-policy = typer.Typer(help="Kata's policies for what an agent does: not there.", no_args_is_help=True)
-kata_runtime.add_typer(policy, name="policy")
 
 
 class LogFormat(StrEnum):
@@ -123,15 +120,3 @@ def _kata_runtime(
     ):
         if is_set:
             warn(f"{option} has no effect: {reason}")
-
-
-@policy.command("set")
-def set_policy(
-    _file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy.")],
-    _sandbox_id: Annotated[str, typer.Option("--sandbox-id", metavar="ID", help="Id of the sandbox.")],
-) -> int:
-    """Refuse: the agent of this project has no policies."""  # noqa: DOC501 - the docstring is the help
-    raise Unimplemented(
-        "policies are not supported: the agent has none",
-        hint="a container is limited by its seccomp profile and capabilities, which the guest applies",
-    )

@@ -33,6 +33,7 @@ from kata.cli import (
     logs,
     metrics,
     operate,
+    policy,
     ps,
     setup,
     stats,
@@ -59,6 +60,7 @@ app.add_typer(factory.app, name="factory")
 app.add_typer(direct_volume.app, name="direct-volume")
 app.add_typer(iptables.app, name="iptables")
 app.add_typer(logs.app, name="logs")
+app.add_typer(policy.app, name="policy")
 
 #: Commands whose exit code is a program's.
 _RUNNING = ("run", "exec")

@@ -19,6 +19,7 @@ PARTS = (
     "ttrpc",
     "protocols",
     "oci",
+    "policy",
     "linux",
     "archive",
     "loop",

@@ -81,12 +81,12 @@ def test_answers_as_json(server: str) -> None:
         "--server-address",
         server,
         *options,
-        *commands("GetGuestDetails", "SetPolicy", "StatsContainer cid=x"),
+        *commands("GetGuestDetails", "MemHotplugByProbe", "StatsContainer cid=x"),
     )
-    details, policy, stats = map(json.loads, output.splitlines())
+    details, probe, stats = map(json.loads, output.splitlines())
     assert code == 0
     assert details["answer"]["agent_details"]["version"] == VERSION
-    assert (policy["rpc"], policy["error"]["code"]) == ("SetPolicy", "UNIMPLEMENTED")
+    assert (probe["rpc"], probe["error"]["code"]) == ("MemHotplugByProbe", "UNIMPLEMENTED")
     assert stats["error"] == {"code": "NOT_FOUND", "message": "container x does not exist"}
 
 

@@ -27,6 +27,7 @@ _TIMEOUT_S = 120.0
 #: What an argument or option of that name may be, so that nothing but the sandbox is wrong.
 _VALUES = {
     "FILE": "/dev/null",
+    "POLICY": "/dev/null",
     "JSON": "{}",
     "BYTES": "1",
     "PATH": "/nonexistent",

@@ -92,9 +92,11 @@ def test_exec_is_the_debug_console_unless_a_container_is_named(
     assert not wanted[-1].guest
 
 
-def test_policies_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, errors = outcome(capsys, "policy", "set", "--sandbox-id", "x", "policy.rego")
-    assert (code, errors[0]) == (1, "kata: policies are not supported: the agent has none")
+def test_a_policy_in_katas_language_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "policy.rego").write_text("package agent_policy\ndefault CreateContainerRequest := true\n")
+    code, _, errors = outcome(capsys, "policy", "set", "--sandbox-id", "x", str(tmp_path / "policy.rego"))
+    assert code == 1
+    assert errors[0].startswith("kata: the policy is not TOML: ")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

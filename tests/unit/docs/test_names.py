@@ -13,16 +13,17 @@ import pytest
 from kata.agent import console
 from kata.agent_ctl.catalog import RPCS
 from kata.cli.main import invoke
+from kata.policy.document import OWN_CALLS
 from kata.protocols import forward, processes, standby, traces
 from kata.runtime.hypervisor.trial_boot import PROBE_PARAMETER
 from kata.runtime.tracing import identity
 from tests.support.documents import ROOT, documents
 
 DOCUMENTS = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in documents()]
-#: Names that look like modules: a serial port, ttrpc services, a kernel parameter, attributes of spans.
+#: Names that look like modules: a serial port, ttrpc services and calls, a kernel parameter, attributes of spans.
 NOT_MODULES = {
     console.PORT, forward.SERVICE, processes.SERVICE, standby.SERVICE, traces.SERVICE, PROBE_PARAMETER,
-    identity.SANDBOX, identity.EXEC,
+    identity.SANDBOX, identity.EXEC, *OWN_CALLS.values(),
 }  # fmt: skip
 
 _MODULE = re.compile(r"(?<![\w./-])kata(?:\.[A-Za-z_]\w*)+")

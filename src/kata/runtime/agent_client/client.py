@@ -189,6 +189,15 @@ class AgentClient:
         """Have the agent make spans of calls that have a `traceparent`, as `kata.protocols.traces` says."""
         await self._call("start tracing", "StartTracing", agent_pb2.StartTracingRequest(), timeout=timeout)
 
+    async def set_policy(self, policy: str) -> None:
+        """Set the policy that decides about all later calls, once.
+
+        Raises:
+            InvalidArgument: it is no policy.
+            FailedPrecondition: the agent has one.
+        """
+        await self._call("set the policy", "SetPolicy", agent_pb2.SetPolicyRequest(policy=policy))
+
     async def create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Set up the guest for its sandbox."""
         await self._call("create sandbox", "CreateSandbox", request)

@@ -169,6 +169,46 @@ class Text:
 
 
 @dataclass(eq=False, repr=False)
+class Document:
+    """Text of several lines; in an annotation, in base64."""
+
+    maximum: int
+    name: str = "text"
+
+    @property
+    def expected(self) -> str:
+        """The limit, and how an annotation has it."""
+        return f"text of at most {self.maximum} characters (in an annotation: in base64)"
+
+    def check(self, value: object) -> str:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it is no text, too long, or has control characters other than tabs and newlines.
+        """
+        if not isinstance(value, str) or len(value) > self.maximum:
+            raise ValueError
+        if _CONTROL.search(value.replace("\n", "").replace("\t", "")):
+            raise ValueError
+        return value
+
+    def parse(self, text: str) -> str:
+        """Implements `Kind.parse`.
+
+        Raises:
+            ValueError: it is no base64 of text in UTF-8, or `check` refuses that.
+        """
+        # Most sandboxes have none, and this is imported during their start.
+        import base64
+
+        return self.check(base64.b64decode(text, validate=True).decode())
+
+    def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: a basic string, on one line."""
+        return quoted(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+@dataclass(eq=False, repr=False)
 class FilePath:
     """An absolute path without `..`; with `glob`, it may have wildcards, with `optional`, be empty, which is None."""
 

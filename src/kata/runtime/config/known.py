@@ -57,7 +57,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
         vhost_user_reconnect_timeout_sec vhost_user_store_path virtio_fs_cache_size virtio_fs_daemon
         virtio_fs_extra_args
         """),
-    "agent": frozenset({"cdh_api_timeout_ms", "policy"}),
+    "agent": frozenset({"cdh_api_timeout_ms"}),
     "factory": frozenset(),
     "runtime": _names("""
         agent_name disable_new_netns enable_pprof enable_vcpus_pinning experimental experimental_force_guest_pull

@@ -13,7 +13,7 @@ from typing import Any
 
 from kata import architecture
 from kata.architecture import Architecture
-from kata.runtime.config.kinds import FilePath, Flag, Integer, Kind, ListOf, Regex, Text
+from kata.runtime.config.kinds import Document, FilePath, Flag, Integer, Kind, ListOf, Regex, Text
 
 IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
@@ -494,6 +494,15 @@ class AgentConfig:
             "The size of the pipes of a container's stdin, stdout and stderr in the guest; 0 for the guest kernel's "
             "default.",
             annotation="container_pipe_size",
+        ),
+    )
+    policy: str = field(
+        default="",
+        metadata=_row(
+            Document(maximum=128 << 10),
+            "Which requests the agent takes, and with which fields: a [policy](../guide/policy.md), set before the "
+            "sandbox is created. Empty means all. An annotation has it in base64, as in Kata.",
+            annotation="policy",
         ),
     )
 

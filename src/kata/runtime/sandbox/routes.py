@@ -59,6 +59,7 @@ def routes(sandbox: Sandbox, directory: str, volumes: Volumes, opened: AsyncExit
         "/direct-volume/resize": {"POST": partial(_resize_volume, volumes)},
         "/iptables": {method: partial(_packet_filter, sandbox, False) for method in ("GET", "PUT")},
         "/ip6tables": {method: partial(_packet_filter, sandbox, True) for method in ("GET", "PUT")},
+        "/policy": {"PUT": partial(_set_policy, sandbox)},
     }
 
 
@@ -194,6 +195,19 @@ async def _packet_filter(sandbox: Sandbox, ipv6: bool, request: Request) -> Resp
         return Response(read.data, TEXT)
     wrote = await sandbox.agent.set_ip_tables(agent_pb2.SetIPTablesRequest(is_ipv6=ipv6, data=request.body))
     return Response(wrote.data, TEXT)
+
+
+async def _set_policy(sandbox: Sandbox, request: Request) -> Response:
+    """PUT /policy: the body is the policy, for a sandbox that has none.
+
+    Raises:
+        InvalidArgument: it is no text in UTF-8; or the agent does not take it.
+    """
+    try:
+        await sandbox.agent.set_policy(request.body.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("the policy is not text in UTF-8") from error
+    return Response()
 
 
 def _field(fields: Mapping[str, object], name: str) -> str:

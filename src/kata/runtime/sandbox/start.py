@@ -179,6 +179,8 @@ class _Start:
                 shared_memory = await off_loop(on_host, shm_size, spec)
                 request = requests.create_sandbox_request(self._id, spec, self._config, shared_memory)
                 try:
+                    if self._config.agent.policy:
+                        await guest.agent.set_policy(self._config.agent.policy)
                     await guest.agent.create_sandbox(request)
                 except KataError:
                     log.error("%s: its console ends with: %s", self._what, guest.vm.console_tail())

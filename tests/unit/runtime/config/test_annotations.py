@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_wrong_values_are_errors(name: str, value: str) -> None:
     assert ": expected " in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 400
+
+
+def test_a_policy_is_in_base64() -> None:
+    text = "[endpoints]\nallowed = []\n"
+    value = base64.b64encode(text.encode()).decode()
+    assert applied(allowing("policy"), "agent.policy", value).agent.policy == text
+    for wrong in ("[endpoints]", "/w==", base64.b64encode(b"\x00").decode(), "=" * 5):
+        with pytest.raises(InvalidArgument):
+            applied(allowing("policy"), "agent.policy", wrong)
 
 
 def test_unknown_and_unsupported_names_are_told_apart() -> None:

@@ -273,6 +273,11 @@ async def test_kata_s_paths(here: Setting) -> None:
     assert await request(here.directory, "PUT", "/ip6tables", body=b"rules", timeout=WAIT_S) == b"ok"
     sent = agent_pb2.SetIPTablesRequest.FromString(here.agent.calls[-1][2])
     assert (sent.is_ipv6, sent.data) == (True, b"rules")
+    assert await request(here.directory, "PUT", "/policy", body=b"[endpoints]\n", timeout=WAIT_S) == b""
+    assert here.agent.methods()[-1] == "SetPolicy"
+    assert agent_pb2.SetPolicyRequest.FromString(here.agent.calls[-1][2]).policy == "[endpoints]\n"
+    with pytest.raises(InvalidArgument, match="the policy is not text in UTF-8"):
+        await request(here.directory, "PUT", "/policy", body=b"\xff", timeout=WAIT_S)
 
 
 class TestEvents:
