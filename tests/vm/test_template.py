@@ -58,8 +58,6 @@ PREFIX = f"{leaks.TEST_PREFIX}tpl-"
 #: Enough for the guest, and as little as possible to write.
 MEMORY_MIB = 256
 CLOCK_ERROR_S = 0.02
-#: So many times as long as a restore a boot takes at least; on an idle host it is twenty times.
-MIN_GAIN = 3
 
 
 @dataclass
@@ -349,22 +347,12 @@ def with_warm_up(plan: VmPlan) -> VmPlan:
     return replace(plan, kernel_params=(*plan.kernel_params, "agent.warm_up"))
 
 
-async def test_a_place_that_cannot_be_written_to_costs_a_boot_which_takes_much_longer(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_place_that_cannot_be_written_to_costs_a_boot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    async with started(config, "made"):
-        pass
-    seconds = []
     with caplog.at_level(logging.WARNING):
-        for settings, name in ((configured(tmp_path / "file/templates"), "nowhere"), (config, "restored")):
-            begin = time.monotonic()
-            async with started(settings, name) as one:
-                await one.agent.check(10)
-                seconds.append(time.monotonic() - begin)
+        async with started(configured(tmp_path / "file/templates"), "nowhere") as one:
+            await one.agent.check(10)
     assert "there is no template, the VM is booted: cannot keep templates in" in caplog.text
-    boot, restore = seconds
-    assert restore < boot / MIN_GAIN
 
 
 async def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
