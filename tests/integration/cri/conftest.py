@@ -18,6 +18,7 @@ from tests.support.leaks import POD_IDS, assert_nothing_left, snapshot
 CONFIGURATION = """\
 [hypervisor.qemu]
 default_memory = 512
+enable_annotations = ["policy"]
 """
 
 
