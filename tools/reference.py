@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from kata.agent.policy import Guard
 from kata.agent.service import AgentService, all_handlers
 from kata.agent.tracing import Tracing
 from kata.metrics.reference import markdown as metrics
@@ -134,7 +135,7 @@ def rpc_page() -> str:
     agent, health, csi, types, task = ((_PROTOCOLS / f"{name}.proto").read_text(encoding="utf-8") for name in files)
     # Which calls there are follows from the classes: no method of theirs is called.
     server = Server({})
-    answered = {*all_handlers(AgentService.__new__(AgentService)), *Tracing(server).handlers()}
+    answered = {*all_handlers(AgentService.__new__(AgentService)), *Tracing(server).handlers(), *Guard({}).handlers()}
     answered |= set(handlers(task_v2_pb2.DESCRIPTOR.services_by_name["Task"], TaskService.__new__(TaskService)))
     services = (
         (agent_pb2.DESCRIPTOR.services_by_name["AgentService"], agent, agent + csi + types),

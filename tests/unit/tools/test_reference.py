@@ -45,7 +45,7 @@ def test_every_call_of_the_protocols_is_there() -> None:
 
 def test_what_is_not_answered_is_said() -> None:
     page = PAGES["rpcs.md"]()
-    assert "`SetPolicyRequest` → `google.protobuf.Empty` *Not answered.*" in page
+    assert "`MemHotplugByProbeRequest` → `google.protobuf.Empty` *Not answered.*" in page
     assert "`CreateSandboxRequest` → `google.protobuf.Empty`\n" in page
     assert "`StartTracingRequest` → `google.protobuf.Empty`\n" in page
 
