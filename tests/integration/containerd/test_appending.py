@@ -1,4 +1,7 @@
-"""Nothing that is appended is lost, wherever files are: see `kata.osbuilder.patched_module`."""
+"""Nothing that is appended is lost, wherever files are: see `kata.osbuilder.patched_module`.
+
+A root that is a directory is in tests/vm/test_run.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 from tests.support.appending import lost, script
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.fileways import bind, in_pod
-from tests.support.images import BUSYBOX, busybox_rootfs
+from tests.support.images import BUSYBOX
 
 pytestmark = [
     pytest.mark.containerd,
@@ -31,7 +34,7 @@ def over_9p(tmp_path: Path) -> tuple[str, ...]:
 
 
 def appended(containerd: PrivateContainerd, directory: str, *options: str) -> int:
-    """Records that are lost in a container. The options end with its image, or name its root."""
+    """Records that are lost in a container. The options end with its image."""
     command = ("run", "--rm", *options, unique_id("append"), "sh", "-c", script(directory))
     return lost(containerd.ctr(*command, timeout=180).stdout)
 
@@ -47,13 +50,6 @@ def test_in_a_volume_over_9p(containerd: PrivateContainerd, over_9p: tuple[str, 
 
 def test_in_the_root_on_its_own_device(containerd: PrivateContainerd, over_9p: tuple[str, ...]) -> None:
     assert appended(containerd, "/srv", *over_9p, BUSYBOX) == 0
-
-
-def test_in_a_root_that_is_a_directory(containerd: PrivateContainerd, over_9p: tuple[str, ...], tmp_path: Path) -> None:
-    rootfs = tmp_path / "rootfs"
-    rootfs.mkdir()
-    busybox_rootfs(rootfs)
-    assert appended(containerd, "/srv", *over_9p, "--env", "PATH=/bin", "--rootfs", str(rootfs)) == 0
 
 
 def test_in_the_second_container_of_a_pod(containerd: PrivateContainerd, over_9p: tuple[str, ...]) -> None:
