@@ -41,7 +41,6 @@ NOT_RUN = {
     "kubernetes": "a cluster",
     "nested-make": "a host, or a clone, of its own: it would install and test what the test is a part of",
     "other-architecture": "QEMU for arm64 and a guest for it; tests/vm/test_other_architecture.py has them at night",
-    "pod-file": "files of a reader's own, from which a policy is made; tests/integration/cri/test_cri_policy.py has some",
     "release": "the files of a release, and a host of its own; tools/try_release.py makes one",
     "shared-host": "a host without other tests, of whose sandboxes it would take what is left",
     "systemd": "systemd and its journal",
