@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -17,7 +18,7 @@ TERM = "xterm-256color"
 
 def on_a_terminal(
     argv: Sequence[str],
-    *script: tuple[bytes, bytes],
+    *script: tuple[bytes, bytes | signal.Signals],
     environment: Mapping[str, str] | None = None,
     size: tuple[int, int] = (24, 80),
     timeout: float = 60.0,
@@ -26,7 +27,8 @@ def on_a_terminal(
 
     Args:
         argv: the command.
-        script: (what to wait for in the output since the last step, what to type then).
+        script: (what to wait for in the output since the last step, what to type then, or the signal for the
+            programs in the foreground).
         environment: the command's; None for the caller's, with TERM.
         size: rows and columns.
         timeout: seconds for everything; the command is killed then.
@@ -58,7 +60,10 @@ def on_a_terminal(
             if steps and steps[0][0] in said[seen:]:
                 expected, answer = steps.pop(0)
                 seen += said[seen:].index(expected) + len(expected)
-                os.write(main, answer)
+                if isinstance(answer, signal.Signals):
+                    os.killpg(os.tcgetpgrp(main), answer)
+                else:
+                    os.write(main, answer)
             if not select.select([main], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 step = f"waiting for {steps[0][0]!r}" if steps else "waiting for its end"
                 raise TimeoutError(f"{argv[0]}: {step} for {timeout:.0f} s; its output ends with {said[-500:]!r}")

@@ -193,8 +193,7 @@ class Sandboxes:
                     async with stream(sandbox.directory, "/events", timeout=_ANSWER_TIMEOUT_S) as pieces:
                         happened.set()
                         async for event in _events(pieces):
-                            sandbox.events.append(event)
-                            self._record(sandbox.name, event)
+                            sandbox.events.append(self._record(sandbox.name, event))
                             happened.set()
                 except (KataError, OSError) as error:
                     self._failed(sandbox, error)
@@ -230,10 +229,12 @@ class Sandboxes:
             sandbox.problem = problem
             self._tell("sandbox", sandbox.summary())
 
-    def _record(self, name: str, event: dict[str, Any]) -> None:
+    def _record(self, name: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Tell of an event; returns it with the sandbox that it is of."""
         event = {**event, "sandbox": name}
         self.events.append(event)
         self._tell("event", event)
+        return event
 
     async def _sample_all(self) -> None:
         """Ask every sandbox for what it uses, all at once, again and again."""

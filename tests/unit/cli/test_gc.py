@@ -146,10 +146,10 @@ def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
 def test_who_waited_for_a_lock_does_not_get_that_of_a_removed_file(tmp_path: Path) -> None:
     first = claim(str(tmp_path / "s"))
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(Ledger, str(tmp_path / "s"), wait_s=10.0)
+        waiting = executor.submit(Ledger, str(tmp_path / "s"), wait_s=60.0)
         eventually(lambda: openers(tmp_path / "s/ledger"), "two openers", lambda fds: len(fds) == 2)
         first.release()
-        second = waiting.result(10)
+        second = waiting.result(60)
     assert os.stat(tmp_path / "s/ledger").st_ino == os.fstat(second.fileno()).st_ino
     assert second.release() == []
 

@@ -63,21 +63,12 @@ def test_the_terminal_is_as_it_was(root: Path) -> None:
     assert screen.rindex(b"\x1b[?25h") > screen.rindex(b"\x1b[?25l"), "the cursor is back"
 
 
-@pytest.mark.parametrize(
-    ("before", "script", "expected"),
-    [
-        ("", [(b"box-00", b"\x03")], "status=0"),
-        (
-            "import os, signal, threading; threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()",
-            [],
-            "status=143",
-        ),
-    ],
-)
-def test_however_it_ends(root: Path, before: str, script: list[tuple[bytes, bytes]], expected: str) -> None:
-    words = [sys.executable, "-c", before + PROGRAM, str(root), "top", "--interval", "0.2"]
-    shell = 'stty -g; "$@"; echo status=$?; stty -g'
-    status, said = on_a_terminal(["sh", "-c", shell, "sh", *words], *script)
+@pytest.mark.parametrize(("how", "expected"), [(b"\x03", "status=0"), (signal.SIGTERM, "status=143")])
+def test_however_it_ends(root: Path, how: bytes | signal.Signals, expected: str) -> None:
+    shell = 'trap : TERM; stty -g; "$@"; echo status=$?; stty -g'
+    status, said = on_a_terminal(
+        ["sh", "-c", shell, "sh", *command(root, "top", "--interval", "0.2")], (b"box-00", how)
+    )
     lines = said.decode().split("\r\n")
     assert (status, lines[0]) == (0, lines[-2])
     assert expected in lines[-3]

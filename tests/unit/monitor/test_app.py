@@ -167,6 +167,7 @@ async def test_events_of_a_guest_that_floods(tmp_path: Path, served: Served) -> 
             lambda: sandbox.events[-1]["type"] if sandbox.events else "", "the last one", "container-exited".__eq__
         )
         assert len(sandbox.events) == 100
+        assert {event["sandbox"] for event in sandbox.details()["events"]} == {"box"}
         assert len(served.monitor.sandboxes.events) == 500
         assert len(sandbox.events[-2]["detail"]["text"]) == 100
 

@@ -112,8 +112,9 @@ function listView() {
     const made = element("tr", { data: { name: one.name } }, element("th", { scope: "row" }, name, below), ...cells);
     made.update = (now) => {
       say(name, label(now));
-      say(below, now.problem || [now.pod.name ? short(now.id) : null, now.engine || now.namespace, now.vm.accelerator].filter((part) => part).join("  ·  "));
+      say(below, [now.pod.name ? short(now.id) : null, now.engine || now.namespace, now.vm.accelerator].filter((part) => part).join("  ·  "));
       setState(shown, now.state);
+      shown.title = now.problem;
       const running = now.containers.filter((each) => each.state === "running").length;
       say(cells[1], now.containers.length ? `${running}/${now.containers.length}` : "–");
       say(load, percent(now.now?.cpu));

@@ -238,7 +238,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 _BUILDER = """
-import sys, time
+import sys
 from pathlib import Path
 from kata.runtime.images.layer_cache import TREE, LayerCache
 
@@ -246,7 +246,7 @@ def fill(directory):
     (directory / TREE).mkdir()
     for number in range(60):
         (directory / TREE / str(number)).write_bytes(bytes([number]) * 50_000)
-        time.sleep(0.004)
+        print(number, flush=True)
     (directory / "beside").write_bytes(b"b" * 50_000)
     return directory / TREE
 
@@ -260,10 +260,11 @@ def test_killed_builders(tmp_path: Path, rounds: int) -> None:
     root = tmp_path / "layers"
     cache = LayerCache(root, SIZE)
 
-    def build() -> subprocess.Popen[bytes]:
+    def build(lines: int = 61) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", _BUILDER, str(root)], stdout=subprocess.PIPE)
         assert process.stdout
-        process.stdout.readline()
+        for _ in range(lines):
+            process.stdout.readline()
         return process
 
     with build() as process:
@@ -276,8 +277,10 @@ def test_killed_builders(tmp_path: Path, rounds: int) -> None:
     half = 0
     for number in range(rounds):
         cache.prune(0)
-        with build() as process:
-            time.sleep(length * number / rounds)
+        # The first half of them while the directory is filled, the others while the disk is made of it.
+        moment = 2 * number / rounds
+        with build(1 + min(60, int(60 * moment))) as process:
+            time.sleep(length * max(0.0, moment - 1))
             process.send_signal(signal.SIGKILL)
             process.wait(10)
         half += any(name.endswith(".building") for name in os.listdir(root))
