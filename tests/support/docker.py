@@ -29,7 +29,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Arguments: the root directory, in which the host's directories are to be seen, and the command.
 _ENTER = """
 ip link set lo up && mount --bind "$0" "$0" || exit
-for name in dev proc sys run tmp; do mkdir -p "$0/$name" && mount --rbind "/$name" "$0/$name" || exit; done
+for name in dev proc sys run tmp var/tmp; do mkdir -p "$0/$name" && mount --rbind "/$name" "$0/$name" || exit; done
 exec chroot "$0" "$@"
 """
 

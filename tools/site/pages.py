@@ -16,6 +16,7 @@ PLACES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "CHANGELOG.md": "project/changelog.md",
     "SECURITY.md": "project/security.md",
+    "SPECIFICATION.md": "project/specification.md",
     "src/kata/kernel_build/patches/README.md": "project/kernel-patches.md",
 }
 #: Its list is the navigation, and it is the first page.
