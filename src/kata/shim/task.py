@@ -273,7 +273,7 @@ class TaskService:
             if stand_in := self._stand_ins.pop(request.id, None):
                 stand_in.end()
             self._represented.pop(request.id, None)
-            sandbox.forget(request.id)
+            await sandbox.forget(request.id)
         self._io.pop((request.id, request.exec_id), None)
         return task_v2_pb2.DeleteResponse(pid=pid, exit_status=exit_.status, exited_at=timestamp(exit_.at_ns))
 

@@ -102,10 +102,11 @@ class SandboxResources:
         limits = limits_of(self._budget.get(container_id))
         await asyncio.to_thread(self._cgroup.show, container_id, pid, limits)
 
-    def hide(self, container_id: str) -> None:
+    async def hide(self, container_id: str) -> None:
         """That process has ended."""
         try:
-            self._cgroup.hide(container_id)
+            # The kernel may take seconds to remove a cgroup where many come and go.
+            await asyncio.to_thread(self._cgroup.hide, container_id)
         except OSError as error:
             log.warning("container %s: a cgroup is left: %s", container_id, error)
 

@@ -359,10 +359,10 @@ class Sandbox(Lifecycle):
         """A process of the host stands for a container: its cgroup shows the container's limits from now on."""
         await self._resources.show(container_id, pid)
 
-    def forget(self, container_id: str) -> None:
+    async def forget(self, container_id: str) -> None:
         """The process that stood for a container has ended."""
         if self.state is not State.STOPPED:
-            self._resources.hide(container_id)
+            await self._resources.hide(container_id)
 
     async def oom_events(self) -> AsyncIterator[str]:
         """Ids of containers in which the guest's OOM killer has killed something, until the guest is gone."""
