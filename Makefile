@@ -72,10 +72,10 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test-nested: $(VENV)/ready test-packages image ## Test under KVM, and VFIO and vsock, on an emulated host (about 10 minutes)
+test-nested: $(VENV)/ready test-packages image ## Test under KVM, and VFIO and vsock, on an emulated host (about 3 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
 
-test-hosts: $(VENV)/ready ## Test in a clean root of the other Debian release (about 7 minutes)
+test-hosts: $(VENV)/ready ## Test in a clean root of the other Debian release (about 9 minutes)
 	$(call install_packages,$(APT_HOSTS))
 	$(VENV)/bin/python -m tools.test_hosts
 

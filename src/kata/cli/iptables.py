@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from kata.cli import given_file
 from kata.cli.options import SANDBOX_HELP, complete_sandbox
 from kata.cli.render import ExitCode
-from kata.errors import InvalidArgument
 from kata.logs.visible import visible
 from kata.management.protocol import MAX_BODY
 
@@ -46,7 +46,7 @@ def set_(
     """Replace the tables that FILE contains, as iptables-restore(8) does."""
     from kata.cli.management import call
 
-    _write(call(sandbox_id, "PUT", _path(v6), body=_read(file)))
+    _write(call(sandbox_id, "PUT", _path(v6), body=given_file.read(file, MAX_BODY)))
     return ExitCode.OK
 
 
@@ -61,17 +61,3 @@ def _write(said: bytes) -> None:
 
 def _path(v6: bool) -> str:
     return "/ip6tables" if v6 else "/iptables"
-
-
-def _read(file: Path) -> bytes:
-    try:
-        if str(file) == "-":
-            rules = sys.stdin.buffer.read(MAX_BODY + 1)
-        else:
-            with file.open("rb") as opened:
-                rules = opened.read(MAX_BODY + 1)
-    except OSError as error:
-        raise InvalidArgument(f"cannot read {file}: {error.strerror}") from error
-    if len(rules) > MAX_BODY:
-        raise InvalidArgument(f"{file} is too large; the maximum is {MAX_BODY >> 20} MiB")
-    return rules

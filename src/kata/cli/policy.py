@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kata.cli import given_file
 from kata.cli.options import SANDBOX_HELP, complete_sandbox
 from kata.cli.render import ExitCode, warn
 from kata.errors import InvalidArgument, PermissionDenied
@@ -127,16 +127,7 @@ def set_(
 
 def _read(file: Path) -> str:
     try:
-        if str(file) == "-":
-            content = sys.stdin.buffer.read(_MAX_FILE + 1)
-        else:
-            with file.open("rb") as opened:
-                content = opened.read(_MAX_FILE + 1)
-        if len(content) > _MAX_FILE:
-            raise InvalidArgument(f"{file} is too large; the maximum is {_MAX_FILE >> 20} MiB")
-        return content.decode()
-    except OSError as error:
-        raise InvalidArgument(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+        return given_file.read(file, _MAX_FILE).decode()
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{file} is not text in UTF-8") from error
 
