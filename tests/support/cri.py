@@ -17,6 +17,7 @@ from websockets.sync.connection import Connection
 from websockets.typing import Subprotocol
 
 from kata.protocols import cri_pb2 as pb
+from tests.support import oracle
 from tests.support.cni import PLUGINS, Network
 from tests.support.containerd import CriOptions, PrivateContainerd
 from tests.support.images import busybox_archive
@@ -27,7 +28,6 @@ _PAUSE = "docker.io/library/pause:latest"
 _SERVICES = ("RuntimeService", "ImageService")
 _TIMEOUT_S = 120.0
 _CHANNELS = Subprotocol("v4.channel.k8s.io")
-_ORACLE_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,8 @@ class Pod:
         return container
 
     def ended(self, *command: str, **options: Any) -> tuple[pb.ContainerStatus, str]:
-        """Run `command` in a container to its end; return its status and its output. The container is removed.
-
-        containerd 1.6 can lose all that a container of runc has said if it ends at once ("Failed to pipe stdout …
-        reading from a closed fifo"): the oracle is asked again then.
-        """
-        for _ in range(_ORACLE_TRIES - 1):
-            status, log = self._ended(*command, **options)
-            if log or self._cri.handler != "runc":
-                return status, log
-        return self._ended(*command, **options)
+        """Run `command` in a container to its end; return its status and its output. The container is removed."""
+        return oracle.answer(self._cri.handler, lambda: self._ended(*command, **options), lambda ended: ended[1])
 
     def _ended(self, *command: str, **options: Any) -> tuple[pb.ContainerStatus, str]:
         container = self.run(*command, **options)

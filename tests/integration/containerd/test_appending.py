@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import oracle
 from tests.support.appending import lost, script
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.fileways import bind, in_pod
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-RUNC = ("--runtime", "io.containerd.runc.v2")
+RUNC = ("--runtime", oracle.RUNC)
 #: With a volume that a container may write to, `shared_fs = "auto"` is virtio-fs.
 VIRTIO_FS = ("--runtime", RUNTIME)
 

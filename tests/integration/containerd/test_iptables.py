@@ -74,7 +74,7 @@ def test_who_is_not_there_is_told(tmp_path: Path) -> None:
     for arguments, message in (
         (("get", "--sandbox-id", "nobody-of-this-name"), "sandbox nobody-of-this-name is not running"),
         (("get", "--sandbox-id", "../etc"), "is not the name of a pod"),
-        (("set", "--sandbox-id", "nobody", str(tmp_path / "none")), "No such file"),
+        (("set", "--sandbox-id", "nobody", str(tmp_path / "none")), "/none: no such file or directory"),
     ):
         refused = iptables(*arguments, check=False)
         assert refused.returncode == 1

@@ -17,6 +17,7 @@ import pytest
 
 from kata.oci.default import default_spec
 from kata.protocols.containerd import task_v2_pb2
+from tests.support import oracle
 from tests.support.cni import PLUGINS, Bridge, Macvlan, Pod
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX
@@ -70,8 +71,8 @@ def run(containerd: PrivateContainerd, pod: Pod, script: str, runtime: str = RUN
 
 
 def runcs(containerd: PrivateContainerd, pod: Pod, script: str) -> str:
-    """What a script says in runc. ctr closes a pipe that it has not yet opened when the process ends: then nothing."""
-    return eventually(lambda: run(containerd, pod, script, "io.containerd.runc.v2"), "runc's output")
+    """What a script says in runc."""
+    return oracle.answer(oracle.RUNC, lambda: run(containerd, pod, script, oracle.RUNC))
 
 
 def interfaces(pod: Pod) -> list[str]:

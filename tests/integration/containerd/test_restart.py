@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import oracle
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
 from tests.support.images import BUSYBOX, busybox_rootfs
 from tests.support.leaks import TEST_PREFIX
@@ -51,7 +52,7 @@ def test_a_container_survives_restarts_of_containerd(containerd: PrivateContaine
     containerd.ctr("containers", "delete", container_id)
 
 
-@pytest.mark.parametrize("runtime", [RUNTIME, "io.containerd.runc.v2"], ids=["kata", "runc"])
+@pytest.mark.parametrize("runtime", [RUNTIME, oracle.RUNC], ids=["kata", "runc"])
 def test_a_task_that_was_not_started_when_containerd_died(
     containerd: PrivateContainerd, runtime: str, tmp_path: Path
 ) -> None:
