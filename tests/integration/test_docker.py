@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from kata.errors import Unavailable
-from tests.support import appending
+from tests.support import appending, hostnetwork
 from tests.support.containerd import PrivateContainerd
 from tests.support.docker import NAMESPACE, PrivateDocker, address_of, import_image, unpack_docker
-from tests.support.hostnetwork import configuration
 from tests.support.images import busybox_rootfs
 from tests.support.packages import NEXT_RELEASE
 from tests.support.waiting import eventually
@@ -38,7 +37,11 @@ def docker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         unpack_docker(programs, request.param)
     except Unavailable as error:
         pytest.skip(f"needs Docker from a Debian mirror: {error}")
-    with PrivateContainerd(namespace=NAMESPACE) as containerd, PrivateDocker(programs, containerd, directory) as docker:
+    with (
+        hostnetwork.alone(),
+        PrivateContainerd(namespace=NAMESPACE) as containerd,
+        PrivateDocker(programs, containerd, directory) as docker,
+    ):
         import_image(docker, rootfs, IMAGE)
         yield docker
 
@@ -46,11 +49,11 @@ def docker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def container(docker: PrivateDocker) -> Iterator[str]:
     """One that serves its /etc."""
-    before = configuration()
+    before = hostnetwork.configuration()
     name = docker.run("--publish", "8080:80", IMAGE, "httpd", "-f", "-h", "/etc")
     yield name
     docker.docker("rm", "--force", name)
-    assert configuration() == before, "nothing of it was in the host's network"
+    assert hostnetwork.configuration() == before, "nothing of it was in the host's network"
 
 
 def test_bridge_published_port_and_networks(docker: PrivateDocker, container: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kata.protocols.containerd import task_v2_pb2
 from kata.ttrpc.typed import Stub
-from tests.support.hostnetwork import configuration as host_configuration
+from tests.support import hostnetwork
 from tests.support.rawshim import RawShim
 from tests.support.waiting import eventually, eventually_async
 
@@ -46,20 +46,18 @@ def inhabitants(namespace: str) -> list[str]:
 @contextmanager
 def bridge() -> Iterator[str]:
     """A network of the host's, as an engine has one."""
-    name = f"kt{os.getpid()}b"
-    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
-    try:
+    name = "engine"
+    with hostnetwork.alone():
+        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
         # An address that follows from the hardware address would change with each port.
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
         subprocess.run(["ip", "link", "set", name, "up"], check=True)
         yield name
-    finally:
-        subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 def attach(pid: int, network: str, name: str, address: str, gateway: str = "") -> None:
     """As an engine does: an interface by /proc/PID/ns/net, with an address and a route."""
-    host = f"v{name}{os.getpid()}"
+    host = f"v{name}"
     inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
     for command in (
         f"ip link add {host} type veth peer name {name} netns {pid}",
@@ -80,11 +78,11 @@ async def created(raw: RawShim, task: Stub, container: str) -> int:
 
 async def test_an_engine_that_fills_it_by_the_tasks_pid(raw: RawShim) -> None:
     with bridge() as network:
-        before = host_configuration()
+        before = hostnetwork.configuration()
         container = raw.bundle("sh", "-c", _SCRIPT)
         task = await raw.task(container)
         pid = await created(raw, task, container)
-        assert host_configuration() == before, "nothing of a sandbox is in the host's"
+        assert hostnetwork.configuration() == before, "nothing of a sandbox is in the host's"
         for kind in ("net", "ipc", "uts", "pid", "mnt"):
             assert inode(pid, kind) != inode("self", kind)
         attach(pid, network, "eth0", "10.98.6.2/24", "10.98.6.1")
@@ -104,13 +102,13 @@ async def test_an_engine_that_fills_it_by_the_tasks_pid(raw: RawShim) -> None:
         await task.call("Wait", task_v2_pb2.WaitRequest(id=container))
         await task.call("Delete", task_v2_pb2.DeleteRequest(id=container))
         await task.call("Shutdown", task_v2_pb2.ShutdownRequest(id=container))
-        await eventually_async(host_configuration, "the host's is as it was", lambda after: after == before)
+        await eventually_async(hostnetwork.configuration, "the host's is as it was", lambda after: after == before)
 
 
 @pytest.mark.parametrize("killed", ["shim", "vm"])
 async def test_it_is_gone_after_a_kill(raw: RawShim, killed: str) -> None:
     with bridge() as network:
-        before = host_configuration()
+        before = hostnetwork.configuration()
         container = raw.bundle()
         task = await raw.task(container)
         pid = await created(raw, task, container)
@@ -122,4 +120,4 @@ async def test_it_is_gone_after_a_kill(raw: RawShim, killed: str) -> None:
             await task.call("Shutdown", task_v2_pb2.ShutdownRequest(id=container, now=True))
         await eventually_async(lambda: inhabitants(namespace), "nobody is in it", lambda found: not found)
         raw.binary(container, "delete")
-        eventually(host_configuration, "the host's is as it was", lambda after: after == before)
+        eventually(hostnetwork.configuration, "the host's is as it was", lambda after: after == before)
