@@ -6,10 +6,10 @@ The clones are told apart by what only their own randomness, clock and names can
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +27,7 @@ from kata.cli import gc
 from kata.cli.host import qemu_version
 from kata.errors import FailedPrecondition, ResourceExhausted
 from kata.linux import mount
+from kata.linux.libc import LIBC, check
 from kata.oci import convert
 from kata.oci.default import default_spec
 from kata.osbuilder.store import file_digest
@@ -35,6 +36,7 @@ from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
+from kata.runtime.hypervisor.memory import HELD
 from kata.runtime.hypervisor.qemu.command import MAPS_READ_ONLY_SINCE
 from kata.runtime.hypervisor.qemu.vm import QEMU_LOG
 from kata.runtime.hypervisor.template import build, store, template
@@ -50,6 +52,7 @@ from kata.runtime.storage.container_files import GUEST_SHARED
 from tests.support import leaks
 from tests.support.images import busybox_rootfs
 from tests.support.waiting import eventually, has_ended
+from tests.support.writing import ways_to_write
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
@@ -58,6 +61,7 @@ PREFIX = f"{leaks.TEST_PREFIX}tpl-"
 #: Enough for the guest, and as little as possible to write.
 MEMORY_MIB = 256
 CLOCK_ERROR_S = 0.02
+_PIDFD_GETFD = 438
 
 
 @dataclass
@@ -148,7 +152,8 @@ async def test_a_template_is_small_and_private(config: Config, root: Path) -> No
         [found] = store.list_templates(root)
     assert (found.vm["memory_mib"], found.vm["vcpus"]) == (MEMORY_MIB, 1)
     assert found.size < 100_000_000
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (root / found.key, *(root / found.key).iterdir()))
+    assert (root / found.key).stat().st_mode & 0o077 == 0, "only root may look into it"
+    assert all(path.stat().st_mode & 0o022 == 0 for path in (root / found.key).iterdir())
 
 
 async def test_a_vm_goes_on_in_a_moment_and_writes_nothing_to_the_template(config: Config, root: Path) -> None:
@@ -168,24 +173,45 @@ async def test_a_vm_goes_on_in_a_moment_and_writes_nothing_to_the_template(confi
     assert file_digest(memory) == digest
 
 
-async def test_memory_is_open_for_reading_only_where_qemu_can(config: Config, root: Path) -> None:
+async def test_what_qemu_has_of_a_template_nobody_can_write_to(config: Config, root: Path) -> None:
+    """Neither by what QEMU has open, nor by what that can be opened as again, nor with all capabilities of root."""
     version = qemu_version(config.hypervisor.path).split(".")
-    async with started(config, "readonly") as one:
-        [key] = keys(root)
+    reads = (int(version[0]), int(version[1])) >= MAPS_READ_ONLY_SINCE
+    async with started(config, "one") as one, started(config, "two") as two:
         # QEMU 10 warns of a state that it is to read from a descriptor.
         assert "warning" not in (one.plan.run_dir / QEMU_LOG).read_text()
-        descriptors = [
-            link.name
-            for link in Path("/proc", str(one.vm.pid), "fd").iterdir()
-            if os.readlink(link) == str(root / key / template.MEMORY)
-        ]
-        infos = [Path("/proc", str(one.vm.pid), "fdinfo", fd).read_text() for fd in descriptors]
-    # proc(5): octal, as open(2) has them.
-    flags = [int(text, 8) for info in infos for text in re.findall(r"^flags:\s+(\d+)", info, re.MULTILINE)]
-    assert flags
-    assert len(flags) == len(descriptors)
-    writable = any(flag & os.O_ACCMODE != os.O_RDONLY for flag in flags)
-    assert writable == ((int(version[0]), int(version[1])) < MAPS_READ_ONLY_SINCE)
+        [key] = keys(root)
+        memories = [[fd for fd in files_of(vm) if fd.stat().st_size == MEMORY_MIB << 20] for vm in (one.vm, two.vm)]
+        assert all(memories)
+        assert len({fd.stat().st_ino for found in memories for fd in found}) == 1, "they share one"
+        file = (root / key / template.MEMORY).stat()
+        assert all(os.path.samestat(fd.stat(), file) == reads for fd in memories[0])
+        qemu = os.pidfd_open(one.vm.pid)
+        for fd in memories[0]:
+            opened = [get_descriptor(qemu, int(fd.name)), os.open(fd, os.O_RDONLY)]
+            if reads:
+                with pytest.raises(OSError, match="Read-only file system"):
+                    os.open(fd, os.O_RDWR)
+            else:
+                opened.append(os.open(fd, os.O_RDWR))
+            for descriptor in opened:
+                for way in ways_to_write.values():
+                    with pytest.raises(OSError):
+                        way(descriptor)
+                os.close(descriptor)
+        os.close(qemu)
+        await asyncio.gather(*(vm.agent.check(10) for vm in (one, two)))
+    assert not list(Path(STATE_ROOT).glob(f"{PREFIX}*/{HELD}"))
+
+
+def files_of(vm: VirtualMachine) -> list[Path]:
+    """The regular files that QEMU has open."""
+    return [path for path in Path("/proc", str(vm.pid), "fd").iterdir() if path.is_file()]
+
+
+def get_descriptor(process: int, number: int) -> int:
+    """A descriptor of the very file that a process has open (pidfd_getfd(2))."""
+    return check(LIBC.syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0), "pidfd_getfd")
 
 
 #: Run with the guest's own Python: what only this clone can know, then the time for each line of input.

@@ -99,6 +99,7 @@ def status(
                 "accelerator": template.vm.get("accelerator"),
                 "vcpus": template.vm.get("vcpus"),
                 "memory_mib": template.vm.get("memory_mib"),
+                "domain": template.domain,
                 "bytes": template.size,
                 "used": int(template.used),
                 "problem": template.problem or None,
@@ -110,7 +111,7 @@ def status(
     if not factory.enable_template:
         say("templates are disabled in the configuration")
     table = Table(box=None, pad_edge=False)
-    for heading in ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED"):
+    for heading in ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED", "DOMAIN"):
         table.add_column(heading, justify="right" if heading in ("VCPUS", "MEMORY", "SIZE") else "left", no_wrap=True)
     for template in listed:
         table.add_row(
@@ -120,6 +121,7 @@ def status(
             str(template.vm.get("accelerator", "")),
             f"{template.size / 1e6:.0f} MB",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(template.used)),
+            template.domain or "-",
         )
     Console().print(table)
     for template in listed:

@@ -174,6 +174,27 @@ def make_read_only(target: str, *, recursive: bool) -> None:
     _set_attributes(target, "make read-only", _MOUNT_ATTR_RDONLY, 0, _AT_RECURSIVE if recursive else 0)
 
 
+def open_read_only(path: str) -> int:
+    """Open a file for reading by a read-only mount of its own.
+
+    Whoever gets the descriptor cannot open the file for writing by it (/proc/self/fd), whatever their user: that ends
+    with EROFS.
+
+    Args:
+        path: of a file, links followed.
+
+    Raises:
+        OSError: there is no such file, or the kernel refuses to mount it, as without CAP_SYS_ADMIN.
+    """
+    tree = clone_tree(path, recursive=False)
+    try:
+        made = f"/proc/self/fd/{tree}"
+        make_read_only(made, recursive=False)
+        return os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(tree)
+
+
 def make_writable(target: str) -> None:
     """Undo `make_read_only` for the mount at `target`; a read-only file system stays one. Raises OSError."""
     _set_attributes(target, "make writable", 0, _MOUNT_ATTR_RDONLY, 0)

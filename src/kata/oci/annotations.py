@@ -28,6 +28,13 @@ _ENGINES = (
     ("io.kubernetes.cri-o.ContainerType", "sandbox", "io.kubernetes.cri-o.SandboxID"),  # CRI-O
     ("io.kubernetes.docker.type", "podsandbox", "io.kubernetes.sandbox.id"),  # dockershim
 )
+#: A pod's namespace: of containerd's CRI plugin, then of CRI-O and Docker's shim for Kubernetes.
+_POD_NAMESPACE = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
+
+
+def pod_namespace(annotations: Mapping[str, str]) -> str:
+    """Kubernetes' namespace of the pod that a bundle is of; "" if it is of none."""
+    return next((annotations[key] for key in _POD_NAMESPACE if annotations.get(key)), "")
 
 
 def classify(annotations: Mapping[str, str], own_id: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ def test_status(config: str, root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert invoke(["factory", "status", "--config", config, "--json"]) == 0
     good, bad = sorted(json.loads(capsys.readouterr().out), key=lambda entry: str(entry["key"]), reverse=True)
     assert (good["key"], good["vcpus"], good["memory_mib"], good["problem"]) == ("good", 2, 640, None)
-    assert good["bytes"] >= 4096
+    assert (good["domain"], good["bytes"] >= 4096) == ("", True)
     assert bad["vcpus"] is None
     assert "memory is missing" in bad["problem"]
 

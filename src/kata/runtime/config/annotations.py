@@ -1,4 +1,4 @@
-"""Settings from a pod's annotations, `io.katacontainers.config.{hypervisor,runtime,agent}.*`.
+"""Settings from a pod's annotations, `io.katacontainers.config.{hypervisor,runtime,agent,factory}.*`.
 
 A pod's author is not the host's administrator. A setting can be changed only if `enable_annotations` allows it, and a
 path must match the administrator's list; what cannot be done is refused instead of ignored. Other annotations are

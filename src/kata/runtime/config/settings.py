@@ -408,8 +408,8 @@ class HypervisorConfig:
         metadata=_row(
             ListOf(Regex(), "regular expressions"),
             "The settings that a pod may change by annotation: an entry must match the whole short name of the "
-            "annotation (what follows `io.katacontainers.config.hypervisor.`, `.runtime.` or `.agent.`). Kata matches "
-            "any part of the name, and does not check `.runtime.` and `.agent.`.",
+            "annotation (what follows `io.katacontainers.config.hypervisor.`, `.runtime.`, `.agent.` or `.factory.`). "
+            "Kata matches any part of the name, and does not check `.runtime.` and `.agent.`.",
         ),
     )
     enable_debug: bool = field(
@@ -689,6 +689,20 @@ class FactoryConfig:
             FilePath(),
             "The directory of templates, about 100 MB each. Kata's default, a tmpfs in /run/vc/vm/template, takes that "
             "much memory whether it is in use or not, and has to be filled again after each boot of the host.",
+        ),
+    )
+    template_domain: str = field(
+        default="",
+        metadata=_row(
+            Text(
+                pattern=r"([A-Za-z0-9._-]|\{namespace\}){0,128}",
+                description='letters, digits, "_", "." and "-", at most 128, and "{namespace}"',
+            ),
+            "Only sandboxes of one domain share a template, and so memory. `{namespace}` stands for the pod's "
+            'namespace, so `"{namespace}"` gives each namespace templates of its own; a sandbox that is of no pod has '
+            "none. Each domain takes the time and the disk space of its templates. Who may set the annotation chooses "
+            "with whom a pod shares memory. (Not in Kata.)",
+            annotation="template_domain",
         ),
     )
     vm_cache_number: int = field(

@@ -74,6 +74,7 @@ class VmPlan:
         debug: whether the guest kernel logs verbosely.
         environment: of the VMM's process, as (name, value) pairs; it gets no other variables.
         network: path of the network namespace that the VMM runs in; "" for a new one.
+        template_domain: VMs of different domains share no template; "" is one as well.
 
     Raises:
         InvalidArgument: a value that no VM can have.
@@ -111,6 +112,7 @@ class VmPlan:
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     network: str = ""
+    template_domain: str = ""
 
     @property
     def shares_memory(self) -> bool:

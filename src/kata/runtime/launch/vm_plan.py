@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from kata.oci.annotations import pod_namespace
 from kata.oci.spec import Spec, namespace_path
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
 from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
@@ -19,6 +20,8 @@ from kata.runtime.resources.limits import sandbox_budget
 from kata.runtime.resources.sizing import size_class
 
 AGENT_CHANNEL = "kata.rpc"
+#: In `template_domain`.
+_NAMESPACE = "{namespace}"
 #: The driver of disks that can be empty.
 _BLK = "virtio-blk"
 #: Empty disks for layers, beside one that is written to.
@@ -99,7 +102,13 @@ def plan_vm(
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
         network=namespace_path(spec, "network"),
+        template_domain=template_domain(config, spec),
     )
+
+
+def template_domain(config: Config, spec: Spec) -> str:
+    """The domain with which a sandbox shares its template; "" if the configuration makes no difference."""
+    return config.factory.template_domain.replace(_NAMESPACE, pod_namespace(spec.get("annotations") or {}))
 
 
 def empty_disks(config: Config) -> tuple[bool, ...]:

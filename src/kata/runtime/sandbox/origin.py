@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kata.oci.annotations import pod_namespace
+
 #: The namespace of containerd that each engine keeps its containers in.
 _NAMESPACES = {"moby": "docker", "k8s.io": "cri"}
 #: The annotation in which an engine that is not containerd gives its name, and what it is called here.
@@ -17,7 +19,6 @@ _CRI = "io.kubernetes.cri."
 _TYPE = f"{_CRI}container-type"
 #: Names of annotations: containerd's CRI plugin, then CRI-O and Docker's shim for Kubernetes.
 _POD_NAME = (f"{_CRI}sandbox-name", "io.kubernetes.pod.name")
-_POD_NAMESPACE = (f"{_CRI}sandbox-namespace", "io.kubernetes.pod.namespace")
 _POD_UID = (f"{_CRI}sandbox-uid", "io.kubernetes.pod.uid")
 _CONTAINER_NAME = (f"{_CRI}container-name", "io.kubernetes.container.name", "nerdctl/name")
 
@@ -35,7 +36,7 @@ def origin_of(namespace: str, annotations: Mapping[str, str]) -> dict[str, Any]:
     """
     engine, by = _engine(namespace, annotations)
     pod = {
-        "namespace": _first(annotations, _POD_NAMESPACE),
+        "namespace": pod_namespace(annotations),
         "name": _first(annotations, _POD_NAME),
         "uid": _first(annotations, _POD_UID),
     }

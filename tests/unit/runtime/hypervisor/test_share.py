@@ -16,7 +16,6 @@ from kata.errors import NotFound
 from kata.runtime.config.loader import load
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu import share
-from kata.runtime.hypervisor.qemu.process import copy_memory, memory_to_share
 from kata.runtime.hypervisor.qemu.share import (
     KEEP_CAPABILITIES,
     ShareHelper,
@@ -142,31 +141,3 @@ def test_the_9p_helper_creates_what_anyone_owns_again_and_again(
                 assert (found.st_uid, found.st_gid) == owner
         finally:
             served.stop()
-
-
-def test_memory_to_share_is_a_copy_that_takes_no_more_than_there_is(tmp_path: Path) -> None:
-    saved = os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT)
-    memory = -1
-    try:
-        os.ftruncate(saved, 64 * MIB)
-        os.pwrite(saved, b"first", 0)
-        os.pwrite(saved, b"later", 40 * MIB)
-        memory = memory_to_share(64)
-        copy_memory(saved, memory)
-        assert os.fstat(memory).st_size == 64 * MIB
-        assert os.fstat(memory).st_blocks * 512 < MIB
-        assert (os.pread(memory, 5, 0), os.pread(memory, 5, 40 * MIB)) == (b"first", b"later")
-        os.pwrite(memory, b"other", 0)
-        assert os.pread(saved, 5, 0) == b"first"
-    finally:
-        for fd in (saved, memory):
-            if fd >= 0:
-                os.close(fd)
-
-
-def test_memory_of_a_vm_that_boots_is_empty() -> None:
-    memory = memory_to_share(1)
-    try:
-        assert (os.fstat(memory).st_size, os.fstat(memory).st_blocks) == (MIB, 0)
-    finally:
-        os.close(memory)

@@ -15,6 +15,7 @@ from kata.errors import FailedPrecondition, NotFound
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.template import store, template
 from tests.support.templates import make_template
+from tests.support.writing import ways_to_write
 
 Files = dict[str, Path]
 
@@ -69,6 +70,7 @@ class TestKey:
             {"root_dir": None},
             {"image": None},
             {"seccomp": False},
+            {"template_domain": "tenant"},
         ],
         ids=str,
     )
@@ -104,6 +106,24 @@ class TestOpen:
             assert found.size == 4096
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(found.memory)
+
+    @pytest.mark.root
+    def test_what_a_vmm_only_reads_nobody_can_open_for_writing_by_it(self, root: Path) -> None:
+        directory = make_template(root)
+        (directory / template.MANIFEST).unlink()
+        template.write_manifest(directory, {}, read_only=True)
+        with template.open_template(root, "k") as found:
+            path = f"/proc/self/fd/{found.memory}"
+            for mode in (os.O_WRONLY, os.O_RDWR):
+                with pytest.raises(OSError, match="Read-only file system"):
+                    os.open(path, mode)
+            again = os.open(path, os.O_RDONLY)
+            for fd in (found.memory, again):
+                for way in ways_to_write.values():
+                    with pytest.raises(OSError):
+                        way(fd)
+            os.close(again)
+            assert os.path.samestat(os.fstat(found.memory), (directory / template.MEMORY).stat())
 
     @pytest.mark.parametrize(("read_only", "mode"), [(False, os.O_RDWR), (True, os.O_RDONLY)])
     def test_memory_is_opened_as_the_manifest_says(self, root: Path, read_only: bool, mode: int) -> None:

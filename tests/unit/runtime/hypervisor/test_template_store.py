@@ -45,6 +45,14 @@ class TestRemove:
         assert store.prune(root, 2) == ["k2", "k1"]
         assert sorted(path.name for path in root.iterdir()) == ["k0", "k3"]
 
+    def test_a_domain_with_many_costs_the_others_none(self, root: Path) -> None:
+        for number in range(6):
+            os.utime(make_template(root, f"greedy{number}", {"domain": "greedy"}), (100 + number,) * 2)
+        os.utime(make_template(root, "modest", {"domain": "modest"}), (1, 1))
+        os.utime(make_template(root, "of-all", {}), (2, 2))
+        assert store.prune(root, 4) == ["greedy3", "greedy2", "greedy1", "greedy0"]
+        assert store.prune(root, 2) == ["greedy4", "modest"], "of as many, the most recently used"
+
     def test_broken_ones_go(self, root: Path) -> None:
         make_template(root, "good")
         (make_template(root, "bad") / template.STATE).unlink()

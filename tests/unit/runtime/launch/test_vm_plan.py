@@ -50,6 +50,17 @@ def test_what_marks_it_and_where_it_lives() -> None:
     assert plan.kernel_params[-2:] == ("extra=1", "more"), "the administrator's come last and win"
 
 
+@pytest.mark.parametrize(
+    ("setting", "namespace", "domain"),
+    [("", "shop", ""), ("blue", "shop", "blue"), ("{namespace}", "shop", "shop"), ("{namespace}", None, "")],
+)
+def test_whom_it_shares_a_template_with(setting: str, namespace: str | None, domain: str) -> None:
+    made = replace(config(), factory=replace(Config().factory, template_domain=setting))
+    annotations = {"io.kubernetes.cri.sandbox-namespace": namespace} if namespace else {}
+    plan = plan_vm("box", BOX, spec(annotations=annotations), made, HOST)
+    assert (plan.template_domain, as_template(plan).template_domain) == (domain, domain)
+
+
 def test_it_is_made_for_the_host_that_it_is_given() -> None:
     plan = plan_vm("box", BOX, spec(), config(), HOST)
     assert (plan.accelerator, plan.kernel, plan.initrd, plan.image) == ("tcg", HOST.kernel, HOST.initrd, HOST.image)

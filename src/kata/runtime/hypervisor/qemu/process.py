@@ -11,7 +11,6 @@ Reference: QEMU's docs/devel/migration.rst, "x-ignore-shared".
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ import subprocess
 
 from kata.linux.namespaces import inside_new
 from kata.runtime.hypervisor.base import VmPlan
+from kata.runtime.hypervisor.memory import SealedCopy, copy_memory, memory_to_share
 from kata.runtime.hypervisor.qemu import confine
 from kata.runtime.hypervisor.qemu.apart import apart
 from kata.runtime.hypervisor.qemu.command import (
@@ -59,55 +59,13 @@ def restore_commands(state: int, *, from_file: bool = False) -> list[dict[str, o
     ]
 
 
-def memory_to_share(size_mib: int) -> int:
-    """A memfd for a guest's memory that other processes map, too; empty.
-
-    Returns:
-        The descriptor, which the caller closes.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    memory = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(memory, size_mib << 20)
-    except BaseException:
-        os.close(memory)
-        raise
-    return memory
-
-
-def copy_memory(saved: int, memory: int) -> None:
-    """Copy a saved VM's memory. Its holes stay holes.
-
-    Args:
-        saved: descriptor of the saved VM's memory.
-        memory: descriptor from `memory_to_share`.
-
-    Raises:
-        OSError: there is not enough memory.
-    """
-    position = 0
-    while True:
-        try:
-            position = os.lseek(saved, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return
-        end = os.lseek(saved, position, os.SEEK_HOLE)
-        os.lseek(memory, position, os.SEEK_SET)
-        while position < end:
-            position += os.sendfile(memory, saved, position, end - position)
-
-
 class QemuProcess:
     """QEMU, running. It ends by `kill`, or with the thread that created it.
 
     Args:
         plan: the VM.
         memory: descriptor of a file that is the guest's memory; with `state`, of a saved VM's memory, which QEMU opens
-            for reading only if the descriptor is.
+            for reading if the descriptor is for reading only, and otherwise never sees: it gets a copy of it.
         state: descriptor of a saved VM's state to restore. Both stay the caller's.
 
     Attributes:
@@ -127,6 +85,7 @@ class QemuProcess:
         self.helpers: list[ShareHelper] = []
         self.console = self.output = self.pidfd = -1
         self.argv: list[str] = []
+        self._sealed: SealedCopy | None = None
         popen = None
         theirs: dict[str, socket.socket] = {}
         write_end = copy = -1
@@ -142,6 +101,9 @@ class QemuProcess:
             saved = memory
             if plan.shares_memory and (state is not None or memory is None):
                 memory = copy = memory_to_share(plan.memory_mib)
+            elif state is not None and saved is not None and not read_only:
+                self._sealed = SealedCopy(saved, plan.run_dir)
+                memory = self._sealed.memory
             files = {MEMORY_FD: memory, STATE_FD: state}
             fds = {name: end.fileno() for name, end in theirs.items()}
             fds |= {name: fd for name, fd in files.items() if fd is not None}
@@ -173,9 +135,11 @@ class QemuProcess:
                             helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
                             self.helpers.append(helper)
             if state is not None:
+                # While QEMU makes the VM: it does not look at the memory before it restores the state.
                 if saved is not None and copy >= 0:
-                    # While QEMU makes the VM: it does not look at the memory before it restores the state.
                     copy_memory(saved, copy)
+                if self._sealed is not None:
+                    self._sealed.complete()
                 wanted = restore_commands(state, from_file=read_only)
                 self.channels[RESTORE_FD].send("\n".join(map(json.dumps, wanted)).encode() + b"\n")
             self.pidfd = os.pidfd_open(popen.pid)
@@ -219,6 +183,8 @@ class QemuProcess:
         for end in self.channels.values():
             end.close()
         self.channels.clear()
+        if self._sealed is not None:
+            self._sealed.close()
         for fd in (self.console, self.output, self.pidfd):
             if fd >= 0:
                 os.close(fd)

@@ -154,6 +154,8 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
             finally:
                 await vm.stop(0)
         size = _copy(memory, directory / template.MEMORY)
+        # For a VMM of another user, which opens it by its descriptor. Only root may look into the directory.
+        os.chmod(directory / template.MEMORY, 0o444)
         _copy(state, directory / template.STATE)
         progress(f"the template takes {size / 1e6:.0f} MB")
         return read_only

@@ -48,6 +48,11 @@ class Listed:
     used: float
     problem: str
 
+    @property
+    def domain(self) -> str:
+        """Whose VMs are restored from it: those of one `template_domain`."""
+        return str(self.vm.get("domain", ""))
+
 
 def discard(root: Path, key: str, memory: int | None = None) -> None:
     """Remove a template; VMs that were restored from it run on.
@@ -98,14 +103,22 @@ def list_templates(root: Path) -> list[Listed]:
 
 
 def prune(root: Path, keep: int) -> list[str]:
-    """Remove broken templates and all but the `keep` most recently used; returns their keys. Hold the lock.
+    """Remove broken templates, and all but `keep` of the others; returns their keys. Hold the lock.
+
+    The most recently used stay, of each domain as many as of any other, as far as it has so many: a domain that uses
+    many kinds costs the others none of theirs.
 
     Raises:
         FailedPrecondition: one cannot be removed.
     """
     listed = list_templates(root)
-    usable = [template.key for template in listed if not template.problem]
-    removed = [template.key for template in listed if template.key not in usable[:keep]]
+    rank: dict[str, int] = {}
+    ranked = []
+    for number, template in enumerate(one for one in listed if not one.problem):
+        rank[template.domain] = rank.get(template.domain, -1) + 1
+        ranked.append((rank[template.domain], number, template.key))
+    kept = {key for _, _, key in sorted(ranked)[:keep]}
+    removed = [template.key for template in listed if template.key not in kept]
     for key in removed:
         discard(root, key)
     return removed

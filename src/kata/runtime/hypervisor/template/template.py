@@ -1,6 +1,7 @@
 """Templates: VMs that were booted once and saved, and are restored in a tenth of a second.
 
-    <root>/<key>/memory          the guest's memory, sparse; each VM maps it privately and shares what it only reads
+    <root>/<key>/memory          the guest's memory, sparse; each VM maps it privately, or the copy in memory that all
+                                 share (`kata.runtime.hypervisor.memory`), and shares what it only reads
     <root>/<key>/state           the state of devices and vCPUs, as the VMM writes it
     <root>/<key>/manifest.json   the VM's description, and how to tell that the files are unchanged
     <root>/.building-*           being built by the holder of the lock, or left by one that died
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from kata.errors import FailedPrecondition, NotFound
+from kata.linux import mount
 from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VmPlan
 
@@ -76,7 +78,8 @@ def description(plan: VmPlan) -> dict[str, Any]:
         NotFound, InvalidArgument: as `kata.runtime.hypervisor.factory.identity`.
     """
     size = {"accelerator": plan.accelerator, "vcpus": plan.vcpus, "memory_mib": plan.memory_mib}
-    return size | factory.identity(plan)
+    domain = {"domain": plan.template_domain} if plan.template_domain else {}
+    return size | domain | factory.identity(plan)
 
 
 def key_of(vm: Mapping[str, Any]) -> str:
@@ -125,9 +128,7 @@ def open_template(root: Path, key: str) -> Template:
     fds: list[int] = []
     try:
         manifest = read_manifest(directory)
-        # Some VMMs open the memory for writing, although they map it privately and never write.
-        mode = os.O_RDONLY if manifest["read_only"] else os.O_RDWR
-        fds.append(os.open(directory / MEMORY, mode | os.O_NOFOLLOW | os.O_CLOEXEC))
+        fds.append(_open_memory(directory / MEMORY, read_only=manifest["read_only"]))
         fds.append(os.open(directory / STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         info = os.fstat(fds[0])
         if _memory_identity(info) != manifest["memory"]:
@@ -149,12 +150,27 @@ def open_template(root: Path, key: str) -> Template:
     return template
 
 
+def _open_memory(path: Path, *, read_only: bool) -> int:
+    """Open the memory: for reading only if the VMM is to open it as well, from which it then cannot get more.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not read_only:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return mount.open_read_only(str(path))
+    except OSError:
+        # Where nothing may be mounted, the file's mode keeps out every VMM that is not root.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Read a manifest and check it.
 
     Returns:
-        "vm": the VM's `description`; "read_only": how the memory is opened; "memory", "state": how to tell that the
-        files are unchanged.
+        "vm": the VM's `description`; "read_only": whether the VMM is content to read the memory's file; "memory",
+        "state": how to tell that the files are unchanged.
 
     Raises:
         FailedPrecondition: it is malformed or of another version.
