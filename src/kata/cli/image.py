@@ -16,7 +16,7 @@ from kata.cli.build_options import Arch, Cache, Mirror, Other, RecipeName, Updat
 from kata.cli.build_options import options as build_options
 from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
-from kata.cli.render import ExitCode
+from kata.cli.render import ExitCode, say
 from kata.cli.steps import steps
 from kata.errors import InvalidArgument
 from kata.osbuilder import store
@@ -163,13 +163,13 @@ def switch(
 
 
 def _switch(root: Path, image: GuestImage) -> None:
-    with store.lock(root, timeout=30):
+    with store.lock(root, timeout=30, waiting=say):
         store.switch_current(root, image.version, image.architecture)
 
 
 def _switch_to_installed(root: Path) -> None:
     if root.is_dir():
-        with store.lock(root, timeout=30):
+        with store.lock(root, timeout=30, waiting=say):
             store.switch_to_installed(root)
 
 

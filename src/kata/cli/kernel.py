@@ -172,7 +172,7 @@ def prune(
 
     where = root or store.kernels_root()
     if where.is_dir():
-        with lock(where, timeout=_LOCK_TIMEOUT_S):
+        with lock(where, timeout=_LOCK_TIMEOUT_S, waiting=say):
             for version in store.remove_all_but(where, keep):
                 print(version)
 

@@ -121,20 +121,20 @@ def setup(build_options: BuildOptions, progress: Progress = lambda _: None) -> P
         DeadlineExceeded: another build, or a tool, takes too long.
         Internal: a tool failed.
     """
-    return _locked(build_options, lambda: _setup(build_options, progress))
+    return _locked(build_options, progress, lambda: _setup(build_options, progress))
 
 
 def build(build_options: BuildOptions, progress: Progress = lambda _: None) -> Prepared:
     """Compile the kernel, after `setup`. Raises as that does."""
-    return _locked(build_options, lambda: _compile(build_options, _setup(build_options, progress), progress))
+    return _locked(build_options, progress, lambda: _compile(build_options, _setup(build_options, progress), progress))
 
 
 def install(build_options: BuildOptions, progress: Progress = lambda _: None) -> CustomKernel:
     """Put the kernel where images are made with it, after `build`, unless it is there. Raises as that does."""
-    return _locked(build_options, lambda: _install(build_options, progress))
+    return _locked(build_options, progress, lambda: _install(build_options, progress))
 
 
-def _locked(build_options: BuildOptions, action: Callable[[], _Result]) -> _Result:
+def _locked(build_options: BuildOptions, progress: Progress, action: Callable[[], _Result]) -> _Result:
     """Do something while nobody else changes the cache.
 
     Raises:
@@ -145,7 +145,7 @@ def _locked(build_options: BuildOptions, action: Callable[[], _Result]) -> _Resu
     _check_host()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with lock(cache, timeout=_LOCK_TIMEOUT_S):
+        with lock(cache, timeout=_LOCK_TIMEOUT_S, waiting=progress):
             try:
                 return action()
             finally:
@@ -365,7 +365,7 @@ def _install(build_options: BuildOptions, progress: Progress) -> CustomKernel:
         "config_version": inputs.config_version,
         "compiler": inputs.compiler,
     }
-    with lock(build_options.kernels, timeout=_TOOL_TIMEOUT_S):
+    with lock(build_options.kernels, timeout=_TOOL_TIMEOUT_S, waiting=progress):
         kernel = store.publish(build_options.kernels, inputs.version, files, facts)
     progress(f"kernel {kernel.version} is ready")
     return kernel

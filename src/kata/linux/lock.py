@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two attempts: soon after the first, rarely for who waits for long.
 _FIRST_POLL_S, _MAX_POLL_S, _GROWTH = 0.002, 0.1, 1.2
+#: Bytes of a command line that are told.
+_MAX_WORDS = 200
 
 
 def acquire(path: str | PathLike[str], *, timeout: float = 0.0, flags: int = os.O_CREAT) -> int | None:
@@ -46,6 +48,28 @@ def acquire(path: str | PathLike[str], *, timeout: float = 0.0, flags: int = os.
             os.close(fd)
             raise
         os.close(fd)
+
+
+def holder(path: str | PathLike[str]) -> str:
+    """Who has locked a file, in words: "process 4711 (kata kernel build)".
+
+    The kernel's own list is asked, which another process may be in by the time that it is read. Where it does not say,
+    as outside of this process id namespace, it is "another process". Reference: proc_locks(5).
+    """
+    try:
+        status = os.stat(path)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        with open("/proc/locks") as locks:
+            found = (line.split() for line in locks if " FLOCK " in line and f" {place} " in line)
+            pid = next(int(fields[4]) for fields in found if fields[1] != "->")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(_MAX_WORDS).decode(errors="replace").strip("\0").split("\0")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "another process"
+    if os.path.basename(words[0]).startswith("python"):
+        words = words[1:]
+    command = " ".join([os.path.basename(words[0]), *words[1:]]) if words else "python"
+    return f"process {pid} ({''.join(one if one.isprintable() else '?' for one in command)})"
 
 
 def _lock(fd: int, deadline: float) -> bool:

@@ -100,7 +100,7 @@ def build(options: BuildOptions, progress: Progress = lambda _: None) -> GuestIm
         Internal: a tool failed.
     """
     check_host(tools_of_host(options.recipe.form))
-    with changing(options.images, options.cache):
+    with changing(options.images, options.cache, waiting=progress):
         return _build(options, progress)
 
 
@@ -120,7 +120,7 @@ def build_root(options: BuildOptions, target: Path, progress: Progress = lambda 
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FailedPrecondition(f"{target} is not an empty directory", hint="name another one, or remove it")
-    with changing(options.cache):
+    with changing(options.cache, waiting=progress):
         staging = target.with_name(f"{store.BUILDING}{target.name}")
         shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -134,10 +134,14 @@ def build_root(options: BuildOptions, target: Path, progress: Progress = lambda 
 
 
 @contextlib.contextmanager
-def changing(*directories: Path) -> Iterator[None]:
+def changing(*directories: Path, waiting: Progress = lambda _: None) -> Iterator[None]:
     """Hold directories in which things are made; what a killed build has left there goes first, and what is left after.
 
     Meanwhile new files have the usual permissions, whatever this process's mask is: they are part of an image.
+
+    Args:
+        *directories: which are made if they are not there.
+        waiting: told for whom, if another build holds one.
 
     Raises:
         DeadlineExceeded: another build takes too long.
@@ -147,7 +151,7 @@ def changing(*directories: Path) -> Iterator[None]:
         held.callback(os.umask, os.umask(0o022))
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(store.lock(directory, timeout=_LOCK_TIMEOUT_S))
+            held.enter_context(store.lock(directory, timeout=_LOCK_TIMEOUT_S, waiting=waiting))
             _remove_leftovers(directory)
             held.callback(_remove_leftovers, directory)
         yield

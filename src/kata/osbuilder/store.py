@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,21 +242,26 @@ def switch_to_installed(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(directory: Path, *, timeout: float) -> Iterator[None]:
+def lock(directory: Path, *, timeout: float, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold the lock for changes of a directory.
 
     Args:
         directory: which has to exist.
         timeout: seconds to wait.
+        waiting: told for whom, if there is somebody to wait for.
 
     Raises:
         DeadlineExceeded: another process held it until the timeout.
         OSError: the lock file cannot be made.
     """
-    fd = flock.acquire(directory / ".lock", timeout=timeout)
+    path = directory / ".lock"
+    fd = flock.acquire(path)
+    if fd is None:
+        waiting(f"waiting for {flock.holder(path)}, which is changing {directory}")
+        fd = flock.acquire(path, timeout=timeout)
     if fd is None:
         raise DeadlineExceeded(
-            f"another process has been changing {directory} for {timeout:.0f} s", hint="try again later"
+            f"{flock.holder(path)} has been changing {directory} for {timeout:.0f} s", hint="try again later"
         )
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -14,13 +15,14 @@ from typing import NamedTuple
 import pytest
 
 from kata import command
-from kata.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
+from kata.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 from kata.kernel_build import build as kernel_build
 from kata.kernel_build import fragments, options, store
 from kata.kernel_build.build import BuildOptions
 from kata.kernel_build.fragments import Patch
+from kata.osbuilder import build as image_build
 from kata.osbuilder.packages import Package, PackageCache
-from kata.osbuilder.store import BUILDING
+from kata.osbuilder.store import BUILDING, lock
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -268,3 +270,15 @@ def test_what_the_host_lacks_is_named_with_its_packages(monkeypatch: pytest.Monk
     with pytest.raises(NotFound, match=r"needs bison, flex, /nonexistent/gelf\.h") as caught:
         kernel_build._check_host()
     assert caught.value.hint == "run: apt-get install bison flex libelf-dev"
+
+
+def test_a_build_that_waits_says_for_whom(linux: Linux, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_build, "_LOCK_TIMEOUT_S", 0.1)
+    with lock(linux.options.cache, timeout=0), pytest.raises(DeadlineExceeded, match="has been changing"):
+        kernel_build.build(linux.options, linux.steps.append)
+    assert linux.steps[0].startswith(f"waiting for process {os.getpid()} (")
+
+
+def test_compiling_keeps_no_image_from_being_built() -> None:
+    """It has a directory of its own, and with it a lock."""
+    assert BuildOptions().cache.parent == image_build.BuildOptions().cache

@@ -84,3 +84,18 @@ def test_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         lock.acquire(tmp_path / "lock")
     assert not (tmp_path / "target").exists()
+
+
+def test_who_waits_can_say_for_whom(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    assert lock.holder(path) == "another process", "nobody"
+    with subprocess.Popen([sys.executable, "-c", _HOLDER, path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() != "None\n"
+        told = lock.holder(path)
+        holder.kill()
+    assert told.startswith(f"process {holder.pid} (-c import sys, time;")
+    assert told.endswith(")")
+    assert len(told) < 250
+    assert lock.holder(tmp_path / "nowhere") == "another process"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kata.errors import FailedPrecondition, PermissionDenied, ResourceExhausted
+from kata.errors import DeadlineExceeded, FailedPrecondition, PermissionDenied, ResourceExhausted
 from kata.osbuilder import agent_files, build, commands, intermediate, rootfs, store
 from kata.osbuilder.build import BuildOptions
 from kata.osbuilder.commands import Progress
@@ -115,6 +115,18 @@ def test_the_mask_of_a_user_is_not_part_of_an_image(options: BuildOptions, monke
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(before)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_build_that_waits_says_for_whom(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_LOCK_TIMEOUT_S", 0.1)
+    steps: list[str] = []
+    options.cache.mkdir()
+    with store.lock(options.cache, timeout=0), pytest.raises(DeadlineExceeded, match=rf"process {os.getpid()} \("):
+        build.build(options, steps.append)
+    (said,) = steps
+    assert said.startswith(f"waiting for process {os.getpid()} (")
+    assert said.endswith(f"), which is changing {options.cache}")
 
 
 @pytest.mark.usefixtures("as_root")
