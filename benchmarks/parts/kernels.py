@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from benchmarks.bare import answered, default_plan, template_of
 from benchmarks.figures import alternate
+from benchmarks.guests import MB, measure_starts
 from benchmarks.parts import execs, files, memory, network
 from benchmarks.stage import Stage
 from kata.errors import NotFound
 from kata.osbuilder import store
+from kata.osbuilder.recipe import DEFAULT
 from kata.osbuilder.store import GuestImage
-
-_MB = 1_000_000
 
 
 def measure(stage: Stage) -> None:
@@ -26,22 +24,13 @@ def measure(stage: Stage) -> None:
         raise NotFound(
             f"there are images of {len(images)} kernel on this host", hint="run: kata image build --kernel tailored"
         )
-    warm = {name: configuration(stage.directory / f"{name}.toml", image) for name, image in images.items()}
-    cold = {
-        name: configuration(stage.directory / f"{name}-cold.toml", image, "[factory]\nenable_template = false\n")
-        for name, image in images.items()
-    }
-    for path in warm.values():
-        answered(path)  # makes the template
-    stage.record("vmlinux", "MB", {name: (image.kernel.stat().st_size / _MB,) for name, image in images.items()})
-    stage.record("template", "MB", {name: (template_size(stage, path),) for name, path in warm.items()})
-    for what, configurations in (("cold boot", cold), ("restore", warm)):
-        actions = {name: partial(answered, path) for name, path in configurations.items()}
-        stage.record(f"{what} to the agent's answer", "s", alternate(stage.runs, actions))
+    stage.record("vmlinux", "MB", {name: (image.kernel.stat().st_size / MB,) for name, image in images.items()})
+    stage.record("guest image, all its files", "MB", {name: (image.size / MB,) for name, image in images.items()})
+    configurations = measure_starts(stage, images)
 
     ours = stage.contenders["kata"]
     stage = replace(
-        stage, contenders={name: (*ours, "--runtime-config-path", str(path)) for name, path in warm.items()}
+        stage, contenders={name: (*ours, "--runtime-config-path", str(path)) for name, path in configurations.items()}
     )
     starts = {name: partial(stage.run_true, options) for name, options in stage.contenders.items()}
     stage.record("ctr run --rm", "s", alternate(stage.runs, starts))
@@ -53,26 +42,13 @@ def measure(stage: Stage) -> None:
 
 
 def newest_by_kernel(images: list[GuestImage]) -> dict[str, GuestImage]:
-    """The newest image of each kernel, by the kernel's release.
+    """The newest image of each kernel with the usual root, by the kernel's release.
 
     Args:
         images: newest first.
     """
     found: dict[str, GuestImage] = {}
     for image in images:
-        found.setdefault(str(image.manifest["kernel_release"]), image)
+        if image.manifest["recipe"] == DEFAULT and image.form == "erofs":
+            found.setdefault(str(image.manifest["kernel_release"]), image)
     return found
-
-
-def configuration(path: Path, image: GuestImage, more: str = "") -> Path:
-    """Write a configuration that names a guest image, and ends with `more` TOML."""
-    parts = {"kernel": image.kernel, "initrd": image.initrd, "image": image.rootfs}
-    lines = [f'{name} = "{file}"' for name, file in parts.items()]
-    path.write_text("\n".join(["[hypervisor.qemu]", *lines, more]), encoding="utf-8")
-    return path
-
-
-def template_size(stage: Stage, path: Path) -> float:
-    """MB of the template that sandboxes with this configuration are restored from."""
-    with template_of(default_plan(stage.directory, path)) as saved:
-        return saved.size / _MB

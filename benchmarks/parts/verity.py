@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from benchmarks.bare import answered, default_plan, run_bare
+from benchmarks.bare import default_plan, run_bare
 from benchmarks.figures import alternate
-from benchmarks.parts.kernels import configuration, template_size
+from benchmarks.guests import MB, measure_starts
 from benchmarks.stage import Stage
 from kata.errors import NotFound
 from kata.osbuilder import store
@@ -15,7 +15,6 @@ from kata.osbuilder.store import GuestImage
 from kata.runtime.agent_client.client import AgentClient
 from kata.runtime.hypervisor.base import VirtualMachine
 
-_MB = 1_000_000
 #: Each run takes seconds.
 _MAX_RUNS = 5
 _CLOCK = "cut -d' ' -f1 /proc/uptime"
@@ -33,20 +32,10 @@ cat $files >/dev/null
 
 def measure(stage: Stage) -> None:
     images = twins(store.list_images())
-    warm = {name: configuration(stage.directory / f"{name}.toml", image) for name, image in images.items()}
-    cold = {
-        name: configuration(stage.directory / f"{name}-cold.toml", image, "[factory]\nenable_template = false\n")
-        for name, image in images.items()
-    }
-    for path in warm.values():
-        answered(path)  # makes the template
-    sizes = {name: (sum(path.stat().st_size for path in _root(image)) / _MB,) for name, image in images.items()}
+    sizes = {name: (sum(path.stat().st_size for path in _root(image)) / MB,) for name, image in images.items()}
     stage.record("root and initrd", "MB", sizes)
-    stage.record("template", "MB", {name: (template_size(stage, path),) for name, path in warm.items()})
-    for what, configurations in (("cold boot", cold), ("restore", warm)):
-        boots = {name: partial(answered, path) for name, path in configurations.items()}
-        stage.record(f"{what} to the agent's answer", "s", alternate(stage.runs, boots))
-    reads = {name: partial(_reading, stage, path) for name, path in warm.items()}
+    configurations = measure_starts(stage, images)
+    reads = {name: partial(_reading, stage, path) for name, path in configurations.items()}
     stage.record("read all files of the root", "MB/s", alternate(min(stage.runs, _MAX_RUNS), reads))
 
 
@@ -62,8 +51,9 @@ def twins(images: list[GuestImage]) -> dict[str, GuestImage]:
 
     def made_of(image: GuestImage) -> tuple[object, ...]:
         manifest = image.manifest
+        root = {**manifest["root"], "verity": False}
         another_root = manifest.get("inputs", {}).get("other", "")
-        return (*(manifest[name] for name in ("recipe", "kernel_release")), manifest["root"]["format"], another_root)
+        return (*(manifest[name] for name in ("recipe", "kernel_release")), root, another_root)
 
     for checked in (image for image in images if image.manifest["root"].get("verity")):
         for plain in images:
@@ -82,7 +72,7 @@ def _root(image: GuestImage) -> list[Path]:
 def _reading(stage: Stage, path: Path) -> float:
     """MB/s of the second reading."""
     size, begin, end = run_bare(default_plan(stage.directory, path), _READ, _nothing_more).split()
-    return int(size) / _MB / (float(end) - float(begin))
+    return int(size) / MB / (float(end) - float(begin))
 
 
 async def _nothing_more(vm: VirtualMachine, agent: AgentClient) -> None:
