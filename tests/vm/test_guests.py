@@ -51,6 +51,7 @@ KINDS = {
     "debug": Kind(("--recipe", "debug"), "debug erofs"),
     "ext4": Kind(("--format", "ext4"), "default ext4"),
     "xfs": Kind(("--format", "xfs"), "default xfs"),
+    "partitioned": Kind(("--partitioned",), "default erofs, partitioned", "grep -c vda1 /proc/partitions"),
     "initrd": Kind(("--format", "initrd"), "default initrd", answer="0"),
     "verity": Kind(("--verity",), "default erofs, verity", _PARAMETERS, 'dm-mod.create="root,,,ro,'),
 }

@@ -39,6 +39,9 @@ Other = Annotated[
     ),
 ]
 Verity = Annotated[bool, typer.Option("--verity", help="Have the guest's kernel check the root (dm-verity).")]
+Partitioned = Annotated[
+    bool, typer.Option("--partitioned", help="Put the file system into a partition, in Kata's layout, instead of bare.")
+]
 
 
 def as_root() -> None:

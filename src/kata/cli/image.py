@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kata import architecture, installed
-from kata.cli.build_options import Arch, Cache, Mirror, Other, RecipeName, Update, Verity, as_root
+from kata.cli.build_options import Arch, Cache, Mirror, Other, Partitioned, RecipeName, Update, Verity, as_root
 from kata.cli.build_options import options as build_options
 from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
@@ -24,7 +24,6 @@ from kata.osbuilder import store
 if TYPE_CHECKING:
     from kata.architecture import Architecture
     from kata.osbuilder.kernel import CustomKernel
-    from kata.osbuilder.recipe import Recipe
     from kata.osbuilder.store import GuestImage
 
 #: Columns that a list of images needs.
@@ -56,6 +55,7 @@ def build(
         ),
     ] = "",
     verity: Verity = False,
+    partitioned: Partitioned = False,
     other: Other = None,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Do not make it the current image.")] = False,
     kernel: Annotated[
@@ -72,7 +72,9 @@ def build(
     from kata.osbuilder.build import build as build_image
 
     as_root()
-    made_of = _formed(recipes.load(recipe), image_format, verity)
+    made_of = recipes.load(recipe)
+    asked = {"format": image_format, "verity": verity, "partitioned": partitioned}
+    made_of = replace(made_of, form=recipes.form({key: one for key, one in asked.items() if one}, made_of.form))
     guest = architecture.named(arch)
     own = None if kernel == "debian" else _kernel(kernel, guest, mirror, update)
     with image_from.root_file_system(other, guest) as directory, steps() as progress:
@@ -89,11 +91,6 @@ def build(
         )
         image = build_image(options, progress)
     print(image.directory)
-
-
-def _formed(recipe: Recipe, image_format: str, verity: bool) -> Recipe:
-    form = replace(recipe.form, format=image_format or recipe.form.format, verity=verity or recipe.form.verity)
-    return replace(recipe, form=form)
 
 
 def _kernel(name: str, guest: Architecture, mirror: str, update: bool) -> CustomKernel:

@@ -37,6 +37,10 @@ def rootfs(
     directory: Annotated[Path, typer.Option("-r", "--rootfs-dir", metavar="DIR", help="The directory to make.")] = Path(
         "rootfs"
     ),
+    release: Annotated[
+        str,
+        typer.Option("-o", "--os-version", metavar="RELEASE", help="Its release; there is one.", show_default=False),
+    ] = "",
     listed: Annotated[bool, typer.Option("-l", "--list", help="List what roots can be made of, and exit.")] = False,
     recipe: build_options.RecipeName = recipes.DEFAULT,
     arch: build_options.Arch = architecture.HOST.name,
@@ -46,6 +50,7 @@ def rootfs(
     update: build_options.Update = False,
 ) -> None:
     """Make a root file system as a directory, with the agent in it."""  # noqa: DOC501
+    from kata.osbuilder import suite
     from kata.osbuilder.build import build_root
 
     if listed:
@@ -56,6 +61,8 @@ def rootfs(
             f"roots are made of {_DISTRIBUTION}, not of {distribution[:32]}",
             hint="another one's files are added by: kata-osbuilder rootfs --from IMAGE",
         )
+    if release:
+        suite.check_guest(release)
     build_options.as_root()
     guest = architecture.named(arch)
     with image_from.root_file_system(other, guest) as found, steps() as progress:
@@ -83,15 +90,15 @@ def image(
     ] = 0,
     label: Annotated[str, typer.Option(metavar="LABEL", help="Label of ext4 and xfs.")] = Form().label,
     verity: build_options.Verity = False,
+    partitioned: build_options.Partitioned = False,
 ) -> None:
-    """Make an image of a root file system: the file system alone, without a partition table."""  # noqa: DOC501
+    """Make an image of a root file system: the file system alone, or in a partition."""  # noqa: DOC501
     from kata.osbuilder import single
 
     if image_format == INITRD:
         raise InvalidArgument("an initrd is no image", hint=f"run: {PROGRAM} initrd {root}")
-    single.make(
-        root, output, recipes.form({"format": image_format, "free_mib": free, "label": label, "verity": verity})
-    )
+    asked = {"format": image_format, "free_mib": free, "label": label, "verity": verity, "partitioned": partitioned}
+    single.make(root, output, recipes.form(asked))
     print(output)
 
 

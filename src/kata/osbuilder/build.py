@@ -330,7 +330,7 @@ def _write_manifest(staging: Path, inputs: Inputs, date: int, licenses: Mapping[
         "version": inputs.version,
         "recipe": inputs.recipe.name,
         "architecture": inputs.architecture.name,
-        "root": {"format": inputs.recipe.form.format, "verity": inputs.recipe.form.verity},
+        "root": {name: getattr(inputs.recipe.form, name) for name in ("format", "verity", "partitioned")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "kernel_release": inputs.release,
         **({"kernel": inputs.kernel.version} if inputs.kernel else {"patches": [patched_module.PATCH]}),

@@ -41,13 +41,13 @@ while read -r module; do
     insmod "/modules/$module" || fail "cannot load $module"
 done </modules/order
 
+read -r type disk </modules/root
 tries=0
-until [ -b /dev/vda ]; do
+until [ -b "$disk" ]; do
     tries=$((tries + 1))
-    [ "$tries" -le 50 ] || fail "no root disk: /dev/vda did not appear within 5 s"
+    [ "$tries" -le 50 ] || fail "no root disk: $disk did not appear within 5 s"
     sleep 0.1
 done
-disk=/dev/vda
 case "$command_line" in
 *'dm-mod.create="'*)
     # The kernel's own parameter, for a device mapper that is part of it (admin-guide/device-mapper/dm-init.rst). Where it
@@ -58,7 +58,6 @@ case "$command_line" in
     disk=/dev/dm-0
     ;;
 esac
-read -r type </modules/root-type
 mount -t "$type" -o ro "$disk" /sysroot || fail "cannot mount the root disk $disk as $type"
 [ -x /sysroot/usr/bin/kata-agent ] || fail "the root disk has no /usr/bin/kata-agent"
 

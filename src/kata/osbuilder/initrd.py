@@ -20,6 +20,7 @@ def build(
     modules: Sequence[tuple[str, bytes]],
     *,
     root_type: str = "erofs",
+    disk: str = "/dev/vda",
     programs: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """The initrd as a cpio archive.
@@ -28,6 +29,7 @@ def build(
         busybox: a statically linked busybox.
         modules: (path, content), in the order in which they are to be loaded.
         root_type: file system of the root disk, as mount(8) has it.
+        disk: that has it.
         programs: what else it needs, with libraries: path to content, executable.
     """
     programs = programs or {}
@@ -41,7 +43,7 @@ def build(
     entries.append(cpio.file("bin/busybox", busybox, 0o755))
     entries.extend(cpio.symlink(f"bin/{applet}", "busybox") for applet in _APPLETS)
     entries.extend(cpio.file(path, content, 0o755) for path, content in sorted(programs.items()))
-    entries.append(cpio.file("modules/root-type", f"{root_type}\n".encode()))
+    entries.append(cpio.file("modules/root", f"{root_type} {disk}\n".encode()))
     entries.append(cpio.file("modules/order", "".join(f"{name}\n" for name, _ in named).encode()))
     entries.extend(cpio.file(f"modules/{name}", content) for name, content in named)
     return cpio.archive(entries)

@@ -225,7 +225,8 @@ def _initrd(
         early = [cache.path(package) for package in inputs.packages.early]
         programs = verity.programs(early, staging / "early", inputs.architecture, emulator)
         shutil.rmtree(staging / "early")
-    return initrd.build((root / "usr/bin/busybox").read_bytes(), loaded, root_type=form.format, programs=programs)
+    busybox, disk = (root / "usr/bin/busybox").read_bytes(), root_image.disk(form)
+    return initrd.build(busybox, loaded, root_type=form.format, disk=disk, programs=programs)
 
 
 def _copyrights(documentation: Path, packages: Iterable[str]) -> dict[str, str]:

@@ -60,6 +60,8 @@ _SCRIPTS_NEED = ("adduser", "debconf", "dpkg", "init-system-helpers", "passwd", 
 _LISTS_TIMEOUT_S = 180.0
 _DOWNLOAD_TIMEOUT_S = 900.0
 
+#: In what apt says of an archive without the suite.
+_NO_SUITE = "does not have a Release file"
 _INSTALLED = re.compile(r"^Inst (\S+) \((\S+) ", re.MULTILINE)
 _URI = re.compile(r"^'[^']+' (\S+) (\d+) SHA256:([0-9a-f]{64})$", re.MULTILINE)
 _KERNEL_PACKAGE = re.compile(r"^Depends: (?:.*, )?(linux-image-[0-9][^ ,]*)", re.MULTILINE)
@@ -143,6 +145,7 @@ class PackageCache:
     ) -> None:
         self.directory = directory
         self._debs = directory / "debs"
+        self._mirror = mirror
         self._suite = name or suite.guest_suite()
         self._architecture = architecture
         # What runs on the host, if that is another one.
@@ -286,13 +289,17 @@ class PackageCache:
         """Fetch the package lists anew.
 
         Raises:
-            Unavailable: no network, or the mirror does not answer or cannot be trusted.
+            Unavailable: no network, or the mirror does not answer, cannot be trusted or has no such suite.
         """
         if self._for_host is not self:
             self._for_host.update()
         try:
             self._run("apt-get", "update", "--error-on=any", timeout=_DOWNLOAD_TIMEOUT_S)
         except Internal as error:
+            if _NO_SUITE in error.message:
+                raise Unavailable(
+                    f"{self._mirror} has no suite {self._suite}", hint="name an archive of Debian with --mirror"
+                ) from None
             raise Unavailable(
                 f"cannot update the package lists: {error}", hint="check the network, or name a mirror with --mirror"
             ) from None

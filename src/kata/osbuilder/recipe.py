@@ -92,6 +92,7 @@ class Form:
         free_mib: MiB to leave free in ext4 and xfs.
         label: of ext4 and xfs.
         verity: whether the kernel checks each block that it reads (dm-verity).
+        partitioned: whether the file system is in a partition, in Kata's layout (`kata.osbuilder.partitions`).
 
     Raises:
         InvalidArgument: one of them cannot be, or not with another.
@@ -101,6 +102,7 @@ class Form:
     free_mib: int = 0
     label: str = "kata-root"
     verity: bool = False
+    partitioned: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.free_mib <= _MAX_FREE_MIB:
@@ -116,6 +118,10 @@ class Form:
             raise InvalidArgument("an initrd has no disk that dm-verity could check", hint="use erofs or ext4")
         if self.verity and self.format == "xfs":
             raise InvalidArgument("dm-verity is for erofs and ext4: xfs images are not the same twice")
+        if self.partitioned and self.format == INITRD:
+            raise InvalidArgument("an initrd has no disk that could have partitions")
+        if self.partitioned and self.verity:
+            raise InvalidArgument("dm-verity is for images without a partition table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +359,7 @@ class _Reader:
     def _form(self, base: Form, value: object) -> Form:
         if not isinstance(value, dict):
             raise self._wrong("image", "not a table ([image])")
-        self._check_keys("image", value, ("format", "free_mib", "label", "verity"))
+        self._check_keys("image", value, ("format", "free_mib", "label", "verity", "partitioned"))
         try:
             return form(value, base)
         except InvalidArgument as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID
 
-from kata.osbuilder import formats, initrd, modules, verity
+from kata.osbuilder import formats, initrd, modules, partitions, verity
 from kata.osbuilder.recipe import INITRD, Form
 
 
@@ -37,6 +39,11 @@ def modules_of_initrd(form: Form) -> tuple[str, ...]:
     return modules.of_initrd([*formats.FILE_SYSTEMS[form.format].modules, *(verity.MODULES if form.verity else ())])
 
 
+def disk(form: Form) -> str:
+    """Where the guest finds the file system: on its first disk, or in a partition of that."""
+    return "/dev/vda1" if form.partitioned else "/dev/vda"
+
+
 def write_root(root: Path, target: Path, form: Form, date: int, uuid: str, tools: Path | None) -> None:
     """Write a root as an image, with what dm-verity needs beside it, or as an initrd.
 
@@ -55,6 +62,19 @@ def write_root(root: Path, target: Path, form: Form, date: int, uuid: str, tools
         target.write_bytes(initrd.build_alone(root))
         return
     formats.FILE_SYSTEMS[form.format].write(root, target, form, date, uuid, tools)
+    if form.partitioned:
+        _put_into_a_partition(target, UUID(uuid).bytes[:4])
     if form.verity:
         sealed = verity.seal(target, salt=UUID(uuid).hex)
         target.with_name(f"{target.name}{verity.SUFFIX}").write_text(f"{sealed.text}\n")
+
+
+def _put_into_a_partition(image: Path, identity: bytes) -> None:
+    content = image.with_name(f"{image.name}.content")
+    image.rename(content)
+    size = content.stat().st_size
+    with content.open("rb") as source, image.open("wb") as target:
+        target.write(partitions.head(size, identity))
+        shutil.copyfileobj(source, target)
+        os.truncate(target.fileno(), partitions.size(size))
+    content.unlink()

@@ -74,7 +74,7 @@ class GuestImage:
     def form(self) -> str:
         """How its root is stored, in words."""
         root = self.manifest["root"]
-        return f"{root['format']}, verity" if root.get("verity") else str(root["format"])
+        return ", ".join([root["format"], *(word for word in ("verity", "partitioned") if root.get(word))])
 
     @property
     def architecture(self) -> Architecture:

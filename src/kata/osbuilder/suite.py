@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from kata.architecture import HOST
+from kata.errors import InvalidArgument
 
 MIRROR = "http://deb.debian.org/debian"
 
@@ -87,6 +88,17 @@ def guest_suite() -> str:
     """The suite of which guests are made, e.g. "trixie"."""
     (suite,) = (release.suite for release in releases() if release.guest)
     return suite
+
+
+def check_guest(name: str) -> None:
+    """See that guests are made of a release, named by its suite or its number.
+
+    Raises:
+        InvalidArgument: they are not, or there is no such release.
+    """
+    (guest,) = (release for release in releases() if release.guest)
+    if name not in (guest.suite, guest.number):
+        raise InvalidArgument(f"guests are made of {guest.suite} (Debian {guest.number}), not of {name[:32]}")
 
 
 def sources(suite: str, mirror: str = MIRROR, architecture: str = HOST.name) -> str:

@@ -49,10 +49,10 @@ def test_the_script_is_valid() -> None:
 
 
 def test_programs_are_in_the_archive_with_their_directories() -> None:
-    archive = initrd.build(b"", [], root_type="ext4", programs={"lib/x/libc.so": b"content"})
+    archive = initrd.build(b"", [], root_type="ext4", disk="/dev/vda1", programs={"lib/x/libc.so": b"content"})
     assert archive.index(b"lib\0") < archive.index(b"lib/x\0") < archive.index(b"lib/x/libc.so\0")
     assert cpio.content(archive, "lib/x/libc.so") == b"content"
-    assert cpio.content(archive, "modules/root-type") == b"ext4\n"
+    assert cpio.content(archive, "modules/root") == b"ext4 /dev/vda1\n"
 
 
 def test_an_initrd_can_be_the_whole_root(tmp_path: Path) -> None:

@@ -209,6 +209,13 @@ def test_a_server_that_lies_or_stalls_is_told(
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
+def test_an_archive_without_the_suite_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=rf"file://{tmp_path} has no suite {suite.guest_suite()}") as caught:
+        PackageCache(tmp_path / "cache", f"file://{tmp_path}").update()
+    assert caught.value.hint == "name an archive of Debian with --mirror"
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -42,6 +42,17 @@ def test_the_same_directory_gives_the_same_image(root: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob(f"{store.BUILDING}*"))
 
 
+@needs_erofs
+def test_an_image_in_kata_s_layout_has_the_same_file_system(root: Path, tmp_path: Path) -> None:
+    single.make(root, tmp_path / "bare", Form(), {})
+    single.make(root, tmp_path / "in", Form(partitioned=True), {})
+    bare, partitioned = (tmp_path / "bare").read_bytes(), (tmp_path / "in").read_bytes()
+    assert partitioned[3 << 20 :].startswith(bare)
+    assert partitioned[510:512] == b"\x55\xaa"
+    assert len(partitioned) == 128 << 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "in", "rootfs"]
+
+
 def test_an_initrd_is_the_whole_root(root: Path, tmp_path: Path) -> None:
     single.make(root, tmp_path / "initrd", Form(INITRD), {})
     assert cpio.content((tmp_path / "initrd").read_bytes(), "usr/bin/kata-agent") == b"#!/bin/sh\n"
@@ -108,9 +119,11 @@ def test_kata_s_words_make_image_and_initrd(root: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("rootfs", "fedora"), "roots are made of debian, not of fedora"),
+        (("rootfs", "-o", "bookworm", "debian"), r"guests are made of trixie \(Debian 13\), not of bookworm"),
         (("image", "-f", "initrd", "rootfs"), "an initrd is no image"),
         (("image", "-f", "ext5", "rootfs"), "unknown format 'ext5'"),
         (("image", "--label", "a label", "rootfs"), "invalid label"),
+        (("image", "--partitioned", "--verity", "rootfs"), "dm-verity is for images without a partition table"),
         (("image", "nowhere"), "nowhere is not a directory"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.errors import InvalidArgument
 from kata.osbuilder import suite
 from kata.osbuilder.suite import Release
 
@@ -27,6 +28,14 @@ def test_guests_are_made_of_one_suite_that_is_also_a_host() -> None:
     assert suite.guest_suite() == guest.suite
     assert guest.host
     assert len({release.number for release in suite.releases()}) == len(suite.releases())
+
+
+def test_another_suite_than_the_guests_is_told() -> None:
+    suite.check_guest("trixie")
+    suite.check_guest("13")
+    for other in ("bookworm", "12", "trixi"):
+        with pytest.raises(InvalidArgument, match=rf"made of trixie \(Debian 13\), not of {other}"):
+            suite.check_guest(other)
 
 
 def test_a_suite_comes_with_its_updates_and_security_updates() -> None:
