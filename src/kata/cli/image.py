@@ -76,7 +76,7 @@ def build(
     asked = {"format": image_format, "verity": verity, "partitioned": partitioned}
     made_of = replace(made_of, form=recipes.form({key: one for key, one in asked.items() if one}, made_of.form))
     guest = architecture.named(arch)
-    own = None if kernel == "debian" else _kernel(kernel, guest, mirror, update)
+    own = None if kernel == "debian" else _kernel(kernel, guest, cache, mirror, update)
     with image_from.root_file_system(other, guest) as directory, steps() as progress:
         options = replace(
             build_options(cache, mirror, update),
@@ -93,7 +93,7 @@ def build(
     print(image.directory)
 
 
-def _kernel(name: str, guest: Architecture, mirror: str, update: bool) -> CustomKernel:
+def _kernel(name: str, guest: Architecture, cache: Path | None, mirror: str, update: bool) -> CustomKernel:
     """A kernel of this host by its version, or the tailored one, which is built if it is not there.
 
     Raises:
@@ -106,10 +106,11 @@ def _kernel(name: str, guest: Architecture, mirror: str, update: bool) -> Custom
 
     if name != "tailored":
         return kernels.find(kernels.kernels_root(), name)
-    from kata.kernel_build.build import install
+    from kata.kernel_build.build import DIRECTORY, install
 
     with steps() as progress:
-        return install(kernel_options(mirror=mirror, update=update), progress)
+        where = cache / DIRECTORY if cache else None
+        return install(kernel_options(cache=where, mirror=mirror, update=update), progress)
 
 
 @app.command("list")

@@ -36,6 +36,9 @@ from kata.osbuilder.store import BUILDING, lock
 
 _Result = TypeVar("_Result")
 
+#: Of the cache that images are built with.
+DIRECTORY = "kernel"
+
 #: Below this, nothing is begun: 0.2 GB of package, 1.6 of sources, 0.7 of objects.
 _SPACE = 3 << 30
 _UNPACK_TIMEOUT_S = 1800.0
@@ -74,7 +77,7 @@ class BuildOptions:
     """
 
     kernels: Path = field(default_factory=store.kernels_root)
-    cache: Path = DEFAULT_CACHE / "kernel"
+    cache: Path = DEFAULT_CACHE / DIRECTORY
     mirror: str = suite.MIRROR
     config: Path | None = None
     own_fragments: tuple[Path, ...] = ()

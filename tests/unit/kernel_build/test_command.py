@@ -172,6 +172,9 @@ def test_the_tailored_kernel_is_built_for_an_image(
     build_image("--kernel", "tailored", "--update", "--mirror", "http://mirror/debian")
     assert built[0].kernel == publish(A)
     assert (asked[0].mirror, asked[0].update) == ("http://mirror/debian", True)
+    assert asked[0].cache == build.BuildOptions().cache
+    build_image("--kernel", "tailored", "--cache", "/c")
+    assert asked[1].cache == Path("/c/kernel")
 
 
 def test_a_kernel_that_cannot_be_built_leaves_the_image(
