@@ -2,7 +2,8 @@
 
     python3 -m support.fileextremes DIRECTORY FILES
 
-It prints a JSON object: each check, and true or why it failed.
+Files of its first check may be in `DIRECTORY/check-0` before. It prints a JSON object: each check, and true or why it
+failed.
 """
 
 from __future__ import annotations
@@ -27,22 +28,29 @@ def check(name: str) -> Callable[[Callable[[int], bool]], Callable[[int], bool]]
     return enter
 
 
+def names_of(files: int) -> list[str]:
+    """The files of the directory of many."""
+    return [f"{number:06}-{'ä' * (number % 100)}" for number in range(files)]
+
+
 @check("a directory of many files")
 def _many(files: int) -> bool:
-    """All are listed once, and found; half of them go while they are listed."""
-    names = [f"{number:06}-{'ä' * (number % 100)}" for number in range(files)]
-    for name in names:
+    """All are listed once, and found; a tenth of them go while they are listed. Those that are not there are made."""
+    names = names_of(files)
+    made = set(names).difference(os.listdir())
+    for name in made:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     listed = os.listdir()
     found = all(os.stat(name).st_size == 0 for name in names[:: max(1, files // 1000)])
+    seen, gone = [], set()
     with os.scandir() as entries:
         for number, entry in enumerate(entries):
-            if number % 2:
+            seen.append(entry.name)
+            if number % 10 == 0:
                 os.unlink(entry.name)
-    left = os.listdir()
-    for name in left:
-        os.unlink(name)
-    return sorted(listed) == sorted(names) and found and len(left) == files - files // 2 and os.listdir() == []
+                gone.add(entry.name)
+    left = set(os.listdir())
+    return sorted(listed) == sorted(seen) == sorted(names) and found and left == set(names) - gone
 
 
 @check("directories in each other and beside each other")
@@ -135,7 +143,7 @@ def main(directory: str, files: str) -> None:
     found: dict[str, object] = {}
     for index, (name, function) in enumerate(CHECKS.items()):
         place = f"{directory}/check-{index}"
-        os.makedirs(place)
+        os.makedirs(place, exist_ok=True)
         os.chdir(place)
         try:
             found[name] = True if function(int(files)) else "is not so"

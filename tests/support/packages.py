@@ -26,7 +26,7 @@ NGINX = ("nginx",)
 PYTHON = ("python3-minimal", "libpython3-stdlib")
 IPTABLES = ("iptables",)
 #: Programs that people run, for `tests.support.realprograms`.
-PROGRAMS = (*PYTHON, "postgresql-17", "redis-server", "git", "dpkg", "tar", "rsync", "nodejs", "coreutils")
+PROGRAMS = (*PYTHON, "postgresql-17", "redis-server", "git", "apt", "dpkg", "tar", "rsync", "nodejs", "coreutils")
 
 #: Compiles what runs in containers of this directory, and what it imports of Python's library. The latter, packages do
 #: when they are installed; an emulated guest takes seconds for it, at each start.

@@ -197,6 +197,15 @@ def _rsync(files: int) -> None:
     _run(*copy, "--itemize-changes", "tree/", "copy/", said="")
 
 
+def _built(directory: str, name: str, version: str, *fields: str) -> str:
+    """Build a Debian package of what is in a directory; the file's name."""
+    control = (f"Package: {name}", f"Version: {version}", "Architecture: all", "Maintainer: nobody", *fields)
+    os.makedirs(f"{directory}/DEBIAN", exist_ok=True)
+    write(f"{directory}/DEBIAN/control", "\n".join((*control, "Description: files\n")).encode())
+    _run("dpkg-deb", "--build", "-Zgzip", directory, f"{directory}.deb")
+    return f"{directory}.deb"
+
+
 @program("dpkg")
 def _dpkg(files: int) -> None:
     del files
@@ -205,15 +214,11 @@ def _dpkg(files: int) -> None:
         shutil.rmtree(f"package-{version}/opt/kata/{version}")
         os.unlink(f"package-{version}/opt/kata/fifo")
         os.makedirs(f"package-{version}/DEBIAN")
-        control = (
-            f"Package: kata-files\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\nDescription: files\n"
-        )
-        write(f"package-{version}/DEBIAN/control", control.encode())
         write(f"package-{version}/DEBIAN/postinst", b"#!/bin/sh\necho $1 $2 >>/opt/kata/done\n")
         os.chmod(f"package-{version}/DEBIAN/postinst", 0o755)
-        _run("dpkg-deb", "--build", "-Zgzip", f"package-{version}", f"{version}.deb")
+        _built(f"package-{version}", "kata-files", version)
     for version, here, gone in (("1", "2", "1"), ("2", "1", "2")):
-        _run("dpkg", "--install", f"{version}.deb")
+        _run("dpkg", "--install", f"package-{version}.deb")
         _expect(
             f"directories of {version}", (True, False), tuple(os.path.exists(f"/opt/kata/{n}") for n in (here, gone))
         )
@@ -225,6 +230,43 @@ def _dpkg(files: int) -> None:
     os.unlink("/opt/kata/done")
     _run("dpkg", "--purge", "kata-files")
     _expect("what is left", False, os.path.exists("/opt/kata"))
+
+
+@program("apt")
+def _apt(files: int) -> None:
+    """Packages of a local archive are installed, upgraded and removed, each with what it depends on."""
+    del files
+    os.mkdir("archive")
+    here = os.getcwd()
+    write("sources.list", f"deb [trusted=yes] file:{here}/archive ./\n".encode())
+    settings = (f"Dir::Etc::SourceList={here}/sources.list", "Dir::Etc::SourceParts=-", "APT::Sandbox::User=root")
+    apt = ("apt-get", "--quiet", "--yes", *(f"--option={setting}" for setting in settings))
+
+    def offer(name: str, version: str, *fields: str) -> None:
+        directory = f"archive/{name}-{version}"
+        _tree(f"{directory}/opt/{name}/{version}", 200)
+        package = _built(directory, name, version, *fields)
+        with open(package, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        facts = f"Filename: {os.path.relpath(package, 'archive')}\nSize: {os.stat(package).st_size}\nSHA256: {digest}\n"
+        with open("archive/Packages", "a") as index:
+            index.write(f"{_run('dpkg-deb', '--field', package)}{facts}\n")
+        _run(*apt, "update")
+
+    def installed(*packages: str) -> None:
+        _run("dpkg-query", "--show", "--showformat=${Package} ${Version}\\n", "kata-*", said="\n".join(packages))
+        _run("dpkg", "--verify", *(package.split()[0] for package in packages), said="")
+
+    offer("kata-library", "1")
+    offer("kata-program", "1", "Depends: kata-library")
+    _run(*apt, "install", "kata-program")
+    installed("kata-library 1", "kata-program 1")
+    offer("kata-library", "2")
+    _run(*apt, "dist-upgrade")
+    installed("kata-library 2", "kata-program 1")
+    _expect("directories of the library", ["2"], os.listdir("/opt/kata-library"))
+    _run(*apt, "purge", "kata-library")
+    _expect("what is left", False, os.path.exists("/opt/kata-library") or os.path.exists("/opt/kata-program"))
 
 
 def _redis_call(*words: str) -> str:

@@ -31,7 +31,6 @@ _COMMON, _NOTIFY, _WINDOW = 1, 2, 5
 _DRIVER_FEATURE_SELECT, _DRIVER_FEATURE, _STATUS, _QUEUE_SELECT, _QUEUE_SIZE = 8, 12, 20, 22, 24
 _QUEUE_ENABLE, _QUEUE_NOTIFY_OFF, _QUEUE_DESC, _QUEUE_DRIVER, _QUEUE_DEVICE = 28, 30, 32, 40, 48
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
-_SIZE = 16
 _PAGE = 4096
 #: Of mlockall(2).
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
@@ -42,7 +41,7 @@ _9P_TYPES = (
     *(100, 102, 104, 108, 110, 112, 114, 116, 118, 120, 122, 124, 126),
 )
 #: What a driver says first: Tversion, FUSE_INIT.
-_HELLO = {
+HELLO = {
     "9p": struct.pack("<IBHIH", 21, 100, 0xFFFF, 8192, 8) + b"9P2000.L",
     "fs": struct.pack("<IIQQIIIIIIII", 56, 26, 1, 0, 0, 0, 1, 0, 7, 36, 65536, 0),
 }
@@ -95,8 +94,8 @@ class Device:
         for number, queue in queues.items():
             queue.clear()
             self.write(_QUEUE_SELECT, 2, number)
-            self.write(_QUEUE_SIZE, 2, _SIZE)
-            for offset, part in ((_QUEUE_DESC, 0), (_QUEUE_DRIVER, 1024), (_QUEUE_DEVICE, 2048)):
+            self.write(_QUEUE_SIZE, 2, queue.size)
+            for offset, part in ((_QUEUE_DESC, 0), (_QUEUE_DRIVER, queue.driver), (_QUEUE_DEVICE, queue.device)):
                 self.write(offset, 4, (queue.address + part) & 0xFFFFFFFF)
                 self.write(offset + 4, 4, (queue.address + part) >> 32)
             queue.notify = self.read(_QUEUE_NOTIFY_OFF, 2) * self._multiplier
@@ -132,7 +131,15 @@ class Page:
 
 
 class Queue(Page):
-    """A split queue in one page: descriptors, the driver's ring, the device's ring."""
+    """A split queue in one page: descriptors, the driver's ring, the device's ring.
+
+    Attributes:
+        size: how many descriptors there are.
+        driver, device: offsets of the rings.
+        notify: offset of what tells the device that there is something.
+    """
+
+    size, driver, device = 16, 1024, 2048
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,13 +155,17 @@ class Queue(Page):
         for number, (address, length, flags, following) in enumerate(chain):
             descriptor = struct.pack("<QIHH", address & (2**64 - 1), length, flags, following)
             self.memory[16 * number : 16 * number + 16] = descriptor
-        place = 1024 + 4 + 2 * (self._offered % _SIZE)
-        self.memory[place : place + 2] = struct.pack("<H", head)
-        self._offered = (self._offered + 1) & 0xFFFF
-        self.memory[1026:1028] = struct.pack("<H", self._offered)
+        self.available(head)
+
+    def available(self, *heads: int) -> None:
+        """Offer the chains that begin with these descriptors."""
+        for head in heads:
+            struct.pack_into("<H", self.memory, self.driver + 4 + 2 * (self._offered % self.size), head)
+            self._offered = (self._offered + 1) & 0xFFFF
+        struct.pack_into("<H", self.memory, self.driver + 2, self._offered)
 
     def answered(self) -> bool:
-        return bool(struct.unpack("<H", self.memory[2050:2052])[0] == self._offered)
+        return bool(struct.unpack_from("<H", self.memory, self.device + 2)[0] == self._offered)
 
 
 def _number(chance: random.Random) -> int:
@@ -229,7 +240,7 @@ class Feeder:
         self._message, self._answer = Page(), Page()
         self._chance = chance
         self._make = _message_of_9p if kind == "9p" else _message_of_fuse
-        self._hello = _HELLO[kind]
+        self._hello = HELLO[kind]
         self._fresh = True
 
     def feed(self) -> None:
@@ -254,17 +265,25 @@ class Feeder:
         self.gave_up += self._fresh and self._device.gave_up()
 
 
-def main(kind: str, rounds: str, seed: str) -> None:
-    chance = random.Random(int(seed))
-    paths = [
+def devices(kind: str) -> list[str]:
+    """The PCI devices of a kind, by their directories in sysfs."""
+    return [
         os.path.dirname(os.path.realpath(os.path.dirname(name)))
         for name in glob.glob("/sys/bus/virtio/devices/*/device")
-        if int(open(name).read(), 16) == _DEVICES[kind][0]  # noqa: SIM115
+        if int(open(name).read(), 16) == _DEVICES[kind][0]
     ]
-    feeders = [Feeder(path, kind, chance) for path in paths]
-    # What is not in memory when the files are gone never comes: the program, its libraries.
+
+
+def stay_in_memory() -> None:
+    """What is not in memory when the files are gone never comes: the program, its libraries."""
     if ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_FUTURE):
         raise OSError(ctypes.get_errno(), "mlockall")
+
+
+def main(kind: str, rounds: str, seed: str) -> None:
+    chance = random.Random(int(seed))
+    feeders = [Feeder(path, kind, chance) for path in devices(kind)]
+    stay_in_memory()
     for _ in range(int(rounds)):
         for feeder in feeders:
             feeder.feed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -46,6 +47,7 @@ NOT_SO: dict[str, dict[str, str]] = {
         "a file without a name (O_TMPFILE), then with one": "Operation not supported",
     },
 }
+MILLION = 1_000_000
 OVER_BOTH = pytest.mark.parametrize("way", ["virtio-9p", "virtio-fs"])
 ROUNDS = pytest.mark.parametrize(
     "rounds", [30, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
@@ -87,8 +89,8 @@ def test_no_link_leads_out(files: Files, way: str, tmp_path: Path) -> None:
 
 @OVER_BOTH
 @pytest.mark.long
-@pytest.mark.parametrize("count", [2_000, 50_000, 1_000_000])
-@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [2_000, 20_000])
+@pytest.mark.timeout(900)
 def test_a_container_that_opens_very_many_files(files: Files, way: str, count: int) -> None:
     """The server takes as much memory and as many descriptors as it may, and the sandbox goes on."""
     container_id = unique_id(TEST_PREFIX)
@@ -101,15 +103,49 @@ def test_a_container_that_opens_very_many_files(files: Files, way: str, count: i
             assert running.stdout
             held = json.loads(running.stdout.readline())
             server = server_of(files.containerd.state(container_id), way)
-            memory, descriptors = memory_of(server), len(os.listdir(f"/proc/{server}/fd"))
-            print(way, held, f"{memory >> 20} MiB, {descriptors} descriptors")  # noqa: T201
+            memory = memory_of(server)
+            print(way, held, f"{memory >> 20} MiB, {descriptors_of(server)} descriptors")  # noqa: T201
             assert held["held"] == count or held["error"] in ("EMFILE", "ENFILE", "ENOMEM")
             assert memory < (100 << 20) + 1024 * held["held"]
-            said, _ = running.communicate("go on\n", timeout=3000)
+            said, _ = running.communicate("go on\n", timeout=600)
             assert json.loads(said) == {"after": True}
             assert running.returncode == 0
         finally:
             running.kill()
+
+
+@OVER_BOTH
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_guest_that_opens_a_million_files(files: Files, way: str) -> None:
+    """Root in a guest asks past its kernel, which has limits of its own: a server opens what it may have open, refuses
+    the rest, and takes little memory for each; and the sandbox can be ended.
+    """
+    container_id = unique_id(TEST_PREFIX)
+    arguments = ("9p" if way == "virtio-9p" else "fs", str(MILLION))
+    command = files.command("filehoard", arguments, "--privileged", container_id=container_id)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdin
+            assert running.stdout
+            assert running.stdout.readline() == "ready\n"
+            state = files.containerd.state(container_id)
+            before = sum(map(memory_of, processes_of(str(state))))
+            running.stdin.write("begin\n")
+            running.stdin.flush()
+            said = json.loads(running.stdout.readline())
+            memory = sum(map(memory_of, processes_of(str(state)))) - before
+            print(way, said, f"{memory >> 20} MiB more, {descriptors_of(server_of(state, way))} descriptors")  # noqa: T201
+            assert said["held"] + sum(said["errors"].values()) == MILLION
+            assert {errno.errorcode[int(number)] for number in said["errors"]} <= {"EMFILE", "ENFILE", "ENOMEM"}
+            assert memory < (100 << 20) + 1024 * said["held"]
+            files.containerd.ctr("task", "kill", "--signal", "KILL", container_id)
+            assert running.wait(KILL_TIMEOUT_S + 30) == 137
+        finally:
+            running.kill()
+            files.containerd.ctr("tasks", "delete", "--force", container_id, check=False)
+            files.containerd.ctr("containers", "delete", container_id, check=False)
+    eventually(lambda: list(processes_of(str(state))), "the sandbox's processes have ended", lambda seen: not seen)
 
 
 @OVER_BOTH
@@ -156,6 +192,10 @@ def memory_of(pid: int) -> int:
     """Bytes of memory that a process has to itself and shares."""
     status = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("Pss_Anon:"))
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 @OVER_BOTH

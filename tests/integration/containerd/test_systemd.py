@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from tests.support.leaks import TEST_PREFIX
 from tests.support.packages import merge_usr, unpack
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this"), pytest.mark.long]
+
+#: A first boot makes much that is in the root file system later.
+BOOTS = 10
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "libkmod2", "libc-bin")
 FILES = {
@@ -22,12 +26,19 @@ FILES = {
 }
 
 
-@pytest.mark.long
-def test_it_is_running_and_not_degraded(containerd: PrivateContainerd, tmp_path: Path) -> None:
-    merge_usr(tmp_path)
-    unpack(tmp_path, *PACKAGES)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("systemd")
+    merge_usr(root)
+    unpack(root, *PACKAGES)
     for name, content in FILES.items():
-        (tmp_path / "etc" / name).write_text(content)
+        (root / "etc" / name).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize("boot", range(1, BOOTS + 1))
+def test_it_is_running_and_not_degraded(containerd: PrivateContainerd, root: Path, boot: int, tmp_path: Path) -> None:
+    subprocess.run(["cp", "--archive", f"{root}/.", tmp_path], check=True, timeout=60)
     container_id = unique_id(TEST_PREFIX)
     options = ("--privileged", "--env", "container=oci", "--env", "PATH=/usr/sbin:/usr/bin")
     command = ("run", "--detach", *options, "--runtime", RUNTIME, "--rootfs", str(tmp_path), container_id, "/sbin/init")
