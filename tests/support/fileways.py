@@ -23,7 +23,7 @@ _SETTINGS = {
     "virtio-fs": 'shared_fs = "virtio-fs"',
     "layers, disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'",
     "layers, memory": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'memory'",
-    "layers, host": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'host'",
+    "layers, host": "shared_fs = 'virtio-9p'\n[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'host'",
     "layers, small disk": "[runtime]\nrootfs_layers = 'disks'\nrootfs_upper = 'disk'\nrootfs_upper_size = 64",
 }
 #: Where in a container the volume and what may only be read are.

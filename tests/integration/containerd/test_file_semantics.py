@@ -30,8 +30,6 @@ OVER_9P = {
 PAIR_OVER_9P = dict.fromkeys(
     ("whole-file locks by another link", "inotify of a directory", "inotify of a file"), "is not so"
 )
-#: What sometimes goes wrong: Linux 6.12 writes behind over 9p, and forgets the length of a file that others open.
-UNRELIABLE_OVER_9P = ("O_APPEND from two processes", "O_APPEND")
 
 
 def tried(files: Files, directory: str = "/srv/files", *options: str) -> dict[str, object]:
@@ -48,10 +46,6 @@ def tried_by_two(files: Files, find: Callable[[Files, str], dict[str, object]]) 
     return missed(found)
 
 
-def reliable(found: dict[str, object]) -> dict[str, object]:
-    return {name: said for name, said in found.items() if name not in UNRELIABLE_OVER_9P}
-
-
 @pytest.mark.parametrize(
     "way", [RUNC, "virtio-fs", "layers, disk", pytest.param("layers, memory", marks=pytest.mark.long)]
 )
@@ -61,7 +55,7 @@ def test_one_program(files: Files) -> None:
 
 @pytest.mark.parametrize("way", ["virtio-9p"])
 def test_one_program_over_9p(files: Files) -> None:
-    assert reliable(tried(files)) == {**ON_OVERLAY, **OVER_9P}
+    assert tried(files) == {**ON_OVERLAY, **OVER_9P}
 
 
 @pytest.fixture
@@ -93,4 +87,4 @@ def test_two_programs(files: Files, find: Callable[[Files, str], dict[str, objec
     ],
 )
 def test_two_programs_over_9p(files: Files, find: Callable[[Files, str], dict[str, object]]) -> None:
-    assert reliable(tried_by_two(files, find)) == PAIR_OVER_9P
+    assert tried_by_two(files, find) == PAIR_OVER_9P
