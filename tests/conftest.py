@@ -16,6 +16,8 @@ from kata.errors import Internal, Unavailable
 from kata.runtime.config.loader import load
 from tests.support.packages import containerd_2
 
+pytest_plugins = ["tests.support.failures"]
+
 # On a disk: Debian 13 has /tmp in memory, where files cannot do all that they can on a disk.
 tempfile.tempdir = os.environ.setdefault("TMPDIR", "/var/tmp")
 

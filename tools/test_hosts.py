@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kata.osbuilder import store, suite
+from tests.support.evidence import FAILURES
 
 PROJECT = Path(__file__).parents[1]
 #: What `make dist` has made; the root has it as well.
@@ -153,6 +154,8 @@ def inside(disk: str, archive: str, *steps: str) -> int:
     copy_project(root / _PLACE)
     if BUILT.is_dir():
         bind(BUILT, root / _PLACE / BUILT.name)
+    FAILURES.mkdir(parents=True, exist_ok=True)
+    bind(FAILURES, root / _PLACE / FAILURES.relative_to(PROJECT))
     # Not chroot(2): runc makes sense of a root only if it is that of its mount namespace.
     subprocess.run(["pivot_root", root, root / "mnt"], check=True)
     os.chdir("/")

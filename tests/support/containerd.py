@@ -27,6 +27,7 @@ from kata.runtime.ledger.journal import STATE_ROOT, Ledger, Locked
 from kata.runtime.ledger.names import state_name
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
+from tests.support import evidence
 
 #: The runtime's name for `ctr run --runtime`; its last two parts name the executable.
 RUNTIME = "io.containerd.kata.v2"
@@ -193,6 +194,7 @@ class PrivateContainerd:
         Raises:
             FailedPrecondition: it ends, or does not accept calls in time.
         """
+        evidence.follow(self.log_file)
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=SIGKILL", "--", self._containerd, "--config", str(self.config)],
@@ -346,6 +348,7 @@ class PrivateContainerd:
             self._delete_tasks()
         # The rest is killed; containerd first, because it would clean up after its shims at the same time.
         self.stop()
+        evidence.end(self.log_file)
         _clear(self.directory)
         if self._lock is not None:
             os.close(self._lock)

@@ -30,10 +30,12 @@ from kata.protocols import health_pb2, processes, shared_tree
 from kata.runtime.launch.host import tsc_mhz
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
+from tests.support import evidence
 from tests.support.images import busybox
 
 SHARED = "/run/kata-containers/shared/containers"
 
+_LOGS = ("console", "qemu.log")
 _BOOT_TIMEOUT = 90.0
 # A boot takes seconds, an answer milliseconds; with tests beside it, longer.
 _ANSWER_TIMEOUT = 20.0
@@ -80,6 +82,8 @@ class Guest:
         self.directory = Path(tempfile.mkdtemp(prefix="kata-guest-"))
         self.share = self.directory / "share"
         self.share.mkdir()
+        for name in _LOGS:
+            evidence.follow(self.directory / name)
         try:
             with (self.directory / "qemu.log").open("wb") as log:
                 self._process = subprocess.Popen(
@@ -100,6 +104,8 @@ class Guest:
         if self._process:
             self._process.kill()
             self._process.wait(10)
+        for name in _LOGS:
+            evidence.end(self.directory / name)
         shutil.rmtree(self.directory)
 
     def _command(self) -> list[str]:
