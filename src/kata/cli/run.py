@@ -254,6 +254,7 @@ class _StderrHandler(logging.Handler):
 def _setup_logging(debug: bool) -> None:
     handler = _StderrHandler()
     handler.setLevel(logging.DEBUG if debug else logging.WARNING)
+    handler.addFilter(lambda record: not record.name.startswith("qemu.qmp"))  # a transcript is for logs
     root = logging.getLogger()
     # A log in a file that was asked for stays, and has all levels.
     others = [other for other in root.handlers if not isinstance(other, _StderrHandler)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Mapping
 
@@ -83,3 +84,30 @@ async def test_a_peer_that_ends_instead_of_answering() -> None:
     with pytest.raises(ExecInterruptedError):
         await qmp.connect("m", ours)
     await serving
+
+
+async def test_at_level_debug_there_is_a_transcript_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        serving = asyncio.create_task(qemu(theirs, DONE))
+        client = await qmp.connect("m", ours)
+        await client.execute("query-long", {"text": "x" * 5000})
+        await qmp.disconnect(client)
+        await serving
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("qemu.qmp")]
+    once = said[: len(said) // 2]
+    assert [line[:8] for line in once] == ["qmp <-- ", "qmp --> ", "qmp <-- ", "qmp --> ", "qmp <-- "]
+    assert '"execute": "query-long"' in once[3]
+    assert len(said) == 10, "as many for a VM of the same name"
+    assert all("\n" not in line and len(line) <= 2004 for line in said)
+
+
+async def test_otherwise_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(qemu(theirs, greeting={"hello": "world"}))
+    with pytest.raises(ConnectError):
+        await qmp.connect("m", ours)
+    await serving
+    assert not [record for record in caplog.records if record.name.startswith("qemu.qmp")]

@@ -10,9 +10,30 @@ References: QEMU's docs/interop/qmp-spec.rst, "Capabilities Negotiation"; qemu.q
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from qemu.qmp import QMPClient
+
+#: Characters of a message that are logged: a line of the log has to go through a pipe at once, which is 4 KiB.
+_MAX_LOGGED = 2000
+
+
+class _Transcript(logging.Filter):
+    """Of the client's own log, what goes over the wire passes, which is there at level debug, on one line each.
+
+    The rest repeats what exceptions say, and calls a QEMU that dies early a bug.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it passes; its message is cut."""
+        if record.msg not in ("--> %s", "<-- %s"):
+            return False
+        record.msg, record.args = f"qmp {' '.join(record.getMessage().split())[:_MAX_LOGGED]}", None
+        return True
+
+
+_TRANSCRIPT = _Transcript()
 
 
 async def connect(name: str, channel: socket.socket) -> QMPClient:
@@ -30,6 +51,7 @@ async def connect(name: str, channel: socket.socket) -> QMPClient:
         qemu.qmp.QMPError: QEMU refuses, or ends meanwhile.
     """
     client = QMPClient(name)
+    client.logger.addFilter(_TRANSCRIPT)
     client.negotiate = False
     await client.connect(channel)
     try:

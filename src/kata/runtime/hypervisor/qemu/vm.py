@@ -264,8 +264,6 @@ class QemuVm:
         # Imported here, while QEMU starts: the import takes time, which costs nothing here.
         from kata.runtime.hypervisor.qemu import qmp
 
-        # Exceptions say what goes wrong. The client's own log repeats it, and calls a QEMU that dies early a bug.
-        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
         assert self._process is not None
         self._qmp = await qmp.connect(self.plan.sandbox_id, self._process.channels[QMP_FD])
 
