@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kata.osbuilder import suite
+from tests.support.evidence import FAILURES
 
 ROOT = Path(__file__).parents[3]
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
@@ -53,6 +54,22 @@ def test_the_stages_are_ours() -> None:
     assert BY_MATRIX in every
     assert stages(jobs()["test"]) == [stage for stage in every if stage != BY_MATRIX]
     assert stages(jobs()["nightly"]) == ["run", *night]
+
+
+def test_what_failed_tests_leave_can_be_had() -> None:
+    for job in jobs().values():
+        (upload,) = [step for step in job["steps"] if step.get("uses", "").startswith("actions/upload-artifact@")]
+        assert upload["if"] == "failure()"
+        assert ROOT / upload["with"]["path"] == FAILURES
+
+
+def test_code_owners_own_what_is_there() -> None:
+    lines = (ROOT / ".github/CODEOWNERS").read_text(encoding="utf-8").splitlines()
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+    assert rules[0][0] == "*", "who is asked if nothing else matches"
+    for pattern, *owners in rules:
+        assert owners
+        assert pattern == "*" or (ROOT / pattern.lstrip("/")).exists(), pattern
 
 
 def test_each_host_release_has_its_job() -> None:
