@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,24 @@ def test_a_shim_of_another_kata_is_not_taken_for_ours(host: Host) -> None:
     before = listed(host)
     with pytest.raises(FailedPrecondition, match="another Kata is installed"):
         set_up(host, Engine.CONTAINERD)
+    assert listed(host) == before
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_of_two_shims_the_one_that_engines_find_first_counts(host: Host, tmp_path: Path, first: str) -> None:
+    """The other Kata's is in /usr/local/bin, say, and ours in /usr/bin."""
+    theirs = tmp_path / "local"
+    write_program(theirs / SHIM, "another Kata's")
+    write_program(host.bin / SHIM, "from kata.shim.main import main")
+    path = (str(theirs), host.path) if first == "theirs" else (host.path, str(theirs))
+    both = replace(host, path=":".join(path))
+    before = listed(host)
+    if first == "theirs":
+        with pytest.raises(FailedPrecondition, match=f"{theirs / SHIM} is not of this project"):
+            set_up(both, Engine.CONTAINERD)
+    else:
+        set_up(both, Engine.CONTAINERD)
+        remove(both, Engine.CONTAINERD)
     assert listed(host) == before
 
 
