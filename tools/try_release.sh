@@ -1,6 +1,7 @@
 #!/bin/sh
 # In a clean root, as tools/try_release.py makes it: install by one way (deb, archive, wheel), run a container by `kata
-# run` and by containerd, remove everything, compare the lists of all files. `make dist` comes first.
+# run` and by containerd, remove everything, compare the lists of all files. And what can be in the way: another Kata, an
+# older version with a sandbox that runs, a full disk, a read-only /opt. `make dist` comes first.
 set -eu
 way=$1
 export DEBIAN_FRONTEND=noninteractive
@@ -37,6 +38,41 @@ stop_containerd() {
     wait "$containerd" || true
 }
 
+# A command that has to fail, with words in what it says.
+refused() {
+    words=$1
+    shift
+    if "$@" >/tmp/refused 2>&1 || ! grep -q "$words" /tmp/refused; then
+        cat /tmp/refused
+        say "this had to be refused: $*"
+        exit 1
+    fi
+    say "$(grep "$words" /tmp/refused | head -1)"
+}
+# A sandbox that runs while something is done to the installation.
+begin_sandbox() {
+    ctr run --detach --runtime io.containerd.kata.v2 --rootfs "$root" "$1" /bin/busybox sleep 600
+    sleep 7
+}
+end_sandbox() {
+    kill -0 "$(ctr task ls | awk -v id="$1" '$1 == id { print $2 }')"
+    say "the sandbox goes on after $2"
+    ctr task kill --signal KILL "$1"
+    until ctr task ls | grep -q STOPPED; do sleep 1; done
+    ctr task delete "$1" >/dev/null
+    ctr container delete "$1"
+}
+
+install_older_deb() {
+    mkdir /root/older
+    for package in pykata pykata-guest; do
+        dpkg-deb --raw-extract dist/${package}_*.deb /root/older/$package
+        sed -i -E 's/^(Version: |Depends: pykata \(= )[0-9.]+/\10.0.1/' /root/older/$package/DEBIAN/control
+        dpkg-deb --root-owner-group -Znone --build /root/older/$package /root/older/$package.deb >/dev/null
+    done
+    apt-get install -qy --no-install-recommends /root/older/*.deb >/tmp/apt.log
+    rm -r /root/older
+}
 install_deb() { apt-get install -qy --no-install-recommends ./dist/pykata_*.deb ./dist/pykata-guest_*.deb >/tmp/apt.log; }
 remove_deb() { apt-get purge -qy pykata pykata-guest >/tmp/apt.log; }
 install_archive() { tar -C / -xf dist/pykata-*-amd64.tar.xz; }
@@ -74,27 +110,52 @@ start_containerd
 stop_containerd
 files >/tmp/before
 
-timed "install_$way"
+case $way in
+    deb)
+        timed install_older_deb
+        "$kata" setup containerd --yes >/dev/null
+        start_containerd
+        begin_sandbox older
+        timed install_deb
+        dpkg-query -W pykata pykata-guest
+        end_sandbox older "the upgrade"
+        stop_containerd
+        "$kata" unset --yes >/dev/null
+        ;;
+    archive)
+        mkdir /tmp/small
+        mount -t tmpfs -o size=40m tmpfs /tmp/small
+        refused "No space left" tar -C /tmp/small -xf dist/pykata-*-amd64.tar.xz
+        refused "a part of this installation is missing" /tmp/small/opt/kata/bin/kata setup
+        umount /tmp/small
+        timed install_archive
+        rm /opt/kata/lib/pykata/kata/monitor/main.py
+        refused "1 of this installation's files" "$kata" setup
+        install_archive
+        mount --bind /opt/kata /opt/kata
+        mount -o remount,bind,ro /opt/kata
+        ;;
+    wheel) timed install_wheel ;;
+esac
 "$kata" --version
 timed "$kata" run --rootfs "$root" -- /bin/busybox uname -r
 timed "$kata" run --rootfs "$root" -- /bin/busybox uname -r
+refused "dockerd is not installed" "$kata" setup docker --yes
+printf '\177ELF' >/usr/local/bin/containerd-shim-kata-v2
+refused "another Kata is installed" "$kata" setup containerd --yes
+rm /usr/local/bin/containerd-shim-kata-v2
 "$kata" setup containerd --yes
 "$kata" setup containerd --yes
 start_containerd
 timed ctr run --rm --runtime io.containerd.kata.v2 --rootfs "$root" hello /bin/busybox echo "by containerd"
-ctr run --detach --runtime io.containerd.kata.v2 --rootfs "$root" stays /bin/busybox sleep 600
-pid=$(ctr task ls | awk '$1 == "stays" { print $2 }')
-sleep 7
+begin_sandbox stays
 # Removal leaves what runs alone.
+[ $way != archive ] || umount /opt/kata
 case $way in
     deb) apt-get remove -qy pykata-guest pykata >/tmp/apt.log ;;
     *) mv "${kata%/bin/kata}" /opt/away ;;
 esac
-kill -0 "$pid" && say "the sandbox goes on after the removal"
-ctr task kill --signal KILL stays
-until ctr task ls | grep -q STOPPED; do sleep 1; done
-ctr task delete stays >/dev/null
-ctr container delete stays
+end_sandbox stays "the removal"
 stop_containerd
 [ ! -d /opt/away ] || mv /opt/away "${kata%/bin/kata}"
 timed "remove_$way"

@@ -33,7 +33,10 @@ import os.path
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + "/{library}")
-from {module} import {function}
+try:
+    from {module} import {function}
+except (ImportError, SyntaxError) as error:
+    sys.exit(f"{name}: {{error}}\\nhint: a part of this installation is missing; install it again")
 
 {function}()
 """
@@ -88,7 +91,7 @@ def commands(scripts: Mapping[str, str]) -> Tree:
     tree: Tree = {}
     for name, where in scripts.items():
         module, _, function = where.partition(":")
-        text = _LAUNCHER.format(library=LIBRARY, module=module, function=function)
+        text = _LAUNCHER.format(name=name, library=LIBRARY, module=module, function=function)
         tree[f"bin/{name}"] = File(text.encode(), 0o755)
     return tree
 

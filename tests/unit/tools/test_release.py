@@ -96,6 +96,22 @@ class TestTree:
             done = subprocess.run([path, "word"], capture_output=True, text=True, check=True, env={}, timeout=60)
             assert done.stdout == f"word {moved}/lib/pykata/part/of_it.py\n"
 
+    @pytest.mark.parametrize(
+        ("left", "words"), [(None, "No module named 'part.of_it'"), (b"def main(", "'(' was never closed")]
+    )
+    def test_half_an_installation_says_so(self, tmp_path: Path, left: bytes | None, words: str) -> None:
+        """The unpacking was interrupted before a module, or in it."""
+        tree = trees.commands({"tool": "part.of_it:main"})
+        tree["lib/pykata/part/__init__.py"] = File(b"")
+        if left:
+            tree["lib/pykata/part/of_it.py"] = File(left)
+        trees.write(tree, tmp_path)
+        done = subprocess.run([tmp_path / "bin/tool"], capture_output=True, text=True, check=False, env={}, timeout=60)
+        assert done.returncode == 1
+        first, second = done.stderr.splitlines()
+        assert first.startswith(f"tool: {words}")
+        assert second == "hint: a part of this installation is missing; install it again"
+
     def test_an_archive_has_the_same_bytes_from_two_directories(self, tmp_path: Path) -> None:
         archives = []
         for number, umask in enumerate((0o022, 0o077)):
