@@ -50,8 +50,8 @@ async def connect(name: str, channel: socket.socket) -> QMPClient:
         qemu.qmp.ConnectError: the peer's greeting is not QMP's.
         qemu.qmp.QMPError: QEMU refuses, or ends meanwhile.
     """
+    logging.getLogger(f"qemu.qmp.protocol.{name}").addFilter(_TRANSCRIPT)
     client = QMPClient(name)
-    client.logger.addFilter(_TRANSCRIPT)
     client.negotiate = False
     await client.connect(channel)
     try:
