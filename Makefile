@@ -57,7 +57,7 @@ help: ## Print this help
 run: $(VENV)/ready image ## Install what is missing, build the guest, run a container in a virtual machine
 	$(VENV)/bin/python -m tools.demo
 
-test: $(VENV)/docs test-packages image ## Run all checks and tests
+test: $(VENV)/docs $(VENV)/charts test-packages image ## Run all checks and tests
 	$(MAKE) check
 	$(VENV)/bin/pytest --durations 10 -n 3 --dist loadgroup $(TEST)
 
@@ -161,4 +161,8 @@ $(VENV)/ready: pyproject.toml | packages
 
 $(VENV)/docs: pyproject.toml $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+$(VENV)/charts: pyproject.toml $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[charts]'
 	touch $@
