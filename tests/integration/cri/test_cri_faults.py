@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 
 from kata.protocols import cri_pb2 as pb
-from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import PrivateContainerd
 from tests.support.cri import Cri
 from tests.support.images import BUSYBOX
+from tests.support.killing import ALL_THREE, CONTAINERD, PROGRAMS, REMOVAL_S, kill, remove_all
 from tests.support.repeats import repeated
 from tests.support.waiting import eventually
 
 #: Seconds that a pod's life takes, from RunPodSandbox to its removal.
 LIFE_S = 2.5
-#: Seconds for containerd to get rid of what has been cut short.
-REMOVAL_S = 60.0
-
-PROGRAMS = {"shim": "containerd-shim", "vm": "qemu-system-x86", "file server": "virtfs-proxy-he"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +29,7 @@ def kata(containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
         yield cri
 
 
-@pytest.mark.parametrize("victim", [*PROGRAMS, "all three", "containerd"])
+@pytest.mark.parametrize("victim", [*PROGRAMS, ALL_THREE, CONTAINERD])
 @repeated(1, round_s=120)
 def test_a_pod_that_is_cut_short(kata: Cri, containerd: PrivateContainerd, victim: str, rounds: int) -> None:
     killed = 0
@@ -47,13 +40,13 @@ def test_a_pod_that_is_cut_short(kata: Cri, containerd: PrivateContainerd, victi
         time.sleep(moment)
         try:
             while living.is_alive():
-                if _kill(containerd, victim):
+                if kill(containerd, victim):
                     killed += 1
                     break
                 time.sleep(0.01)
             living.join(REMOVAL_S)
             assert not living.is_alive(), "a call to containerd does not end"
-            _remove_all(kata)
+            remove_all(kata)
         except AssertionError as error:
             raise AssertionError(f"killed {victim} after {moment:.2f} s: {error}") from error
     # A pod that cannot start at all ends before anything is killed.
@@ -67,40 +60,6 @@ def _live(cri: Cri, name: str) -> None:
         container.exec("true")
         container.stop()
         container.remove()
-
-
-def _kill(containerd: PrivateContainerd, victim: str) -> bool:
-    """Whether there was anything to kill."""
-    if victim == "containerd":
-        containerd.restart(signal.SIGKILL)
-        return True
-    wanted = [program for name, program in PROGRAMS.items() if victim in (name, "all three")]
-    shims = containerd.shims()
-    pids = [*shims, *(pid for name in shims.values() for pid in processes_of(str(containerd.state(name))))]
-    killed = False
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() in wanted:
-                os.kill(pid, signal.SIGKILL)
-                killed = True
-    return killed
-
-
-def _remove_all(cri: Cri) -> None:
-    """Stop and remove every pod, as a kubelet does: again and again until it works."""
-    deadline = time.monotonic() + REMOVAL_S
-    while True:
-        try:
-            pods = cri.call("ListPodSandbox").items
-            for pod in pods:
-                cri.call("StopPodSandbox", pod_sandbox_id=pod.id)
-                cri.call("RemovePodSandbox", pod_sandbox_id=pod.id)
-        except grpc.RpcError as error:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"a pod cannot be removed: {error}") from error
-            time.sleep(0.2)
-        else:
-            return
 
 
 def test_a_guest_that_crashes(kata: Cri) -> None:
