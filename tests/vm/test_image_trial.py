@@ -53,3 +53,12 @@ def test_what_is_no_kernel_is_told(image: Path) -> None:
     replace(image / "vmlinux", b"\x7fELF" + bytes(4096))
     with pytest.raises(FailedPrecondition, match="the guest does not boot"):
         trial_boot(image)
+
+
+def test_a_kernel_that_panics_is_told_with_its_last_words(image: Path) -> None:
+    """The real one, which looks for its first process where there is none."""
+    content = (image / "vmlinux").read_bytes()
+    assert content.count(b"/init\0") > 0
+    replace(image / "vmlinux", content.replace(b"/init\0", b"/lost\0"))
+    with pytest.raises(FailedPrecondition, match=r"the guest does not boot: .*Kernel panic"):
+        trial_boot(image)

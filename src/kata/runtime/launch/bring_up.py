@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -51,6 +52,7 @@ _DAMAGED = "compare it with what was built: kata image check; build it again: ka
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
 #: In which the kernel says what it found, before it panics with a trace.
 _CONSOLE_LINES = 200
+_PANIC = re.compile(r"Kernel panic - not syncing: .*")
 
 Progress = Callable[[str], None]
 
@@ -204,16 +206,21 @@ def _raise_ended(vm: VirtualMachine, phase: str, exit_: VmExit, elapsed: float) 
     Raises:
         VmLaunchError: always.
     """
-    damage = verity.damage(vm.console_tail(_CONSOLE_LINES))
-    hint = _KILLED if exit_.status == -signal.SIGKILL else _SLOW
+    console = vm.console_tail(_CONSOLE_LINES)
+    damage, panic = verity.damage(console), _PANIC.search(console)
+    reason, hint = "the VM ended", _KILLED if exit_.status == -signal.SIGKILL else _SLOW
+    if damage:
+        reason, hint = f"its root image is damaged, or has been changed: {damage}", _DAMAGED
+    elif panic:
+        reason, hint = f"its kernel could not go on: {panic[0].strip()}", _DAMAGED
     raise VmLaunchError(
         phase,
-        f"its root image is damaged, or has been changed: {damage}" if damage else "the VM ended",
+        reason,
         elapsed=elapsed,
         exit_status=exit_.status,
         output=exit_.output,
         console=vm.console_tail(),
-        hint=_DAMAGED if damage else hint,
+        hint=hint,
     )
 
 
