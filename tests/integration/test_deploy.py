@@ -16,9 +16,17 @@ from pathlib import Path
 import pytest
 
 import kata
-from kata.deploy.cluster import LABEL
+from kata.deploy.cluster import ACCOUNT, LABEL
+from kata.osbuilder import store
+from kata.osbuilder.build import DEFAULT_CACHE
+from kata.osbuilder.packages import PackageCache
+from kata.runtime.images.archive import open_archive
+from kata.version import VERSION
 from tests.support.fakecluster import NODE, FakeCluster, fake_cluster
 from tests.support.fakenode import make_source
+from tools.release import __main__ as release
+from tools.release import image
+from tools.release import tree as trees
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -68,6 +76,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
         yield fake
 
 
+def in_overlay(directory: Path, *steps: str) -> subprocess.CompletedProcess[str]:
+    """Run steps of a shell with a node's root in directory/root; then say what is left of them."""
+    command = ["unshare", "--mount", "sh", "-c", _IN_OVERLAY, "sh", str(directory), *steps]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
 def test_all_of_it_and_nothing_is_left(source: Path, cluster: FakeCluster, tmp_path: Path) -> None:
     directory = tmp_path / "d"
     directory.mkdir()
@@ -91,11 +105,83 @@ def test_all_of_it_and_nothing_is_left(source: Path, cluster: FakeCluster, tmp_p
         f"{deploy} cleanup --root {root} --node {NODE}",
         f"test ! -e {root}/opt/kata -a ! -e {root}/opt/.kata.new -a ! -e {root}/var/lib/kata",
     ]
-    command = ["unshare", "--mount", "sh", "-c", _IN_OVERLAY, "sh", str(directory), *steps]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = in_overlay(directory, *steps)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[0]) == {"format": 1, "prefix": "/opt/kata", "stale": "100@7"}
     assert done.stdout.splitlines()[-1] == "nothing is left"
     assert LABEL not in cluster.labels
     patches = [request for request in cluster.requests if request[0] == "PATCH"]
     assert len(patches) == 2, "labelled, and not any more"
+
+
+@pytest.mark.long
+def test_the_image_on_a_node(cluster: FakeCluster, tmp_path: Path) -> None:
+    """The release's own image, with the rights that the chart gives it, under runc: it installs, and takes it back."""
+    bundle = tmp_path / "bundle"
+    archive = build_image(tmp_path)
+    unpack_image(archive, bundle / "rootfs")
+    directory = tmp_path / "d"
+    directory.mkdir()
+    root = directory / "root"
+    bundles = {}
+    for command in ("install", "cleanup"):
+        arguments = [command, "--node", NODE, *(["--wait", "60"] if command == "install" else [])]
+        bundles[command] = write_bundle(tmp_path / command, bundle / "rootfs", root, cluster, arguments)
+    restarted = f"echo '200 (containerd) S 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0' > {root}/proc/100/stat"
+    runc = f"runc --root {tmp_path}/runc run --bundle"
+    steps = [
+        f"(until grep -q runtimes.kata {root}/etc/containerd/config.toml; do sleep 0.1; done; {restarted}) &",
+        f"{runc} {bundles['install']} kata-deploy-test-install",
+        f"unshare --root {root} /opt/kata/bin/kata --version",
+        f"{runc} {bundles['cleanup']} kata-deploy-test-cleanup",
+    ]
+    done = in_overlay(directory, *steps)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [f"kata {VERSION}", "nothing is left"]
+    assert LABEL not in cluster.labels
+
+
+def build_image(directory: Path) -> Path:
+    """The image as `make dist` makes it."""
+    date = release.date_of_commit()
+    _, wheel = release.build_python(directory, directory / "scratch", date)
+    installed = release.installed([wheel, *release.fetch_wheels(directory / "wheels")])
+    cache = PackageCache(DEFAULT_CACHE)
+    root = image.root([cache.path(package) for package in image.packages(cache)])
+    tree = trees.under(image.PREFIX, installed | trees.image(store.find()))
+    image.write([root, tree], directory / "image.tar", date)
+    return directory / "image.tar"
+
+
+def unpack_image(archive: Path, root: Path) -> None:
+    root.mkdir(parents=True)
+    with open_archive(archive) as opened:
+        for layer in opened.layers:
+            with layer.open() as stored:
+                command = ["tar", "--extract", "--gzip", f"--directory={root}"]
+                subprocess.run(command, input=stored.read(), check=True, timeout=120)
+
+
+def write_bundle(directory: Path, rootfs: Path, node: Path, cluster: FakeCluster, arguments: list[str]) -> Path:
+    """A bundle of runc with the chart's mounts and rights, in this network namespace: the API server is in it."""
+    directory.mkdir()
+    subprocess.run(["runc", "spec", "--bundle", directory], check=True)
+    spec = json.loads((directory / "config.json").read_text())
+    host, _, port = cluster.url.removeprefix("https://").partition(":")
+    capabilities = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_CHROOT"]
+    spec["process"] |= {
+        "terminal": False,
+        "args": ["/usr/bin/kata-deploy", *arguments],
+        "env": ["PATH=/usr/sbin:/usr/bin", f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"],
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        "noNewPrivileges": True,
+    }
+    spec["root"] = {"path": str(rootfs), "readonly": True}
+    spec["mounts"] += [
+        {"destination": "/host", "type": "bind", "source": str(node), "options": ["rbind", "rprivate"]},
+        {"destination": str(ACCOUNT), "type": "bind", "source": str(cluster.account), "options": ["rbind", "ro"]},
+        {"destination": "/run/kata-deploy", "type": "tmpfs", "source": "tmpfs"},
+    ]
+    spec["linux"]["namespaces"] = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
+    (directory / "config.json").write_text(json.dumps(spec))
+    return directory

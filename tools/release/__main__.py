@@ -3,6 +3,7 @@
     pykata-VERSION.tar.gz, pykata-VERSION-py3-none-any.whl    for pip
     pykata_VERSION_amd64.deb, pykata-guest_VERSION_amd64.deb  for apt
     pykata-VERSION-amd64.tar.xz                               /opt/kata, with the guest image
+    kata-deploy-VERSION-amd64.oci.tar                         its container image, which installs it on nodes
     pykata-VERSION.cdx.json                                   what is in them of others
     SHA256SUMS
 
@@ -28,9 +29,12 @@ from pathlib import Path
 
 from kata.errors import KataError
 from kata.osbuilder import store, suite
+from kata.osbuilder.build import DEFAULT_CACHE
+from kata.osbuilder.packages import PackageCache
 from kata.version import VERSION
 from tools import manual
 from tools.release import deb, lock, sbom
+from tools.release import image as container
 from tools.release import tree as trees
 from tools.release.lock import PROJECT, PYTHONS
 from tools.release.tree import File, Tree
@@ -38,6 +42,7 @@ from tools.test_hosts import copy_project
 
 SUMS = "SHA256SUMS"
 ARCHIVE = f"pykata-{VERSION}-amd64.tar.xz"
+CONTAINER = f"kata-deploy-{VERSION}-amd64.oci.tar"
 BILL = f"pykata-{VERSION}.cdx.json"
 #: Where the archive's files go.
 PREFIX = "opt/kata"
@@ -167,8 +172,13 @@ def build(out: Path, image: str, say: Callable[[str], object]) -> None:
         told(out / ARCHIVE)
         if (size := (out / ARCHIVE).stat().st_size) > MAX_ARCHIVE:
             raise ValueError(f"{ARCHIVE} has {size} bytes; the maximum is {MAX_ARCHIVE}")
+        cache = PackageCache(DEFAULT_CACHE)
+        packages = container.packages(cache)
+        root = container.root([cache.path(package) for package in packages])
+        container.write([root, trees.under(PREFIX, tree | images)], out / CONTAINER, date)
+        told(out / CONTAINER)
     pinned = lock.parse(lock.REQUIREMENTS.read_text(encoding="utf-8"))
-    (out / BILL).write_text(sbom.make(pinned, guest.manifest, suite.guest_suite(), date))
+    (out / BILL).write_text(sbom.make(pinned, sbom.with_packages(guest.manifest, packages), suite.guest_suite(), date))
     told(out / BILL)
     (out / SUMS).write_text(sums(out))
     for path in out.iterdir():

@@ -68,7 +68,7 @@ def expected() -> set[str]:
     """The names of all files of a release."""
     packages = {f"{name}_{VERSION}_amd64.deb" for name in (deb.RUNTIME, deb.GUEST)}
     python = {f"pykata-{VERSION}.tar.gz", f"pykata-{VERSION}-py3-none-any.whl"}
-    return packages | python | {release.ARCHIVE, release.BILL}
+    return packages | python | {release.ARCHIVE, release.BILL, release.CONTAINER}
 
 
 def files(out: Path) -> Iterator[Row]:

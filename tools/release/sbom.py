@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -19,6 +20,7 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
+from kata.osbuilder.packages import Package
 from kata.version import VERSION
 from tools.release.lock import Pinned
 
@@ -51,6 +53,13 @@ def make(python: Iterable[Pinned], manifest: Mapping[str, Any], suite: str, date
     bom.serial_number = uuid5(NAMESPACE_URL, f"pykata {VERSION} {manifest['version']} {date} {names}")
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def with_packages(manifest: Mapping[str, Any], packages: Iterable[Package]) -> dict[str, Any]:
+    """A guest image's manifest with the packages that the container image has besides."""
+    named = {(package["name"], package["version"]) for package in manifest["packages"]}
+    more = [asdict(package) for package in packages if (package.name, package.version) not in named]
+    return {**manifest, "packages": [*manifest["packages"], *more]}
 
 
 def _python(pinned: Pinned) -> Component:

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from kata.osbuilder.store import CURRENT, GuestImage
 
@@ -172,10 +173,19 @@ def write_archive(tree: Mapping[str, File | Link], path: Path, date: int) -> Non
     Raises:
         OSError: it cannot be written.
     """
-    with (
-        lzma.open(path, "wb", preset=LEVEL) as compressed,
-        tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as archive,
-    ):
+    with lzma.open(path, "wb", preset=LEVEL) as compressed:
+        _write_members(tree, compressed, date)
+
+
+def plain_archive(tree: Mapping[str, File | Link], date: int) -> bytes:
+    """A tree as .tar, the same bytes each time; see `write_archive`. Raises OSError."""
+    plain = io.BytesIO()
+    _write_members(tree, plain, date)
+    return plain.getvalue()
+
+
+def _write_members(tree: Mapping[str, File | Link], out: BinaryIO | lzma.LZMAFile, date: int) -> None:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         made: set[str] = set()
         for name, entry in sorted(tree.items()):
             parents = [str(parent) for parent in reversed(Path(name).parents) if str(parent) != "."]
