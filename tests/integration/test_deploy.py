@@ -30,6 +30,9 @@ from tools.release import tree as trees
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
+#: As the chart's.
+PROBE = """/usr/bin/python3 -ISc "import os; os.stat('/run/kata-deploy/ready')\""""
+ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "20"))
 #: Puts a tmpfs over DIR, an overlay of this host's root on it, and runs the rest; all in a mount namespace of its own,
 #: with /proc as of a node on which a containerd runs that has just been started.
 _IN_OVERLAY = """
@@ -49,7 +52,7 @@ directory=$1
 shift
 files "$directory" > "$directory/before"
 for step; do eval "$step" || { echo "status $?"; exit 1; }; done
-files "$directory" | diff "$directory/before" - && echo "nothing is left"
+files "$directory" | diff "$directory/before" - && echo "nothing is left" || true
 """
 
 
@@ -76,23 +79,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
         yield fake
 
 
-def in_overlay(directory: Path, *steps: str) -> subprocess.CompletedProcess[str]:
+def in_overlay(directory: Path, *steps: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     """Run steps of a shell with a node's root in directory/root; then say what is left of them."""
     command = ["unshare", "--mount", "sh", "-c", _IN_OVERLAY, "sh", str(directory), *steps]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
 def test_all_of_it_and_nothing_is_left(source: Path, cluster: FakeCluster, tmp_path: Path) -> None:
     directory = tmp_path / "d"
     directory.mkdir()
-    program = (
-        "import sys; from pathlib import Path; from kata.deploy import main, cluster\n"
-        f"main._source = lambda: Path({str(source)!r})\n"
-        f"cluster.Cluster.of_this_pod = lambda: cluster.Cluster({cluster.url!r}, Path({str(cluster.account)!r}), 0)\n"
-        "sys.exit(main.invoke(sys.argv[1:]))\n"
-    )
-    (tmp_path / "program.py").write_text(program)
-    deploy = f"{sys.executable} {tmp_path}/program.py"
+    deploy = write_program(tmp_path, source, cluster)
     root = f"{directory}/root"
     restarted = f"echo '200 (containerd) S 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0' > {root}/proc/100/stat"
     steps = [
@@ -114,6 +110,52 @@ def test_all_of_it_and_nothing_is_left(source: Path, cluster: FakeCluster, tmp_p
     assert len(patches) == 2, "labelled, and not any more"
 
 
+def write_program(directory: Path, source: Path, cluster: FakeCluster) -> str:
+    """The installer with a tree and an API server of the test's; returns its command line."""
+    (directory / "program.py").write_text(
+        "import sys; from pathlib import Path; from kata.deploy import main, cluster\n"
+        f"main._source = lambda: Path({str(source)!r})\n"
+        f"cluster.Cluster.of_this_pod = lambda: cluster.Cluster({cluster.url!r}, Path({str(cluster.account)!r}), 0)\n"
+        "sys.exit(main.invoke(sys.argv[1:]))\n"
+    )
+    return f"{sys.executable} {directory}/program.py"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_at_any_moment(source: Path, cluster: FakeCluster, tmp_path: Path) -> None:
+    """SIGKILL, later and later, until it is through; whatever was done then is taken back, or finished first."""
+    directory = tmp_path / "d"
+    directory.mkdir()
+    deploy = write_program(tmp_path, source, cluster)
+    root = f"{directory}/root"
+    # A containerd that is always another one: nothing waits for its restart.
+    (tmp_path / "restart.sh").write_text(
+        "n=200; while sleep 0.1; do n=$((n + 1)); "
+        f'echo "$n (containerd) S{" 0" * 18} $n 0" > {root}/proc/100/stat; done\n'
+    )
+    install = f"{deploy} install --root {root} --node {NODE} --wait 60"
+    clean_up = f"{deploy} cleanup --root {root} --node {NODE}"
+    there = " -o ".join(f"-e {root}/{name}" for name in ("opt/kata", "opt/.kata.new", "var/lib/kata/deploy.json"))
+    rounds = [
+        step
+        for number in range(ROUNDS)
+        for step in (
+            f"timeout --signal KILL {0.4 + number * 0.3:.1f} {install} || true",
+            *([install] if number % 2 else []),
+            f"timeout --signal KILL {0.4 + number * 0.2:.1f} {clean_up} || true",
+            clean_up,
+            f"! test {there}",
+        )
+    ]
+    done = in_overlay(directory, f"sh {tmp_path}/restart.sh & restarting=$!", *rounds, "kill $restarting", timeout=3500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Hidden files are what a killed write has left.
+    left = [line for line in done.stdout.splitlines() if line.startswith(">") and "/." not in line]
+    assert left == []
+    assert LABEL not in cluster.labels
+
+
 @pytest.mark.long
 def test_the_image_on_a_node(cluster: FakeCluster, tmp_path: Path) -> None:
     """The release's own image, with the rights that the chart gives it, under runc: it installs, and takes it back."""
@@ -124,16 +166,22 @@ def test_the_image_on_a_node(cluster: FakeCluster, tmp_path: Path) -> None:
     directory.mkdir()
     root = directory / "root"
     bundles = {}
-    for command in ("install", "cleanup"):
-        arguments = [command, "--node", NODE, *(["--wait", "60"] if command == "install" else [])]
-        bundles[command] = write_bundle(tmp_path / command, bundle / "rootfs", root, cluster, arguments)
+    once = ["install", "--node", NODE, "--wait", "60"]
+    stays = [*once, "--stay", "--revert", "kata-system/kata-deploy"]
+    for name, arguments in {"once": once, "stays": stays}.items():
+        bundles[name] = write_bundle(tmp_path / name, bundle / "rootfs", root, cluster, arguments)
+    # Nobody asks before it is ended.
+    cluster.daemonset = "going"
     restarted = f"echo '200 (containerd) S 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0' > {root}/proc/100/stat"
     runc = f"runc --root {tmp_path}/runc run --bundle"
     steps = [
         f"(until grep -q runtimes.kata {root}/etc/containerd/config.toml; do sleep 0.1; done; {restarted}) &",
-        f"{runc} {bundles['install']} kata-deploy-test-install",
+        f"{runc} {bundles['once']} kata-deploy-test-once",
         f"unshare --root {root} /opt/kata/bin/kata --version",
-        f"{runc} {bundles['cleanup']} kata-deploy-test-cleanup",
+        f"{runc} {bundles['stays']} kata-deploy-test-stays & container=$!",
+        f"until runc --root {tmp_path}/runc exec kata-deploy-test-stays {PROBE} 2>/dev/null; do sleep 0.2; done",
+        f"runc --root {tmp_path}/runc kill kata-deploy-test-stays TERM",
+        "wait $container",
     ]
     done = in_overlay(directory, *steps)
     assert done.returncode == 0, done.stdout + done.stderr
