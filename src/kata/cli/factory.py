@@ -15,7 +15,7 @@ from kata.cli.render import say, warn
 from kata.cli.root import require_root
 from kata.errors import FailedPrecondition
 from kata.runtime.config.loader import load
-from kata.runtime.config.settings import Config, FactoryConfig
+from kata.runtime.config.settings import Config
 
 app = typer.Typer(help="Manage templates, from which sandboxes are restored.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def init(config: ConfigFile = None) -> None:
     from kata.runtime.launch.vm_plan import with_layers
 
     loaded = _load(config)
-    _check_enabled(loaded.factory)
+    _check_enabled(loaded)
     require_root("kata factory init")
     decided = shared_fs.decided(loaded)
     # The latter are what `kata run IMAGE` needs.
@@ -74,7 +74,7 @@ def serve(config: ConfigFile = None) -> None:
     from kata.shim.pool import Pool
 
     loaded = _load(config)
-    _check_enabled(loaded.factory, standby=True)
+    _check_enabled(loaded, standby=True)
     require_root("kata factory serve")
     logging.basicConfig(format="kata: %(message)s", level=logging.WARNING)
     Pool(loaded, loaded.factory.vm_cache_number, say).run()
@@ -88,7 +88,8 @@ def status(
     """List the templates, the most recently used first."""
     from kata.runtime.hypervisor.template.store import list_templates
 
-    factory = _load(config).factory
+    loaded = _load(config)
+    factory = loaded.factory
     listed = list_templates(factory.template_path)
     if json:
         import json as encoder
@@ -108,7 +109,7 @@ def status(
         ]
         print(encoder.dumps(found, indent=2))
         return
-    if not factory.enable_template:
+    if not loaded.uses_templates:
         say("templates are disabled in the configuration")
     table = Table(box=None, pad_edge=False)
     for heading in ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED", "DOMAIN"):
@@ -153,7 +154,13 @@ def _load(path: Path | None) -> Config:
     return loaded.config
 
 
-def _check_enabled(factory: FactoryConfig, *, standby: bool = False) -> None:
+def _check_enabled(config: Config, *, standby: bool = False) -> None:
+    factory = config.factory
+    if config.hypervisor.enable_hugepages:
+        raise FailedPrecondition(
+            "a VM on huge pages is not restored from a template",
+            hint="set enable_hugepages to false in [hypervisor.qemu] of the configuration",
+        )
     if standby and not (factory.enable_template and factory.vm_cache_number):
         raise FailedPrecondition(
             "standby is disabled",

@@ -68,3 +68,13 @@ def test_init_of_what_is_switched_off(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text("[factory]\nenable_template = false\n")
     assert invoke(["factory", "init", "--config", str(path)]) == 1
     assert "enable_template = true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["init", "serve"])
+def test_huge_pages_have_no_template(command: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path(config).open("a") as file:
+        file.write("[hypervisor.qemu]\nenable_hugepages = true\n")
+    assert invoke(["factory", command, "--config", config]) != 0
+    said = capsys.readouterr().err
+    assert "a VM on huge pages is not restored from a template" in said
+    assert "set enable_hugepages to false" in said

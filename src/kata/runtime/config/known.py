@@ -15,7 +15,7 @@ KEYS: dict[str, frozenset[str]] = {
         block_device_logical_sector_size block_device_physical_sector_size
         confidential_guest default_bridges disable_guest_selinux
         disable_image_nvdimm disable_nesting_checks disable_selinux disable_vhost_net
-        enable_hugepages enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
+        enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa
         enable_swap enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket file_mem_backend
         firmware firmware_volume guest_memory_dump_paging guest_memory_dump_path
         guest_swap_size_percent hotplug_vfio_on_root_bus indep_iothreads
@@ -47,7 +47,7 @@ ANNOTATIONS: dict[str, frozenset[str]] = {
     "hypervisor": _names("""
         asset_hash_type blk_logical_sector_size blk_physical_sector_size block_device_num_queues
         block_device_queue_size cc_init_data ctlpath ctlpath_hash default_gpu_model default_gpus
-        disable_image_nvdimm disable_vhost_net enable_hugepages
+        disable_image_nvdimm disable_vhost_net
         enable_iommu_platform enable_iothreads enable_mem_prealloc enable_swap enable_vhost_user_store
         enable_virtio_mem entropy_source file_mem_backend firmware firmware_hash firmware_volume firmware_volume_hash
         hotplug_vfio_on_root_bus hugepage_type image_hash indep_iothreads initrd_hash

@@ -21,6 +21,8 @@ LAYERS = Path("/var/lib/kata/layers")
 UPPER = Path("/var/lib/kata/upper")
 #: The value of `shared_fs` that leaves it to what the sandbox is to write to (`kata.runtime.launch.shared_fs`).
 SHARED_FS_AUTO = "auto"
+#: The value of `block_device_aio` that leaves it to the host (`kata.runtime.devices.aio`).
+AIO_AUTO = "auto"
 ANNOTATION_PREFIX = "io.katacontainers.config."
 
 _DAY = 86400
@@ -157,6 +159,15 @@ class HypervisorConfig:
             "Refuse to start a sandbox without KVM. Set it where VMs have to isolate tenants. (Not in Kata.)",
         ),
     )
+    pvm_guest: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "The guest kernel is made for PVM, the KVM of hosts whose CPU has no hardware virtualization: a /dev/kvm "
+            "that runs only such guests is used, too, if the trial boot succeeds. Kernels of `kata image build` are "
+            "not made for it. (Not in Kata.)",
+        ),
+    )
     kernel_params: str = field(
         default="",
         metadata=_row(
@@ -206,6 +217,16 @@ class HypervisorConfig:
             annotation="memory_slots",
         ),
     )
+    enable_hugepages: bool = field(
+        default=False,
+        metadata=_row(
+            Flag(),
+            "Put a sandbox's memory into huge pages of 2 MiB from the host's pool (`vm.nr_hugepages`), all of it at "
+            "its start, for programs that use much memory under KVM. Such a sandbox is booted, not restored from a "
+            "template, and shares no page with others; the host's memory cgroups do not count these pages.",
+            annotation="enable_hugepages",
+        ),
+    )
     cpu_features: str = field(
         default="",
         metadata=_row(
@@ -213,7 +234,8 @@ class HypervisorConfig:
                 pattern=r"([+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?(,[+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?)*)?",
                 description='CPU features separated by commas, such as "pmu=off,-avx512f"',
             ),
-            "Appended to the CPU model on QEMU's command line.",
+            "Appended to the CPU model on QEMU's command line, so that they win: under KVM that is the host's CPU "
+            "without performance counters and virtualization (`pmu=off,svm=off,vmx=off`).",
             annotation="cpu_features",
         ),
     )
@@ -292,11 +314,13 @@ class HypervisorConfig:
         ),
     )
     block_device_aio: str = field(
-        default="threads",
+        default=AIO_AUTO,
         metadata=_row(
-            Text(choices=("threads", "native", "io_uring")),
-            "How QEMU reads and writes disks. `native` bypasses the host's page cache. Kata's default is io_uring, "
-            "which many hosts forbid.",
+            Text(choices=(AIO_AUTO, "threads", "native", "io_uring")),
+            "How QEMU reads and writes disks. `native` bypasses the host's page cache. `auto` is io_uring under KVM "
+            "where the host's kernel allows it (`kernel.io_uring_disabled`), native under KVM where "
+            "`block_device_cache_direct` bypasses the page cache anyway, and threads elsewhere. (Kata's default is "
+            "io_uring, and it has no `auto`.)",
             annotation="block_device_aio",
         ),
     )
@@ -723,6 +747,11 @@ class Config:
     agent: AgentConfig = field(default_factory=AgentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     factory: FactoryConfig = field(default_factory=FactoryConfig)
+
+    @property
+    def uses_templates(self) -> bool:
+        """Whether VMs are restored from a template: those on huge pages cannot be."""
+        return self.factory.enable_template and not self.hypervisor.enable_hugepages
 
 
 @dataclass(frozen=True)

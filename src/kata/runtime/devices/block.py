@@ -21,6 +21,7 @@ from typing import Any
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.loop.off import off_loop
 from kata.runtime.config.settings import HypervisorConfig
+from kata.runtime.devices import aio
 from kata.runtime.hypervisor.base import VirtualMachine
 from kata.runtime.hypervisor.devices import BlockDevice
 from kata.runtime.storage.disk import Disk
@@ -63,11 +64,13 @@ class Disks:
     Args:
         vm: the VM.
         config: says which driver, cache mode and aio.
+        accelerator: the VM's.
     """
 
-    def __init__(self, vm: VirtualMachine, config: HypervisorConfig) -> None:
+    def __init__(self, vm: VirtualMachine, config: HypervisorConfig, accelerator: str) -> None:
         self._vm = vm
         self._config = config
+        self._accelerator = accelerator
         self._plugged: dict[tuple[str, int, int], _Plugged] = {}
         self._count = 0
         # A container that comes while a disk is being plugged waits for it.
@@ -165,14 +168,16 @@ class Disks:
     def _describe(self, device_id: str, fd: int, disk: Disk) -> BlockDevice:
         config = self._config
         cached = config.block_device_cache_set
+        direct = cached and config.block_device_cache_direct
+        mode = aio.of_this_host(config.block_device_aio, self._accelerator, direct=direct)
         return BlockDevice(
             id=device_id,
             fd=fd,
             read_only=disk.read_only,
             driver=config.block_device_driver,
-            cache_direct=config.block_device_aio == "native" or (cached and config.block_device_cache_direct),
+            cache_direct=mode == "native" or direct,
             cache_no_flush=disk.scratch or (cached and config.block_device_cache_noflush),
-            aio=config.block_device_aio,
+            aio=mode,
             any_size=disk.layer,
         )
 

@@ -119,9 +119,9 @@ class HostDevices:
         self._cold = cold_devices(spec, self._config, self._iommu)
         return ports(spec, self._iommu), tuple(chain.from_iterable(self._cold.values()))
 
-    def begin(self, vm: VirtualMachine, agent: AgentClient) -> None:
-        """The VM runs, as `at_boot` has requested it."""
-        disks = Disks(vm, self._config.hypervisor)
+    def begin(self, vm: VirtualMachine, agent: AgentClient, accelerator: str) -> None:
+        """The VM runs under an accelerator, as `at_boot` has requested it."""
+        disks = Disks(vm, self._config.hypervisor, accelerator)
         self._begun = _Running(vm, agent, disks, IommuGroups(vm, self._config, self._iommu, self._cold))
 
     @property

@@ -47,6 +47,7 @@ def known(
     initrd: Path,
     cache: Path = CACHE,
     architecture: Architecture = HOST,
+    pvm_guest: bool = False,
 ) -> Accelerator | None:
     """Decide which accelerator a VM gets; None if that takes a trial boot, which `choose` does.
 
@@ -58,6 +59,7 @@ def known(
         initrd: of the guest.
         cache: the file with the outcome of the trial boot.
         architecture: of the guest.
+        pvm_guest: whether the kernel is made for a KVM without hardware virtualization.
 
     Raises:
         InvalidArgument: `requested` is none of these, or contradicts `require_kvm`.
@@ -71,7 +73,11 @@ def known(
                 "accelerator tcg contradicts require_kvm", hint="set accelerator to auto, or require_kvm to false"
             )
         return Accelerator("tcg", "configured")
-    obstacle = kvm.obstacle() if architecture is HOST else f"this host's CPU does not run {architecture.name} guests"
+    obstacle = (
+        kvm.obstacle(pvm_guest=pvm_guest)
+        if architecture is HOST
+        else f"this host's CPU does not run {architecture.name} guests"
+    )
     if obstacle is None:
         obstacle = _recall(cache, _key("kvm", vmm, kernel, initrd))
         if obstacle is None:
@@ -104,6 +110,7 @@ async def choose(
     initrd: Path,
     cache: Path = CACHE,
     architecture: Architecture = HOST,
+    pvm_guest: bool = False,
 ) -> Accelerator:
     """Decide as `known` does, with a trial boot if no outcome is cached.
 
@@ -115,13 +122,14 @@ async def choose(
         initrd: of the guest.
         cache: the file with the outcome of the trial boot.
         architecture: of the guest.
+        pvm_guest: as for `known`.
 
     Raises:
         InvalidArgument, FailedPrecondition: as `known`.
         NotFound: VMM, kernel or initrd does not exist.
     """
     paths = {"vmm": vmm, "kernel": kernel, "initrd": initrd, "cache": cache}
-    found = known(requested, require_kvm=require_kvm, architecture=architecture, **paths)
+    found = known(requested, require_kvm=require_kvm, architecture=architecture, pvm_guest=pvm_guest, **paths)
     if found is None:
         # Rarely needed, and slow to import.
         from kata.runtime.hypervisor import trial_boot
@@ -149,6 +157,7 @@ def _arguments(hypervisor: HypervisorConfig) -> dict[str, Any]:
         "kernel": hypervisor.kernel,
         "initrd": hypervisor.initrd,
         "architecture": hypervisor.architecture,
+        "pvm_guest": hypervisor.pvm_guest,
     }
 
 

@@ -20,6 +20,8 @@ from kata.runtime.hypervisor.devices import Device, VfioDevice
 
 #: The least memory of a guest, in MiB: with less, kernel and agent were seen to die without an error.
 MIN_MEMORY_MIB = 128
+#: The huge pages that a guest's memory can be in, in MiB: 2 MiB is the size that x86-64 hosts have a pool of.
+HUGE_PAGE_MIB = 2
 #: Channels between host and guest that a VM can have.
 MAX_CHANNELS = 7
 #: Empty disks that a VM can have.
@@ -56,6 +58,7 @@ class VmPlan:
         memory_mib: guest memory in MiB.
         max_memory_mib: the most memory after hot-plug, in MiB; 0 for as much as at the start.
         memory_slots: how many times memory can be hot-plugged.
+        huge_pages: whether the memory is in huge pages of the host's pool, of HUGE_PAGE_MIB. Such a VM is not saved.
         share_dir: host directory that the guest can mount by the tag of `kata.protocols.shared_tree`, or None.
         root_dir: another one, for the root of a container, by the tag for that; only over 9p.
         share_fs: SHARE_9P or SHARE_VIRTIO_FS. The latter needs guest memory that another process maps, too.
@@ -95,6 +98,7 @@ class VmPlan:
     memory_mib: int = 512
     max_memory_mib: int = 0
     memory_slots: int = 0
+    huge_pages: bool = False
     share_dir: Path | None = None
     root_dir: Path | None = None
     share_fs: str = SHARE_9P
@@ -135,6 +139,8 @@ class VmPlan:
                 f"{self.memory_mib} MiB is not enough memory for a guest; the minimum is {MIN_MEMORY_MIB} MiB",
                 hint="raise default_memory in the configuration",
             )
+        if self.huge_pages and self.memory_mib % HUGE_PAGE_MIB:
+            raise InvalidArgument(f"{self.memory_mib} MiB of memory are no whole number of huge pages")
         if not MIN_ROOT_PORTS <= self.root_ports <= MAX_ROOT_PORTS:
             raise InvalidArgument(
                 f"invalid number of PCIe root ports {self.root_ports} ({MIN_ROOT_PORTS} to {MAX_ROOT_PORTS})"

@@ -33,12 +33,15 @@ _BASELINE = {
 }
 
 
-def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def obstacle(
+    device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo"), *, pvm_guest: bool = False
+) -> str | None:
     """Why KVM cannot run a guest on this host; None if nothing is known to prevent it.
 
     Args:
         device: the KVM device.
         cpuinfo: /proc/cpuinfo, or another file for tests.
+        pvm_guest: whether the guest's kernel is made for a KVM without hardware virtualization.
     """
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
@@ -48,9 +51,13 @@ def obstacle(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinf
         version = fcntl.ioctl(fd, _GET_API_VERSION, 0)
         if version != _API_VERSION:
             return f"{device} has API version {version}, not {_API_VERSION}"
-        flags = cpu_flags(cpuinfo)
-        if not flags & {"vmx", "svm"}:
-            return f"{device} opens, but the CPU has no hardware virtualization (neither vmx nor svm)"
+        if pvm_guest:
+            return None  # such a KVM describes its virtual CPU in its own way: the trial boot has to show it
+        if not cpu_flags(cpuinfo) & {"vmx", "svm"}:
+            return (
+                f"{device} opens, but the CPU has no hardware virtualization (neither vmx nor svm), "
+                "so that it runs only guests made for it (PVM)"
+            )
         leaves = bytearray(_CPUID_HEADER.size + _CPUID_LEAVES * _CPUID_ENTRY.size)
         _CPUID_HEADER.pack_into(leaves, 0, _CPUID_LEAVES, 0)
         fcntl.ioctl(fd, _GET_SUPPORTED_CPUID, leaves)

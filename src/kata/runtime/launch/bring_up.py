@@ -82,7 +82,7 @@ async def bring_up(
     found = None
     if prelaunch:
         found = prelaunch.template
-    elif config.factory.enable_template and not plan.devices:
+    elif config.uses_templates and not plan.devices:
         with timings.phase("template"):
             found = await _template(plan, config, ledger, progress)
     if found:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata.runtime.config.settings import HypervisorConfig
+from kata.runtime.hypervisor.base import HUGE_PAGE_MIB
 from kata.runtime.launch import verity
 from kata.runtime.resources.sizing import Size
 
@@ -31,6 +32,7 @@ class Host:
             built meanwhile; no image if the initrd is the whole root.
         verity: what the guest's kernel checks the image with, as `kata.runtime.launch.verity` reads it; "": nothing.
         programs: the directory of the programs that serve files, links resolved.
+        free_huge_pages: of HUGE_PAGE_MIB, in the host's pool, that nobody has reserved; looked at if they are wanted.
     """
 
     size: Size
@@ -41,6 +43,7 @@ class Host:
     image: Path | None
     programs: Path
     verity: str = ""
+    free_huge_pages: int = 0
 
 
 def tsc_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
@@ -75,4 +78,14 @@ def look_at_host(hypervisor: HypervisorConfig, accelerator: str) -> Host:
         image=image,
         programs=hypervisor.host_programs.resolve(),
         verity=(hypervisor.kernel_verity_params or verity.beside(image)) if image else "",
+        free_huge_pages=free_huge_pages() if hypervisor.enable_hugepages else 0,
     )
+
+
+def free_huge_pages(pool: Path = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE_MIB << 10}kB")) -> int:
+    """How many of the pool's pages can be had; 0 if the kernel has no such pool."""
+    try:
+        free, reserved = (int((pool / name).read_text()) for name in ("free_hugepages", "resv_hugepages"))
+    except OSError:
+        return 0
+    return max(0, free - reserved)

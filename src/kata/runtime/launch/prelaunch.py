@@ -85,7 +85,7 @@ def _restore(sandbox_id: str, bundle: str, config: Config, ledger: Ledger, slot:
     try:
         spec = load_bundle(Path(bundle)).spec
         config = shared_fs.decide(apply_annotations(config, spec.get("annotations") or {}), spec)
-        accelerator = accel.known_for(config.hypervisor) if config.factory.enable_template else None
+        accelerator = accel.known_for(config.hypervisor) if config.uses_templates else None
         if accelerator is None:
             return None
         host = look_at_host(config.hypervisor, accelerator.name)

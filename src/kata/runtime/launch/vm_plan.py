@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from kata.errors import ResourceExhausted
 from kata.oci.annotations import pod_namespace
 from kata.oci.spec import Spec, namespace_path
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
-from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.hypervisor.base import HUGE_PAGE_MIB, MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.launch import verity
 from kata.runtime.launch.host import Host
@@ -56,6 +57,7 @@ def plan_vm(
     Raises:
         InvalidArgument: a limit that no kernel would take, or a setting that no VM can have.
         FailedPrecondition: the image's parameters of dm-verity are not understood.
+        ResourceExhausted: the host's pool of huge pages is too small.
     """
     size = sandbox_budget(sandbox_id, spec, config, host.size).size()
     hypervisor = config.hypervisor
@@ -70,9 +72,10 @@ def plan_vm(
         cpu_features=hypervisor.cpu_features,
         vcpus=size.vcpus,
         max_vcpus=hypervisor.max_vcpus(host.size.vcpus) if grows else 0,
-        memory_mib=size_class(size.memory_mib) if config.factory.enable_template else size.memory_mib,
+        memory_mib=_memory_mib(size.memory_mib, config, host),
         max_memory_mib=hypervisor.max_memory(host.size.memory_mib) if grows else 0,
         memory_slots=hypervisor.memory_slots,
+        huge_pages=hypervisor.enable_hugepages,
         kernel=host.kernel,
         initrd=host.initrd,
         image=host.image,
@@ -109,6 +112,23 @@ def plan_vm(
 def template_domain(config: Config, spec: Spec) -> str:
     """The domain with which a sandbox shares its template; "" if the configuration makes no difference."""
     return config.factory.template_domain.replace(_NAMESPACE, pod_namespace(spec.get("annotations") or {}))
+
+
+def _memory_mib(wanted: int, config: Config, host: Host) -> int:
+    """The memory that a VM gets for so many MiB.
+
+    Raises:
+        ResourceExhausted: the host's pool of huge pages is too small.
+    """
+    if not config.hypervisor.enable_hugepages:
+        return size_class(wanted) if config.uses_templates else wanted
+    pages = -(-wanted // HUGE_PAGE_MIB)
+    if pages > host.free_huge_pages:
+        raise ResourceExhausted(
+            f"the VM needs {pages} huge pages of {HUGE_PAGE_MIB} MiB; {host.free_huge_pages} of this host's are free",
+            hint="reserve more (sysctl vm.nr_hugepages), or set enable_hugepages to false",
+        )
+    return pages * HUGE_PAGE_MIB
 
 
 def empty_disks(config: Config) -> tuple[bool, ...]:

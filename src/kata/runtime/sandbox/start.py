@@ -162,7 +162,7 @@ class _Start:
         traced = self._hold_guest(guest, membership, containers)
         if traced and self._config.agent.enable_tracing:
             await traced.start()
-        self._devices.begin(guest.vm, guest.agent)
+        self._devices.begin(guest.vm, guest.agent, plan.vm.accelerator)
         resources = self._give_resources(guest, plan, membership.cgroup)
         # Beside the rest: the guest does not need the cgroup yet, and one from standby has left no time to move to it.
         confining = asyncio.create_task(_confine(membership, resources), name=f"host cgroup of {self._what}")

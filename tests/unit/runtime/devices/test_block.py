@@ -54,7 +54,7 @@ def vm() -> Vm:
 
 @pytest.fixture
 def disks(vm: Vm) -> Disks:
-    return Disks(cast(VirtualMachine, vm), HypervisorConfig())
+    return Disks(cast(VirtualMachine, vm), HypervisorConfig(), "tcg")
 
 
 def image(path: Path, name: str = "a") -> Disk:
@@ -163,7 +163,7 @@ async def test_a_guest_that_keeps_a_disk_stops_nobody(vm: Vm, disks: Disks, tmp_
     ],
 )
 async def test_settings(vm: Vm, tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    disks = Disks(cast(VirtualMachine, vm), replace(HypervisorConfig(), **changes))
+    disks = Disks(cast(VirtualMachine, vm), replace(HypervisorConfig(), **changes), "tcg")
     [attached] = await disks.attach("one", [image(tmp_path)])
     [device] = vm.plugged.values()
     assert {name: getattr(device, name) for name in expected} == expected

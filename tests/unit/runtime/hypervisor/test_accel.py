@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kata.architecture import ARM64
 from kata.errors import FailedPrecondition, InvalidArgument
+from kata.runtime.config.settings import HypervisorConfig
 from kata.runtime.hypervisor import accel, kvm, trial_boot
 
 
@@ -28,7 +30,9 @@ class Host:
         self.boots += 1
         return self.outcome
 
-    async def choose(self, requested: str = "auto", *, require_kvm: bool = False) -> accel.Accelerator:
+    async def choose(
+        self, requested: str = "auto", *, require_kvm: bool = False, pvm_guest: bool = False
+    ) -> accel.Accelerator:
         return await accel.choose(
             requested,
             require_kvm=require_kvm,
@@ -36,13 +40,14 @@ class Host:
             kernel=self.kernel,
             initrd=self.kernel,
             cache=self.cache,
+            pvm_guest=pvm_guest,
         )
 
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(tmp_path)
-    monkeypatch.setattr(kvm, "obstacle", lambda: None)
+    monkeypatch.setattr(kvm, "obstacle", lambda **_: None)
     monkeypatch.setattr(trial_boot, "probe", host.probe)
     return host
 
@@ -55,7 +60,12 @@ async def test_a_working_kvm_is_found_once(host: Host) -> None:
 
 
 async def test_kvm_is_not_tried_with_a_guest_of_another_architecture(host: Host) -> None:
-    paths = {"vmm": Path("/bin/true"), "kernel": host.kernel, "initrd": host.kernel, "cache": host.cache}
+    paths: dict[str, Any] = {
+        "vmm": Path("/bin/true"),
+        "kernel": host.kernel,
+        "initrd": host.kernel,
+        "cache": host.cache,
+    }
     found = await accel.choose("auto", require_kvm=False, architecture=ARM64, **paths)
     assert found == accel.Accelerator("tcg", "this host's CPU does not run arm64 guests")
     with pytest.raises(FailedPrecondition, match="KVM does not work here: this host's CPU does not run arm64 guests"):
@@ -86,10 +96,21 @@ async def test_another_kernel_is_tried_anew(host: Host) -> None:
 
 
 async def test_what_can_be_seen_is_neither_tried_nor_remembered(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvm, "obstacle", lambda: "/dev/kvm cannot be opened")
+    monkeypatch.setattr(kvm, "obstacle", lambda **_: "/dev/kvm cannot be opened")
     assert await host.choose() == accel.Accelerator("tcg", "/dev/kvm cannot be opened")
     assert host.boots == 0
     assert not host.cache.exists()
+
+
+async def test_a_kvm_for_pvm_guests_is_tried_if_the_configuration_says_so(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "obstacle", lambda *, pvm_guest: None if pvm_guest else "only guests made for it (PVM)")
+    assert await host.choose() == accel.Accelerator("tcg", "only guests made for it (PVM)")
+    assert host.boots == 0
+    assert (await host.choose(pvm_guest=True)).name == "kvm"
+    assert host.boots == 1, "a boot has to prove it"
+    assert accel._arguments(replace(HypervisorConfig(), pvm_guest=True))["pvm_guest"]
 
 
 @pytest.mark.parametrize(("requested", "require_kvm"), [("kvm", False), ("auto", True), ("kvm", True)])

@@ -55,7 +55,16 @@ def test_a_processor_without_virtualization(tmp_path: Path) -> None:
     assert cpu_flags(cpuinfo) == {"fpu", "sse2"}
     if not Path("/dev/kvm").exists():
         pytest.skip("needs /dev/kvm")
-    assert "neither vmx nor svm" in (obstacle(cpuinfo=cpuinfo) or "")
+    said = obstacle(cpuinfo=cpuinfo) or ""
+    assert "neither vmx nor svm" in said
+    assert said.endswith("it runs only guests made for it (PVM)")
+    assert obstacle(cpuinfo=cpuinfo, pvm_guest=True) is None, "a guest made for it may be tried"
+
+
+def test_a_guest_for_pvm_needs_a_kvm_nonetheless(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, said in (("file", "does not answer like KVM"), ("none", "cannot be opened")):
+        assert said in (obstacle(tmp_path / name, pvm_guest=True) or "")
 
 
 def test_flags_of_a_file_without_any(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kata.architecture import ARM64
 from kata.errors import InvalidArgument
 from kata.runtime.config.settings import MAX_ROOT_PORTS
-from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, VmPlan
+from kata.runtime.hypervisor.base import MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
 from kata.runtime.hypervisor.qemu.command import (
     CONSOLE_FD,
@@ -71,10 +71,21 @@ def test_another_architecture_has_what_its_machine_has(full: VmPlan) -> None:
 
 
 def test_under_kvm(make_plan: Callable[..., VmPlan]) -> None:
-    argv = command_line(make_plan(accelerator="kvm", cpu_features="pmu=off"), FDS)
+    argv = command_line(make_plan(accelerator="kvm", cpu_features="svm=on"), FDS)
     assert values(argv, "-accel") == ["kvm,kernel-irqchip=on"]
-    assert values(argv, "-cpu") == ["host,pmu=off"]
+    assert values(argv, "-cpu") == ["host,migratable=on,pmu=off,svm=off,vmx=off,svm=on"], "the configuration's win"
     assert values(argv, "-global") == ["kvm-pit.lost_tick_policy=discard"]
+    assert values(argv, "-overcommit") == ["mem-lock=off,cpu-pm=off"]
+    assert "-overcommit" not in command_line(make_plan(accelerator="tcg"), FDS)
+
+
+@pytest.mark.parametrize(("share_fs", "shared"), [(SHARE_9P, "off"), (SHARE_VIRTIO_FS, "on")])
+def test_huge_pages(full: VmPlan, share_fs: str, shared: str) -> None:
+    argv = command_line(replace(full, huge_pages=True, share_fs=share_fs, root_dir=None), FDS | {SHARE_FD: 11})
+    [memory] = [word for word in values(argv, "-object") if word.startswith("memory")]
+    options = f"hugetlb=on,hugetlbsize=2M,prealloc=on,share={shared}"
+    assert memory == f"memory-backend-memfd,id=memory,size=600M,{options}"
+    assert values(argv, "-machine") == ["q35,memory-backend=memory"]
 
 
 def test_nothing_comes_along_that_was_not_asked_for(full: VmPlan) -> None:

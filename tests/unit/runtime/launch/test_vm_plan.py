@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from kata.architecture import ARM64
-from kata.errors import InvalidArgument
+from kata.errors import InvalidArgument, ResourceExhausted
 from kata.oci.default import default_spec
 from kata.oci.spec import Spec
 from kata.osbuilder.verity import Sealed
 from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS
-from kata.runtime.launch.host import Host, look_at_host, tsc_mhz
+from kata.runtime.launch.host import Host, free_huge_pages, look_at_host, tsc_mhz
 from kata.runtime.launch.vm_plan import agent_params, as_template, empty_disks, plan_vm, with_layers
 from kata.runtime.ledger.processes import MARKER
 from kata.runtime.resources.sizing import Size
@@ -70,6 +70,26 @@ def test_it_is_made_for_the_host_that_it_is_given() -> None:
     assert plan_vm("box", BOX, spec(), config(), small).max_vcpus == 2
     by_virtiofs = config(shared_fs=SHARE_VIRTIO_FS, virtio_fs_daemon="/usr/libexec/virtiofsd")
     assert plan_vm("box", BOX, spec(), by_virtiofs, HOST).virtiofsd == Path("/usr/libexec/virtiofsd")
+
+
+def test_memory_in_huge_pages() -> None:
+    on_huge_pages = config(enable_hugepages=True)
+    assert not on_huge_pages.uses_templates
+    plan = plan_vm("box", BOX, spec(), on_huge_pages, replace(HOST, free_huge_pages=500))
+    assert (plan.huge_pages, plan.memory_mib) == (True, 1000), "as it was asked for, not as a template has it"
+    odd = config(enable_hugepages=True)
+    odd = replace(odd, hypervisor=replace(odd.hypervisor, default_memory=999))
+    assert plan_vm("box", BOX, spec(), odd, replace(HOST, free_huge_pages=500)).memory_mib == 1000
+    with pytest.raises(ResourceExhausted, match="needs 500 huge pages of 2 MiB; 499 of this host's are free") as caught:
+        plan_vm("box", BOX, spec(), on_huge_pages, replace(HOST, free_huge_pages=499))
+    assert "vm.nr_hugepages" in (caught.value.hint or "")
+
+
+def test_the_hosts_pool_of_huge_pages(tmp_path: Path) -> None:
+    assert free_huge_pages(tmp_path) == 0, "a kernel without them"
+    for name, count in (("free_hugepages", 100), ("resv_hugepages", 30)):
+        (tmp_path / name).write_text(f"{count}\n")
+    assert free_huge_pages(tmp_path) == 70, "what others have reserved cannot be had"
 
 
 def test_a_machine_without_acpi_keeps_its_size_and_plugs_into_root_ports() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kata.protocols.shared_tree import ROOT_TAG, TAG
-from kata.runtime.hypervisor.base import MAX_CHANNELS, SHARE_VIRTIO_FS, VmPlan
+from kata.runtime.hypervisor.base import HUGE_PAGE_MIB, MAX_CHANNELS, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.kernel_params import kernel_command_line
 from kata.runtime.hypervisor.qemu import slots
 
@@ -44,6 +44,13 @@ SHARE_CHARDEV = "share"
 #: Bytes that an empty disk seems to have: more than what is put into it, at whose end reading ends.
 _EMPTY_DISK_SIZE = 1 << 44
 
+#: Of the host's CPU, what a guest gets otherwise. Later features win, so a configuration can undo each:
+#: migratable    without what another VM could not go on with, in particular the invariant time-stamp counter: QEMU does
+#:               not save a VM that has it, and so there would be no template. The guest's clock is kvm-clock, then.
+#: pmu           no performance counters: they show what others do on a CPU, and a guest can reach KVM's code for them.
+#: svm, vmx      no virtualization in the guest: its image has no use for it, and KVM's code for it is large.
+_KVM_CPU = "migratable=on,pmu=off,svm=off,vmx=off"
+
 #: MiB of translated code that TCG caches. QEMU's default is 1 GiB, which a busy guest fills.
 _TRANSLATION_CACHE_MIB = 256
 
@@ -69,7 +76,7 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         ("-no-user-config",),
         ("-no-reboot",),
         ("-display", "none"),
-        ("-machine", _machine(plan) + (",memory-backend=memory" if MEMORY_FD in fds else "")),
+        ("-machine", _machine(plan) + (",memory-backend=memory" if MEMORY_FD in fds or plan.huge_pages else "")),
         *_cpu(plan),
         *_iommu(plan),
         ("-smp", f"cpus={plan.vcpus},maxcpus={max_vcpus},sockets={max_vcpus},cores=1,threads=1"),
@@ -104,6 +111,11 @@ def _memory_size(plan: VmPlan) -> str:
 
 
 def _memory(plan: VmPlan, fds: Mapping[str, int], read_only: bool) -> list[tuple[str, ...]]:
+    if plan.huge_pages:
+        # Taken from the host's pool at once (prealloc): a page that is missing later would be a SIGBUS.
+        share = "on" if plan.shares_memory else "off"
+        options = f"hugetlb=on,hugetlbsize={HUGE_PAGE_MIB}M,prealloc=on,share={share}"
+        return [("-object", f"memory-backend-memfd,id=memory,size={plan.memory_mib}M,{options}")]
     if MEMORY_FD not in fds:
         return []
     share = "share=on"
@@ -133,9 +145,12 @@ def _cpu(plan: VmPlan) -> list[tuple[str, ...]]:
         return [
             # Interrupt remapping needs the I/O APIC in QEMU, not in the kernel.
             ("-accel", f"kvm,kernel-irqchip={'split' if plan.iommu else 'on'}"),
-            ("-cpu", f"host{features}"),
+            ("-cpu", f"host,{_KVM_CPU}{features}"),
             # Linux does not need the timer ticks that it missed while the VM was paused.
             ("-global", "kvm-pit.lost_tick_policy=discard"),
+            # The host's memory and CPUs are shared: a guest's clean pages are its siblings', and one that is idle gives
+            # its CPU away. With cpu-pm it would sleep on it, which the host and its cgroups take for work.
+            ("-overcommit", "mem-lock=off,cpu-pm=off"),
         ]
     return [
         ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_CACHE_MIB}"),

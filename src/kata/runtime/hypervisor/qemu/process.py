@@ -99,7 +99,7 @@ class QemuProcess:
             self.output, write_end = os.pipe()
             read_only = memory is not None and fcntl.fcntl(memory, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             saved = memory
-            if plan.shares_memory and (state is not None or memory is None):
+            if plan.shares_memory and not plan.huge_pages and (state is not None or memory is None):
                 memory = copy = memory_to_share(plan.memory_mib)
             elif state is not None and saved is not None and not read_only:
                 self._sealed = SealedCopy(saved, plan.run_dir)

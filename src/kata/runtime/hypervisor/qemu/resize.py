@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, ResourceExhausted
-from kata.runtime.hypervisor.base import Resized, VmPlan
+from kata.runtime.hypervisor.base import HUGE_PAGE_MIB, Resized, VmPlan
 from kata.runtime.hypervisor.qemu.device_commands import Command
 
 log = logging.getLogger(__name__)
@@ -113,9 +113,7 @@ class Resizer:
         self._number += 1
         name = f"dimm{self._number}"
         backend = f"{name}-memory"
-        await self._execute(
-            Command("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size << 20})
-        )
+        await self._execute(Command("object-add", {**_backend(self._plan), "id": backend, "size": size << 20}))
         try:
             await self._execute(Command("device_add", {"driver": "pc-dimm", "id": name, "memdev": backend}))
         except KataError:
@@ -160,6 +158,14 @@ class Resizer:
         if not isinstance(answer, list):
             raise FailedPrecondition(f"qemu of {self._plan.sandbox_id}: {query}: answer is not a list")
         return answer
+
+
+def _backend(plan: VmPlan) -> dict[str, object]:
+    """What a DIMM's memory is, like that of the VM at boot."""
+    if not plan.huge_pages:
+        return {"qom-type": "memory-backend-ram"}
+    huge = {"hugetlb": True, "hugetlbsize": HUGE_PAGE_MIB << 20, "prealloc": True}
+    return {"qom-type": "memory-backend-memfd", "share": plan.shares_memory, **huge}
 
 
 def _device_of(slot: dict[str, Any]) -> str:
