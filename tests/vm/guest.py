@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from kata.oci import convert
 from kata.osbuilder import store
 from kata.protocols import agent_pb2 as pb
 from kata.protocols import health_pb2, processes, shared_tree
+from kata.runtime.hypervisor.deadline import MAX_RUN_DELAY_S, run_delay
 from kata.runtime.launch.host import tsc_mhz
 from kata.ttrpc import Client, ConnectionClosed, StatusError
 from kata.ttrpc.typed import Stub
@@ -144,10 +146,20 @@ class Guest:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def run_delay(self) -> float:
+        """Seconds for which the VM was ready to run and the host gave it no CPU: deadlines leave them out."""
+        return min(run_delay(self._process.pid), MAX_RUN_DELAY_S) if self._process else 0.0
+
     def wait_off(self, timeout: float) -> int:
         """QEMU's exit status after the VM has been switched off."""
         assert self._process
-        return self._process.wait(timeout)
+        begin, withheld = time.monotonic(), self.run_delay
+        while self._process.poll() is None:
+            waited = time.monotonic() - begin - (self.run_delay - withheld)
+            assert waited < timeout, f"the VM runs {waited:.0f} s later; console:\n{self.console[-4000:]}"
+            time.sleep(0.05)
+        return self._process.returncode
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Agent]:
@@ -157,7 +169,7 @@ class Guest:
         comes hears nothing, or what was meant for the last. So who is not answered comes again. The product's own
         channel is a pair of sockets that nobody leaves.
         """
-        deadline = asyncio.get_running_loop().time() + _BOOT_TIMEOUT
+        begin, withheld = time.monotonic(), self.run_delay
         while not (self.directory / "rpc").exists() and self.running:
             await asyncio.sleep(0.02)
         async with AsyncExitStack() as stack:
@@ -168,7 +180,7 @@ class Guest:
                     log = (self.directory / "qemu.log").read_text(errors="replace")
                     raise AssertionError(f"QEMU: {log[-2000:]}\nconsole:\n{self.console[-4000:]}") from error
                 agent = Agent(client)
-                left = deadline - asyncio.get_running_loop().time()
+                left = begin + _BOOT_TIMEOUT + self.run_delay - withheld - time.monotonic()
                 try:
                     await agent.health.Check(health_pb2.CheckRequest(), timeout=min(left, _ANSWER_TIMEOUT))
                     break
