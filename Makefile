@@ -48,7 +48,7 @@ APT_DOCS := graphviz
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-nested test-hosts check bench image kernel install uninstall protos docs supported packages \
+.PHONY: help run test test-long test-nested test-hosts soak check bench image kernel install uninstall protos docs supported packages \
   test-packages dist lock release-check
 
 help: ## Print this help
@@ -74,6 +74,9 @@ check: $(VENV)/ready ## Format, lint, types, layers
 
 test-nested: $(VENV)/ready test-packages image ## Test under KVM, and VFIO and vsock, on an emulated host (about 3 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
+
+soak: $(VENV)/ready test-packages image ## Let pods live and be killed for KATA_SOAK_MINUTES (60), and write results/soak
+	$(VENV)/bin/python -m tools.soak
 
 test-hosts: $(VENV)/ready ## Test in a clean root of the other Debian release (about 9 minutes)
 	$(call install_packages,$(APT_HOSTS))

@@ -52,7 +52,8 @@ class TestSlope:
     def test_of_a_line(self) -> None:
         line = slope([(number, 3 + number / 10) for number in range(100)])
         assert line is not None
-        assert (line.per_100, line.error) == (pytest.approx(10), pytest.approx(0, abs=1e-6))
+        assert line.per_100 == pytest.approx(10)
+        assert line.error == pytest.approx(0, abs=1e-6)
 
     def test_what_grows_is_told(self) -> None:
         leaks = [outcome(number, 20 + number / 10) for number in range(1, 100)]
@@ -103,9 +104,9 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def _here(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(command, "_SCRATCH", str(tmp_path))
-        monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+        monkeypatch.setattr("tools.soak.__main__.signal.signal", lambda *_: None)
         monkeypatch.setattr(command, "unshare", lambda flags: None)
-        monkeypatch.setattr(command.mount, "set_propagation", lambda target, flags: None)
+        monkeypatch.setattr("tools.soak.__main__.mount.set_propagation", lambda target, flags: None)
 
     @pytest.mark.parametrize(
         ("error", "said"), [(KeyboardInterrupt(), "by a signal"), (FailedPrecondition("no disk"), "no disk")]
