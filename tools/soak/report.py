@@ -14,7 +14,7 @@ from tools.soak.figures import QUANTITIES, WARM_UP, Outcome, growing, points_of,
 DRAWING = "soak.svg"
 #: Kills of an hour.
 KILLS_AN_HOUR = 500
-_SHOWN = 120
+_SHOWN = 300
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM, _COLUMNS = 420, 150, 58, 30, 14, 24, 2
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1d2126}.soft{fill:#626b76}.grid{stroke:#e2e5e9}"
@@ -72,7 +72,7 @@ def markdown(soak: Soak) -> str:
         "|---|---|",
         f"| kills | {soak.kills} ({wanted} are usual in this time) |",
         f"| rounds short of memory, of disk | {_short(soak, 'memory')}, {_short(soak, 'disk')} |",
-        f"| left behind after a round | {sum(bool(one.problems) for one in soak.outcomes)} rounds with a problem |",
+        f"| rounds with a problem, as something left behind | {sum(bool(one.problems) for one in soak.outcomes)} |",
         f"| verdict | {f'{len(failures)} failures' if failures else 'nothing stays, nothing grows'} |",
         "",
     ]
