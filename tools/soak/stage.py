@@ -145,7 +145,7 @@ class Stage:
             self._containerd.restart()
             return True
         pods = sorted({*self._containerd.shims().values()} - {self._pod.id})
-        spared = {self._pod.id, *pods} - {choice.choice(pods)} if pods else ()
+        spared = {self._pod.id, *pods} - ({choice.choice(pods)} if pods else set())
         return kill(self._containerd, victim, spared=spared, choice=choice)
 
     def _live(self, number: int, index: int, steps: tuple[str, ...], ended: list[str]) -> None:
