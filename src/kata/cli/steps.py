@@ -18,4 +18,4 @@ def steps() -> Iterator[Callable[[str], None]]:
         with console.status("starting") as status:
             yield lambda step: status.update(f"{step} …")
     else:
-        yield lambda step: console.print(f"{time.monotonic() - started:6.1f} s  {step}", markup=False)
+        yield lambda step: console.print(f"{time.monotonic() - started:6.1f} s  {step}", markup=False, soft_wrap=True)
