@@ -39,6 +39,8 @@ _RUNS = {
     "two sandboxes": ("filecheck",),
     "host beside guest": ("filecheck",),
 }
+#: Nearly each part of it begins with a symbolic link, which cannot be made there.
+_LEFT_OUT = ("layers, host", "filecases")
 #: Rounds of what has ended servers.
 _ROUNDS = 100
 #: Small files whose speed is told, and what is done with them.
@@ -90,7 +92,9 @@ def _runs(ways: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     for way in dict.fromkeys((RUNC, *ways)):
         for place, programs in _RUNS.items():
             if place == "root" or not way.startswith("layers"):
-                yield from ((way, place, program) for program in programs if way in ways or program == _SPEED)
+                for program in programs:
+                    if (way in ways or program == _SPEED) and (way, program) != _LEFT_OUT:
+                        yield way, place, program
 
 
 def _tried(files: Files, place: str, program: str) -> dict[str, Any]:

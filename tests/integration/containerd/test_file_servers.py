@@ -46,6 +46,10 @@ NOT_SO: dict[str, dict[str, str]] = {
     "virtio-fs": {
         "a file without a name (O_TMPFILE), then with one": "Operation not supported",
     },
+    # tmpfs zeroes no range.
+    "layers, memory": {
+        "fallocate: without size, zeroed, punched; holes found": "Operation not supported",
+    },
 }
 MILLION = 1_000_000
 OVER_BOTH = pytest.mark.parametrize("way", ["virtio-9p", "virtio-fs"])
@@ -65,6 +69,12 @@ def test_no_file_ends_a_server(files: Files, way: str, directory: str, rounds: i
     assert set(json.loads(done.stdout)) <= EXPECTED[way], done.stderr
     warned = f"container {container_id}: may write to /a, /b over 9p" in files.containerd.log_text()
     assert warned == (way == "virtio-9p")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["layers, disk", "layers, memory"])
+def test_what_programs_have_met_on_layers(files: Files, way: str) -> None:
+    assert missed(files.found("fileissues")) == NOT_SO.get(way, {})
 
 
 @PLACES

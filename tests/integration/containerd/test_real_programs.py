@@ -25,7 +25,7 @@ IMAGE = "docker.io/library/programs:test"
 #: What programs miss, by the way that files come and the place; see docs/limitations.md.
 MISSED = {("virtio-9p", "/a/files"): {"a file watcher of Python", "a file watcher of Node"}}
 #: Programs that have a test of their own, as they take minutes over 9p; the others follow each other in one container.
-ALONE = ("git", "a tree as npm makes it")
+ALONE = ("git", "a tree as npm makes it", "apt", "PostgreSQL, killed and recovered")
 
 
 @pytest.fixture(scope="module")
