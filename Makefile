@@ -48,8 +48,8 @@ APT_DOCS := graphviz
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-nested test-hosts soak check bench image kernel install uninstall protos docs supported packages \
-  test-packages dist lock release-check
+.PHONY: help run test test-long test-nested test-hosts coverage soak check bench image kernel install uninstall protos docs \
+  supported packages test-packages dist lock release-check
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+coverage: $(VENV)/ready test-packages image ## Say how much of the program the unit tests run
+	$(VENV)/bin/pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit
 
 test-nested: $(VENV)/ready test-packages image ## Test under KVM, and VFIO and vsock, on an emulated host (about 3 minutes)
 	$(VENV)/bin/pytest -rA tests/nested
