@@ -6,8 +6,10 @@ node's containerd process, whose restart nobody waits for.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ from kata.runtime.images.archive import open_archive
 from kata.version import VERSION
 from tests.support.fakecluster import NODE, FakeCluster, fake_cluster
 from tests.support.fakenode import make_source
+from tests.support.fakesandboxes import FakeSandbox, metrics_text
+from tests.support.waiting import eventually_async
 from tools.release import __main__ as release
 from tools.release import image
 from tools.release import tree as trees
@@ -32,6 +36,7 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
 #: As the chart's.
 PROBE = """/usr/bin/python3 -ISc "import os; os.stat('/run/kata-deploy/ready')\""""
+INSTALLERS = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_CHROOT"]
 ROUNDS = int(os.environ.get("KATA_FAULT_ROUNDS", "20"))
 #: Puts a tmpfs over DIR, an overlay of this host's root on it, and runs the rest; all in a mount namespace of its own,
 #: with /proc as of a node on which a containerd runs that has just been started.
@@ -157,19 +162,24 @@ def test_killed_at_any_moment(source: Path, cluster: FakeCluster, tmp_path: Path
 
 
 @pytest.mark.long
-def test_the_image_on_a_node(cluster: FakeCluster, tmp_path: Path) -> None:
+def test_the_image_on_a_node(rootfs: Path, cluster: FakeCluster, tmp_path: Path) -> None:
     """The release's own image, with the rights that the chart gives it, under runc: it installs, and takes it back."""
-    bundle = tmp_path / "bundle"
-    archive = build_image(tmp_path)
-    unpack_image(archive, bundle / "rootfs")
     directory = tmp_path / "d"
     directory.mkdir()
     root = directory / "root"
+    host, _, port = cluster.url.removeprefix("https://").partition(":")
+    environment = [f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"]
+    mounts: list[dict[str, object]] = [
+        {"destination": "/host", "type": "bind", "source": str(root), "options": ["rbind", "rprivate"]},
+        {"destination": str(ACCOUNT), "type": "bind", "source": str(cluster.account), "options": ["rbind", "ro"]},
+        {"destination": "/run/kata-deploy", "type": "tmpfs", "source": "tmpfs"},
+    ]
     bundles = {}
     once = ["install", "--node", NODE, "--wait", "60"]
     stays = [*once, "--stay", "--revert", "kata-system/kata-deploy"]
     for name, arguments in {"once": once, "stays": stays}.items():
-        bundles[name] = write_bundle(tmp_path / name, bundle / "rootfs", root, cluster, arguments)
+        command = ["/usr/bin/kata-deploy", *arguments]
+        bundles[name] = write_bundle(tmp_path / name, rootfs, command, environment, INSTALLERS, mounts)
     # Nobody asks before it is ended.
     cluster.daemonset = "going"
     restarted = f"echo '200 (containerd) S 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0' > {root}/proc/100/stat"
@@ -187,6 +197,14 @@ def test_the_image_on_a_node(cluster: FakeCluster, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [f"kata {VERSION}", "nothing is left"]
     assert LABEL not in cluster.labels
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image, unpacked."""
+    directory = tmp_path_factory.mktemp("image")
+    unpack_image(build_image(directory), directory / "rootfs")
+    return directory / "rootfs"
 
 
 def build_image(directory: Path) -> Path:
@@ -210,26 +228,59 @@ def unpack_image(archive: Path, root: Path) -> None:
                 subprocess.run(command, input=stored.read(), check=True, timeout=120)
 
 
-def write_bundle(directory: Path, rootfs: Path, node: Path, cluster: FakeCluster, arguments: list[str]) -> Path:
-    """A bundle of runc with the chart's mounts and rights, in this network namespace: the API server is in it."""
+def write_bundle(
+    directory: Path,
+    rootfs: Path,
+    command: list[str],
+    environment: list[str],
+    capabilities: list[str],
+    mounts: list[dict[str, object]],
+) -> Path:
+    """A bundle of runc with a pod's rights, in this network namespace: what it asks is in it."""
     directory.mkdir()
     subprocess.run(["runc", "spec", "--bundle", directory], check=True)
     spec = json.loads((directory / "config.json").read_text())
-    host, _, port = cluster.url.removeprefix("https://").partition(":")
-    capabilities = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_CHROOT"]
     spec["process"] |= {
         "terminal": False,
-        "args": ["/usr/bin/kata-deploy", *arguments],
-        "env": ["PATH=/usr/sbin:/usr/bin", f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"],
+        "args": command,
+        "env": ["PATH=/usr/sbin:/usr/bin", *environment],
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "noNewPrivileges": True,
     }
     spec["root"] = {"path": str(rootfs), "readonly": True}
-    spec["mounts"] += [
-        {"destination": "/host", "type": "bind", "source": str(node), "options": ["rbind", "rprivate"]},
-        {"destination": str(ACCOUNT), "type": "bind", "source": str(cluster.account), "options": ["rbind", "ro"]},
-        {"destination": "/run/kata-deploy", "type": "tmpfs", "source": "tmpfs"},
-    ]
+    spec["mounts"] += mounts
     spec["linux"]["namespaces"] = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
     (directory / "config.json").write_text(json.dumps(spec))
     return directory
+
+
+@pytest.mark.long
+async def test_the_images_monitor(rootfs: Path, tmp_path: Path) -> None:
+    """kata-monitor of the image has no capability, and reads the node's sandboxes through a mount for reading only."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    state = tmp_path / "state"
+    mounts: list[dict[str, object]] = [
+        {"destination": "/run/kata", "type": "bind", "source": str(state), "options": ["rbind", "ro"]}
+    ]
+    command = ["/opt/kata/bin/kata-monitor", f"--listen-address=:{port}", "--host=kata-monitor.kata-system.svc"]
+    bundle = write_bundle(tmp_path / "monitor", rootfs, command, [], [], mounts)
+    async with FakeSandbox(state, "a-sandbox", metrics=metrics_text()):
+        runc = ["runc", "--root", str(tmp_path / "runc")]
+        name = f"kata-monitor-test-{os.getpid()}"
+        monitor = await asyncio.create_subprocess_exec(*runc, "run", "--bundle", str(bundle), name)
+        try:
+
+            async def scrape() -> str:
+                asked = ["curl", "--silent", "--max-time", "5", "--header", "Host: kata-monitor.kata-system.svc"]
+                curl = await asyncio.create_subprocess_exec(
+                    *asked, f"http://127.0.0.1:{port}/metrics", stdout=asyncio.subprocess.PIPE
+                )
+                return (await curl.communicate())[0].decode()
+
+            await eventually_async(scrape, "a sandbox's metrics", lambda text: 'sandbox_id="a-sandbox"' in text)
+        finally:
+            kill = await asyncio.create_subprocess_exec(*runc, "kill", name, "KILL")
+            await kill.wait()
+            await asyncio.wait_for(monitor.wait(), 60)
