@@ -96,6 +96,7 @@ def test_helm_has_nothing_to_say(choice: str) -> None:
         ({"containerd": {"config": "config.toml"}}, "at '/containerd/config'"),
         ({"containerd": {"restart": "no"}}, "at '/containerd/restart': got string, want boolean"),
         ({"runtimeClass": {"names": ["kata", "kata"]}}, "at '/runtimeClass/names'"),
+        ({"timeoutSeconds": 30}, "at '/timeoutSeconds'"),
         ({"monitor": {"port": 70000}}, "at '/monitor/port'"),
         ({"moniter": {"enabled": True}}, "additional properties 'moniter' not allowed"),
     ],
