@@ -53,6 +53,12 @@ def cluster(fake: FakeCluster) -> Cluster:
     return Cluster(fake.url, fake.account, retry_for=0)
 
 
+@pytest.fixture(autouse=True)
+def _without_syncfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes back all that any test has written to this disk, once for each of a hundred installations."""
+    monkeypatch.setattr(tree, "syncfs", lambda fd: None)
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> MadeNode:
     return make_node(tmp_path / "node")
