@@ -87,16 +87,17 @@ def install(node: Node, request: Request, cluster: Cluster, pause: Callable[[flo
     node.check()
     journals = node.path(f"{journal.DIRECTORY}/x").parent
     begun = journal.load(journals)
-    if begun and begun.prefix != request.prefix:
-        log.info("moving from %s to %s", begun.prefix, request.prefix)
-        _take_back(node, request, begun)
-        begun = None
     prefix = node.path(request.prefix)
-    if begun is None and os.path.lexists(prefix):
+    moves = begun is not None and begun.prefix != request.prefix
+    if (begun is None or moves) and os.path.lexists(prefix):
         raise FailedPrecondition(
             f"the node has a {request.prefix} that kata-deploy has not made: another Kata, perhaps",
             hint="remove it (Kata's own: by its kata-deploy cleanup), or choose another prefix",
         )
+    if begun and moves:
+        log.info("moving from %s to %s", begun.prefix, request.prefix)
+        _take_back(node, request, begun)
+        begun = None
     try:
         stale = _put_tree(node, request, journals, begun, prefix)
         for line in node.kata(request.prefix, "setup", _ENGINE, "--yes", *request.options).splitlines():

@@ -121,7 +121,8 @@ class Node:
             )
 
     def engine(self) -> str:
-        """Which containerd runs there, as its process's id and start; "" for none."""
+        """Which containerd runs there, as its process's id and start, or those of several; "" for none."""
+        found = []
         for directory in sorted(self.path("/proc").glob("[0-9]*")):
             try:
                 words = (directory / "stat").read_text(encoding="utf-8", errors="replace")
@@ -131,8 +132,8 @@ class Node:
             pid, _, rest = words.partition(" (")
             name, _, fields = rest.rpartition(") ")
             if name == "containerd":
-                return f"{pid}@{fields.split()[19]}"
-        return ""
+                found.append(f"{pid}@{fields.split()[19]}")
+        return " ".join(found)
 
     def restart_engine(self) -> None:
         """Have containerd read its configuration.

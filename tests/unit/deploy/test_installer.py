@@ -138,6 +138,11 @@ def test_an_upgrade_is_one_step(
 def test_another_prefix(node: MadeNode, request_: Request, cluster: Cluster) -> None:
     before = listed(node.root)
     installer.install(node, request_, cluster)
+    (node.root / "srv/of-another").mkdir(parents=True)
+    once = listed(node.root)
+    with pytest.raises(FailedPrecondition, match="kata-deploy has not made"):
+        installer.install(node, replace(request_, prefix="/srv/of-another"), cluster)
+    assert listed(node.root) == once
     installer.install(node, replace(request_, prefix="/srv/tools/kata"), cluster)
     assert not (node.root / "opt/kata").exists()
     assert (node.root / "srv/tools/kata/bin/kata").exists()
@@ -272,6 +277,16 @@ def test_killed_anywhere_while_it_cleans_up(
         assert left - {"var/lib/kata"} == set(), moment
         assert {name: after[name] for name in before} == before, moment
     assert moment > 20
+
+
+def test_of_several_containerds_any_may_be_the_one(node: MadeNode) -> None:
+    """One in a container, for instance: what counts is that another one runs than before."""
+    alone = node.engine()
+    (node.root / "proc/70").mkdir()
+    (node.root / "proc/70/stat").write_text("70 (containerd) S " + " ".join(["0"] * 18) + " 5 0\n")
+    (node.root / "proc/71").mkdir()
+    (node.root / "proc/71/stat").write_text("71 (a) (containerd-shim) S " + " ".join(["0"] * 18) + " 5 0\n")
+    assert node.engine() == f"{alone} 70@5"
 
 
 class TestBadInput:
