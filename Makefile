@@ -16,6 +16,8 @@ VENV := .venv
 BENCH ?=
 # Options of `make test`, e.g. TEST='-n 0 -k template': one process, chosen tests.
 TEST ?=
+# Options of `make fuzz`, e.g. FUZZ='--inputs 100000 oci_spec'.
+FUZZ ?=
 # Set to go on with a host that no test is run on.
 ANYWAY ?=
 
@@ -48,8 +50,8 @@ APT_DOCS := graphviz
 APT_KERNEL := bc binutils bison ccache flex gcc libc6-dev libelf-dev make patch perl xz-utils
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-nested test-hosts coverage soak check bench image kernel install uninstall protos docs \
-  supported packages test-packages dist lock release-check
+.PHONY: help run test test-long test-nested test-hosts coverage fuzz soak check bench image kernel install uninstall protos \
+  docs supported packages test-packages dist lock release-check
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +67,9 @@ test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any 
 	$(call install_packages,$(APT_LONG))
 	$(VENV)/bin/kata image build --arch arm64
 	$(VENV)/bin/pytest -m long
+
+fuzz: $(VENV)/ready ## Fuzz what reads others' input, and go on where that was stopped: FUZZ='--inputs 10000000'
+	$(VENV)/bin/python -m tests.fuzz $(FUZZ)
 
 check: $(VENV)/ready ## Format, lint, types, layers
 	$(VENV)/bin/ruff format --check

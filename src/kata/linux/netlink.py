@@ -31,6 +31,9 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_NUMBER = struct.Struct("=i")
+#: The kernel's MAX_ERRNO (include/linux/err.h).
+_MAX_ERRNO = 4095
 #: The kernel answers from within the call, so this is for its bugs.
 _TIMEOUT_S = 5.0
 _RECEIVE_SIZE = 1 << 18
@@ -164,8 +167,9 @@ class Netlink:
             body: everything after the header.
 
         Raises:
-            OSError: the kernel refuses, or there are too many; `what` is its subject.
-        """
+            OSError: the kernel refuses, there are too many, or one is too short for the header that request and answer
+                have; `what` is its subject.
+        """  # noqa: DOC501 - `_malformed` makes an OSError
         sequence = self._send(kind, body, REQUEST | DUMP)
         found: list[Message] = []
         for message in self._answers(sequence):
@@ -173,6 +177,8 @@ class Netlink:
                 _check(message, what)
             if message.type in (_DONE, _ERROR):
                 return found
+            if len(message.body) < len(body):
+                raise _malformed(what)
             found.append(message)
             if len(found) > _MAX_MESSAGES:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), what)
@@ -213,6 +219,19 @@ class Netlink:
 
 
 def _check(message: Message, what: str) -> None:
-    number = -struct.unpack_from("=i", message.body)[0]
+    """Raise the error that a message tells, if it tells one.
+
+    Raises:
+        OSError: it does.
+    """  # noqa: DOC501 - `_malformed` makes an OSError
+    if len(message.body) < _NUMBER.size:
+        raise _malformed(what)
+    number = -_NUMBER.unpack_from(message.body)[0]
+    if not 0 <= number <= _MAX_ERRNO:
+        raise _malformed(what)
     if number:
         raise OSError(number, os.strerror(number), what)
+
+
+def _malformed(what: str) -> OSError:
+    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG), what)

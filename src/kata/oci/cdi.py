@@ -26,6 +26,8 @@ _PREFIX = "cdi.k8s.io/"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}/[A-Za-z][A-Za-z0-9._-]{0,127}=[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _SUFFIXES = (".json", ".yaml", ".yml")
 _MAX_FILE_SIZE, _MAX_FILES = 1 << 20, 100
+#: What the lists of a device's edits hold.
+_LISTS = {"env": str, "deviceNodes": dict, "mounts": dict, "hooks": dict, "additionalGids": int}
 _HOOKS = frozenset(("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"))
 
 
@@ -102,9 +104,9 @@ def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Map
     for path in _files(directories):
         content = _load(path)
         try:
-            common[path] = content.get("containerEdits") or {}
+            kind, common[path] = _text(content["kind"]), _checked(content.get("containerEdits"))
             for device in content["devices"]:
-                devices[f"{content['kind']}={device['name']}"] = (path, device.get("containerEdits") or {})
+                devices[f"{kind}={_text(device['name'])}"] = (path, _checked(device.get("containerEdits")))
         except (KeyError, TypeError, AttributeError) as error:
             raise FailedPrecondition(f"{path} is not a valid CDI specification: {error!r}") from None
     edits: list[Mapping[str, Any]] = []
@@ -119,6 +121,29 @@ def _resolve(names: Sequence[str], directories: Iterable[str]) -> tuple[list[Map
         edits += [own] if path in seen else [common[path], own]
         seen.add(path)
     return edits, missing
+
+
+def _checked(edits: Any) -> Mapping[str, Any]:
+    """The edits of a specification, whose lists are such, and whose nodes have paths.
+
+    Raises:
+        TypeError: they are not; also KeyError, AttributeError.
+    """
+    edits = edits or {}
+    for key, kind in _LISTS.items():
+        found = edits.get(key) or []
+        if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+            raise TypeError(f"{key} is not a list of such")
+    for node in edits.get("deviceNodes") or ():
+        _text(node["path"])
+        _text(node.get("hostPath") or "")
+    return edits  # type: ignore[no-any-return]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name or a path is not text")
+    return value
 
 
 def _files(directories: Iterable[str]) -> list[str]:
@@ -137,8 +162,9 @@ def _load(path: str) -> Mapping[str, Any]:
         with open(path, "rb") as file:
             text = file.read(_MAX_FILE_SIZE)
         content = json.loads(text) if path.endswith(".json") else _from_yaml(text)
-    except (OSError, ValueError) as error:
-        raise FailedPrecondition(f"cannot read CDI specification {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())  # of YAML's it has several lines
+        raise FailedPrecondition(f"cannot read CDI specification {path}: {said}") from error
     if not isinstance(content, dict):
         raise FailedPrecondition(f"{path} is not a valid CDI specification: not an object")
     return content

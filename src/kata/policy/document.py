@@ -106,7 +106,7 @@ def parse(text: str) -> Policy:
         raise InvalidArgument(f"the policy has {len(text.encode())} bytes; the maximum is {MAX_SIZE}")
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # malformed, or an integer of thousands of digits
         raise InvalidArgument(f"the policy is not TOML: {error}") from error
     _only(document, ("endpoints", "rules"), "policy")
     rules = _rules(document.get("rules", []))

@@ -32,6 +32,6 @@ def parse_destination(request: bytes) -> tuple[str, int]:
         raise InvalidArgument(f"invalid TCP port in {request[:_MAX_REQUEST]!r}")
     try:
         socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    except OSError:
+    except (OSError, ValueError):  # a null byte is a ValueError
         raise InvalidArgument(f"invalid IP address in {request[:_MAX_REQUEST]!r}") from None
     return address, int(port)

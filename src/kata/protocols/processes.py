@@ -12,6 +12,7 @@ from kata.errors import Unavailable
 SERVICE = "kata.Processes"
 #: No Linux has a process of a higher id (PID_MAX_LIMIT).
 MAX_PID = 1 << 22
+_MAX_DIGITS = len(str(MAX_PID))
 #: Answered when all that the process's streams held at the time of the call has been read.
 DRAINED = "Drained"
 #: Closes the reading ends: who still writes gets SIGPIPE.
@@ -39,7 +40,8 @@ def parse_list(response: bytes) -> list[tuple[int, str | None]]:
     found: list[tuple[int, str | None]] = []
     for line in response.decode("ascii", "replace").splitlines():
         pid, named, name = line.partition(" ")
-        if not pid.isdecimal() or not 0 < int(pid) <= MAX_PID:
+        # Of thousands of digits Python makes no number at all.
+        if not pid.isdecimal() or len(pid) > _MAX_DIGITS or not 0 < int(pid) <= MAX_PID:
             raise Unavailable(f"the guest's list of processes has the id {pid[:20]!r}")
         found.append((int(pid), name if named else None))
     return found

@@ -143,12 +143,32 @@ def test_a_later_directory_counts(directory: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"kind": "a/b", "devices": [1]}', '{"kind": "a/b", "devices": [{}]}']
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"kind": "a/b", "devices": [1]}',
+        '{"kind": "a/b", "devices": [{}]}',
+        '{"kind": "a/b", "devices": [], "containerEdits": ["env"]}',
+        '{"kind": "a/b", "devices": [{"name": "c", "containerEdits": {"deviceNodes": ["/dev/null"]}}]}',
+        # A number would be taken for an open file.
+        '{"kind": "a/b", "devices": [], "containerEdits": {"deviceNodes": [{"path": "/x", "hostPath": 1}]}}',
+        '{"kind": ["a/b"], "devices": [{"name": "c"}]}',
+    ],
 )
 def test_a_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises(FailedPrecondition, match=r"broken\.json"):
         cdi.find(["a/b=c"], [str(tmp_path)])
+
+
+def test_what_is_no_yaml_is_told_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: b: c")
+    with pytest.raises(FailedPrecondition, match=r"broken\.yaml: mapping values are not allowed here") as caught:
+        cdi.find(["a/b=c"], [str(tmp_path)])
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(

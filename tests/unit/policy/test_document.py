@@ -110,6 +110,7 @@ def test_conditions(fields: str, right: Any, wrong: Any, told: str) -> None:
     ("text", "told"),
     [
         ("[endpoints", "the policy is not TOML: "),
+        (f"a = {'9' * 5000}", "the policy is not TOML: "),
         ("package agent_policy\n", "the policy is not TOML: "),
         ("[endpoint]\n", "policy: unknown key 'endpoint'"),
         ("endpoints = 5\n", "policy: [endpoints] is no table"),

@@ -14,7 +14,7 @@ def test_there_and_back() -> None:
     assert parse_list(encode_list([])) == []
 
 
-@pytest.mark.parametrize("response", [b"0\n", b"-1\n", b"x\n", b"\n", b"4194305\n", b"\xff 1\n", b"1e3\n"])
+@pytest.mark.parametrize("response", [b"0\n", b"-1\n", b"x\n", b"\n", b"4194305\n", b"\xff 1\n", b"1e3\n", b"9" * 5000])
 def test_what_is_none(response: bytes) -> None:
     with pytest.raises(Unavailable, match="the guest's list of processes"):
         parse_list(response)

@@ -92,7 +92,7 @@ def parse(text: str | bytes) -> ConfList:
         if plugins and all(isinstance(one["type"], str) and "/" not in one["type"] for one in plugins):
             return ConfList(name, version, tuple(plugins))
         problem = "a plugin or its type is missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = str(error)
     raise InvalidArgument(f"CNI: malformed network configuration: {problem}")
 
@@ -213,15 +213,30 @@ def _run(
     if done.returncode:
         raise FailedPrecondition(f"{what}: {_reason(done.stdout) or done.stderr.strip()[-300:] or done.returncode}")
     try:
-        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+        return result(done.stdout)
     except ValueError as error:
         raise FailedPrecondition(f"{what}: its answer is not JSON: {error}") from None
+
+
+def result(said: str) -> dict[str, Any]:
+    """The result that a plugin reports, which may be nothing.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        found = json.loads(said) if said.strip() else {}
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
 
 
 def _reason(said: str) -> str:
     """The error that a plugin reports."""
     try:
-        content = json.loads(said)
-        return ": ".join(str(content[key]) for key in ("msg", "details") if content.get(key))
-    except (ValueError, TypeError, AttributeError):
+        content = result(said)
+    except ValueError:
         return said.strip()[-300:]
+    return ": ".join(str(content[key]) for key in ("msg", "details") if content.get(key))

@@ -60,7 +60,7 @@ def parse(volume_path: str, text: str | bytes) -> DirectVolume:
     """
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"direct volume: mount info is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise InvalidArgument("direct volume: mount info is not a JSON object")
@@ -90,8 +90,8 @@ def _group(metadata: Mapping[str, Any]) -> tuple[int | None, bool]:
     text = str(metadata.get("fsGroup") or "")
     if not text:
         return None, False
-    if not text.isdecimal() or int(text) > _MAX_GROUP:
-        raise InvalidArgument(f"direct volume: invalid fsGroup {text!r}")
+    if not text.isdecimal() or len(text) > len(str(_MAX_GROUP)) or int(text) > _MAX_GROUP:
+        raise InvalidArgument(f"direct volume: invalid fsGroup {text[:40]!r}")
     return int(text), _POLICIES[policy]
 
 

@@ -99,3 +99,14 @@ def test_networks_by_their_names(tmp_path: Path) -> None:
 def test_what_is_no_configuration(text: str) -> None:
     with pytest.raises(InvalidArgument, match="malformed network configuration"):
         cni.parse(text)
+
+
+@pytest.mark.parametrize("said", ["{", "[1]", '["ab"]', "[" * 100_000, "9" * 5000])
+def test_what_is_no_result(said: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        cni.result(said)
+
+
+def test_no_result_is_one() -> None:
+    assert cni.result(" \n") == {}
+    assert cni.result('{"ips": []}') == {"ips": []}

@@ -60,6 +60,7 @@ def test_who_uses_it(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         ("{}", "volume-type '' is not supported"),
         (record(device="sdx"), "device 'sdx' is not an absolute path"),
@@ -71,6 +72,7 @@ def test_who_uses_it(tmp_path: Path) -> None:
         (record(metadata={"encryptionKey": "k"}), "metadata encryptionKey is not supported"),
         (record(metadata={"fsGroup": "-1"}), "invalid fsGroup '-1'"),
         (record(metadata={"fsGroup": "4294967295"}), "invalid fsGroup"),
+        (record(metadata={"fsGroup": "9" * 5000}), "invalid fsGroup"),
         (record(metadata={"fsGroup": "1", "fsGroupChangePolicy": "Never"}), "invalid fsGroupChangePolicy"),
     ],
 )
