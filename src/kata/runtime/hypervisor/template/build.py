@@ -19,6 +19,7 @@ from typing import Any
 
 from kata.errors import FailedPrecondition, KataError, NotFound, ResourceExhausted
 from kata.linux.atomic_file import sync_directory
+from kata.loop.off import off_loop
 from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan
 from kata.runtime.hypervisor.template import store, template
@@ -153,15 +154,21 @@ async def _boot_and_save(plan: VmPlan, directory: Path, make_ready: MakeReady, p
                 read_only = await vm.save(state, _SAVE_TIMEOUT_S)
             finally:
                 await vm.stop(0)
-        size = _copy(memory, directory / template.MEMORY)
-        # For a VMM of another user, which opens it by its descriptor. Only root may look into the directory.
-        os.chmod(directory / template.MEMORY, 0o444)
-        _copy(state, directory / template.STATE)
+        size = await off_loop(_write, memory, state, directory)
         progress(f"the template takes {size / 1e6:.0f} MB")
         return read_only
     finally:
-        os.close(memory)
         os.close(state)
+        await off_loop(os.close, memory)  # which frees all of it
+
+
+def _write(memory: int, state: int, directory: Path) -> int:
+    """Write the files `memory` and `state`; returns the memory's size on disk in bytes. Raises OSError."""
+    size = _copy(memory, directory / template.MEMORY)
+    # For a VMM of another user, which opens it by its descriptor. Only root may look into the directory.
+    os.chmod(directory / template.MEMORY, 0o444)
+    _copy(state, directory / template.STATE)
+    return size
 
 
 def _copy(source: int, target: Path) -> int:
