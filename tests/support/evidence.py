@@ -106,8 +106,8 @@ class Evidence:
             if self._others.match(directory.name):
                 continue
             parts: dict[str, list[tuple[float, bytes]]] = {}
-            for path in directory.iterdir():
-                with suppress(OSError):
+            with suppress(FileNotFoundError):  # it has just become too old
+                for path in directory.iterdir():
                     status = path.stat()
                     if status.st_nlink > 1 or status.st_mtime >= self._began:
                         parts.setdefault(path.name.partition("@")[0], []).append((status.st_mtime, tail(path)))

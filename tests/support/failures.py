@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         scratch = getattr(item, "funcargs", {}).get("tmp_path")
         text = "\n\n".join([report.longreprtext, *(f"{title}\n{said}" for title, said in report.sections)])
         sandboxes = any(map(item.get_closest_marker, ("vm", "containerd", "root")))
-        item.config.stash[_evidence].save(item.nodeid.removeprefix("tests/"), text, scratch, sandboxes=sandboxes)
+        with suppress(OSError):  # of a full disk, which must not end the run
+            item.config.stash[_evidence].save(item.nodeid.removeprefix("tests/"), text, scratch, sandboxes=sandboxes)
     return report
 
 
