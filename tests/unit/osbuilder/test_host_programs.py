@@ -21,7 +21,7 @@ LISTED = """\
 def test_builder_and_runtime_agree_where_they_are() -> None:
     assert HypervisorConfig().host_programs == store.DEFAULT_ROOT / store.CURRENT / host_programs.DIRECTORY
     assert share._LOADER == host_programs.LOADER
-    assert {share._VIRTIOFSD, share._SETPRIV} == set(host_programs.PROGRAMS)
+    assert {share._VIRTIOFSD, share.SETPRIV} == set(host_programs.PROGRAMS)
 
 
 def test_the_libraries_that_a_program_loads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from kata.runtime.config.loader import load
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.qemu import share
 from kata.runtime.hypervisor.qemu.share import (
-    KEEP_CAPABILITIES,
+    HELPER_FILTER,
     ShareHelper,
     connection,
     find_helper,
@@ -95,7 +95,7 @@ def programs() -> Path:
 def test_the_filter_answers_capset_and_nothing_else(programs: Path) -> None:
     """Under it, a process that gives up its capabilities is told that it has, and keeps them."""
     filter_ = os.memfd_create("filter")
-    os.pwrite(filter_, KEEP_CAPABILITIES, 0)
+    os.pwrite(filter_, HELPER_FILTER, 0)
     loader = [str(programs / "ld-linux-x86-64.so.2"), "--library-path", str(programs)]
     setpriv = [*loader, str(programs / "setpriv"), "--nnp", f"--seccomp-filter=/proc/self/fd/{filter_}"]
     # --inh-caps is capset(2); --bounding-set is prctl(2).

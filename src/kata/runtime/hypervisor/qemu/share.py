@@ -19,7 +19,6 @@ References: capabilities(7); seccomp(2); setpriv(1) of util-linux 2.41; virtiofs
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from socket import socket as Socket
 
 from kata.errors import NotFound
 from kata.runtime.hypervisor.base import SHARE_VIRTIO_FS, VmPlan
-from kata.runtime.hypervisor.qemu import confine
+from kata.runtime.hypervisor.qemu import confine, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,29 +44,11 @@ _VIRTIOFSD_CAPABILITIES = (*_CAPABILITIES, "dac_read_search", "setfcap", "setpca
 _VIRTIOFSD_MAX_OPEN_FILES = 1 << 20
 
 # Of the guest image, as `kata.osbuilder.host_programs` lays them out.
-_LOADER, _VIRTIOFSD, _SETPRIV = "ld-linux-x86-64.so.2", "virtiofsd", "setpriv"
+_LOADER, _VIRTIOFSD = "ld-linux-x86-64.so.2", "virtiofsd"
+SETPRIV = "setpriv"
 
-#: x86-64 in seccomp_data.arch (AUDIT_ARCH_X86_64), and its capset(2).
-_X86_64, _CAPSET = 0xC000003E, 126
-#: Classic BPF: load a word, compare, return (linux/bpf_common.h).
-_LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-#: What a filter returns (linux/seccomp.h): an error number, here 0, in place of the call; or the call is made.
-_ERROR_0, _ALLOW = 0x00050000, 0x7FFF0000
-#: Offsets in struct seccomp_data.
-_NUMBER, _ARCHITECTURE = 0, 4
-
-#: The filter under which capset(2) does nothing and succeeds: struct sock_filter, one instruction a line.
-KEEP_CAPABILITIES = b"".join(
-    struct.pack("=HBBI", *instruction)
-    for instruction in (
-        (_LOAD, 0, 0, _ARCHITECTURE),
-        (_IF_EQUAL, 0, 3, _X86_64),
-        (_LOAD, 0, 0, _NUMBER),
-        (_IF_EQUAL, 0, 1, _CAPSET),
-        (_RETURN, 0, 0, _ERROR_0),
-        (_RETURN, 0, 0, _ALLOW),
-    )
-)
+#: The 9p helper's filter: capset(2) does nothing and succeeds.
+HELPER_FILTER = seccomp.bpf({seccomp.CAPSET: 0, **seccomp.DENIED})
 
 
 def find_helper() -> Path | None:
@@ -98,11 +79,20 @@ def server_of(plan: VmPlan) -> Path | None:
         helper = find_helper()
         if helper is None:
             return None
-        server, needed = helper, _SETPRIV
-    for path in (plan.programs / _LOADER, plan.programs / needed):
-        if not path.is_file():
-            raise NotFound(f"{needed} of the guest image: {path} does not exist", hint="run: kata image build")
+        server, needed = helper, SETPRIV
+    check_program(plan, needed)
     return server
+
+
+def check_program(plan: VmPlan, name: str) -> None:
+    """Check that a program of the guest image, and its loader, are there.
+
+    Raises:
+        NotFound: one is missing.
+    """
+    for path in (plan.programs / _LOADER, plan.programs / name):
+        if not path.is_file():
+            raise NotFound(f"{name} of the guest image: {path} does not exist", hint="run: kata image build")
 
 
 def connection(plan: VmPlan) -> tuple[Socket, Socket]:
@@ -131,13 +121,13 @@ def server_command(
         plan: says which directory, and how it is served.
         program: from `server_of`.
         socket: its end of the connection.
-        filter_: descriptor of a file with KEEP_CAPABILITIES, for the 9p helper.
+        filter_: descriptor of a file with HELPER_FILTER, for the 9p helper.
         directory: what it serves; None for the shared tree.
     """
     directory = directory or plan.share_dir
     if plan.share_fs == SHARE_VIRTIO_FS:
         return [
-            *([str(program)] if program == plan.virtiofsd else _of_image(plan, _VIRTIOFSD)),
+            *([str(program)] if program == plan.virtiofsd else of_image(plan, _VIRTIOFSD)),
             f"--fd={socket}",
             f"--shared-dir={directory}",
             "--sandbox=chroot",
@@ -154,15 +144,15 @@ def server_command(
             *plan.virtiofsd_args,
         ]
     return [
-        *_of_image(plan, _SETPRIV),
+        *of_image(plan, SETPRIV),
         f"--seccomp-filter=/proc/self/fd/{filter_}",
         "--",
         *(str(program), "--nodaemon", "--path", str(directory), "--fd", str(socket)),
     ]
 
 
-def _of_image(plan: VmPlan, name: str) -> list[str]:
-    """Run a program of the guest image with the loader and the libraries of its own suite (ld.so(8))."""
+def of_image(plan: VmPlan, name: str) -> list[str]:
+    """The command that runs a program of the guest image with loader and libraries of its own suite (ld.so(8))."""
     loader = [str(plan.programs / _LOADER), "--inhibit-cache", "--library-path", str(plan.programs)]
     return [*loader, "--argv0", name, str(plan.programs / name)]
 
@@ -180,7 +170,7 @@ def _spawn(plan: VmPlan, program: Path, socket: int, output: int, directory: Pat
         )
     filter_ = os.memfd_create("filter", os.MFD_CLOEXEC)
     try:
-        os.pwrite(filter_, KEEP_CAPABILITIES, 0)
+        os.pwrite(filter_, HELPER_FILTER, 0)
         command = server_command(plan, program, socket, filter_, directory)
         command = confine.confined(command, _CAPABILITIES, secure_bits="+no_setuid_fixup")
         return confine.spawn(command, fds=(socket, filter_), output=output, environment=environment)
