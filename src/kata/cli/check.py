@@ -273,6 +273,21 @@ def namespaces(_config: Config) -> Row:
     )
 
 
+def jail(config: Config) -> Row:
+    """Check that QEMU can be run in a jail."""
+    from kata.runtime.config.kinds import id_range
+    from kata.runtime.hypervisor import factory
+
+    ids = id_range(config.hypervisor.jail_uid_range)
+    if not ids:
+        return Row("jail", Status.OK, "off (jail_uid_range): QEMU runs as root, among the host's files")
+    try:
+        factory.check_jail(config.hypervisor.path, ids)
+    except KataError as error:
+        return Row("jail", Status.FAILED, error.message, error.hint or "")
+    return Row("jail", Status.OK, f"QEMU runs as one of {ids[0]}-{ids[-1]}, in a root of its own")
+
+
 def memory(_config: Config) -> Row:
     """Check the available memory against what a sandbox needs."""
     available = host.memory()["MemAvailable"]
@@ -369,6 +384,7 @@ _PROBES: tuple[Callable[[Config], Row], ...] = (
     guest_image,
     accelerator,
     namespaces,
+    jail,
     memory,
     disk,
     leftovers,

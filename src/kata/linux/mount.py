@@ -60,9 +60,12 @@ OPTION_NAMES = frozenset((*_SET, *_CLEAR, *_PROPAGATION))
 
 # The same on every architecture: system calls are numbered together since 5.1.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 0x1, 0x1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 0x1, 0x4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 0x1, 0x2
 
 LIBC.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 LIBC.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -151,8 +154,40 @@ def clone_tree(path: str, recursive: bool) -> int:
     return check(LIBC.syscall(*arguments), "open_tree", path)
 
 
+def new_tmpfs(**options: str) -> int:
+    """Make a tmpfs, without set-user-ID, that is mounted nowhere yet (fsmount).
+
+    Args:
+        **options: as tmpfs(5) has them, "size" for example.
+
+    Returns:
+        A descriptor of its root directory, for `attach`.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    kind = check(LIBC.syscall(ctypes.c_long(_SYS_FSOPEN), b"tmpfs", ctypes.c_uint(_FSOPEN_CLOEXEC)), "fsopen", "tmpfs")
+    try:
+        for name, value in options.items():
+            _configure(kind, _FSCONFIG_SET_STRING, name.encode(), value.encode())
+        _configure(kind, _FSCONFIG_CMD_CREATE, None, None)
+        flags = ctypes.c_uint(_FSMOUNT_CLOEXEC), ctypes.c_uint(_MOUNT_ATTR_NOSUID)
+        return check(LIBC.syscall(ctypes.c_long(_SYS_FSMOUNT), ctypes.c_int(kind), *flags), "fsmount", "tmpfs")
+    finally:
+        os.close(kind)
+
+
+def _configure(kind: int, command: int, name: bytes | None, value: bytes | None) -> None:
+    arguments = (ctypes.c_int(kind), ctypes.c_uint(command), name, value, ctypes.c_int(0))
+    check(LIBC.syscall(ctypes.c_long(_SYS_FSCONFIG), *arguments), "fsconfig", "tmpfs")
+
+
 def attach(tree: int, target: str) -> None:
-    """Mount what `clone_tree` has made on `target` (move_mount). Raises OSError; its subject is the target."""
+    """Mount what `clone_tree` or `new_tmpfs` has made on `target` (move_mount).
+
+    Raises:
+        OSError: the kernel refuses; its subject is the target.
+    """
     source = (ctypes.c_int(tree), b"")
     destination = (ctypes.c_int(_AT_FDCWD), os.fsencode(target))
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)

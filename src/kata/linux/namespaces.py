@@ -14,13 +14,20 @@ from kata.linux.mount import bind, umount
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-FLAGS = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "pid": CLONE_NEWPID, "net": CLONE_NEWNET}
+FLAGS = {
+    "cgroup": CLONE_NEWCGROUP,
+    "uts": CLONE_NEWUTS,
+    "ipc": CLONE_NEWIPC,
+    "pid": CLONE_NEWPID,
+    "net": CLONE_NEWNET,
+}
 
 
 def unshare(flags: int) -> None:
@@ -82,7 +89,7 @@ def inside_new(*kinds: str) -> Iterator[None]:
     """Move the calling thread into new namespaces within the block; of a pid namespace, its children are in it only.
 
     Args:
-        *kinds: types ("uts", "ipc", "pid", "net").
+        *kinds: types ("cgroup", "uts", "ipc", "pid", "net").
 
     Raises:
         OSError: the kernel refuses.
@@ -101,6 +108,33 @@ def inside_new(*kinds: str) -> Iterator[None]:
                 setns(fd, flag)
     finally:
         for fd in home.values():
+            os.close(fd)
+
+
+@contextmanager
+def inside_new_mounts() -> Iterator[None]:
+    """Move the calling thread into a copy of its mount namespace within the block.
+
+    Afterwards it has the root and the working directory that it had, no longer together with other threads.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    fds: list[int] = []
+    try:
+        fds.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        fds += (os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", "."))
+        unshare(CLONE_NEWNS)
+        try:
+            yield
+        finally:
+            home, root, directory = fds
+            setns(home, CLONE_NEWNS)
+            os.fchdir(root)
+            os.chroot(".")
+            os.fchdir(directory)
+    finally:
+        for fd in fds:
             os.close(fd)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from kata.cli import check as checks
 from kata.cli import env
 from kata.cli.check import Row, Status
 from kata.cli.main import _as_ours, invoke
+from kata.errors import FailedPrecondition
+from kata.runtime.config.settings import Config, HypervisorConfig
+from kata.runtime.hypervisor import factory
 from kata.runtime.resources.sizing import Size
 from kata.runtime.resources.status import Status as Sandbox
 from kata.version import VERSION
@@ -211,3 +215,19 @@ def test_check_survives_a_broken_configuration(capsys: pytest.CaptureFixture[str
     code, output, _ = outcome(capsys, "check", "--config", str(config))
     assert code == 1
     assert "broken TOML" in output
+
+
+def test_check_tells_whether_qemu_gets_a_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(ids: str) -> Config:
+        return replace(Config(), hypervisor=HypervisorConfig(jail_uid_range=ids))
+
+    def refuse(_vmm: Path, _ids: range) -> None:
+        raise FailedPrecondition("cannot be made: operation not permitted", hint="as root it can be")
+
+    off = checks.jail(config(""))
+    assert off.text == "off (jail_uid_range): QEMU runs as root, among the host's files"
+    monkeypatch.setattr(factory, "check_jail", lambda _vmm, _ids: None)
+    assert checks.jail(config("2000-2999")).text == "QEMU runs as one of 2000-2999, in a root of its own"
+    monkeypatch.setattr(factory, "check_jail", refuse)
+    refused = checks.jail(config("2000-2999"))
+    assert (refused.status, refused.hint) == (Status.FAILED, "as root it can be")

@@ -18,6 +18,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
 _MAX_PATH = 4096
+#: The greatest user id; the one after it stands for none.
+_MAX_ID = 0xFFFFFFFE
+_ID = re.compile(r"[1-9][0-9]{0,9}")
 
 
 class Kind(Protocol):
@@ -166,6 +169,39 @@ class Text:
     def toml(self, value: object) -> str:
         """Implements `Kind.toml`: a basic string."""
         return quoted(str(value))
+
+
+class IdRange:
+    """Successive user and group ids, "FIRST-LAST", or none, "": text, which `id_range` reads."""
+
+    name: str = "range of ids"
+    expected: str = f'"FIRST-LAST" with ids from 1 to {_MAX_ID}, or ""'
+
+    def check(self, value: object) -> str:
+        """Implements `Kind.check`.
+
+        Raises:
+            ValueError: it is not a string of that form, or FIRST is greater than LAST.
+        """
+        if not isinstance(value, str) or (value and not id_range(value)):
+            raise ValueError
+        return value
+
+    def parse(self, text: str) -> str:
+        """Implements `Kind.parse`: the text is checked like a TOML string."""
+        return self.check(text)
+
+    def toml(self, value: object) -> str:
+        """Implements `Kind.toml`: a basic string."""
+        return quoted(str(value))
+
+
+def id_range(text: str) -> range:
+    """The ids of an `IdRange`; none if it is empty or not of that form."""
+    first, _, last = text.partition("-")
+    if not (_ID.fullmatch(first) and _ID.fullmatch(last) and int(last) <= _MAX_ID):
+        return range(0)
+    return range(int(first), int(last) + 1)
 
 
 @dataclass(eq=False, repr=False)

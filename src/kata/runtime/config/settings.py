@@ -13,7 +13,7 @@ from typing import Any
 
 from kata import architecture
 from kata.architecture import Architecture
-from kata.runtime.config.kinds import Document, FilePath, Flag, Integer, Kind, ListOf, Regex, Text
+from kata.runtime.config.kinds import Document, FilePath, Flag, IdRange, Integer, Kind, ListOf, Regex, Text
 
 IMAGES = Path("/var/lib/kata/images")
 TEMPLATES = Path("/var/lib/kata/templates")
@@ -425,6 +425,15 @@ class HypervisorConfig:
             Text(choices=(_SECCOMP, "")),
             "QEMU's system call filter, in the syntax of its option `-sandbox`; empty for none. Kata's default is "
             "empty; QEMU is what a hostile guest attacks first, so the strictest filter is on here.",
+        ),
+    )
+    jail_uid_range: str = field(
+        default="",
+        metadata=_row(
+            IdRange(),
+            "User and group ids of which QEMU gets one for each sandbox, in a root directory of its own that has "
+            "nothing but what it opens; for example 1900000000-1900065535. Nothing else on the host may have them. "
+            "Empty: QEMU runs as root, among the host's files. Not in Kata.",
         ),
     )
     enable_annotations: tuple[str, ...] = field(

@@ -74,6 +74,7 @@ class VmPlan:
         empty_disks: disks that are there at boot, without content: each gets a disk that is plugged later, if its size
             does not matter. For each, whether it is read-only.
         seccomp: whether the VMM runs under a system call filter.
+        jail_uids: user and group ids, one of which the VMM gets in a root of its own; empty: it runs as root.
         debug: whether the guest kernel logs verbosely.
         environment: of the VMM's process, as (name, value) pairs; it gets no other variables.
         network: path of the network namespace that the VMM runs in; "" for a new one.
@@ -113,6 +114,7 @@ class VmPlan:
     devices: tuple[VfioDevice, ...] = ()
     empty_disks: tuple[bool, ...] = ()
     seccomp: bool = True
+    jail_uids: range = range(0)
     debug: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     network: str = ""

@@ -6,6 +6,7 @@ Loads neither asyncio nor what a VMM is spoken to with before a VM is created: a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kata.runtime.hypervisor.base import VirtualMachine, VmPlan, VmProcess
@@ -57,6 +58,21 @@ def spawn(plan: VmPlan, *, memory: int, state: int) -> VmProcess:
         NotFound, OSError: it cannot be run; nothing is left of it.
     """
     return QemuProcess(plan, memory=memory, state=state)
+
+
+def check_jail(vmm: Path, ids: range) -> None:
+    """Try to make a jail for a VMM, and leave it.
+
+    Args:
+        vmm: its executable.
+        ids: the user and group ids for its processes.
+
+    Raises:
+        KataError: it cannot be made.
+    """
+    from kata.runtime.hypervisor.qemu import jail
+
+    jail.check(vmm, ids)
 
 
 def identity(plan: VmPlan) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from kata.errors import ResourceExhausted
 from kata.oci.annotations import pod_namespace
 from kata.oci.spec import Spec, namespace_path
+from kata.runtime.config.kinds import id_range
 from kata.runtime.config.settings import MAX_ROOT_PORTS, Config
 from kata.runtime.hypervisor.base import HUGE_PAGE_MIB, MIN_ROOT_PORTS, SHARE_9P, SHARE_VIRTIO_FS, VmPlan
 from kata.runtime.hypervisor.devices import VfioDevice
@@ -102,6 +103,7 @@ def plan_vm(
         devices=devices,
         empty_disks=empty_disks(config),
         seccomp=bool(hypervisor.seccompsandbox),
+        jail_uids=id_range(hypervisor.jail_uid_range),
         debug=hypervisor.enable_debug,
         environment=((MARKER, str(directory)),),
         network=namespace_path(spec, "network"),

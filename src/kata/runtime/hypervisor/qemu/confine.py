@@ -1,7 +1,8 @@
 """Confinement of a process: no new privileges, few capabilities, killed when its parent dies.
 
 `setpriv` (util-linux) sets it up, which takes less than 1 ms and runs no Python between fork and exec. QEMU's own
-seccomp filter (`-sandbox`) comes on top. Not here: namespaces and cgroups, which are the sandbox's.
+seccomp filter (`-sandbox`) comes on top. Not here: namespaces, which are `apart`'s, QEMU's root (`jail`), and cgroups,
+which are the sandbox's.
 
 References: setpriv(1), capabilities(7), prctl(2) on PR_SET_PDEATHSIG.
 """
@@ -12,7 +13,8 @@ import logging
 import os
 import resource
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from kata.errors import NotFound
 
@@ -56,6 +58,30 @@ def confined(argv: Sequence[str], capabilities: Iterable[str], *, secure_bits: s
     ]
 
 
+def jailed(argv: Sequence[str], setpriv: Sequence[str], uid: int, filter_: str) -> list[str]:
+    """`argv` in the wrapper that confines it in a jail: a user and group id of its own, and no capability.
+
+    Args:
+        argv: the command.
+        setpriv: the command that runs setpriv, of util-linux since 2.41.
+        uid: the user and group id.
+        filter_: path of the filter of system calls.
+    """
+    return [
+        *setpriv,
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        "--clear-groups",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--pdeathsig=KILL",
+        f"--seccomp-filter={filter_}",
+        "--",
+        *argv,
+    ]
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -79,28 +105,46 @@ def spawn(
     Raises:
         OSError: the executable cannot be run.
     """
-    child = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        cwd="/",
-        env=dict(environment),
-        pass_fds=tuple(fds),
-        start_new_session=True,
-    )
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = max_open_files if hard == resource.RLIM_INFINITY else min(hard, max_open_files)
+    # No core file: it would hold the guest's memory.
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_NOFILE: files}
+    with _inherited(limits):
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env=dict(environment),
+            pass_fds=tuple(fds),
+            start_new_session=True,
+        )
     try:
-        # No core file: it would hold the guest's memory.
-        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        files = max_open_files if hard == resource.RLIM_INFINITY else min(hard, max_open_files)
-        resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (files, files))
+        for kind in (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
+            resource.prlimit(child.pid, kind, (limits[kind], limits[kind]))
     except ProcessLookupError:
         pass  # it has ended already: whoever waits for it learns why
+    except PermissionError:
+        # It has a user id of its own by now, and this process not CAP_SYS_RESOURCE: the inherited limits have to do.
+        log.debug("cannot set the hard limits of process %d", child.pid)
     except BaseException:
         end(child)
         raise
     return child
+
+
+@contextmanager
+def _inherited(limits: Mapping[int, int]) -> Iterator[None]:
+    """Have the children of the block inherit soft limits."""
+    before = {kind: resource.getrlimit(kind) for kind in limits}
+    try:
+        for kind, soft in limits.items():
+            resource.setrlimit(kind, (soft, before[kind][1]))
+        yield
+    finally:
+        for kind, both in before.items():
+            resource.setrlimit(kind, both)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -38,6 +38,8 @@ def identity(plan: VmPlan) -> dict[str, Any]:
     for what, path in (("vmm", plan.vmm), ("kernel", plan.kernel), ("initrd", plan.initrd), ("image", plan.image)):
         if path is not None:
             found[what] = _file_identity(path)
+    # A VMM with a user id of its own needs a memory file that is not only root's.
+    found["jail"] = bool(plan.jail_uids)
     if plan.accelerator == "kvm":
         # The host's CPU shows through, and the host's kernel contributes to the state.
         flags = " ".join(sorted(cpu_flags(Path("/proc/cpuinfo"))))

@@ -17,11 +17,13 @@ import os
 import select
 import socket
 import subprocess
+from collections.abc import Iterable
+from functools import partial
 
 from kata.linux.namespaces import inside_new
 from kata.runtime.hypervisor.base import VmPlan
 from kata.runtime.hypervisor.memory import SealedCopy, copy_memory, memory_to_share
-from kata.runtime.hypervisor.qemu import confine
+from kata.runtime.hypervisor.qemu import confine, jail, seccomp
 from kata.runtime.hypervisor.qemu.apart import apart
 from kata.runtime.hypervisor.qemu.command import (
     CONSOLE_FD,
@@ -34,11 +36,13 @@ from kata.runtime.hypervisor.qemu.command import (
     STATE_FDSET,
     command_line,
 )
-from kata.runtime.hypervisor.qemu.share import ShareHelper, server_of
+from kata.runtime.hypervisor.qemu.jail_uid import JailUid
+from kata.runtime.hypervisor.qemu.share import SETPRIV, ShareHelper, check_program, of_image, server_of
 from kata.runtime.hypervisor.qemu.share import connection as share_connection
 
 #: The other ends of SHARE_FD and ROOT_FD.
 _HELPER_FD, _ROOT_HELPER_FD = ":helper", ":root-helper"
+_FILTER = seccomp.bpf(seccomp.DENIED_TO_QEMU)
 
 
 def restore_commands(state: int, *, from_file: bool = False) -> list[dict[str, object]]:
@@ -75,6 +79,7 @@ class QemuProcess:
             which the restore has been requested already, so that QEMU reads the state as soon as it can.
         console, output: descriptors of the guest's console and of QEMU's output; -1 once they are taken over.
         helpers: the programs that serve the shared tree and, second, a root; none if QEMU does.
+        uid: QEMU's user and group id in its jail; None if it runs as root.
 
     Raises:
         NotFound, OSError: it cannot be run; nothing is left of it.
@@ -86,6 +91,7 @@ class QemuProcess:
         self.console = self.output = self.pidfd = -1
         self.argv: list[str] = []
         self._sealed: SealedCopy | None = None
+        self.uid: JailUid | None = None
         popen = None
         theirs: dict[str, socket.socket] = {}
         write_end = copy = -1
@@ -115,16 +121,13 @@ class QemuProcess:
                     theirs[ROOT_FD], theirs[_ROOT_HELPER_FD] = share_connection(plan)
                     fds[ROOT_FD] = theirs[ROOT_FD].fileno()
             self.argv = command_line(plan, fds, read_only_memory=read_only)
-            capabilities = confine.SHARE_CAPABILITIES if plan.share_dir and not server else ()
+            serves = bool(plan.share_dir and not server)
+            # Runs a program, perhaps: not in the pid namespace, of which QEMU has to be the first process.
+            root = None if serves or not plan.jail_uids else jail.root_of(plan, _FILTER)
             with apart(plan.network):
                 # In a pid namespace of its own, whose other processes would end with it.
-                with inside_new("pid"):
-                    popen = confine.spawn(
-                        confine.confined(self.argv, capabilities),
-                        fds=tuple(fds.values()),
-                        output=write_end,
-                        environment=dict(plan.environment),
-                    )
+                with inside_new("pid", "cgroup"):
+                    popen = self._spawn(plan, root, fds.values(), write_end, serves=serves)
                 if plan.devices:
                     confine.allow_locked_memory(popen.pid)
                 if server:
@@ -132,7 +135,9 @@ class QemuProcess:
                     for directory, name in ((plan.share_dir, _HELPER_FD), (plan.root_dir, _ROOT_HELPER_FD)):
                         if directory:
                             fd = theirs[name].fileno()
-                            helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
+                            # It keeps root's user id, by which it could signal whom it sees.
+                            with inside_new("pid", "cgroup"):
+                                helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
                             self.helpers.append(helper)
             if state is not None:
                 # While QEMU makes the VM: it does not look at the memory before it restores the state.
@@ -157,6 +162,17 @@ class QemuProcess:
                 if fd >= 0:
                     os.close(fd)
 
+    def _spawn(
+        self, plan: VmPlan, root: jail.Root | None, fds: Iterable[int], output: int, *, serves: bool
+    ) -> subprocess.Popen[bytes]:
+        spawn = partial(confine.spawn, fds=tuple(fds), output=output, environment=dict(plan.environment))
+        if root is None:
+            return spawn(confine.confined(self.argv, confine.SHARE_CAPABILITIES if serves else ()))
+        check_program(plan, SETPRIV)
+        self.uid = JailUid(plan.jail_uids)
+        with jail.inside(root, self.uid.number):
+            return spawn(confine.jailed(self.argv, of_image(plan, SETPRIV), self.uid.number, jail.FILTER))
+
     @property
     def pid(self) -> int:
         """QEMU's process id."""
@@ -180,6 +196,8 @@ class QemuProcess:
         """Stop the helpers and close all descriptors. Idempotent."""
         for helper in self.helpers:
             helper.stop()
+        if self.uid is not None:
+            self.uid.release()
         for end in self.channels.values():
             end.close()
         self.channels.clear()

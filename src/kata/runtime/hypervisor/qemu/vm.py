@@ -34,7 +34,7 @@ from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan, how_it_ended
 from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
-from kata.runtime.hypervisor.qemu import confine, slots
+from kata.runtime.hypervisor.qemu import confine, jail, slots
 from kata.runtime.hypervisor.qemu.apart import thread_ids
 from kata.runtime.hypervisor.qemu.command import (
     MAPS_READ_ONLY_SINCE,
@@ -439,7 +439,22 @@ class QemuVm:
         """Hot-plug a device; see `Hotplug.plug`."""
         if isinstance(device, VfioDevice):
             confine.allow_locked_memory(self._pid)
+            await self._admit(device)
         return await self._plugging().plug(device)
+
+    async def _admit(self, device: VfioDevice) -> None:
+        """Put what QEMU needs to open a device into its jail.
+
+        Raises:
+            NotFound: the device is in no IOMMU group.
+            FailedPrecondition: the kernel refuses.
+        """
+        uid = self._process.uid if self._process else None
+        if uid is not None:
+            try:
+                await asyncio.to_thread(jail.admit, self._pid, uid.number, jail.vfio_nodes(device.host))
+            except OSError as error:
+                raise FailedPrecondition(f"PCI device {device.host} for {self.plan.sandbox_id}: {error}") from error
 
     async def unplug(self, device_id: str, timeout: float = UNPLUG_TIMEOUT_S) -> None:
         """Unplug a device; see `Hotplug.unplug`. A VM that has ended has released everything."""
@@ -572,6 +587,7 @@ def check_files(plan: VmPlan) -> None:
 
     Raises:
         NotFound: one does not exist, is of the wrong kind, or cannot be read.
+        FailedPrecondition: a QEMU with a user id of its own may not read one.
     """
     if not plan.vmm.is_file() or not os.access(plan.vmm, os.X_OK):
         package = plan.architecture.qemu_package
@@ -589,3 +605,5 @@ def check_files(plan: VmPlan) -> None:
     for what, path in directories:
         if path is not None and not path.is_dir():
             raise NotFound(f"{what}: {path} is not a directory")
+    if plan.jail_uids:
+        jail.check_readable(plan)
