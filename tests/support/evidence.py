@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parent.parent.parent
 #: Has a directory for each run.
 FAILURES = PROJECT / "build/failures"
 MAX_FILE = 1 << 20
