@@ -122,9 +122,6 @@ async def _make(
                 f"building a template of {plan.memory_mib} MiB and {plan.vcpus} vCPU: later sandboxes start from it"
             )
             read_only = await _boot_and_save(plan, directory, make_ready, progress)
-            # Who has the descriptor, not being root, opens it once more; by name only root reaches it.
-            if plan.jail_uids:
-                (directory / template.MEMORY).chmod(0o644)
             template.write_manifest(directory, vm, read_only=read_only)
             os.rename(directory, root / key)
         finally:
