@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
+#: Characters of a message with its traceback. Escaped, each may become twelve.
+_MAX_MESSAGE = 16 << 10
+
 #: Id of the container that is worked on, "" for none. A task begins with its maker's, and changes no other's.
 CONTAINER: ContextVar[str] = ContextVar("container", default="")
 
@@ -32,6 +35,8 @@ class FieldsFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
+        if len(message) > _MAX_MESSAGE:
+            message = f"{message[:_MAX_MESSAGE]}... ({len(message) - _MAX_MESSAGE} more characters)"
         ids = {"sandbox": self.sandbox, "container": CONTAINER.get()}
         return {
             "msg": message,

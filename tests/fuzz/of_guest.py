@@ -135,7 +135,7 @@ def guest_console(data: bytes) -> object:
     return said
 
 
-@target(is_document=True, share=8)
+@target(is_document=True, share=1)
 def guest_logs(data: bytes) -> object:
     """Lines of logs, read as those of each origin and written in each format."""
     for name in ("shim.log", "console.log", "qemu.log"):

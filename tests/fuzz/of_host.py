@@ -85,7 +85,7 @@ def oci_process(data: bytes) -> object:
     return convert.process_to_proto(edit.process_for_guest(parse_process(data)))
 
 
-@target(FailedPrecondition, InvalidArgument, is_document=True, share=2)
+@target(FailedPrecondition, InvalidArgument, is_document=True, share=1)
 def cdi_specification(data: bytes) -> object:
     """A specification of devices (CDI), in JSON and in YAML."""
     directory = scratch("cdi")

@@ -45,6 +45,14 @@ async def test_records_name_the_container_of_their_call() -> None:
     assert CONTAINER.get() == ""
 
 
+def test_a_record_is_bounded() -> None:
+    record = logging.LogRecord("kata.x", logging.ERROR, "f", 1, "x%s", ("\x1b" * 5_000_000,), None)
+    line = LogfmtFormatter("box").format(record)
+    assert len(line) < 200_000
+    assert "\x1b" not in line
+    assert "more characters)" in line
+
+
 def test_a_method_that_is_not_there_is_no_rpc() -> None:
     with pytest.raises(AttributeError):
         ForContainer(object(), "id").create  # noqa: B018

@@ -32,6 +32,8 @@ READ_SIZE = 1 << 20
 _MAX_TEXT = 1000
 #: The errors by which Kata's older agents answer at the end of a stream.
 END_OF_STREAM = ("read meet eof", "eof")
+#: Seconds between two out-of-memory events, at least.
+_OOM_INTERVAL_S = 0.1
 #: Bytes sent in one write to a container's standard input.
 WRITE_SIZE = 1 << 20
 
@@ -59,7 +61,9 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
             hint="the guest's console is in console.log of the sandbox's state directory",
         ) from error
     except ttrpc.StatusError as error:
-        raise from_code(error.code, f"{what}: {shown(error.message)}") from error
+        # A log that shows where this came from has the guest's own text as well.
+        error.message = shown(error.message)
+        raise from_code(error.code, f"{what}: {error.message}") from error
     except ttrpc.ConnectionClosed as error:
         raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error
     except ttrpc.MessageTooLarge as error:
@@ -387,6 +391,8 @@ class AgentClient:
                 "out-of-memory events", "GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout=None
             )
             yield str(answer.container_id)  # type: ignore[attr-defined]
+            # Each is an event for container engines, and a guest may tell of any number.
+            await asyncio.sleep(_OOM_INTERVAL_S)
 
 
 def shown(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -47,6 +48,10 @@ class Guest:
     async def start_container(self, request: Any, ctx: object) -> empty_pb2.Empty:
         await self._behave(request)
         return empty_pb2.Empty()
+
+    async def get_oom_event(self, request: Any, ctx: object) -> agent_pb2.OOMEvent:
+        self.calls.append(request)
+        return agent_pb2.OOMEvent(container_id="c")
 
     async def write_stdin(self, request: agent_pb2.WriteStreamRequest, ctx: object) -> agent_pb2.WriteStreamResponse:
         await self._behave(request)
@@ -155,6 +160,24 @@ async def test_what_a_guest_says_stays_on_one_bounded_line(client: AgentClient, 
         await client.start_container("box")
     assert len(caught.value.message) < 5000
     assert caught.value.message.isprintable()
+    told = "".join(traceback.format_exception(caught.value))
+    assert len(told) < 10_000
+    assert "\x1b" not in told
+
+
+async def test_a_flood_of_out_of_memory_events_is_slowed(
+    client: AgentClient, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OOM_INTERVAL_S", 0.05)
+    begun = asyncio.get_running_loop().time()
+    count = 0
+    async for container_id in client.oom_events():
+        assert container_id == "c"
+        count += 1
+        if count == 5:
+            break
+    assert asyncio.get_running_loop().time() - begun >= 4 * 0.05
+    assert len(guest.calls) == 5
 
 
 class TestStreams:
