@@ -224,10 +224,12 @@ class TarReader:
             self._data_left -= BLOCK
             *more, rest = (rest + self._read(BLOCK)).split(b"\n")
             lines += more
-            if len(rest) > BLOCK or not all(_PAX_NUMBER.fullmatch(line) for line in lines[: min(len(lines), wanted)]):
+            if len(rest) > BLOCK or (lines and not _PAX_NUMBER.fullmatch(lines[0])):
                 raise self._wrong("bad table of a sparse file")
             if lines and (wanted := 1 + 2 * int(lines[0])) > 2 * _MAX_PIECES:
                 raise self._wrong(f"a sparse file in more than {_MAX_PIECES} pieces")
+        if not all(map(_PAX_NUMBER.fullmatch, lines[1:wanted])):
+            raise self._wrong("bad table of a sparse file")
         numbers = [int(line) for line in lines[1:wanted]]
         found = tuple(zip(numbers[::2], numbers[1::2], strict=True))
         ends = [0, *(offset + length for offset, length in found)]

@@ -111,7 +111,7 @@ class Form:
             raise InvalidArgument(f"invalid label {self.label[:64]!r} (1 to 12 letters, digits, '_', '.' and '-')")
         if self.format not in FORMATS:
             raise InvalidArgument(
-                f"unknown format '{self.format[:64]}' of an image ({', '.join(FORMATS)})",
+                f"unknown format {self.format[:64]!r} of an image ({', '.join(FORMATS)})",
                 hint=suggestion(self.format, FORMATS),
             )
         if self.verity and self.format == INITRD:
@@ -190,9 +190,9 @@ def _load(recipe: str, beside: Path, below: tuple[str, ...]) -> Recipe:
         source = _shipped() / f"{recipe}{_SUFFIX}"
         if recipe not in names():
             hint = suggestion(recipe, names())
-            raise NotFound(f"there is no recipe '{recipe[:64]}' ({', '.join(names())})", hint=hint)
+            raise NotFound(f"there is no recipe {recipe[:64]!r} ({', '.join(names())})", hint=hint)
     if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"invalid name '{name[:64]}' of a recipe (1 to 31 lower-case letters, digits and '-')")
+        raise InvalidArgument(f"invalid name {name[:64]!r} of a recipe (1 to 31 lower-case letters, digits and '-')")
     if where in below:
         raise InvalidArgument(f"recipe {below[0]} extends itself: {' > '.join((*below, where))}")
     if len(below) >= _MAX_CHAIN:
@@ -264,7 +264,7 @@ class _Reader:
             if name not in known:
                 where = f"{key}.{name}" if key else name
                 raise InvalidArgument(
-                    f"recipe {self._where}: unknown key '{where[:64]}' ({', '.join(known)})",
+                    f"recipe {self._where}: unknown key {where[:64]!r} ({', '.join(known)})",
                     hint=suggestion(name, known),
                 )
 

@@ -303,6 +303,8 @@ def test_a_sparse_file_by_hand(tmp_path: Path) -> None:
         sparse(b"2\n0\n3\n2\n3\n", 10, b"abcdef"),
         sparse(b"1\n0\n9\n", 10, b"abc"),
         sparse(b"x\n", 10, b"abc"),
+        sparse(b"1\n0\nx\n", 10, b"abc"),
+        sparse(b"1\n\0\n3\n", 10, b"abc"),
         sparse(b"-1\n", 10, b"abc"),
         sparse(b"99999999999\n", 10, b"abc"),
         sparse(b"9", 10, b""),

@@ -234,7 +234,7 @@ def _overlay(config: Config, content: bytes, origin: str, warnings: list[str]) -
         for key, value in table.items():
             setting = section.settings.get(key)
             if setting is None:
-                warnings.append(f"{origin}: [{section.name}] {key}: {_about_key(section, key)}")
+                warnings.append(f"{origin}: [{section.name}] {named(key)}: {_about_key(section, key)}")
                 continue
             try:
                 changes[key] = setting.kind.check(value)
@@ -243,7 +243,7 @@ def _overlay(config: Config, content: bytes, origin: str, warnings: list[str]) -
                     f"{origin}: [{section.name}] {key} = {shown(value)}: expected {setting.kind.expected}"
                 ) from error
         config = replace(config, **{section.attribute: replace(getattr(config, section.attribute), **changes)})
-    warnings.extend(f"{origin}: [{name}]: {_about_section(name)}" for name in tables)
+    warnings.extend(f"{origin}: [{named(name)}]: {_about_section(name)}" for name in tables)
     return config
 
 
@@ -285,8 +285,8 @@ def _sections(document: dict[str, object], origin: str) -> dict[str, dict[str, o
     for top, value in document.items():
         if not isinstance(value, dict):
             raise InvalidArgument(
-                f"{origin}: {top} = {shown(value)}: expected a section",
-                hint=f"write [{top}] on a line of its own, or move the key into a section",
+                f"{origin}: {named(top)} = {shown(value)}: expected a section",
+                hint=f"write [{named(top)}] on a line of its own, or move the key into a section",
             )
         if top not in ("hypervisor", "agent"):
             found[top] = value
@@ -294,7 +294,7 @@ def _sections(document: dict[str, object], origin: str) -> dict[str, dict[str, o
         for name, table in value.items():
             if not isinstance(table, dict):
                 raise InvalidArgument(
-                    f"{origin}: [{top}] {name} = {shown(table)}: expected a section",
+                    f"{origin}: [{top}] {named(name)} = {shown(table)}: expected a section",
                     hint=f"keys go into [{_nearest(f'{top}.', _NAMES) or f'{top}.NAME'}]",
                 )
             found[f"{top}.{name}"] = table
@@ -330,6 +330,11 @@ def _nearest(name: str, names: tuple[str, ...]) -> str | None:
     import difflib
 
     return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def named(key: str) -> str:
+    """A key for a message: as it is if that is one line of a bounded length."""
+    return key if key.isprintable() and len(key) <= 80 else shown(key)
 
 
 def shown(value: object) -> str:

@@ -79,7 +79,8 @@ def parse(volume_path: str, text: str | bytes) -> DirectVolume:
         raise InvalidArgument("direct volume: metadata is not a JSON object")
     if unknown := sorted(map(str, set(metadata) - _METADATA)):
         # Ignored metadata may be the encryption that somebody relies on.
-        raise InvalidArgument(f"direct volume: metadata {', '.join(unknown)} is not supported")
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in unknown)
+        raise InvalidArgument(f"direct volume: metadata {names[:400]} is not supported")
     return DirectVolume(device, DiskMount(guest_point(volume_path), fstype, tuple(options), *_group(metadata)))
 
 

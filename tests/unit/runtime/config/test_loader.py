@@ -279,6 +279,16 @@ class TestValues:
         with pytest.raises(InvalidArgument) as caught:
             load(body=body)
         assert "expected a section" in caught.value.message
+
+    @pytest.mark.parametrize("key", [r'"a\nb"', r'"\u001b[2J"', f'"{"x" * 5000}"'])
+    def test_keys_are_told_on_one_bounded_line(self, key: str) -> None:
+        with pytest.raises(InvalidArgument) as caught:
+            load(body=f"{key} = 1".encode())
+        (warning,) = load(body=f"[runtime]\n{key} = 1".encode()).warnings
+        (of_section,) = load(body=f"[{key}]".encode()).warnings
+        for told in (caught.value.message, caught.value.hint or "", warning, of_section):
+            assert told.isprintable()
+            assert len(told) < 400
         assert caught.value.hint is not None
 
     def test_require_kvm_and_emulation_contradict_each_other_across_files(self, tmp_path: Path) -> None:

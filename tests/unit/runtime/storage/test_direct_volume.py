@@ -70,6 +70,7 @@ def test_who_uses_it(tmp_path: Path) -> None:
         (record(options=[1]), "options are not a list"),
         (record(metadata="x"), "metadata is not a JSON object"),
         (record(metadata={"encryptionKey": "k"}), "metadata encryptionKey is not supported"),
+        (record(metadata={"a\nb": "k"}), r"metadata 'a\\nb' is not supported"),
         (record(metadata={"fsGroup": "-1"}), "invalid fsGroup '-1'"),
         (record(metadata={"fsGroup": "4294967295"}), "invalid fsGroup"),
         (record(metadata={"fsGroup": "9" * 5000}), "invalid fsGroup"),
