@@ -135,9 +135,7 @@ class QemuProcess:
                     for directory, name in ((plan.share_dir, _HELPER_FD), (plan.root_dir, _ROOT_HELPER_FD)):
                         if directory:
                             fd = theirs[name].fileno()
-                            # It keeps root's user id, by which it could signal whom it sees.
-                            with inside_new("pid", "cgroup"):
-                                helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
+                            helper = ShareHelper(plan, server, fd, output=write_end, directory=directory)
                             self.helpers.append(helper)
             if state is not None:
                 # While QEMU makes the VM: it does not look at the memory before it restores the state.
