@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent.parent
+PROJECT = Path(__file__).parents[2]
 #: Has a directory for each run.
 FAILURES = PROJECT / "build/failures"
 MAX_FILE = 1 << 20
