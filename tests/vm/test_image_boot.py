@@ -65,7 +65,7 @@ def boot(image: GuestImage, parameters: str, *, disk: Path | None, until: str = 
     command = [QEMU, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512M", "-nodefaults"]
     command += ["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-    command += ["-append", f"console=ttyS0 quiet panic=-1 cryptomgr.notests {parameters}"]
+    command += ["-append", f"console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check {parameters}"]
     command += ["-device", "virtio-serial-pci,id=serial", "-chardev", "null,id=rpc"]
     command += ["-device", "virtserialport,bus=serial.0,chardev=rpc,name=kata.rpc"]
     if disk:
