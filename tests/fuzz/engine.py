@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,6 +167,9 @@ class Campaign:
             mutator = {"custom_mutator": _mutator} if one.is_document else {}
             atheris.Setup(arguments, functools.partial(_once, one, findings), **mutator)
             atheris.Fuzz()
+        except BaseException:
+            # Not of a target, whose errors end the process elsewhere.
+            traceback.print_exc()
         finally:
             os._exit(2)
 

@@ -49,7 +49,7 @@ def _change(holder: dict[str, Any], chance: random.Random) -> None:
     inside, key = chance.choice(places)
     how = chance.randrange(6)
     if how == 0:
-        inside[key] = chance.choice(_ODD)
+        inside[key] = _copy(chance.choice(_ODD))
     elif how == 1:
         inside[key] = _copy(_at(chance.choice(places)))
     elif how == 2 and inside is not holder:
@@ -62,7 +62,7 @@ def _change(holder: dict[str, Any], chance: random.Random) -> None:
         inside[key] = text[:at] + str(chance.choice(_ODD)) + text[at + chance.randrange(3) :]
     elif how == 5 and isinstance(inside[key], dict):
         names = [name for where, name in places if isinstance(where, dict)]
-        inside[key][str(chance.choice((*names, *_ODD)))] = chance.choice(_ODD)
+        inside[key][str(chance.choice((*names, *_ODD)))] = _copy(chance.choice(_ODD))
     else:
         inside[key] = [inside[key]] if chance.random() < 0.5 else {str(chance.choice(_ODD)): inside[key]}
 
@@ -84,4 +84,5 @@ def _at(place: tuple[Any, Any]) -> Any:
 
 
 def _copy(value: Any) -> Any:
+    """Nothing may be in a document twice, or in itself."""
     return json.loads(json.dumps(value))
