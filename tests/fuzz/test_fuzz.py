@@ -60,7 +60,8 @@ def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     broken.seeds.mkdir(parents=True)
     (broken.seeds / "seed").write_bytes(byte)
     found = engine.Campaign(tmp_path / "work", jobs=1, seed=1).run({broken: 10})["broken"]
-    assert [name.rpartition("-")[2] for name in found.findings][:1] == [kind]
+    said = (tmp_path / "work/broken/log").read_text(errors="replace")
+    assert [name.rpartition("-")[2] for name in found.findings][:1] == [kind], said[-4000:]
     (kept,) = (path for path in (tmp_path / "work/broken/findings").iterdir() if path.suffix != ".txt")
     assert kept.read_bytes() == byte
 
