@@ -126,7 +126,8 @@ def pod_annotations(data: bytes) -> object:
         return None
     config = load(body=b'[hypervisor.qemu]\nenable_annotations = [".*"]\n', environ={}).config
     for prefix in ("", ANNOTATION_PREFIX):
-        given = {prefix + key: str(value) for key, value in found.items()}
+        # A spec has no halves of characters any more (`kata.oci.conform`).
+        given = {prefix + key: str(value).encode(errors="replace").decode() for key, value in found.items()}
         apply_annotations(config, given)
         classify(given, _ID)
     return config

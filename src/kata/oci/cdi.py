@@ -226,12 +226,13 @@ def _device(node: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         FailedPrecondition: there is no device at the path.
     """
     where = node.get("hostPath") or node["path"]
+    shown = where if where.isprintable() else ascii(where)
     try:
         info = os.stat(where)
     except OSError as error:
-        raise FailedPrecondition(f"CDI: device {where}: {error.strerror}") from error
+        raise FailedPrecondition(f"CDI: device {shown}: {error.strerror}") from error
     if not (stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode)):
-        raise FailedPrecondition(f"CDI: {where} is not a device")
+        raise FailedPrecondition(f"CDI: {shown} is not a device")
     device = {
         "path": node["path"],
         "type": "b" if stat.S_ISBLK(info.st_mode) else "c",

@@ -256,6 +256,7 @@ class _Reader:
         return replace(base, **found, files=_by(base.files, files, "path"))
 
     def _wrong(self, key: str, what: str, hint: str | None = None) -> InvalidArgument:
+        key = key if key.isprintable() else ascii(key[:64])
         return InvalidArgument(f"recipe {self._where}: {key}: {what}", hint=hint)
 
     def _check_keys(self, key: str, table: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -164,6 +164,12 @@ def test_a_broken_file(tmp_path: Path, text: str) -> None:
         cdi.find(["a/b=c"], [str(tmp_path)])
 
 
+def test_a_path_is_told_on_one_line() -> None:
+    with pytest.raises(FailedPrecondition, match="CDI: device") as caught:
+        cdi.apply(SPEC, [{"deviceNodes": [{"path": "/dev/a\nb"}]}])
+    assert caught.value.message.isprintable()
+
+
 def test_what_is_no_yaml_is_told_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: b: c")
     with pytest.raises(FailedPrecondition, match=r"broken\.yaml: mapping values are not allowed here") as caught:

@@ -68,6 +68,7 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
         ('agent = {log = "loud"}', InvalidArgument, "invalid value 'loud'", None),
         ('agent = {log = "a b"}', InvalidArgument, "not a word", None),
         ('extends = "defualt"', NotFound, "no recipe 'defualt'", "did you mean default?"),
+        (r'modules = {"a\nb" = 3}', InvalidArgument, r"'modules.a\nb': not a list", None),
         (r'extends = "a\nb"', NotFound, r"no recipe 'a\nb'", None),
         ('extends = "../other.toml"', NotFound, "cannot read recipe", None),
         ('extends = "mine.toml"', InvalidArgument, "extends itself", None),
