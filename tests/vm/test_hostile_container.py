@@ -14,7 +14,7 @@ from kata.protocols import health_pb2
 from kata.ttrpc import StatusError
 from tests.vm.guest import SHARED, Agent, Guest
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(120)]
 
 ROOTFS = f"{SHARED}/base/rootfs"
 NEIGHBOUR = "neighbour"
@@ -44,9 +44,6 @@ CASES: dict[str, tuple[str, int | None]] = {
     "looks for sockets": ("busybox grep -c @ /proc/net/unix && echo an abstract socket was found; echo done", 0),
 }
 
-#: Those that take longer.
-LONG = {"takes all memory", "many files"}
-
 
 def spec(*command: str, **changes: Any) -> dict[str, Any]:
     """As an engine and the host make it, without the mounts that the host brings."""
@@ -69,7 +66,7 @@ async def neighbour_lives(agent: Agent) -> None:
         assert await agent.wait(NEIGHBOUR, "look") == 0
 
 
-@pytest.mark.parametrize("case", [pytest.param(one, marks=[pytest.mark.long] * (one in LONG)) for one in CASES])
+@pytest.mark.parametrize("case", CASES)
 async def test_the_pod_goes_on(agent: Agent, guest: Guest, case: str) -> None:
     script, status = CASES[case]
     begun = len(guest.console)
