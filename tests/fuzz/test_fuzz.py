@@ -18,7 +18,7 @@ for module in engine.MODULES:
 
 REPOSITORY = Path(__file__).parents[2]
 #: Of the small run: the same ones each time, some seconds of CPU time.
-INPUTS = 15_000
+INPUTS = 5_000
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))

@@ -5,6 +5,7 @@ Reference: the CNI specification, 1.0.0, sections 1 (configuration) and 2 (execu
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
 import zlib
@@ -102,7 +103,7 @@ class Bridge(Network):
         self.taken = directory / "cni" / name
         self.gateway = f"{subnet}.1"
         six = f"fd00:{subnet.replace('.', ':')}"
-        self.gateway6 = f"{six}::1"
+        self.gateway6 = str(ipaddress.ip_address(f"{six}::1"))
         config = {
             "cniVersion": "1.0.0",
             "name": name,
