@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,6 @@ from kata.deploy import cluster as clusters
 from kata.deploy.cluster import LABEL, Cluster
 from kata.errors import DeadlineExceeded, FailedPrecondition, NotFound, PermissionDenied, Unavailable
 from tests.support.fakecluster import NODE, FakeCluster, fake_cluster
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
-    with fake_cluster(tmp_path_factory.mktemp("account")) as fake:
-        yield fake
 
 
 @pytest.fixture

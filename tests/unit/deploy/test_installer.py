@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +29,8 @@ from kata.errors import (
     ResourceExhausted,
 )
 from kata.linux import atomic_file
-from tests.support.fakecluster import NODE, FakeCluster, fake_cluster
+from tests.support.fakecluster import NODE, FakeCluster
 from tests.support.fakenode import CONFIG, LISTING, MadeNode, make_node, make_source
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
-    with fake_cluster(tmp_path_factory.mktemp("account")) as fake:
-        yield fake
 
 
 @pytest.fixture
@@ -223,6 +217,14 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
     return run
 
 
+def check_as_before(node: MadeNode, before: Mapping[str, object], moment: int) -> None:
+    """Check that a node has nothing that it had not; what a killed write has left is hidden, and nobody reads it."""
+    after = listed(node.root)
+    left = {name for name in after if name not in before and not Path(name).name.startswith(".")}
+    assert left - {"var/lib/kata"} == set(), moment
+    assert {name: after[name] for name in before} == before, moment
+
+
 @pytest.mark.parametrize("then", ["install", "clean_up"])
 def test_killed_anywhere_while_it_installs(
     tmp_path: Path,
@@ -249,11 +251,7 @@ def test_killed_anywhere_while_it_installs(
             assert os.listdir(node.root / "opt") == ["kata"], moment
         installer.clean_up(node, request_, cluster)
         assert fake.labels == {}, moment
-        after = listed(node.root)
-        # What a killed write has left is a hidden file beside, which nobody reads.
-        left = {name for name in after if name not in before and not Path(name).name.startswith(".")}
-        assert left - {"var/lib/kata"} == set(), moment
-        assert {name: after[name] for name in before} == before, moment
+        check_as_before(node, before, moment)
     assert moment > 30, "there are as many moments"
 
 
@@ -272,10 +270,7 @@ def test_killed_anywhere_while_it_cleans_up(
             break
         installer.clean_up(node, request_, cluster)
         assert fake.labels == {}, moment
-        after = listed(node.root)
-        left = {name for name in after if name not in before and not Path(name).name.startswith(".")}
-        assert left - {"var/lib/kata"} == set(), moment
-        assert {name: after[name] for name in before} == before, moment
+        check_as_before(node, before, moment)
     assert moment > 20
 
 
