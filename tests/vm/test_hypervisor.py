@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import shutil
 import signal
 import struct
@@ -26,7 +27,7 @@ from kata.osbuilder import store
 from kata.protocols import agent_pb2, health_pb2, shared_tree
 from kata.runtime.config.loader import load
 from kata.runtime.hypervisor import trial_boot
-from kata.runtime.hypervisor.base import MIN_MEMORY_MIB, VmPlan
+from kata.runtime.hypervisor.base import MAX_EMPTY_DISKS, MIN_MEMORY_MIB, VmPlan
 from kata.runtime.hypervisor.console import MAX_LOG_BYTES
 from kata.runtime.hypervisor.qemu import share
 from kata.runtime.hypervisor.qemu.vm import QemuVm
@@ -438,6 +439,31 @@ def image() -> store.GuestImage:
 async def test_a_trial_boot_of_the_guest_image(image: store.GuestImage) -> None:
     outcome = await trial_boot.probe("tcg", vmm=QEMU, kernel=image.kernel, initrd=image.initrd, timeout=120)
     assert outcome is None
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_the_firmware_keeps_clear_of_the_initrd_whatever_the_number_of_disks(
+    image: store.GuestImage, make_vm: Callable[..., QemuVm], tmp_path: Path
+) -> None:
+    """Memory that it takes for itself where the initrd is, devices write to: a module of the initrd was broken then."""
+    vm = make_vm(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        image=image.rootfs,
+        empty_disks=(True,) * MAX_EMPTY_DISKS,
+        kernel_params=("kata.probe", "loglevel=7"),
+    )
+    await vm.start()
+    async with asyncio.timeout(120):
+        await vm.wait()
+    await vm.stop()
+    console = (tmp_path / "run" / "console.log").read_text()
+    (first, last) = [int(number, 16) for number in re.findall(r"\bRAMDISK: \[mem (\S+)-(\S+)\]", console)[0]]
+    reserved = [
+        (int(begin, 16), int(end, 16)) for begin, end in re.findall(r"BIOS-e820: \[mem (\S+)-(\S+)\] reserved", console)
+    ]
+    assert reserved
+    assert not [f"{begin:#x}-{end:#x}" for begin, end in reserved if begin <= last and first <= end]
 
 
 @pytest.mark.usefixtures("nothing_left")

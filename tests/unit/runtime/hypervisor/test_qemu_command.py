@@ -92,6 +92,7 @@ def test_nothing_comes_along_that_was_not_asked_for(full: VmPlan) -> None:
     argv = command_line(full, FDS)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
     assert values(argv, "-display") == ["none"]
+    assert values(argv, "-boot") == ["strict=on"]
     assert values(argv, "-machine") == ["q35"]
     assert values(argv, "-name") == ["sandbox-abc,debug-threads=on"]
 

@@ -75,6 +75,10 @@ def command_line(plan: VmPlan, fds: Mapping[str, int], *, read_only_memory: bool
         ("-nodefaults",),
         ("-no-user-config",),
         ("-no-reboot",),
+        # The firmware leaves the disks alone. For each that it may boot from it takes memory at the top, where QEMU has
+        # put the initrd, with room for two: with more, a disk's queue was written into the initrd's last module
+        # (SeaBIOS' BUILD_MAX_HIGHTABLE; acpi_data_size in QEMU's x86.c).
+        ("-boot", "strict=on"),
         ("-display", "none"),
         ("-machine", _machine(plan) + (",memory-backend=memory" if MEMORY_FD in fds or plan.huge_pages else "")),
         *_cpu(plan),
