@@ -61,7 +61,7 @@ run: $(VENV)/ready image ## Install what is missing, build the guest, run a cont
 
 test: $(VENV)/docs $(VENV)/charts test-packages image ## Run all checks and tests
 	$(MAKE) check
-	$(VENV)/bin/pytest --durations 10 -n 3 --dist loadgroup $(TEST)
+	$(VENV)/bin/pytest --durations 10 -n 4 --dist loadgroup $(TEST)
 
 test-long: $(VENV)/ready test-packages image ## Repeat what can go wrong at any moment, KATA_FAULT_ROUNDS times (20)
 	$(call install_packages,$(APT_LONG))

@@ -1,4 +1,4 @@
-"""What a test's marker asks of the host, and which tests run in one process when three run them (`-n 3`).
+"""What a test's marker asks of the host, and which tests run in one process when four run them (`-n 4`).
 
 A test that cannot run here says what is missing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,20 @@ def _missing(marker: str) -> str | None:
     return None
 
 
-#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest three begin; the
-#: worker that is through with its own first takes the next, and the other tests are spread over all. A test is of the
-#: first group that its path begins with.
-_GROUPS = ("integration/containerd/test_file", "integration/cri", "integration", "vm")
+#: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest four begin; the
+#: worker that is through with its own takes the next, and the other tests are spread over all. A test is of the first
+#: group whose pattern its path matches; what takes long is in several, so that no worker is the last for long.
+_GROUPS = (
+    *("integration/containerd/test_file*", "integration/containerd/test_[a-m]*", "integration/containerd/*"),
+    *("integration/cri/*", "integration/*", "vm/test_agent*", "vm/*"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = str(item.path.relative_to(Path(__file__).parent))
-        if group := next((group for group in _GROUPS if path.startswith(group)), None):
+        if group := next((group for group in _GROUPS if fnmatchcase(path, group)), None):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
