@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kata.errors import Internal, Unavailable
 from kata.runtime.config.loader import load
@@ -21,6 +22,10 @@ pytest_plugins = ["tests.support.failures"]
 
 # On a disk: Debian 13 has /tmp in memory, where files cannot do all that they can on a disk.
 tempfile.tempdir = os.environ.setdefault("TMPDIR", "/var/tmp")
+
+# How long an example takes says how busy the host is. A test that sets suppress_health_check has to name this one too.
+settings.register_profile("pykata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pykata")
 
 
 def _missing(marker: str) -> str | None:

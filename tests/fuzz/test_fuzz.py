@@ -49,7 +49,7 @@ def _broken(data: bytes) -> None:
     while data[:1] == b"L":
         pass
     if data[:1] == b"M":
-        bytearray(engine.MAX_MEMORY)
+        bytearray(2 * engine.MAX_MEMORY)
 
 
 @pytest.mark.parametrize(("byte", "kind"), [(b"K", "RuntimeError"), (b"L", "Slow"), (b"M", "MemoryError")])

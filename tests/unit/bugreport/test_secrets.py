@@ -118,7 +118,6 @@ def test_it_is_enough_to_do_it_once() -> None:
     assert redact(once) == (once, 0)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab=:\"'\\ \n-{}[],/@?&."), max_size=60), st.sampled_from(["token", "x"]))
 def test_any_text_can_be_looked_through(text: str, name: str) -> None:
     redacted, count = redact(f"{name}{text}")
@@ -132,7 +131,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(VALUES)
 def test_a_value_in_json_is_removed_whatever_it_is(value: str) -> None:
     marked = f"{value}SECRETVALUE{value}"

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.logs.entry import Entry
@@ -68,7 +68,6 @@ def test_what_is_written_can_be_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MACHINE_READABLE)
-@settings(deadline=None)
 @given(st.lists(st.text()))
 def test_whatever_it_is(name: str, lines: list[str]) -> None:
     entries = entries_of(*lines, *(f"level=info msg={json.dumps(line)} {'k' + str(len(line))}=1" for line in lines))

@@ -8,7 +8,7 @@ import logging
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.agent.log import JsonFormatter
@@ -182,7 +182,6 @@ def test_names_tell_what_a_file_has() -> None:
     assert origin_of("-") is origin_of("/var/log/containerd.log") is Origin.LOG
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from(Origin))
 def test_whatever_a_line_is_it_becomes_one_entry(text: str, origin: Origin) -> None:
     entry = parse_line(text, "f", 1, origin)
@@ -198,7 +197,6 @@ def test_whatever_a_line_is_it_becomes_one_entry(text: str, origin: Origin) -> N
 FIELD = st.tuples(st.sampled_from(["msg", "level", "time", "pid", "req", "vmconsole", "x", "source"]), st.text())
 
 
-@settings(deadline=None)
 @given(st.lists(FIELD, min_size=1))
 def test_no_value_of_a_record_is_lost(fields: list[tuple[str, str]]) -> None:
     line = "msg=m " + " ".join(f"{key}={json.dumps(value)}" for key, value in fields)
@@ -209,7 +207,6 @@ def test_no_value_of_a_record_is_lost(fields: list[tuple[str, str]]) -> None:
             assert visible(value, keep="\n\t") in kept or value.lower() == entry.level
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_json_strings_are_read_as_they_were(text: str) -> None:
     assert list(logfmt.pairs(f"k={json.dumps(text)}")) == [("k", text)]
@@ -220,14 +217,12 @@ def test_gos_escapes() -> None:
     assert list(logfmt.pairs(r'a="\Uffffffff"')) == [("a", r"\Uffffffff")]
 
 
-@settings(deadline=None)
 @given(st.datetimes().map(lambda time: time.isoformat(timespec="microseconds") + "Z"))
 def test_times_are_read_as_they_were(text: str) -> None:
     assert format_time(parse_time(text)) == text[:-1] + "000Z"
 
 
 class TestFiles:
-    @settings(deadline=None)
     @given(st.binary(max_size=300))
     def test_every_line_that_is_not_blank_is_there(self, data: bytes) -> None:
         lines = [line for line in data.split(b"\n") if line.decode(errors="backslashreplace").strip()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Required, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.errors import InvalidArgument
@@ -228,7 +228,6 @@ def _meaning(value: Any) -> Any:
     return value
 
 
-@settings(deadline=None)
 @given(_strategy(Spec))
 def test_whatever_the_schema_lets_pass_arrives(value: Spec) -> None:
     arrived = _carried(value)
@@ -264,7 +263,6 @@ def _rules(value: Spec) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(deadline=None)
 @given(_strategy(Spec))
 def test_device_rules_mean_the_same_afterwards(value: Spec) -> None:
     assert _rules(_carried(value)) == _rules(value)

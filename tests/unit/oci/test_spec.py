@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.errors import InvalidArgument, NotFound
@@ -281,7 +281,6 @@ _json = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(_json.map(json.dumps), st.binary(max_size=200)))
 def test_any_input_is_taken_or_refused(text: str | bytes) -> None:
     for parse in (spec.parse_spec, spec.parse_process, spec.parse_resources):
@@ -298,7 +297,6 @@ _REAL_SPECS = [json.loads(path.read_text()) for path in _REAL]
 _REAL_PLACES = [(content, _places(content)[1:]) for content in _REAL_SPECS]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_what_is_taken_can_be_carried(data: st.DataObject) -> None:
     """A real spec with one value replaced by anything is refused by name, or goes over the wire without an error."""

@@ -168,7 +168,7 @@ async def test_a_flood_of_connections(served: Served, monkeypatch: pytest.Monkey
     await served.works()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.binary(max_size=400))
 def test_nothing_that_comes_in_raises(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def feed() -> None:

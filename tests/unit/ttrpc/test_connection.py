@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.ttrpc import frames
@@ -314,7 +314,6 @@ FRAME = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.sampled_from(Role), st.lists(st.one_of(FRAME, st.binary(max_size=30)), max_size=12))
 def test_no_input_does_more_than_break_the_protocol(role: Role, chunks: list[bytes]) -> None:
     connection = Connection(role, 64)
@@ -334,7 +333,6 @@ def test_no_input_does_more_than_break_the_protocol(role: Role, chunks: list[byt
     assert len(connection._streams) <= open_before
 
 
-@settings(deadline=None)
 @given(st.lists(FRAME, max_size=12), st.data())
 def test_pieces_do_not_matter_for_what_is_understood(chunks: list[bytes], data: st.DataObject) -> None:
     wire = b"".join(chunks)

@@ -123,7 +123,6 @@ def test_empty_messages_are_defaults() -> None:
     assert decode_response(b"") == Response(Status(0, ""), b"")
 
 
-@settings(deadline=None)
 @given(REQUESTS)
 def test_request_is_what_protobuf_reads_and_writes(request_: Request) -> None:
     wire = b"".join(request_parts(request_))
@@ -132,7 +131,6 @@ def test_request_is_what_protobuf_reads_and_writes(request_: Request) -> None:
     assert decode_request(message.SerializeToString()) == request_
 
 
-@settings(deadline=None)
 @given(RESPONSES)
 def test_response_is_what_protobuf_reads_and_writes(response: Response) -> None:
     wire = b"".join(response_parts(response))
@@ -148,7 +146,7 @@ FIELDS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(FIELDS, max_size=3).map(b"".join))
 def test_what_is_accepted_means_the_same_to_protobuf(wire: bytes) -> None:
     try:

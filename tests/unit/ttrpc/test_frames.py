@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.ttrpc import frames
@@ -32,7 +32,6 @@ FRAMES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(FRAMES, st.data())
 def test_pieces_do_not_matter(expected: list[tuple[int, int, int, bytes]], data: st.DataObject) -> None:
     wire = b"".join(frames.encode(s, t, f, (p,)) for s, t, f, p in expected)
@@ -104,7 +103,6 @@ def test_a_promise_of_data_costs_no_memory() -> None:
     assert peak < 1 << 20
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60)))
 def test_any_bytes_are_frames(chunks: list[bytes]) -> None:
     decoder = FrameDecoder(32)

@@ -9,7 +9,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.archive.tar import Entry, EntryType, TarReader
@@ -170,14 +170,12 @@ def test_a_long_run_of_digits_takes_linear_time() -> None:
 # What is suppressed is what is expected; any other exception fails.
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2048))
 def test_noise(noise: bytes) -> None:
     with contextlib.suppress(KataError):
         read(noise)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 511), st.binary(min_size=1, max_size=24))
 def test_damaged_headers_with_a_right_checksum(offset: int, noise: bytes) -> None:
     raw = header()
@@ -191,7 +189,6 @@ def test_damaged_headers_with_a_right_checksum(offset: int, noise: bytes) -> Non
             assert 0 <= item.uid < 2**32 - 1
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_damaged_extended_headers(noise: bytes) -> None:
     with contextlib.suppress(KataError):

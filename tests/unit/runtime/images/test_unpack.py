@@ -360,9 +360,7 @@ ENTRIES = st.one_of(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.lists(ENTRIES, max_size=12), min_size=1, max_size=3))
 def test_no_combination_gets_out(
     tmp_path: Path, outside: Path, layers: list[list[tuple[tarfile.TarInfo, bytes | None]]]
