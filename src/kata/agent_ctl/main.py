@@ -11,9 +11,7 @@ from typing import Annotated
 import typer
 
 from kata.agent_ctl.messages import LEVELS, PROGRAM, Log
-from kata.cli.main import USAGE_ERROR, leave_broken_pipe, occupy_standard_streams, report_usage
-from kata.cli.render import ExitCode, report, signalled
-from kata.version import VERSION
+from kata.cli.program import Invocation, occupy_standard_streams, run_command_line, version_option
 
 app = typer.Typer(
     name=PROGRAM,
@@ -30,34 +28,21 @@ _Level = Enum("_Level", {level: level for level in LEVELS}, type=str)  # type: i
 
 
 @dataclass
-class _Invocation:
-    """What one command line says about all of it."""
-
+class _Invocation(Invocation):
     level: str = "info"
-
-    @property
-    def is_debug(self) -> bool:
-        """Whether errors are printed with a traceback."""
-        return Log(self.level).shows("debug")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {VERSION}")
-        raise typer.Exit
 
 
 @app.callback()
 def _agent_ctl(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option(PROGRAM)] = False,
     log_level: Annotated[
         _Level, typer.Option("-l", "--log-level", help="What is said on stderr; debug shows requests, and tracebacks.")
     ] = _Level.info,  # type: ignore[attr-defined]
 ) -> None:
-    context.obj.level = log_level.value
+    invocation: _Invocation = context.obj
+    invocation.level = log_level.value
+    invocation.debug = Log(invocation.level).shows("debug")
 
 
 @app.command(
@@ -164,21 +149,7 @@ def examples() -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
-    invocation = _Invocation()
-    try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
-        sys.stdout.flush()
-        return int(code or 0)
-    except USAGE_ERROR as error:
-        report_usage(error, PROGRAM)
-        return ExitCode.USAGE
-    except KeyboardInterrupt:
-        return signalled(2)
-    except BrokenPipeError:
-        return leave_broken_pipe()
-    except Exception as error:
-        report(error, debug=invocation.is_debug, program=PROGRAM, option="-l debug")
-        return ExitCode.FAILED
+    return run_command_line(app, PROGRAM, arguments, _Invocation(), option="-l debug")
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from kata.agent_ctl.output import HostOutput
 from kata.agent_ctl.script import Step, read_all
 from kata.agent_ctl.session import ForeignLink, Link, Options, Session
 from kata.cli import terminal
-from kata.cli.main import leave_broken_pipe
 from kata.cli.management import call
 from kata.cli.render import ExitCode, report, signalled
 from kata.cli.root import require_root
@@ -81,8 +80,6 @@ def run(request: Request) -> int:
         return _run_in_vm(request, session, steps, signals)
     except Interrupted as interruption:
         return signalled(interruption.number)
-    except BrokenPipeError:
-        return leave_broken_pipe()  # here: typer would make it a 1
     finally:
         signals.deliver_to(ignore)
 

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from kata.cli import check, env
-from kata.cli.main import Invocation, app
+from kata.cli.main import KataInvocation, app
+from kata.cli.program import version_option
 from kata.cli.render import warn
 from kata.errors import ResourceExhausted
 from kata.runtime.config.loader import SYSTEM_PATHS
-from kata.version import VERSION
 
 PROGRAM = "kata-runtime"
 
@@ -50,12 +50,6 @@ class Rootless(StrEnum):
     AUTO = "auto"
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {VERSION}")
-        raise typer.Exit
-
-
 def _print_paths(wanted: bool) -> None:
     if wanted:
         print("\n".join(map(str, SYSTEM_PATHS)))
@@ -65,9 +59,7 @@ def _print_paths(wanted: bool) -> None:
 @kata_runtime.callback()
 def _kata_runtime(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("-v", "--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option(PROGRAM, "-v")] = False,
     _paths: Annotated[
         bool,
         typer.Option(
@@ -100,7 +92,7 @@ def _kata_runtime(
     systemd_cgroup: Annotated[bool, typer.Option("--systemd-cgroup", help="Without effect here.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
 ) -> None:
-    invocation: Invocation = context.obj
+    invocation: KataInvocation = context.obj
     invocation.debug = debug
     invocation.command = context.invoked_subcommand or ""
     invocation.exec_in_guest = True  # Kata's `exec` is its debug console

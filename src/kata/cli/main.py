@@ -5,14 +5,12 @@ Commands import what they need when they run, so that `kata --version` is fast.
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -41,9 +39,8 @@ from kata.cli import (
     version,
 )
 from kata.cli.options import AsJson, ConfigFile, SandboxName
-from kata.cli.render import ExitCode, report, say, signalled
-from kata.errors import KataError, ResourceExhausted
-from kata.version import VERSION
+from kata.cli.program import Invocation, occupy_standard_streams, run_command_line, version_option
+from kata.cli.render import ExitCode, say
 
 app = typer.Typer(
     name="kata",
@@ -64,41 +61,29 @@ app.add_typer(policy.app, name="policy")
 
 #: Commands whose exit code is a program's.
 _RUNNING = ("run", "exec")
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-# Not every version of typer exports UsageError, but all export its subclass.
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 @dataclass
-class Invocation:
-    """What one command line says about all of it.
+class KataInvocation(Invocation):
+    """What one command line says about all of it. With `debug`, `kata run` prints its plan, too.
 
     Attributes:
         command: its first word.
-        debug: whether errors are printed with a traceback; `kata run` prints its plan, too.
-        log: where errors are logged as well; None: nowhere.
         exec_in_guest: whether `exec` without a container is about the guest itself.
     """
 
     command: str = ""
-    debug: bool = False
-    log: logging.Logger | None = None
     exec_in_guest: bool = False
 
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"kata {VERSION}")
-        raise typer.Exit
+    def exit_code(self, error: Exception) -> int:
+        """As any program's, but what runs a program leaves the lower codes to that one."""
+        return ExitCode.RUN_FAILED if self.command in _RUNNING else super().exit_code(error)
 
 
 @app.callback()
 def _kata(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option("kata")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
 ) -> None:
     context.obj.debug = debug
@@ -192,7 +177,7 @@ def run(
     from kata.cli import request
     from kata.cli.run import run as run_request
 
-    invocation: Invocation = context.obj
+    invocation: KataInvocation = context.obj
     invocation.debug |= debug
     words = ([] if image_ is None else [image_]) + (command or [])
     image_path, words_to_run = request.split_words(words, rootfs)
@@ -320,78 +305,7 @@ def invoke(arguments: list[str], program: typer.Typer = app, name: str = "kata")
         program: whose command line it is.
         name: of the program.
     """
-    invocation = Invocation()
-    code = _invoke(arguments, program, name, invocation)
-    if code is None:
-        return ExitCode.RUN_FAILED if invocation.command in _RUNNING else ExitCode.FAILED
-    return code
-
-
-def _invoke(arguments: list[str], program: typer.Typer, name: str, invocation: Invocation) -> int | None:
-    """As `invoke`; None if the program has failed itself."""
-    try:
-        code = program(args=arguments, prog_name=name, standalone_mode=False, obj=invocation)
-        sys.stdout.flush()
-        return int(code or 0)
-    except USAGE_ERROR as error:
-        report_usage(error, "kata")
-        return None if invocation.command in _RUNNING else ExitCode.USAGE
-    except KeyboardInterrupt:
-        return signalled(2)
-    except SystemExit as end:
-        # typer makes one of a completed command line, whose status shells go by, and of a pipe that nobody reads.
-        return int(end.code or 0) if _completion_variable(name) in os.environ else leave_broken_pipe()
-    except BrokenPipeError:
-        return leave_broken_pipe()
-    except Exception as error:
-        report(_of_output(error), debug=invocation.debug)
-        if invocation.log:
-            invocation.log.error("%s", error, exc_info=None if isinstance(error, KataError) else error)
-        return None
-
-
-def _completion_variable(name: str) -> str:
-    """By which typer's scripts ask a program for completions."""
-    return f"_{name}_COMPLETE".replace("-", "_").upper()
-
-
-def _of_output(error: Exception) -> Exception:
-    """The error, or a better one if standard output cannot be written: it alone has no name in an error."""
-    if not isinstance(error, OSError) or error.filename is not None or error.errno not in _CANNOT_WRITE:
-        return error
-    # What Python still has of the output would fail again when it exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    what = (error.strerror or str(error)).lower()
-    return ResourceExhausted(f"cannot write standard output: {what}", hint="write elsewhere, or make room")
-
-
-def report_usage(error: Any, program: str) -> None:
-    """Print a command line error in the form of all others. Without arguments the message is the help."""
-    where = error.ctx.command_path if error.ctx is not None else program
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message(), file=sys.stderr)
-        return
-    # Newer versions of typer let pydantic check values, whose word for it means nothing to a user.
-    message = error.format_message().rstrip(".").replace("Value error, ", "")
-    say(message[:1].lower() + message[1:], hint=f"{where} --help", program=program)
-
-
-def occupy_standard_streams() -> None:
-    """Open /dev/null in the place of standard streams that are closed."""
-    # A descriptor opened later must never become standard input, output or error where those are closed.
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w"))  # noqa: SIM115 - for as long as the process lives
-
-
-def leave_broken_pipe() -> int:
-    """Return the exit code for output whose reader has exited."""
-    # The interpreter would report that again when it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return signalled(13)
+    return run_command_line(program, name, arguments, KataInvocation(), said_by="kata")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from kata import architecture
 from kata.cli import build_options, image_from
+from kata.cli.program import version_option
 from kata.cli.steps import steps
 from kata.errors import InvalidArgument
 from kata.osbuilder import recipe as recipes
@@ -29,6 +30,15 @@ app = typer.Typer(
 )
 
 RootDirectory = Annotated[Path, typer.Argument(metavar="ROOTFS_DIR", help="A directory that `rootfs` has made.")]
+
+
+@app.callback()
+def _osbuilder(
+    context: typer.Context,
+    _version: Annotated[bool, version_option(PROGRAM)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print Python's traceback of an error.")] = False,
+) -> None:
+    context.obj.debug = debug
 
 
 @app.command()

@@ -53,18 +53,21 @@ def unwritten(error: OSError) -> int:
     return ExitCode.RUN_FAILED
 
 
-def report(error: BaseException, *, debug: bool = False, program: str = "kata", option: str = "--debug") -> None:
+def report(error: BaseException, *, debug: bool = False, program: str = "kata", option: str | None = "--debug") -> None:
     """Print an error: one line, and a hint if there is one.
 
     Args:
         error: what has happened.
         debug: whether its traceback comes before it.
         program: who says so.
-        option: how to get the traceback.
+        option: how to get the traceback; None: by no option, and an error that nobody has foreseen has it anyway.
     """
-    if debug:
+    foreseen = isinstance(error, (KataError, OSError))
+    if debug or not (option or foreseen):
         traceback.print_exception(error, file=sys.stderr)
-    more = None if debug else f"run with {option} for the traceback; `kata bundle` collects what a bug report needs"
+    more = None
+    if option and not debug:
+        more = f"run with {option} for the traceback; `kata bundle` collects what a bug report needs"
     if isinstance(error, KataError):
         say(error.message, hint=error.hint, program=program)
     elif isinstance(error, OSError):

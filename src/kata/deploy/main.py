@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from kata.cli.main import USAGE_ERROR, occupy_standard_streams, report_usage
-from kata.cli.render import ExitCode, report, signalled
+from kata.cli.program import Invocation, log_to_stderr, occupy_standard_streams, run_command_line, version_option
+from kata.cli.render import ExitCode
 from kata.deploy.cluster import Cluster
 from kata.deploy.installer import Request, clean_up
 from kata.deploy.installer import install as install_on
 from kata.deploy.node import Node
-from kata.errors import FailedPrecondition, KataError
-from kata.version import VERSION
+from kata.errors import FailedPrecondition
 
 PROGRAM = "kata-deploy"
 #: Where the chart mounts the node's root file system.
@@ -66,17 +65,9 @@ class _Ended(Exception):
     """A signal that ends this program has come."""
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {VERSION}")
-        raise typer.Exit
-
-
 @app.callback()
 def _deploy(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option(PROGRAM)] = False,
 ) -> None:
     pass
 
@@ -190,29 +181,11 @@ def _pause(seconds: float) -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
-    from kata.shim.log import LogfmtFormatter
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogfmtFormatter("", PROGRAM))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
-        return int(code or 0)
-    except USAGE_ERROR as error:
-        report_usage(error, PROGRAM)
-        return ExitCode.USAGE
-    except KeyboardInterrupt:
-        return signalled(2)
-    except (KataError, OSError) as error:
-        report(error, program=PROGRAM, option="kubectl logs")
-        return ExitCode.FAILED
-    finally:
-        root.removeHandler(handler)
+    return run_command_line(app, PROGRAM, arguments, Invocation(), option=None)
 
 
 def main() -> None:
     """Run the console script `kata-deploy`."""
     occupy_standard_streams()
+    log_to_stderr(PROGRAM, logging.INFO)
     sys.exit(invoke(sys.argv[1:]))

@@ -15,12 +15,10 @@ from typing import Annotated
 
 import typer
 
-from kata.cli.main import USAGE_ERROR, occupy_standard_streams, report_usage
-from kata.cli.render import ExitCode, report, signalled
+from kata.cli.program import Invocation, log_to_stderr, occupy_standard_streams, run_command_line, version_option
 from kata.cli.root import require_root
 from kata.linux.malloc import use_one_arena
 from kata.runtime.ledger.journal import STATE_ROOT
-from kata.version import VERSION
 
 PROGRAM = "kata-monitor"
 _LEVELS = {
@@ -39,17 +37,12 @@ log = logging.getLogger(__name__)
 app = typer.Typer(name=PROGRAM, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {VERSION}")
-        raise typer.Exit
-
-
 @app.command(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="The exit code is 0, 1 after an error, 2 for a mistake in the command line, or 128+n after signal n.",
 )
 def monitor(
+    context: typer.Context,
     listen_address: Annotated[
         str, typer.Option("--listen-address", metavar="ADDRESS", help="Where to serve: HOST:PORT, or :PORT for all.")
     ] = "127.0.0.1:8090",
@@ -75,20 +68,22 @@ def monitor(
     scrape_timeout: Annotated[
         float, typer.Option(min=0.1, max=60.0, metavar="SECONDS", help="For one sandbox to answer a scrape.")
     ] = 1.5,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option(PROGRAM)] = False,
 ) -> None:
     """Serve the metrics of all sandboxes of this host to Prometheus, and a page about them to people.
 
     It changes nothing and asks nobody for a password: whoever reaches the address sees the sandboxes.
     """
+    level = _LEVELS[log_level.value]
+    context.obj.debug = level == logging.DEBUG
     require_root(PROGRAM)
     # Imported here: the help does without.
     from kata.monitor.http import listen
 
     listener = listen(listen_address)
-    _set_up_logging(_LEVELS[log_level.value])
+    log_to_stderr(PROGRAM, level)
+    # Of each request that is none it logs that it was none.
+    logging.getLogger("uvicorn").setLevel(max(level, logging.ERROR))
     # Each sandbox takes a connection, and two more while it is asked.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -111,31 +106,9 @@ async def _serve(listener: socket.socket, timeout: float, names: Sequence[str]) 
         await asyncio.gather(following, return_exceptions=True)
 
 
-def _set_up_logging(level: int) -> None:
-    from kata.shim.log import LogfmtFormatter
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogfmtFormatter("", PROGRAM))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(level)
-    # Of each request that is none it logs that it was none.
-    logging.getLogger("uvicorn").setLevel(max(level, logging.ERROR))
-
-
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
-    try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
-        return int(code or 0)
-    except USAGE_ERROR as error:
-        report_usage(error, PROGRAM)
-        return ExitCode.USAGE
-    except KeyboardInterrupt:
-        return signalled(2)
-    except Exception as error:
-        report(error, debug="debug" in arguments, program=PROGRAM, option="--log-level debug")
-        return ExitCode.FAILED
+    return run_command_line(app, PROGRAM, arguments, Invocation(), option="--log-level debug")
 
 
 def main() -> None:

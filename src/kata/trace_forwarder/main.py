@@ -6,25 +6,28 @@ import asyncio
 import logging
 import socket
 import sys
-from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
 import typer
 
-from kata.cli.main import USAGE_ERROR, leave_broken_pipe, occupy_standard_streams, report_usage
-from kata.cli.render import ExitCode, report, signalled
+from kata.cli.program import Invocation, log_to_stderr, occupy_standard_streams, run_command_line, version_option
+from kata.cli.render import ExitCode
 from kata.errors import InvalidArgument
 from kata.protocols.traces import PORT
-from kata.version import VERSION
 
 PROGRAM = "kata-trace-forwarder"
 #: Where sandboxes send their spans by default (`trace_forwarder_socket` in the configuration).
 _SOCKET = "/run/kata-trace-forwarder"
 #: Kata's levels, and those of `logging` that they are.
 _LEVELS = {
-    "critical": "CRITICAL", "error": "ERROR", "warn": "WARNING", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG",
-}  # fmt: skip
+    "critical": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.DEBUG,
+}
 
 app = typer.Typer(
     name=PROGRAM,
@@ -38,17 +41,10 @@ _Level = Enum("_Level", {level: level for level in _LEVELS}, type=str)  # type: 
 _Protocol = Enum("_Protocol", {name: name for name in ("auto", "grpc", "http")}, type=str)  # type: ignore[misc]
 
 
-@dataclass
-class _Invocation:
-    """What one command line says about all of it."""
-
-    is_debug: bool = False
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {VERSION}")
-        raise typer.Exit
+class _Invocation(Invocation):
+    def exit_code(self, error: Exception) -> int:
+        """As any program's, but what it refuses is always its command line's mistake."""
+        return ExitCode.USAGE if isinstance(error, InvalidArgument) else super().exit_code(error)
 
 
 @app.command(
@@ -89,19 +85,17 @@ def _forward(
     ] = _Level.info,  # type: ignore[attr-defined]
     jaeger_host: Annotated[str | None, typer.Option(hidden=True)] = None,
     jaeger_port: Annotated[str | None, typer.Option(hidden=True)] = None,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    _version: Annotated[bool, version_option(PROGRAM)] = False,
 ) -> int:
     """Forward traces of sandboxes, and of their guests, to a collector that speaks OTLP, such as Jaeger."""  # noqa: DOC501 - it is the help
-    context.obj.is_debug = _LEVELS[log_level.value] == "DEBUG"
+    level = _LEVELS[log_level.value]
+    context.obj.debug = level == logging.DEBUG
     if jaeger_host is not None or jaeger_port is not None:
         raise InvalidArgument(
             "Jaeger's own protocol is not spoken any more: --jaeger-host and --jaeger-port have no effect",
             hint="Jaeger takes OTLP: --otlp-endpoint http://HOST:4317",
         )
     # Imported here: `--help` and `--version` do without.
-    from kata.shim.log import LogfmtFormatter
     from kata.trace_forwarder.forward import Request, forward
     from kata.trace_forwarder.otlp import parse_endpoint
 
@@ -110,14 +104,8 @@ def _forward(
         socket_path = _SOCKET
     unix = f"{socket_path}_{PORT}" if socket_path else ""
     vsock = None if vsock_cid is None else (_cid(vsock_cid), vsock_port)
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogfmtFormatter("", PROGRAM))
-    logging.basicConfig(level=_LEVELS[log_level.value], handlers=[handler])
-    try:
-        return asyncio.run(forward(Request(unix, vsock, trace_name, endpoint)))
-    except BrokenPipeError:
-        # Here: typer's own handling would exit with 1.
-        return leave_broken_pipe()
+    log_to_stderr(PROGRAM, level)
+    return asyncio.run(forward(Request(unix, vsock, trace_name, endpoint)))
 
 
 def _cid(text: str) -> int:
@@ -130,22 +118,7 @@ def _cid(text: str) -> int:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors have been printed on stderr."""
-    invocation = _Invocation()
-    try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
-        sys.stdout.flush()
-        return int(code or 0)
-    except USAGE_ERROR as error:
-        report_usage(error, PROGRAM)
-        return ExitCode.USAGE
-    except InvalidArgument as error:
-        report(error, debug=invocation.is_debug, program=PROGRAM, option="-l debug")
-        return ExitCode.USAGE
-    except KeyboardInterrupt:
-        return signalled(2)
-    except Exception as error:
-        report(error, debug=invocation.is_debug, program=PROGRAM, option="-l debug")
-        return ExitCode.FAILED
+    return run_command_line(app, PROGRAM, arguments, _Invocation(), option="-l debug")
 
 
 def main() -> None:
