@@ -63,7 +63,7 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
     except ttrpc.StatusError as error:
         # A log that shows where this came from has the guest's own text as well.
         error.message = shown(error.message)
-        raise from_code(error.code, f"{what}: {error.message}") from error
+        raise from_code(error.code, f"{what}: {_named_once(what, error.message)}") from error
     except ttrpc.ConnectionClosed as error:
         raise Unavailable(f"{what}: the connection to the guest's agent is closed") from error
     except ttrpc.MessageTooLarge as error:
@@ -73,6 +73,16 @@ def _explaining(what: str, timeout: float | None) -> Iterator[None]:
         ) from error
     except ttrpc.LocalProtocolError as error:
         raise Internal(f"{what}: {error}") from error
+
+
+def _named_once(what: str, said: str) -> str:
+    """What the agent has said, without the container's name that the message has already: "it is paused"."""
+    container = f"container {what.rpartition('container ')[2]}"
+    if said.startswith(f"{container}: "):
+        return said.removeprefix(f"{container}: ")
+    if said.startswith(f"{container} "):
+        return f"it{said.removeprefix(container)}"
+    return said
 
 
 class AgentClient:

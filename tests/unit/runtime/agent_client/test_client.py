@@ -143,6 +143,22 @@ async def test_errors_keep_their_kind(client: AgentClient, guest: Guest, code: i
         await client.start_container("box")
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("container box is paused", "start container box: it is paused"),
+        ("container box: cannot mount its root", "start container box: cannot mount its root"),
+        ("container boxer is paused", "start container box: container boxer is paused"),
+    ],
+)
+async def test_an_id_is_named_once(client: AgentClient, guest: Guest, said: str, shown: str) -> None:
+    """It has 64 digits as a rule."""
+    guest.error = ttrpc.StatusError(9, said)
+    with pytest.raises(FailedPrecondition) as caught:
+        await client.start_container("box")
+    assert caught.value.message == shown
+
+
 async def test_a_request_that_is_too_large(client: AgentClient) -> None:
     request = agent_pb2.CreateContainerRequest(container_id="box", exec_id="x" * (5 << 20))
     with pytest.raises(
