@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_ATTEMPTS: dict[str, Callable[[], object]] = {}
 #: Descriptors that QEMU was started with.
 _FDS = [int(name) for name in os.listdir("/proc/self/fd")]
 _OTHER, _STATE = (int(sys.argv[1]), sys.argv[2]) if __name__ == "__main__" else (1, "/run/kata")

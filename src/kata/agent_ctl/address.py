@@ -15,8 +15,6 @@ from kata.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from kata.ttrpc import Client
 from kata.ttrpc.address import unix_address
 
-#: The port that agents listen on.
-AGENT_PORT = 1024
 _CONNECT_TIMEOUT_S = 10.0
 #: Bytes of a VMM's answer to CONNECT: "OK" and a number.
 _MAX_ANSWER = 64

@@ -20,7 +20,6 @@ from kata.linux import atomic_file
 LAUNCHER = b"#!/usr/bin/python3 -IS\nfrom kata.shim.main import main\n"
 CONTAINERD = "containerd github.com/containerd/containerd 1.6.20 x"
 CONFIG = b"version = 2\n# a comment\n"
-DAEMON = b'{"debug": true}\n'
 
 
 @pytest.fixture
