@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from kata.architecture import ARM64
 from kata.cli.image import app
 from kata.cli.osbuilder import app as osbuilder
+from kata.cli.program import Invocation
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound
 from kata.osbuilder import build, contents, store
 from kata.osbuilder.commands import Progress
@@ -113,7 +114,7 @@ def test_an_architecture_is_chosen_by_both_programs(
     monkeypatch.setattr(build, "build_root", lambda options, *_: asked.append(options))
     run(root, "build", "--arch", "arm64")
     arguments = ["rootfs", "--arch", "arm64", "-r", str(tmp_path / "rootfs")]
-    assert CliRunner().invoke(osbuilder, arguments, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(osbuilder, arguments, obj=Invocation(), catch_exceptions=False).exit_code == 0
     assert [options.architecture for options in asked] == [ARM64, ARM64]
     with pytest.raises(InvalidArgument, match=r"unknown architecture 'mips' \(amd64, arm64\)"):
         run(root, "build", "--arch", "mips")

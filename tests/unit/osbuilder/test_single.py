@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kata.cli.osbuilder import app
+from kata.cli.program import Invocation
 from kata.errors import FailedPrecondition, InvalidArgument, KataError, NotFound, ResourceExhausted
 from kata.osbuilder import cpio, root_image, single, store
 from kata.osbuilder.recipe import INITRD, Form
@@ -100,7 +101,7 @@ def test_a_full_disk_leaves_the_old_image(root: Path, tmp_path: Path, monkeypatc
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(app, list(arguments), obj=Invocation(), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
