@@ -92,11 +92,22 @@ def get(
         _forget_unused(bases, cache)
         return _read(base)
     staging = directory / f"{store.BUILDING}base"
+    _make(staging, cache, inputs, progress, other)
+    bases.mkdir(exist_ok=True)
+    store.sync_tree(staging)
+    if base.exists():
+        shutil.rmtree(base)
+    staging.rename(base)
+    _forget_unused(bases, cache)
+    return _read(base)
+
+
+def _make(staging: Path, cache: PackageCache, inputs: Inputs, progress: Progress, other: Path | None) -> None:
+    """Make an intermediate in a new directory; the other arguments are those of `get`."""
     root = staging / "root"
     parts = staging / "parts"
     root.mkdir(parents=True)
     parts.mkdir()
-
     emulator = _unpack_emulator(staging, cache, inputs)
     progress("unpacking packages")
     extra = inputs.packages.extra
@@ -109,17 +120,12 @@ def get(
     first = root_image.modules_of_initrd(inputs.recipe.form)
     wanted = [name for name in inputs.recipe.modules if name not in inputs.architecture.lacking]
     tree = _kernel(root, parts, cache, inputs, (*wanted, *first), emulator, progress)
-    directory = root / rootfs.MODULES / inputs.release
     if first:
+        directory = root / rootfs.MODULES / inputs.release
         loaded = [(path, (directory / path).read_bytes()) for path in tree.load_order(first)]
         (staging / "initrd").write_bytes(_initrd(root, loaded, staging, inputs, emulator, cache))
     progress("collecting licenses")
-    for package in inputs.packages:
-        if not (parts / _DOC / package.name).exists():
-            rootfs.unpack_part(cache.path(package), parts, _DOC)
-    texts = _copyrights(parts / _DOC, [package.name for package in inputs.packages])
-    if inputs.kernel:
-        texts[f"linux {inputs.kernel.version}"] = inputs.kernel.copyright
+    texts = _license_texts(parts, cache, inputs)
     (staging / COPYRIGHT).write_text("\n".join(f"==== {name} ====\n{text}" for name, text in texts.items()))
     shutil.rmtree(parts)
     progress("compiling the Python library")
@@ -138,13 +144,16 @@ def get(
     names = {name: licenses.names(text) for name, text in texts.items()}
     (staging / _BASE).write_text(json.dumps({"date": date, "debs": debs, "files": digests, "licenses": names}))
 
-    bases.mkdir(exist_ok=True)
-    store.sync_tree(staging)
-    if base.exists():
-        shutil.rmtree(base)
-    staging.rename(base)
-    _forget_unused(bases, cache)
-    return _read(base)
+
+def _license_texts(parts: Path, cache: PackageCache, inputs: Inputs) -> dict[str, str]:
+    """What each package says of its license, by its name; `parts` has some packages' documents already."""
+    for package in inputs.packages:
+        if not (parts / _DOC / package.name).exists():
+            rootfs.unpack_part(cache.path(package), parts, _DOC)
+    texts = _copyrights(parts / _DOC, [package.name for package in inputs.packages])
+    if inputs.kernel:
+        texts[f"linux {inputs.kernel.version}"] = inputs.kernel.copyright
+    return texts
 
 
 def _read(base: Path) -> Intermediate:
