@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 from benchmarks.bare import answered, default_plan, template_of
 from benchmarks.figures import alternate
 from benchmarks.stage import Stage
+from kata.architecture import HOST
 from kata.osbuilder.store import GuestImage
 
 MB = 1_000_000
 _BOOTED = "[factory]\nenable_template = false\n"
+
+
+def another_root(image: GuestImage) -> str:
+    """What the image has of another root file system (`kata image build --from`); "" of none."""
+    return str(image.manifest.get("inputs", {}).get("other", ""))
+
+
+def native(images: Iterable[GuestImage]) -> list[GuestImage]:
+    """The images whose guests have the host's architecture: others are emulated as a whole, and not compared."""
+    return [image for image in images if image.architecture is HOST]
 
 
 def measure_starts(stage: Stage, images: Mapping[str, GuestImage]) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from benchmarks.figures import alternate
-from benchmarks.guests import MB, measure_starts
+from benchmarks.guests import MB, another_root, measure_starts, native
 from benchmarks.parts import execs, files, memory, network
 from benchmarks.stage import Stage
 from kata.errors import NotFound
@@ -48,7 +48,7 @@ def newest_by_kernel(images: list[GuestImage]) -> dict[str, GuestImage]:
         images: newest first.
     """
     found: dict[str, GuestImage] = {}
-    for image in images:
-        if image.manifest["recipe"] == DEFAULT and image.form == "erofs":
+    for image in native(images):
+        if image.manifest["recipe"] == DEFAULT and image.form == "erofs" and not another_root(image):
             found.setdefault(str(image.manifest["kernel_release"]), image)
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.bare import default_plan, run_bare
 from benchmarks.figures import alternate
-from benchmarks.guests import MB, measure_starts
+from benchmarks.guests import MB, another_root, measure_starts, native
 from benchmarks.stage import Stage
 from kata.errors import NotFound
 from kata.osbuilder import store
@@ -52,9 +52,9 @@ def twins(images: list[GuestImage]) -> dict[str, GuestImage]:
     def made_of(image: GuestImage) -> tuple[object, ...]:
         manifest = image.manifest
         root = {**manifest["root"], "verity": False}
-        another_root = manifest.get("inputs", {}).get("other", "")
-        return (*(manifest[name] for name in ("recipe", "kernel_release")), root, another_root)
+        return (*(manifest[name] for name in ("recipe", "kernel_release")), root, another_root(image))
 
+    images = native(images)
     for checked in (image for image in images if image.manifest["root"].get("verity")):
         for plain in images:
             if not plain.manifest["root"].get("verity") and made_of(plain) == made_of(checked):
