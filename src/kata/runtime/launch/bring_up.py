@@ -9,7 +9,6 @@ import asyncio
 import errno
 import logging
 import os
-import re
 import signal
 import socket
 import time
@@ -23,9 +22,9 @@ from kata.runtime.config.settings import Config
 from kata.runtime.hypervisor import factory
 from kata.runtime.hypervisor.base import VirtualMachine, VmExit, VmPlan
 from kata.runtime.hypervisor.deadline import before_deadline
+from kata.runtime.hypervisor.kernel_end import CONSOLE_LINES, why_kernel_ended
 from kata.runtime.hypervisor.template import template
 from kata.runtime.hypervisor.template.template import Template
-from kata.runtime.launch import verity
 from kata.runtime.launch.prelaunch import Prelaunch
 from kata.runtime.launch.timings import Timings
 from kata.runtime.launch.vm_plan import AGENT_CHANNEL, as_template
@@ -50,9 +49,6 @@ _SETTLE_S = 0.3
 _KILLED = "something has killed it: see whether this host, or the cgroup that it was started in, is short of memory"
 _DAMAGED = "compare it with what was built: kata image check; build it again: kata image build --force"
 _SLOW = "`kata check` tests this host; dial_timeout in the configuration sets the wait"
-#: In which the kernel says what it found, before it panics with a trace.
-_CONSOLE_LINES = 200
-_PANIC = re.compile(r"Kernel panic - not syncing: .*")
 
 Progress = Callable[[str], None]
 
@@ -206,13 +202,10 @@ def _raise_ended(vm: VirtualMachine, phase: str, exit_: VmExit, elapsed: float) 
     Raises:
         VmLaunchError: always.
     """
-    console = vm.console_tail(_CONSOLE_LINES)
-    damage, panic = verity.damage(console), _PANIC.search(console)
-    reason, hint = "the VM ended", _KILLED if exit_.status == -signal.SIGKILL else _SLOW
-    if damage:
-        reason, hint = f"its root image is damaged, or has been changed: {damage}", _DAMAGED
-    elif panic:
-        reason, hint = f"its kernel could not go on: {panic[0].strip()}", _DAMAGED
+    if reason := why_kernel_ended(vm.console_tail(CONSOLE_LINES)):
+        hint = _DAMAGED
+    else:
+        reason, hint = "the VM ended", _KILLED if exit_.status == -signal.SIGKILL else _SLOW
     raise VmLaunchError(
         phase,
         reason,

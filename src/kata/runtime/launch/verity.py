@@ -23,8 +23,6 @@ _WORDS = re.compile(
     r"root_hash=(?P<root>[0-9a-f]{64}),salt=(?P<salt>(?:[0-9a-f]{2}){0,64}),data_blocks=(?P<blocks>[1-9][0-9]{0,11}),"
     rf"data_block_size=(?P<data>{'|'.join(_SIZES)}),hash_block_size=(?P<hash>{'|'.join(_SIZES)})"
 )
-#: What the kernel writes of a block (drivers/md/dm-verity-target.c).
-_DAMAGE = re.compile(r"device-mapper: verity: .*")
 #: The disk of the root, with the tree of hashes behind its data.
 _DISK = "/dev/vda"
 
@@ -66,13 +64,3 @@ def kernel_param(parameters: str) -> str:
         f"{found['salt'] or '-'} 1 panic_on_corruption"
     )
     return f'dm-mod.create="root,,,ro,0 {size // _SECTOR} {table}"'
-
-
-def damage(console: str) -> str:
-    """What a guest's kernel has said of a block that does not match its hash; "" if it has not.
-
-    Args:
-        console: lines of the guest's console, safe to show.
-    """
-    found = _DAMAGE.search(console)
-    return found[0].strip() if found else ""

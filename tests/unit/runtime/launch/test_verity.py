@@ -50,9 +50,3 @@ def test_the_file_beside_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "root.erofs.verity").mkdir()
     with pytest.raises(FailedPrecondition, match="cannot read"):
         verity.beside(image)
-
-
-def test_what_the_kernel_says_of_a_damaged_block_is_found() -> None:
-    console = "kata-agent 0.1.0\n[    3.2] device-mapper: verity: 254:0: data block 12 is corrupted\r\nKernel panic"
-    assert verity.damage(console) == "device-mapper: verity: 254:0: data block 12 is corrupted"
-    assert verity.damage("Kernel panic") == ""

@@ -34,6 +34,7 @@ from kata.runtime.hypervisor.base import Resized, VmExit, VmPlan, how_it_ended
 from kata.runtime.hypervisor.console import Pump, RingFile
 from kata.runtime.hypervisor.deadline import before_deadline
 from kata.runtime.hypervisor.devices import Device, VfioDevice
+from kata.runtime.hypervisor.kernel_end import CONSOLE_LINES, why_kernel_ended
 from kata.runtime.hypervisor.qemu import confine, jail, slots
 from kata.runtime.hypervisor.qemu.apart import thread_ids
 from kata.runtime.hypervisor.qemu.command import (
@@ -336,7 +337,9 @@ class QemuVm:
         self._release()
         exit_ = VmExit(status, self._expected, self._output.tail() if self._output else "")
         if by_itself:
-            self._why_ended = f"qemu of {self.plan.sandbox_id} {exit_.how}{self._last_words()}"
+            reason = why_kernel_ended(self.console_tail(CONSOLE_LINES))
+            how = f"{exit_.how}: {reason}" if reason else exit_.how
+            self._why_ended = f"qemu of {self.plan.sandbox_id} {how}{self._last_words()}"
             log.error("%s", self._why_ended)
         log.debug("qemu of %s ended: %s", self.plan.sandbox_id, exit_)
         return exit_
