@@ -1,10 +1,14 @@
-"""Waiting for what a test asserts, with a deadline: never for something that usually comes before or after it."""
+"""Waiting for what a test asserts, with a deadline: never for something that usually comes before or after it.
+
+Deadlines are those of an idle host. One on which several processes wait for each CPU is given as many times as long.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import select
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
@@ -15,6 +19,8 @@ from kata.errors import DeadlineExceeded
 _POLL_S = 0.02
 #: Default deadline of a wait: far more than an idle host needs, for a busy one.
 _WITHIN_S = 60.0
+#: So that pytest's own timeout, after which nobody says what was waited for, comes later than most.
+_MOST_TIMES = 4.0
 
 Seen = TypeVar("Seen")
 
@@ -39,9 +45,9 @@ def eventually(
     Raises:
         DeadlineExceeded: it was not as wanted in time; the message has the last result.
     """
-    deadline = time.monotonic() + within_s
+    begin = time.monotonic()
     while not wanted(seen := look()):
-        _check(deadline, what, within_s, seen)
+        _check(begin, what, within_s, seen)
         time.sleep(poll_s)
     return seen
 
@@ -77,19 +83,46 @@ async def eventually_async(
     poll_s: float = _POLL_S,
 ) -> Any:
     """`eventually` for a test with an event loop, which keeps running; `look` may be a coroutine function."""
-    deadline = time.monotonic() + within_s
+    begin = time.monotonic()
     while True:
         found = look()
         seen = await found if isinstance(found, Awaitable) else found
         if wanted(seen):
             return seen
-        _check(deadline, what, within_s, seen)
+        _check(begin, what, within_s, seen)
         await asyncio.sleep(poll_s)
 
 
-def _check(deadline: float, what: str, within_s: float, seen: object) -> None:
-    if time.monotonic() > deadline:
+def _check(begin: float, what: str, within_s: float, seen: object) -> None:
+    if is_over(begin, within_s):
         raise DeadlineExceeded(f"{what}: not within {within_s:.0f} s; seen last: {seen!r:.500}")
+
+
+def is_over(begin: float, within_s: float) -> bool:
+    """Return whether a time that began at `begin` (of `time.monotonic`) is over, on a host as busy as this one."""
+    load, _, _ = os.getloadavg()
+    return time.monotonic() - begin > within_s * min(max(1.0, load / (os.cpu_count() or 1)), _MOST_TIMES)
+
+
+def output_of(process: subprocess.Popen[bytes], within_s: float, given: bytes | None = None) -> tuple[bytes, bytes]:
+    """Return what a process has written to its pipes when it has ended.
+
+    Args:
+        process: with pipes; it is not killed by this.
+        within_s: seconds until the wait fails.
+        given: its standard input.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in time; the error has what it has written.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            return process.communicate(given, timeout=min(1.0, within_s))
+        except subprocess.TimeoutExpired:
+            if is_over(begin, within_s):
+                raise
+            given = None
 
 
 def has_ended(pid: int) -> bool:

@@ -226,7 +226,7 @@ def network() -> Iterator[str]:
 
 def test_a_network_of_cni(rootfs: Path, name: str, network: str) -> None:
     gateway = "$(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')"
-    script = f"ping -c 1 -W 5 {gateway} | grep -c '1 packets received'; ip -o addr show eth0 | grep -c 'inet .*/24'"
+    script = f"ping -c 1 -W 60 {gateway} | grep -c '1 packets received'; ip -o addr show eth0 | grep -c 'inet .*/24'"
     arguments = ("run", "--network", network, "--name", name, "--rootfs", rootfs, "--", "sh", "-c", script)
     done = kata(*arguments)
     assert (done.returncode, done.stdout.split()) == (0, [b"1", b"1"]), done.stderr

@@ -152,7 +152,7 @@ def test_loopback_addresses_and_sysctls_are_runcs(containerd: PrivateContainerd,
         for address in ("10.9.9.9/32", "127.0.0.2/8", "fd09::9/128"):
             subprocess.run([*inside, "ip", "address", "add", address, "dev", "lo"], check=True)
         files = " ".join(f"/proc/sys/{name}" for name in wanted)
-        script = f"ip address show lo; grep . {files}; ping -c 1 -W 5 10.9.9.9 >/dev/null && echo reached"
+        script = f"ip address show lo; grep . {files}; ping -c 1 -W 60 10.9.9.9 >/dev/null && echo reached"
         said = runcs(containerd, pod, script)
         assert "fd09::9/128" in said
         assert "arp_notify:1" in said
@@ -167,7 +167,7 @@ def test_pods_reach_each_other_and_the_host(containerd: PrivateContainerd, bridg
         said = run(
             containerd,
             pod,
-            f"ping -c 1 -W 5 {four} && ping -c 1 -W 5 {six} && ping -c 1 -W 5 {bridge.gateway}"
+            f"ping -c 1 -W 60 {four} && ping -c 1 -W 60 {six} && ping -c 1 -W 60 {bridge.gateway}"
             f" && wget -q -O - http://{four}/passwd && wget -q -O - http://[{six}]/passwd",
         )
         assert said.count("1 packets received") == 3
@@ -195,7 +195,7 @@ def test_pods_on_macvlan_reach_each_other(containerd: PrivateContainerd, tmp_pat
             said = run(
                 containerd,
                 client,
-                f"ping -c 1 -W 5 {four} && ping -c 1 -W 5 {six} && wget -q -O - http://{four}/passwd",
+                f"ping -c 1 -W 60 {four} && ping -c 1 -W 60 {six} && wget -q -O - http://{four}/passwd",
             )
         finally:
             remove(containerd, container)
@@ -291,7 +291,7 @@ def test_a_macvtap_interface_is_connected_as_it_is(containerd: PrivateContainerd
             subprocess.run(["ip", "-n", f"{pod}-peer", *command.split()], check=True)
         said = containerd.ctr(
             *("run", "--rm", "--with-ns", f"network:/run/netns/{pod}", "--runtime", RUNTIME, BUSYBOX, pod),
-            *("sh", "-c", "ip addr show eth0; ping -c 1 -W 5 10.223.8.1"),
+            *("sh", "-c", "ip addr show eth0; ping -c 1 -W 60 10.223.8.1"),
         ).stdout
         assert "10.223.8.2/24" in said
         assert "1 packets received" in said
@@ -316,7 +316,7 @@ def test_the_model_macvtap(
     """The same network by the other model, and the way back; two at a time."""
     four, six = server.addresses
     fetch = f"wget -q -O - http://{four}/passwd && wget -q -O - http://[{six}]/passwd"
-    script = f"ip addr show eth0; ls /sys/class/net/eth0/queues; ping -c 1 -W 5 {bridge.gateway} && {fetch}"
+    script = f"ip addr show eth0; ls /sys/class/net/eth0/queues; ping -c 1 -W 60 {bridge.gateway} && {fetch}"
     with ThreadPoolExecutor(2) as pool:
 
         def run_one(_: int) -> str:
@@ -374,7 +374,7 @@ def test_a_queue_for_each_processor(containerd: PrivateContainerd, bridge: Bridg
     options = ("--runtime", RUNTIME, "--runtime-config-path", str(configuration))
     name = unique_id(TEST_PREFIX)
     with bridge.pod(name) as pod, left_as_found(pod):
-        script = f"nproc; ls /sys/class/net/eth0/queues; ping -c 1 -W 5 {bridge.gateway}"
+        script = f"nproc; ls /sys/class/net/eth0/queues; ping -c 1 -W 60 {bridge.gateway}"
         flags = ("--rm", "--with-ns", f"network:{pod.netns}", *options)
         said = containerd.ctr("run", *flags, BUSYBOX, name, "sh", "-c", script).stdout
         assert said.split()[:5] == ["2", "rx-0", "rx-1", "tx-0", "tx-1"]

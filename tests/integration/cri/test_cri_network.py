@@ -29,7 +29,7 @@ def test_pods_reach_each_other_and_the_host_reaches_them(cri: Cri, bridge: Bridg
     with cri.pod("server") as server, cri.pod("client") as client:
         server.run("httpd", "-f", "-p", "80", "-h", "/etc")
         four, six = server.addresses
-        script = f"ping -c 1 -W 5 {four} && ping -c 1 -W 5 {six} && wget -q -O - http://{four}/passwd"
+        script = f"ping -c 1 -W 60 {four} && ping -c 1 -W 60 {six} && wget -q -O - http://{four}/passwd"
         said = client.output("sh", "-c", f"{script} && wget -q -O - http://[{six}]/passwd")
         assert said.count("root:x:0:0") == 2
         with urllib.request.urlopen(f"http://[{six}]/passwd", timeout=20) as answer:
@@ -68,7 +68,7 @@ def test_a_port_where_nobody_listens_is_an_error(pod: Pod) -> None:
 
 
 def test_the_default_route_and_loopback(pod: Pod, bridge: Bridge) -> None:
-    said = pod.output("sh", "-c", "ip route; ip -6 route; ping -c 1 -W 5 127.0.0.1")
+    said = pod.output("sh", "-c", "ip route; ip -6 route; ping -c 1 -W 60 127.0.0.1")
     assert f"default via {bridge.gateway} dev eth0" in said
     assert f"default via {bridge.gateway6} dev eth0" in said
     assert "1 packets received" in said
