@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kata.errors import FailedPrecondition
 from kata.osbuilder import store
 from kata.runtime.images.model import ImageConfig
 from tests.support import leaks
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(900)]
 KATA = str(Path(sys.executable).with_name("kata"))
 NAME = f"{leaks.TEST_PREFIX}guest{os.getpid()}"
 _TIMEOUT_S = 600
+#: Of kata's own failures.
+EXIT_OF_KATA = 125
 _CONSOLE = "[agent.kata]\ndebug_console_enabled = true\n"
 
 
@@ -95,6 +98,68 @@ def test_a_guest_from_nothing(name: str, tmp_path: Path, cache: Path, busybox: P
     image = store.find(images)
     assert f"{image.manifest['recipe']} {image.form}" == kind.shown
     assert kata(images, "run", "--name", NAME, busybox, "sh", "-c", kind.asks) == kind.answer
+
+
+#: Of a root that the guest's kernel checks: a file that nobody reads but who asks for it, of whole blocks.
+_CHECKED = """
+extends = "minimal"
+[image]
+verity = true
+[[files]]
+path = "/etc/checked"
+content = "{content}"
+"""
+
+
+def test_a_changed_byte_ends_the_guest_when_it_is_read(tmp_path: Path, cache: Path, busybox: Path) -> None:
+    """Whether a guest is booted or restored: its template does not have what nobody has read."""
+    images, recipe = tmp_path / "images", tmp_path / "checked.toml"
+    mark = b"a block that nobody has read... "  # so that there are whole blocks, none of which is beside the inode
+    content = mark.decode() * 1024
+    recipe.write_text(_CHECKED.format(content=content))
+    kata(images, "image", "build", "--cache", cache, "--recipe", recipe)
+    root = store.find(images).rootfs
+    assert root
+    (tmp_path / "configuration.toml").write_text(_CONSOLE)
+    command = [KATA, "run", "--name", NAME, "--config", str(tmp_path / "configuration.toml"), str(busybox)]
+    ready = [KATA, "exec", NAME, "true"]
+    environment = {**os.environ, "KATA_IMAGES": str(images)}
+
+    def read() -> subprocess.CompletedProcess[str]:
+        asked = [KATA, "exec", "--guest", NAME, "--", "cat", "/etc/checked"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+
+    for changed in (False, True):
+        if changed:
+            where = root.read_bytes().index(mark)
+            root.chmod(0o644)
+            with root.open("r+b") as file:
+                file.seek(where)
+                file.write(b"T")
+        with subprocess.Popen(
+            [*command, "sleep", "600"], env=environment, stderr=subprocess.PIPE, text=True
+        ) as running:
+            try:
+                eventually(
+                    lambda: subprocess.run(ready, capture_output=True, timeout=_TIMEOUT_S, check=False).returncode,
+                    "the container runs",
+                    lambda status: status == 0 or running.poll() is not None,
+                    within_s=_TIMEOUT_S,
+                )
+                assert running.poll() is None
+                done = read()
+                if not changed:
+                    assert (done.returncode, done.stdout) == (0, content), done.stderr
+                    continue
+                assert done.returncode == EXIT_OF_KATA
+                _, said = running.communicate(timeout=_TIMEOUT_S)
+                assert running.returncode == EXIT_OF_KATA
+                assert "its root image is damaged, or has been changed: device-mapper: verity: " in said
+                assert "is corrupted" in said
+            finally:
+                running.terminate()
+    with pytest.raises(FailedPrecondition, match=r"root\.erofs"):
+        store.check(store.find(images))
 
 
 def test_a_guest_with_the_files_of_a_container_image(tmp_path: Path, cache: Path, busybox: Path) -> None:
