@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kata.cli.render import say, warn
 from kata.cli.root import require_root
+from kata.cli.template import table
 from kata.errors import FailedPrecondition
 from kata.runtime.config.loader import load
 from kata.runtime.config.settings import Config
@@ -111,11 +110,9 @@ def status(
         return
     if not loaded.uses_templates:
         say("templates are disabled in the configuration")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED", "DOMAIN"):
-        table.add_column(heading, justify="right" if heading in ("VCPUS", "MEMORY", "SIZE") else "left", no_wrap=True)
-    for template in listed:
-        table.add_row(
+    heading = ("TEMPLATE", "VCPUS", "MEMORY", "ACCELERATOR", "SIZE", "USED", "DOMAIN")
+    rows = [
+        (
             template.key,
             str(template.vm.get("vcpus", "")),
             f"{template.vm['memory_mib']} MiB" if template.vm else "",
@@ -124,7 +121,9 @@ def status(
             time.strftime("%Y-%m-%d %H:%M", time.localtime(template.used)),
             template.domain or "-",
         )
-    Console().print(table)
+        for template in listed
+    ]
+    print(table([heading, *rows]), end="")
     for template in listed:
         if template.problem:
             say(template.problem)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kata import architecture, installed
 from kata.cli.build_options import Arch, Cache, Mirror, Other, Partitioned, RecipeName, Update, Verity, as_root
@@ -18,6 +16,7 @@ from kata.cli.image_trial import trial_boot
 from kata.cli.options import AsJson
 from kata.cli.render import ExitCode, say
 from kata.cli.steps import steps
+from kata.cli.template import table
 from kata.errors import InvalidArgument
 from kata.osbuilder import store
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from kata.architecture import Architecture
     from kata.osbuilder.kernel import CustomKernel
     from kata.osbuilder.store import GuestImage
-
-#: Columns that a list of images needs.
-_LIST_WIDTH = 132
 
 app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
 
@@ -118,11 +114,9 @@ def list_(root: Root = None) -> None:
     """Show the images of this host, newest first."""
     images = store.list_images(root)
     current = store.current_versions(root or store.images_root())
-    table = Table(box=None, pad_edge=False)
-    for heading in ("VERSION", "RECIPE", "ARCH", "ROOT", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT"):
-        table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
-    for image in images:
-        table.add_row(
+    heading = ("VERSION", "RECIPE", "ARCH", "ROOT", "KERNEL", "PACKAGES OF", "SIZE", "CURRENT")
+    rows = [
+        (
             image.version,
             str(image.manifest["recipe"]),
             str(image.manifest["architecture"]),
@@ -132,9 +126,9 @@ def list_(root: Root = None) -> None:
             f"{image.size / 1e6:.0f} MB",
             "yes" if image.version in current else "",
         )
-    # A version is there to be copied: a narrow terminal wraps the lines, and no column is cut.
-    console = Console()
-    Console(width=max(console.width, _LIST_WIDTH)).print(table)
+        for image in images
+    ]
+    print(table([heading, *rows]), end="")
 
 
 @app.command("recipes")

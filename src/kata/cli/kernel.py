@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kata.cli.render import ExitCode, say
 from kata.cli.steps import steps
+from kata.cli.template import table
 from kata.errors import InvalidArgument, KataError, NotFound
 
 if TYPE_CHECKING:
@@ -124,17 +123,14 @@ def check(
     from kata.kernel_build.requirements import requirements
 
     found = parse(_configuration(what, root), what)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("LIST", "OPTION", "IS", "SHOULD BE", "FOR"):
-        table.add_column(heading, no_wrap=heading != "FOR")
-    bad = 0
-    for one in requirements():
-        for finding in one.missing(found, modules=modules):
-            table.add_row(one.name, f"CONFIG_{finding.name}", finding.found, finding.wanted, finding.reason)
-            bad += 1
+    bad = [
+        (one.name, f"CONFIG_{finding.name}", finding.found, finding.wanted, finding.reason)
+        for one in requirements()
+        for finding in one.missing(found, modules=modules)
+    ]
     if bad:
-        Console().print(table)
-        say(f"{what}: {bad} options are not what they should be")
+        print(table([("LIST", "OPTION", "IS", "SHOULD BE", "FOR"), *bad]), end="")
+        say(f"{what}: {len(bad)} options are not what they should be")
         return ExitCode.FAILED
     print(f"{what} has all that a guest needs and container engines ask for")
     return ExitCode.OK
@@ -146,19 +142,17 @@ def list_(root: Kernels = None) -> None:
     from kata.kernel_build import store
 
     where = root or store.kernels_root()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("VERSION", "RELEASE", "SOURCES OF", "SIZE", "STATE"):
-        table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
+    rows = [("VERSION", "RELEASE", "SOURCES OF", "SIZE", "STATE")]
     for version in store.versions(where):
         try:
             kernel = store.find(where, version)
             package = store.read_manifest(kernel.directory)["package"]
             size = kernel.vmlinux.stat().st_size
-            table.add_row(version, kernel.release, package["version"], f"{size / 1e6:.0f} MB", "complete")
+            rows.append((version, kernel.release, package["version"], f"{size / 1e6:.0f} MB", "complete"))
         except KataError:
             # Why is told by whoever uses it.
-            table.add_row(version, "", "", "", "unusable")
-    Console().print(table)
+            rows.append((version, "", "", "", "unusable"))
+    print(table(rows), end="")
 
 
 @app.command()

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """Yields what is to be called with each next step, a short phrase; it is shown on standard error."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     started = time.monotonic()
     if console.is_terminal:
