@@ -28,7 +28,7 @@ from kata.runtime.ledger.names import state_name
 from kata.runtime.ledger.processes import processes_of
 from kata.shim.launcher import write_launcher
 from tests.support import evidence
-from tests.support.waiting import output_of
+from tests.support.waiting import at_most
 
 #: The runtime's name for `ctr run --runtime`; its last two parts name the executable.
 RUNTIME = "io.containerd.kata.v2"
@@ -278,7 +278,7 @@ class PrivateContainerd:
         Args:
             arguments: of ctr.
             input: its standard input; None is /dev/null.
-            timeout: seconds, after which ctr is killed.
+            timeout: seconds, after which ctr is killed; on a busy host it has more.
             check: whether a status other than 0 is an error.
 
         Returns:
@@ -289,28 +289,29 @@ class PrivateContainerd:
             Internal: it failed, and `check` is set.
         """
         what = f"ctr {' '.join(arguments)}"
-        command = self.ctr_command(*arguments)
-        given = subprocess.DEVNULL if input is None else subprocess.PIPE
-        with subprocess.Popen(
-            command, env=self.environment, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            try:
-                stdout, stderr = output_of(process, timeout, input)
-            except subprocess.TimeoutExpired as error:
-                said = _text((error.stdout or b"") + (error.stderr or b"")).strip()
-                raise DeadlineExceeded(
-                    f"{what} did not end within {timeout:.0f} s; its output: {said[-500:]!r}; "
-                    f"containerd's log ends with: {self.log_tail(10)}"
-                ) from None
-            finally:
-                process.kill()
-        if check and process.returncode != 0:
-            said = _text(stdout + stderr).strip()
+        try:
+            done = subprocess.run(
+                self.ctr_command(*arguments),
+                env=self.environment,
+                stdin=subprocess.DEVNULL if input is None else None,
+                input=input,
+                capture_output=True,
+                timeout=at_most(timeout),
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = _text((error.stdout or b"") + (error.stderr or b"")).strip()
+            raise DeadlineExceeded(
+                f"{what} did not end within {error.timeout:.0f} s; its output: {said[-500:]!r}; "
+                f"containerd's log ends with: {self.log_tail(10)}"
+            ) from None
+        if check and done.returncode != 0:
+            said = _text(done.stdout + done.stderr).strip()
             raise Internal(
-                f"{what} ended with status {process.returncode}: {said[-1000:]}; containerd's log ends with: "
+                f"{what} ended with status {done.returncode}: {said[-1000:]}; containerd's log ends with: "
                 f"{self.log_tail(10)}"
             )
-        return subprocess.CompletedProcess(command, process.returncode, _text(stdout), _text(stderr))
+        return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
     def import_image(self, archive: Path, *, timeout: float = 120.0) -> list[str]:
         """Import and unpack an image archive; return the names of images that are new."""

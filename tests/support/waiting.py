@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
@@ -104,25 +103,9 @@ def is_over(begin: float, within_s: float) -> bool:
     return time.monotonic() - begin > within_s * min(max(1.0, load / (os.cpu_count() or 1)), _MOST_TIMES)
 
 
-def output_of(process: subprocess.Popen[bytes], within_s: float, given: bytes | None = None) -> tuple[bytes, bytes]:
-    """Return what a process has written to its pipes when it has ended.
-
-    Args:
-        process: with pipes; it is not killed by this.
-        within_s: seconds until the wait fails.
-        given: its standard input.
-
-    Raises:
-        subprocess.TimeoutExpired: it has not ended in time; the error has what it has written.
-    """
-    begin = time.monotonic()
-    while True:
-        try:
-            return process.communicate(given, timeout=min(1.0, within_s))
-        except subprocess.TimeoutExpired:
-            if is_over(begin, within_s):
-                raise
-            given = None
+def at_most(within_s: float) -> float:
+    """The seconds after which such a time is over on any host: for a wait that cannot look meanwhile."""
+    return within_s * _MOST_TIMES
 
 
 def has_ended(pid: int) -> bool:
