@@ -45,17 +45,22 @@ def _missing(marker: str) -> str | None:
 #: Each is for one worker of `--dist loadgroup`: the tests share a containerd, or VMs. The largest four begin; the
 #: worker that is through with its own takes the next, and the other tests are spread over all. A test is of the first
 #: group whose pattern its path matches; what takes long is in several, so that no worker is the last for long.
-_GROUPS = (
-    *("integration/containerd/test_file*", "integration/containerd/test_[a-m]*", "integration/containerd/*"),
-    *("integration/cri/*", "integration/*", "vm/test_agent*", "vm/*"),
-)
+_GROUPS = {
+    "integration/containerd/test_file*": "files",
+    "integration/containerd/test_[a-m]*": "containerd-1",
+    "integration/containerd/*": "containerd-2",
+    "integration/cri/*": "cri",
+    "integration/*": "integration",
+    "vm/test_agent*": "agent",
+    "vm/*": "vm",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = str(item.path.relative_to(Path(__file__).parent))
-        if group := next((group for group in _GROUPS if fnmatchcase(path, group)), None):
+        if group := next((group for pattern, group in _GROUPS.items() if fnmatchcase(path, pattern)), None):
             item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -11,15 +11,36 @@ from pathlib import Path
 
 import pytest
 
+from kata.linux.mount import MS_PRIVATE, MS_REC, mount
+from kata.linux.namespaces import inside_new_mounts
 from kata.runtime.launch.timings import read
+from kata.runtime.ledger.journal import STATE_ROOT
 from kata.runtime.ledger.processes import processes_of
 from tests.support.containerd import RUNTIME, PrivateContainerd, unique_id
-from tests.support.images import BUSYBOX
+from tests.support.images import BUSYBOX, busybox_archive
 from tests.support.leaks import TEST_PREFIX
 from tests.support.pool import children, pool, standbys, wait_ready
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("nothing_left_by_this")]
+
+
+@pytest.fixture(scope="module")
+def containerd(configuration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateContainerd]:
+    """On a host with sandboxes of its own: a pool is for all of a host, also for those of other workers' tests."""
+    archive = busybox_archive(tmp_path_factory.mktemp("image") / "busybox.tar")
+    Path(STATE_ROOT).mkdir(parents=True, exist_ok=True)
+    with inside_new_mounts():
+        mount("none", "/", flags=MS_PRIVATE | MS_REC)
+        mount("tmpfs", STATE_ROOT, "tmpfs")
+        with PrivateContainerd(environment={"KATA_CONF_FILE": str(configuration)}, debug=True) as containerd:
+            assert containerd.import_image(archive) == [BUSYBOX]
+            yield containerd
+
+
+@pytest.fixture(autouse=True)
+def on_that_host(containerd: PrivateContainerd) -> None:
+    """Also where only the pool is started."""
 
 
 @contextmanager

@@ -268,7 +268,13 @@ class Process(Lifecycle):
             raise NotFound(f"{self.what} has already ended")
         # Also of a process that has ended, and whose exit is held back.
         self._killed = self._killed or number in _KILLING
-        await self._agent.signal_process(self.container_id, self.exec_id, number)
+        try:
+            await self._agent.signal_process(self.container_id, self.exec_id, number)
+        except Unavailable as error:
+            if number not in _KILLING:
+                raise
+            # It ends with the VM. An engine that were refused now would delete nothing, and not come back.
+            log.info("%s ends with its VM: %s", self.what, error)
 
     async def close(self) -> None:
         """Stop relaying and close the streams; a process without an exit counts as killed. Idempotent."""

@@ -293,6 +293,14 @@ class TestLife:
             await container.kill(15)
         await container.delete()
 
+    async def test_killed_while_its_vm_ends(self, here: Setting) -> None:
+        """Between the end of the VM and that of the container, which has it for its reason."""
+        container = await here.running()
+        await here.agent.close()
+        await container.kill(9)
+        assert (await within(container.wait())).status == 137
+        await container.delete()
+
     async def test_what_a_running_container_refuses(self, here: Setting) -> None:
         container = await here.running()
         with pytest.raises(FailedPrecondition, match="cannot delete container box: it is running"):
