@@ -262,6 +262,7 @@ class Process(Lifecycle):
 
         Raises:
             NotFound: the process has ended.
+            Unavailable: the VM ends; not for a signal that ends the process.
             KataError: the agent refused.
         """
         if self.state is State.STOPPED:
