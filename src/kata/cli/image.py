@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from kata.osbuilder.kernel import CustomKernel
     from kata.osbuilder.store import GuestImage
 
+#: Seconds that a build may take, which whoever changes the images waits for, having said so.
+_BUILD_S = 900.0
+
 app = typer.Typer(help="Build guest images, and look after those of this host.", no_args_is_help=True)
 
 Root = Annotated[
@@ -155,13 +158,13 @@ def switch(
 
 
 def _switch(root: Path, image: GuestImage) -> None:
-    with store.lock(root, timeout=30, waiting=say):
+    with store.lock(root, timeout=_BUILD_S, waiting=say):
         store.switch_current(root, image.version, image.architecture)
 
 
 def _switch_to_installed(root: Path) -> None:
     if root.is_dir():
-        with store.lock(root, timeout=30, waiting=say):
+        with store.lock(root, timeout=_BUILD_S, waiting=say):
             store.switch_to_installed(root)
 
 

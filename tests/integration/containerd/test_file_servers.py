@@ -51,7 +51,6 @@ NOT_SO: dict[str, dict[str, str]] = {
         "fallocate: without size, zeroed, punched; holes found": "Operation not supported",
     },
 }
-MILLION = 1_000_000
 OVER_BOTH = pytest.mark.parametrize("way", ["virtio-9p", "virtio-fs"])
 ROUNDS = pytest.mark.parametrize(
     "rounds", [30, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
@@ -124,15 +123,15 @@ def test_a_container_that_opens_very_many_files(files: Files, way: str, count: i
             running.kill()
 
 
-@OVER_BOTH
+@pytest.mark.parametrize(("way", "count"), [("virtio-9p", 50_048), ("virtio-fs", 1_000_000)])
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_guest_that_opens_a_million_files(files: Files, way: str) -> None:
+def test_a_guest_that_opens_files_past_its_kernel(files: Files, way: str, count: int) -> None:
     """Root in a guest asks past its kernel, which has limits of its own: a server opens what it may have open, refuses
     the rest, and takes little memory for each; and the sandbox can be ended.
     """
     container_id = unique_id(TEST_PREFIX)
-    arguments = ("9p" if way == "virtio-9p" else "fs", str(MILLION))
+    arguments = ("9p" if way == "virtio-9p" else "fs", str(count))
     command = files.command("filehoard", arguments, "--privileged", container_id=container_id)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:
@@ -146,7 +145,7 @@ def test_a_guest_that_opens_a_million_files(files: Files, way: str) -> None:
             said = json.loads(running.stdout.readline())
             memory = sum(map(memory_of, processes_of(str(state)))) - before
             print(way, said, f"{memory >> 20} MiB more, {descriptors_of(server_of(state, way))} descriptors")  # noqa: T201
-            assert said["held"] + sum(said["errors"].values()) == MILLION
+            assert said["held"] + sum(said["errors"].values()) == count
             assert {errno.errorcode[int(number)] for number in said["errors"]} <= {"EMFILE", "ENFILE", "ENOMEM"}
             assert memory < (100 << 20) + 1024 * said["held"]
             files.containerd.ctr("task", "kill", "--signal", "KILL", container_id)
