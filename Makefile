@@ -112,7 +112,8 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 	install -d $(BIN)
 	ln -sfn $(addprefix $(PREFIX)/bin/,$(COMMANDS)) $(BIN)/
 	$(PREFIX)/bin/python -m tools.manual $(PREFIX)/share
-	cd $(PREFIX)/share && find $(MANUAL) -type f -printf '%h\n' | sort -u | xargs -I{} install -d $(SHARE)/{}
+	cd $(PREFIX)/share && find $(MANUAL) -type d | while read -r directory; do \
+	  [ -d $(SHARE)/$$directory ] || { mkdir -p $(SHARE)/$$directory && echo $$directory; }; done >> $(PREFIX)/share/made
 	cd $(PREFIX)/share && find $(MANUAL) -type f -exec ln -sfn $(PREFIX)/share/{} $(SHARE)/{} \;
 	$(PREFIX)/bin/kata image build
 
@@ -121,8 +122,9 @@ uninstall: ## Remove what `make install` has put there, the guest images include
 	-[ ! -x $(PREFIX)/bin/kata ] || $(PREFIX)/bin/kata unset all --yes
 	rm -f $(addprefix $(BIN)/,$(COMMANDS))
 	[ ! -d $(PREFIX)/share ] || { cd $(PREFIX)/share && find $(MANUAL) -type f -exec rm -f $(SHARE)/{} \; ; }
+	[ ! -f $(PREFIX)/share/made ] || { cd $(SHARE) && tac $(PREFIX)/share/made | xargs -r rmdir --ignore-fail-on-non-empty; }
 	rm -rf $(PREFIX) /var/cache/kata /var/cache/kata-test
-	rm -f /run/kata/start-slot-* /run/kata/accel.json
+	rm -f /run/kata/start-slot-* /run/kata/accel.json /run/kata/jail-uids /run/kata/libraries-*.json
 	[ ! -d /run/kata ] || rmdir --ignore-fail-on-non-empty /run/kata
 	@[ ! -d /run/kata ] || \
 	  echo "make: sandboxes are running, and go on; remove /run/kata and /var/lib/kata when they have ended" >&2

@@ -23,6 +23,9 @@ pytest_plugins = ["tests.support.failures"]
 # On a disk: Debian 13 has /tmp in memory, where files cannot do all that they can on a disk.
 tempfile.tempdir = os.environ.setdefault("TMPDIR", "/var/tmp")
 
+# What gRPC does about a fork, by default, has ended one child of fourteen while its threads were busy (clients of CRI).
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 # How long an example takes says how busy the host is. A test that sets suppress_health_check has to name this one too.
 settings.register_profile("pykata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pykata")
