@@ -112,8 +112,7 @@ install: packages ## Install under PREFIX (/opt/kata), with links in BIN (/usr/l
 	install -d $(BIN)
 	ln -sfn $(addprefix $(PREFIX)/bin/,$(COMMANDS)) $(BIN)/
 	$(PREFIX)/bin/python -m tools.manual $(PREFIX)/share
-	cd $(PREFIX)/share && find $(MANUAL) -type d | while read -r directory; do \
-	  [ -d $(SHARE)/$$directory ] || { mkdir -p $(SHARE)/$$directory && echo $$directory; }; done >> $(PREFIX)/share/made
+	cd $(PREFIX)/share && find $(MANUAL) -type d | while read -r directory; do [ -d $(SHARE)/$$directory ] || { mkdir -p $(SHARE)/$$directory && echo $$directory; }; done >> $(PREFIX)/share/made
 	cd $(PREFIX)/share && find $(MANUAL) -type f -exec ln -sfn $(PREFIX)/share/{} $(SHARE)/{} \;
 	$(PREFIX)/bin/kata image build
 

@@ -83,6 +83,9 @@ def test_what_programs_have_met(files: Files, way: str, directory: str) -> None:
     expected = dict(NOT_SO[way])
     if (way, directory) == ("virtio-9p", "/srv/files"):
         del expected["inotify: changes in a directory that nobody else holds open"]
+    if way == "virtio-9p" and not find_helper():
+        # QEMU itself goes from directory to directory.
+        del expected["300 directories in each other"]
     assert not_so == expected, json.dumps(not_so, indent=1)
 
 
