@@ -93,18 +93,18 @@ async def eventually_async(
 
 
 def _check(begin: float, what: str, within_s: float, seen: object) -> None:
-    if is_over(begin, within_s):
+    if _is_over(begin, within_s):
         raise DeadlineExceeded(f"{what}: not within {within_s:.0f} s; seen last: {seen!r:.500}")
 
 
-def is_over(begin: float, within_s: float) -> bool:
-    """Return whether a time that began at `begin` (of `time.monotonic`) is over, on a host as busy as this one."""
+def _is_over(begin: float, within_s: float) -> bool:
+    """Whether that time since `begin` (of `time.monotonic`) has passed, or what a host as busy as this one is given."""
     load, _, _ = os.getloadavg()
     return time.monotonic() - begin > within_s * min(max(1.0, load / (os.cpu_count() or 1)), _MOST_TIMES)
 
 
 def at_most(within_s: float) -> float:
-    """The seconds after which such a time is over on any host: for a wait that cannot look meanwhile."""
+    """The seconds that the busiest host is given: for a wait that cannot look at the load meanwhile."""
     return within_s * _MOST_TIMES
 
 
